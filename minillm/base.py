@@ -1,0 +1,59 @@
+"""Stage `base`: a base model from scratch, a folder, the hub, a GGUF file, or pruned from another and healed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from minillm import models, provenance
+from minillm.config import Launch
+from minillm.data import Corpus, Rows
+from minillm.development import Dev, Example
+from minillm.engine import Engine, start
+from minillm.files import identity, stage_key, whole_folder
+from minillm.settings import BaseSettings
+from minillm.supervised import count_steps, export, fit, plain_sequences
+
+
+def run_stage(
+    settings: BaseSettings, launch: Launch, *, data: Path, out: Path, checkpoints: Path, parent: Path | None = None
+) -> None:
+    """Leave the base model at `out`; scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says."""
+    spec = settings.model
+    tokenizer = models.load_tokenizer(data / "tokenizer")
+    inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
+    raw = dataclasses.asdict(settings)
+    model = models.base_model(spec, tokenizer, settings.seed, parent)
+    if spec.training is None:
+        model = model.to(models.DTYPES[settings.precision])
+        with whole_folder(out) as partial:
+            models.save_model(model, tokenizer, partial)
+            provenance.write(partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision})
+        return
+    world = start(settings.seed)
+    examples = plain_text_examples(data, with_rows=parent is not None)
+    dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch.eval_batch, settings.seed)
+    engine = Engine(
+        model,
+        spec.training,
+        launch,
+        world,
+        settings.precision,
+        checkpoints / f"base-{stage_key(raw, inputs)}",
+        count_steps(len(examples), spec.training),
+    )
+    teacher = models.load_model(parent, settings.precision).to(world.device) if parent else None
+    history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
+    export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
+
+
+def plain_text_examples(data: Path, with_rows: bool) -> list[Example]:
+    """The pre-training corpus, each chunk's first token as context; for healing the training rows too, prompt and response as text."""
+    corpus = Corpus.open(data)
+    chunks = [corpus.chunk(i) for i in range(len(corpus))]
+    if with_rows:
+        rows = Rows.open(data, "train")
+        chunks += [np.concatenate([rows.prompt(i), rows.response(i)]) for i in range(len(rows))]
+    return plain_sequences(chunks)

@@ -1,0 +1,204 @@
+"""`python -m minillm STAGE --config FILE ...`: one sub-command a stage.  A stage's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One sub-command: what it is for, the paths it takes, and what to call."""
+
+    help: str
+    paths: tuple[str, ...]
+    run: Callable[[argparse.Namespace], None]
+    optional: tuple[str, ...] = ()
+    launched: bool = False
+
+
+def _data(args: argparse.Namespace) -> None:
+    from minillm.data import prepare
+    from minillm.settings import DataSettings
+    from minillm.strict import load
+
+    prepare(load(DataSettings, args.config), args.out)
+
+
+def _testset(args: argparse.Namespace) -> None:
+    from minillm.data import prepare_test
+    from minillm.settings import TestSettings
+    from minillm.strict import load
+
+    prepare_test(load(TestSettings, args.config), args.data, args.out)
+
+
+def _base(args: argparse.Namespace) -> None:
+    from minillm.base import run_stage
+    from minillm.settings import BaseSettings
+    from minillm.strict import load
+
+    run_stage(
+        load(BaseSettings, args.config),
+        _launch(args),
+        data=args.data,
+        out=args.out,
+        checkpoints=args.checkpoints,
+        parent=args.parent,
+    )
+
+
+def _supervised(args: argparse.Namespace) -> None:
+    from minillm.settings import TrainSettings
+    from minillm.strict import load
+    from minillm.supervised import run_stage
+
+    outputs = {"best_rouge": args.out}
+    if args.stage == "sft":
+        outputs["lowest_loss"] = args.init
+    run_stage(
+        load(TrainSettings, args.config),
+        _launch(args),
+        data=args.data,
+        base=args.base,
+        outputs=outputs,
+        checkpoints=args.checkpoints,
+        teacher=getattr(args, "teacher", None),
+        pseudo=getattr(args, "pseudo", None),
+    )
+
+
+def _pseudo(args: argparse.Namespace) -> None:
+    from minillm.generate import run_pseudo
+    from minillm.settings import PseudoSettings
+    from minillm.strict import load
+
+    settings = load(PseudoSettings, args.config)
+    run_pseudo(settings, _launch(args), data=args.data, teacher=args.teacher, out=args.out, checkpoints=args.checkpoints)
+
+
+def _minillm(args: argparse.Namespace) -> None:
+    from minillm.onpolicy import run_stage
+    from minillm.settings import OnPolicySettings
+    from minillm.strict import load
+
+    run_stage(
+        load(OnPolicySettings, args.config),
+        _launch(args),
+        data=args.data,
+        init=args.init,
+        teacher=args.teacher,
+        out=args.out,
+        checkpoints=args.checkpoints,
+    )
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from minillm.generate import run_generate
+    from minillm.settings import GenerateSettings
+    from minillm.strict import load
+
+    run_generate(load(GenerateSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
+
+
+def _rouge(args: argparse.Namespace) -> None:
+    from minillm.evaluation.rouge import evaluate
+
+    evaluate(args.generations, args.out)
+
+
+def _table(args: argparse.Namespace) -> None:
+    from minillm.publish.tables import write_main_table
+    from minillm.settings import TableSettings
+    from minillm.strict import load
+
+    write_main_table(load(TableSettings, args.config), args.metrics, args.out)
+
+
+def _figure(args: argparse.Namespace) -> None:
+    from minillm.publish.figures import draw_main
+    from minillm.settings import FigureSettings
+    from minillm.strict import load
+
+    draw_main(load(FigureSettings, args.config), args.table, args.out)
+
+
+STAGES = {
+    "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
+    "testset": Stage("one test set", ("config", "data", "out"), _testset),
+    "base": Stage("a base model", ("config", "data", "out", "checkpoints"), _base, ("parent",), launched=True),
+    "teacher": Stage("fine-tune the teacher", ("config", "data", "base", "out", "checkpoints"), _supervised, launched=True),
+    "sft": Stage(
+        "fine-tune a student without distillation",
+        ("config", "data", "base", "out", "init", "checkpoints"),
+        _supervised,
+        launched=True,
+    ),
+    "kd": Stage(
+        "word-level distillation", ("config", "data", "base", "teacher", "out", "checkpoints"), _supervised, launched=True
+    ),
+    "pseudo": Stage(
+        "the teacher's answers to training prompts", ("config", "data", "teacher", "out", "checkpoints"), _pseudo, launched=True
+    ),
+    "seqkd": Stage(
+        "sequence-level distillation",
+        ("config", "data", "base", "teacher", "pseudo", "out", "checkpoints"),
+        _supervised,
+        launched=True,
+    ),
+    "minillm": Stage(
+        "on-policy distillation by reverse KL",
+        ("config", "data", "init", "teacher", "out", "checkpoints"),
+        _minillm,
+        launched=True,
+    ),
+    "generate": Stage("responses of a model to a test set", ("config", "test", "model", "out"), _generate, launched=True),
+    "rouge": Stage("ROUGE-L of responses", ("generations", "out"), _rouge),
+    "table": Stage("the main table", ("config", "metrics", "out"), _table),
+    "figure": Stage("the main figure", ("config", "table", "out"), _figure),
+}
+
+
+def _launch(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from minillm.config import Launch
+    from minillm.strict import parse
+
+    try:
+        raw = json.loads(args.launch)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--launch: not JSON: {error}") from None
+    return parse(Launch, raw, "--launch")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every path a stage needs is a required option."""
+    top = argparse.ArgumentParser(
+        prog="python -m minillm", description="One stage of the MiniLLM pipeline; Snakemake calls these commands."
+    )
+    stages = top.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, stage in STAGES.items():
+        sub = stages.add_parser(name, help=stage.help, description=stage.help)
+        for path in (*stage.paths, *stage.optional):
+            sub.add_argument(f"--{path}", type=Path, required=path in stage.paths)
+        if stage.launched:
+            sub.add_argument(
+                "--launch", default="{}", metavar="JSON", help="launch values: ZeRO stage, micro-batch ... (config.Launch)"
+            )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; 0 on success, 2 with one line on stderr for what the user can mend."""
+    args = parser().parse_args(arguments)
+    try:
+        STAGES[args.stage].run(args)
+    except UserError as error:
+        print(f"minillm {args.stage}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,332 @@
+"""What can be configured: frozen dataclasses, strictly loaded.
+
+These dataclasses are the only source of the schema.  `experiment(raw)` checks a whole configuration (what the YAML files hold
+together); `settings.stage_settings` cuts out of it what one stage depends on.  Anything unknown, of the wrong type or out of range
+is refused with one line that names file and key.
+
+Launch values (`Launch`) say how a stage is run, not what it computes; they are in no stage's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from minillm.errors import UserError
+from minillm.strict import STRICT, merged, parse
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["fp32", "bf16"]
+Method = Literal["sft", "kd", "seqkd", "minillm"]
+
+
+# --- what there is to work on
+@dataclass(frozen=True, config=STRICT)
+class Tokenizer:
+    """Where a tokenizer comes from: trained on the plain text, a local folder, the hub, or a GGUF file.
+
+    `path` is a folder, a hub name or a file; `package:NAME/FILE` is a file inside an installed Python package and
+    `$MINILLM_DATA/...` one below the folder that this environment variable names.
+    """
+
+    source: Literal["train", "folder", "hub", "gguf"]
+    path: str = ""
+    revision: str = ""
+    vocabulary: Annotated[int, Field(ge=260)] = 1024
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dataset:
+    """Instruction data, or plain text for the pre-training corpus.
+
+    embedded: `split` of the generator in corpus.py.  folder: `path` is a .jsonl file (instruction, input, output) or, for plain
+    text, a .txt file with one document a line.  hub: `datasets.load_dataset(path, subset, split=split, revision=revision)`.
+    `start` and `rows` take a slice of the source as it is ordered; `sample` takes a seeded subset of what was kept.
+    `fields` renames columns: {"instruction": "their name"}.
+    """
+
+    source: Literal["embedded", "folder", "hub"]
+    path: str = ""
+    subset: str = ""
+    split: str = ""
+    revision: str = ""
+    start: Natural = 0
+    rows: Natural = 0
+    sample: Natural = 0
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    label: str = ""
+
+
+# --- how to train
+@dataclass(frozen=True, config=STRICT)
+class Sampling:
+    """How responses are drawn; 0 (top_k, no_repeat_ngram) and 1.0 (top_p) switch a filter off."""
+
+    temperature: Positive = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    no_repeat_ngram: Natural = 0
+    max_tokens: Count = 256
+
+
+@dataclass(frozen=True, config=STRICT)
+class Training:
+    """Supervised training.  `batch` is global: accumulation follows from it, the micro-batch and the process count.
+
+    `loss` is "ce" (cross-entropy on the responses) or "kd" (that mixed with forward KL to the teacher at `kd_ratio`).
+    `evaluations` counts dev evaluations over the whole run, evenly spread, the last one at the end.
+    """
+
+    lr: Positive
+    epochs: Positive
+    batch: Count = 32
+    loss: Literal["ce", "kd"] = "ce"
+    kd_ratio: Share = 0.5
+    schedule: Literal["constant", "cosine"] = "cosine"
+    min_lr: Annotated[float, Field(ge=0)] = 1e-7
+    warmup: Natural = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: Positive = 1.0
+    dropout: bool = True
+    evaluations: Count = 1
+    dev_rows: Natural = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class OnPolicy:
+    """MiniLLM's on-policy phase (sections 2.2 and 2.3 of the paper).
+
+    `collections` times: `rollouts` prompts are answered, then `inner_epochs` passes over them in mini-batches of `batch`.
+    `alpha` is the teacher's share in the sampling mixture (Eq. 4), `clip` the range of the probability ratio, `gamma` the
+    discount, `reward_scale` and `reward_clip` (0: none) act on each token's reward, `lm_coef` weighs the pre-training loss, in
+    which `lm_kd_ratio` is the share of forward KL to the teacher.
+    """
+
+    lr: Positive = 5e-6
+    collections: Count = 312
+    rollouts: Count = 256
+    batch: Count = 64
+    inner_epochs: Count = 4
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    temperature: Positive = 1.0
+    max_tokens: Count = 256
+    clip: Positive = 0.2
+    gamma: Share = 1.0
+    length_norm: bool = True
+    single_step: bool = True
+    whiten: bool = True
+    reward_scale: Positive = 1.0
+    reward_clip: Annotated[float, Field(ge=0)] = 0.0
+    lm_coef: Annotated[float, Field(ge=0)] = 1.0
+    lm_kd_ratio: Share = 0.5
+    lm_batch: Natural = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    min_lr: Annotated[float, Field(ge=0)] = 1e-7
+    warmup: Natural = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    clip_norm: Positive = 1.0
+    dropout: bool = False
+    evaluations: Count = 1
+    dev_rows: Natural = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pseudo:
+    """The teacher's answers to training prompts, for SeqKD (`rows` = 0: all), and to `dev_rows` dev prompts, which only measure it."""
+
+    rows: Natural = 0
+    dev_rows: Natural = 100
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Model:
+    """A base model.  `tokenizer` names an entry of `tokenizers`; teacher and student of a pair must share it.
+
+    scratch: `architecture` holds model_type and the arguments of that transformers configuration, pre-trained by `training` on
+    the plain text.  folder, hub, gguf: `path` as in Tokenizer.  pruned: `layers` of the base model `parent`, healed by
+    `training` (distillation from it on the plain text and the training rows).
+    """
+
+    source: Literal["scratch", "folder", "hub", "gguf", "pruned"]
+    tokenizer: Name
+    family: str = ""
+    size: str = ""
+    path: str = ""
+    revision: str = ""
+    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parent: str = ""
+    layers: tuple[Natural, ...] = ()
+    training: Training | None = None
+
+
+# --- the whole experiment
+@dataclass(frozen=True, config=STRICT)
+class Data:
+    """Which sets are used and how rows become tokens; lengths are in tokens of the pair's tokenizer."""
+
+    train: Name
+    dev: Name
+    corpus: Name
+    tests: tuple[Name, ...]
+    template: Literal["alpaca", "plain"] = "alpaca"
+    max_prompt: Count = 256
+    max_response: Count = 256
+    corpus_length: Annotated[int, Field(ge=8)] = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pair:
+    """One teacher and the students that are distilled from it."""
+
+    teacher: Name
+    students: tuple[Name, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Stages:
+    """Settings of the stages for every model; `per_model` overrides single keys for one."""
+
+    teacher: Training
+    sft: Training
+    kd: Training
+    seqkd: Training
+    pseudo: Pseudo = dataclasses.field(default_factory=Pseudo)
+    minillm: OnPolicy = dataclasses.field(default_factory=OnPolicy)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Style:
+    """Looks of the figures; nothing but them depends on it."""
+
+    width: Positive = 7.0
+    height: Positive = 3.2
+    dpi: Count = 200
+    font_size: Positive = 9.0
+    palette: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Launch:
+    """How a stage is run on the machine; recorded beside the result, compared with nothing."""
+
+    zero: Literal[0, 1, 2, 3] = 1
+    micro_batch: Count = 8
+    eval_batch: Count = 32
+    processes: Count = 1
+    offload: bool = False
+    gradient_checkpointing: bool = False
+    save_every: Count = 100
+    log_every: Count = 10
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Experiment:
+    """One configuration: everything that a run's results depend on, and how to run it."""
+
+    run: Name
+    tokenizers: dict[Name, Tokenizer]
+    models: dict[Name, Model]
+    datasets: dict[Name, Dataset]
+    data: Data
+    pairs: tuple[Pair, ...]
+    stages: Stages
+    methods: tuple[Method, ...] = ("sft", "kd", "seqkd", "minillm")
+    training_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10,)
+    sampling_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10, 20, 30, 40, 50)
+    precision: Precision = "bf16"
+    generate: Sampling = dataclasses.field(default_factory=Sampling)
+    per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    style: Style = dataclasses.field(default_factory=Style)
+
+
+# --- checking a whole configuration
+STAGES = (
+    "data",
+    "testset",
+    "base",
+    "teacher",
+    "sft",
+    "kd",
+    "pseudo",
+    "seqkd",
+    "minillm",
+    "generate",
+    "rouge",
+    "table",
+    "figure",
+)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a configuration, for Snakemake's `validate` and for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Experiment).json_schema()}
+
+
+def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
+    """A whole configuration, checked: types and ranges, names that refer to something, tokenizers shared by each pair.
+
+    Raises UserError (one line naming `where` and the key).
+    """
+    config = parse(Experiment, raw, where)
+
+    def known(name: str, table: dict[str, Any], key: str) -> None:
+        if name not in table:
+            near = difflib.get_close_matches(name, table, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(table))}"
+            raise UserError(f"{where}: {key}: there is no '{name}'; {hint}")
+
+    for key in ("train", "dev", "corpus"):
+        known(getattr(config.data, key), config.datasets, f"data.{key}")
+    for i, name in enumerate(config.data.tests):
+        known(name, config.datasets, f"data.tests.{i}")
+    for i, pair in enumerate(config.pairs):
+        known(pair.teacher, config.models, f"pairs.{i}.teacher")
+        for j, student in enumerate(pair.students):
+            known(student, config.models, f"pairs.{i}.students.{j}")
+            ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
+            if ours != theirs:
+                raise UserError(
+                    f"{where}: pairs.{i}.students.{j}: {student} has the tokenizer '{ours}' and its teacher {pair.teacher} "
+                    f"'{theirs}'; word-level distillation needs one vocabulary"
+                )
+    for name, model in config.models.items():
+        known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
+        _check_model(config, name, model, known, where)
+    for name, stages in config.per_model.items():
+        known(name, config.models, f"per_model.{name}")
+        for stage, values in stages.items():
+            default = getattr(config.stages, stage, None)
+            if default is None:
+                raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
+            merged(default, values, where, f"per_model.{name}.{stage}")
+    for stage, values in config.launch.items():
+        if stage != "default" and stage not in STAGES:
+            raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
+        parse(Launch, values, where, f"launch.{stage}")
+    return config
+
+
+def _check_model(config: Experiment, name: str, model: Model, known: Any, where: str) -> None:
+    needs = {"scratch": "architecture", "pruned": "layers"}.get(model.source, "path")
+    if not getattr(model, needs):
+        raise UserError(f"{where}: models.{name}.{needs}: missing; source '{model.source}' needs it")
+    if model.source in ("scratch", "pruned") and model.training is None:
+        raise UserError(f"{where}: models.{name}.training: missing; source '{model.source}' needs it")
+    if model.source == "pruned":
+        known(model.parent, config.models, f"models.{name}.parent")
+        if config.models[model.parent].tokenizer != model.tokenizer:
+            raise UserError(f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}")

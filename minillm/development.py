@@ -1,0 +1,161 @@
+"""What the training loops measure on the dev set, and the models they keep by it.  Nothing here ever sees a test set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm import objectives, selection
+from minillm.config import Sampling
+from minillm.data import Batch, Rows, collate
+from minillm.engine import Engine, World
+from minillm.files import whole_folder
+from minillm.models import response_logits, save_model, special_tokens, token_logprobs
+from minillm.sampling import sample
+from minillm.scores import rouge_l
+
+Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
+
+DEV_STEP = 2**32 - 1  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
+
+
+@dataclass(frozen=True)
+class Dev:
+    """Dev rows, the same ones at every evaluation, and how to answer them."""
+
+    examples: list[Example]
+    records: list[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    vocabulary: int
+    batch: int
+    seed: int
+
+    @classmethod
+    def open(cls, data: Path, limit: int, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, batch: int, seed: int) -> Dev:
+        """The first `limit` dev rows of a data folder (0: all)."""
+        rows = Rows.open(data, "dev")
+        count = min(limit or len(rows), len(rows))
+        return cls(
+            [(rows.prompt(i), rows.response(i)) for i in range(count)],
+            [rows.records[i] for i in range(count)],
+            tokenizer,
+            sampling,
+            len(tokenizer),
+            batch,
+            seed,
+        )
+
+
+@torch.no_grad()
+def losses(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    world: World,
+    *,
+    vocabulary: int,
+    pad: int,
+    batch: int,
+    teacher: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """Means over all response tokens of `examples`: negative log-likelihood ("nll") and, with a teacher, "forward_kl" and "reverse_kl"."""
+    ordered = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))[world.rank :: world.size]
+    totals = torch.zeros(4, dtype=torch.float64)
+    for first in range(0, len(ordered), batch):
+        part = collate(ordered[first : first + batch], pad).to(world.device)
+        totals += _sums(model, part, vocabulary, teacher)
+    nll, forward, reverse, count = torch.stack(world.gather(totals)).sum(0).tolist()
+    found = {"nll": nll / count}
+    return found | {"forward_kl": forward / count, "reverse_kl": reverse / count} if teacher is not None else found
+
+
+def _sums(model: PreTrainedModel, batch: Batch, vocabulary: int, teacher: PreTrainedModel | None) -> torch.Tensor:
+    logits = response_logits(model, batch, vocabulary)
+    values = [-token_logprobs(logits, batch.tokens[:, batch.start :])]
+    if teacher is not None:
+        theirs = response_logits(teacher, batch, vocabulary)
+        values += [objectives.forward_kl(logits, theirs), objectives.reverse_kl(logits, theirs)]
+    sums = [(v * batch.mask).sum().double().cpu() for v in values] + [torch.zeros((), dtype=torch.float64)] * (3 - len(values))
+    return torch.stack([*sums, batch.mask.sum().double().cpu()])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Own responses of a model to the dev prompts, with their scores."""
+
+    examples: list[Example]
+    rouge: float
+    mean_length: float
+    finished: float
+
+
+def answer(model: PreTrainedModel, dev: Dev, world: World) -> Answers:
+    """Sample one response to each dev prompt and score it by ROUGE-L; the ranks share the prompts."""
+    mine = list(range(len(dev.examples)))[world.rank :: world.size]
+    eos, pad = special_tokens(dev.tokenizer)
+    found = sample(
+        model,
+        [dev.examples[i][0] for i in mine],
+        [int(dev.records[i]["id"]) for i in mine],
+        dev.sampling,
+        seed=dev.seed,
+        step=DEV_STEP,
+        eos=eos,
+        pad=pad,
+        vocabulary=dev.vocabulary,
+        batch=dev.batch,
+    )
+    scored = [
+        (
+            i,
+            r.tokens,
+            r.finished,
+            rouge_l(dev.tokenizer.decode(r.tokens, skip_special_tokens=True), dev.records[i]["references"]),
+        )
+        for i, r in zip(mine, found, strict=True)
+    ]
+    every = sorted((entry for part in world.gather(scored) for entry in part), key=lambda entry: entry[0])
+    return Answers(
+        [(dev.examples[i][0], tokens) for i, tokens, _, _ in every],
+        float(np.mean([score for *_, score in every])),
+        float(np.mean([len(tokens) for _, tokens, _, _ in every])),
+        float(np.mean([finished for _, _, finished, _ in every])),
+    )
+
+
+class Candidates:
+    """The models that each selection rule would choose so far, kept beside the checkpoints until the stage is finished."""
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, rules: Sequence[str]) -> None:
+        self.engine, self.tokenizer, self.rules = engine, tokenizer, rules
+
+    def folder(self, rule: str) -> Path:
+        return self.engine.folder / "candidates" / rule
+
+    def offer(self, history: list[dict[str, Any]]) -> None:
+        """Keep the present model for each rule that chooses the last entry of `history`."""
+        chosen_by = [rule for rule in self.rules if selection.choose(history, rule)["step"] == history[-1]["step"]]
+        if not chosen_by:
+            return
+        state = self.engine.weights()
+        if self.engine.world.rank == 0:
+            with whole_folder(self.folder(chosen_by[0])) as partial:
+                save_model(self.engine.model, self.tokenizer, partial, state)
+            for rule in chosen_by[1:]:
+                with whole_folder(self.folder(rule)) as partial:
+                    shutil.copytree(self.folder(chosen_by[0]), partial, dirs_exist_ok=True)
+        self.engine.world.barrier()
+
+    def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
+        """The model that `rule` chooses, its evidence (selection.json) and the metrics of the run, into `folder`."""
+        shutil.copytree(self.folder(rule), folder, dirs_exist_ok=True)
+        (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
+        shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")

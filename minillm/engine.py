@@ -1,0 +1,320 @@
+"""What makes a training run go on: processes, DeepSpeed, exact checkpoints, signals, metrics and progress.
+
+A loop sees only steps: `Engine.update(parts)` makes one optimizer step from the parts of this process, `Engine.save` leaves everything
+that is needed to go on (weights, optimizer, random states of every rank, the loop's own state), and `Engine.resume` takes the
+newest whole checkpoint up.  Going on is exact: the same steps with the same numbers as without the interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from minillm.config import Launch, OnPolicy, Training
+from minillm.errors import UserError
+
+KEPT = 2  # checkpoints that stay: the newest, and the one before in case the newest is damaged
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the stage."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def start(seed: int) -> World:
+    """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them."""
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    alone = os.environ["WORLD_SIZE"] == "1"
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # here, because it reads DS_ACCELERATOR when imported
+
+    if not dist.is_initialized():
+        if alone:
+            # A store in memory: no port, so two stages on one machine cannot collide.
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local)
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if cuda else torch.device("cpu"))
+    seed_all(seed * 1000 + world.rank)
+    return world
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch: dropout and nothing else depends on them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then constant or a cosine down to `min_lr`."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup) / max(1, steps - settings.warmup)
+    floor = min(settings.min_lr, settings.lr)
+    return floor + (settings.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Engine:
+    """A model under DeepSpeed, and the files of its run."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: Training | OnPolicy,
+        launch: Launch,
+        world: World,
+        precision: str,
+        folder: Path,
+        steps: int,
+    ) -> None:
+        import deepspeed
+
+        self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
+        self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)
+        self.deepspeed_config = self._config(precision)
+        self.step = 0
+        self.seconds = 0.0
+        self._since = time.monotonic()
+        self._stop = False
+        if launch.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if not settings.dropout:
+            model.eval()
+        matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},  # biases and norms, as in the released code
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
+        )
+        self.model: PreTrainedModel = self.engine.module
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _config(self, precision: str) -> dict[str, Any]:
+        template = Path(__file__).parent.parent / "config" / "deepspeed" / f"zero{self.launch.zero}.json"
+        values: dict[str, Any] = json.loads(template.read_text())
+        if self.launch.offload and self.launch.zero >= 2:
+            values["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        return values | {
+            "train_batch_size": self.settings.batch,
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": self.settings.clip_norm,
+            "bf16": {"enabled": precision == "bf16"},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+
+    def mine(self, items: Sequence[Any], length: Callable[[Any], int]) -> list[list[Any]]:
+        """This rank's micro-batches of one global batch: `items` sorted by length and dealt out, so that little is padding."""
+        ordered = sorted(items, key=length)
+        parts = [ordered[i : i + self.micro_batch] for i in range(0, len(ordered), self.micro_batch)]
+        return parts[self.world.rank :: self.world.size]
+
+    def update(self, losses: Iterator[torch.Tensor]) -> dict[str, float]:
+        """One optimizer step from this rank's micro-batch losses; together with all ranks' they must sum to the loss of the batch."""
+        rate = learning_rate(self.settings, self.step, self.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.train(self.settings.dropout)
+        total = 0.0
+        for count, loss in enumerate(losses, 1):
+            # DeepSpeed divides by the accumulation steps and averages over ranks; the losses are parts of one sum.
+            self.engine.backward(loss * (self.accumulation * self.world.size))
+            self.engine.step()
+            total += loss.item()
+        assert count == self.accumulation, f"{count} micro-batches instead of {self.accumulation}"
+        self.engine.eval()
+        self.step += 1
+        norm = self.engine.get_global_grad_norm()
+        return {"loss": sum(self.world.gather(total)), "lr": rate, "grad_norm": float(norm) if norm is not None else math.nan}
+
+    # --- checkpoints
+    def save(self, state: dict[str, Any]) -> None:
+        """Everything needed to go on from here; whole or not at all.  `state` is the loop's own (any picklable value)."""
+        final = self.folder / f"step-{self.step:07d}"
+        partial = self.folder / f".partial-{self.step:07d}"
+        if self.world.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.world.barrier()
+        self.engine.save_checkpoint(
+            str(partial),
+            tag="deepspeed",
+            client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
+            save_latest=False,
+        )
+        rng = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        torch.save(rng, partial / f"random-{self.world.rank}.pt")
+        if self.world.rank == 0:
+            torch.save({"step": self.step, "seconds": self.elapsed(), "loop": state}, partial / "state.pt")
+        self.world.barrier()
+        if self.world.rank == 0:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in self._checkpoints()[:-KEPT]:
+                shutil.rmtree(old)
+        self.world.barrier()
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def resume(self) -> dict[str, Any] | None:
+        """Take up the newest checkpoint and return the loop's state, or None where there is none."""
+        found = self._checkpoints()
+        if not found:
+            return None
+        newest = found[-1]
+        path, _ = self.engine.load_checkpoint(str(newest), tag="deepspeed")
+        if path is None:
+            raise UserError(f"{newest}: damaged checkpoint; delete this folder to go on from the one before")
+        rng = torch.load(newest / f"random-{self.world.rank}.pt", weights_only=False)
+        torch.set_rng_state(rng["torch"])
+        np.random.set_state(rng["numpy"])
+        random.setstate(rng["python"])
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"])
+        state = torch.load(newest / "state.pt", weights_only=False)
+        self.step, self.seconds, self._since = state["step"], state["seconds"], time.monotonic()
+        self.say(f"goes on from step {self.step} of {self.steps}")
+        loop: dict[str, Any] = state["loop"]
+        return loop
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, interruptions left out."""
+        return self.seconds + time.monotonic() - self._since
+
+    def weights(self) -> dict[str, Any] | None:
+        """The whole weights, gathered where ZeRO-3 has spread them (every rank must call); None where they lie in the model."""
+        if self.launch.zero < 3:
+            return None
+        state: dict[str, Any] = self.engine._zero3_consolidated_16bit_state_dict()
+        return state
+
+    # --- interruptions
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1 (Slurm's warning before the time limit) ask the loop to save and stop after the current step."""
+
+        def ask(number: int, frame: object) -> None:
+            self._stop = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stop_if_asked(self, state: dict[str, Any]) -> None:
+        """Save and leave with exit status 143 if any rank got a signal."""
+        if any(self.world.gather(self._stop)):
+            self.save(state)
+            self.say(f"stopped by a signal after step {self.step} of {self.steps}; run the same command again to go on")
+            raise SystemExit(143)
+
+    # --- what people watch
+    def say(self, text: str) -> None:
+        if self.world.rank == 0:
+            tqdm.write(text)
+
+    def progress(self, name: str) -> tqdm[Any]:
+        """A progress bar with rate and remaining time, quiet where the output is not a terminal."""
+        return tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=name,
+            unit="step",
+            disable=None if self.world.rank == 0 else True,
+            dynamic_ncols=True,
+        )
+
+
+def split_batch(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) with micro-batch x accumulation x processes = batch; the micro-batch is the largest that fits.
+
+    Raises UserError where the processes do not divide the global batch.
+    """
+    if batch % processes:
+        raise UserError(
+            f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; change one of them"
+        )
+    share = batch // processes
+    micro = next(m for m in range(min(micro_batch, share), 0, -1) if share % m == 0)
+    return micro, share // micro
+
+
+class MetricsLog:
+    """metrics.jsonl, one object a logged step; on resuming, lines after the checkpoint's step are dropped.  Rank 0 writes."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.path, self.engine, self.name = engine.folder / "metrics.jsonl", engine, name
+        self.writer = None
+        if engine.world.rank != 0:
+            return
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= engine.step]
+            self.path.write_text("".join(line + "\n" for line in lines))
+        if engine.launch.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(engine.folder / "tensorboard"), purge_step=engine.step + 1)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """One line; a line is also said, for those who read the log."""
+        if self.engine.world.rank != 0:
+            return
+        entry = {"step": self.engine.step, "seconds": round(self.engine.elapsed(), 1), **values}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float | int))
+        self.engine.say(f"{self.name}  step {self.engine.step}/{self.engine.steps}  {shown}")
+        if self.writer is not None:
+            for key, value in values.items():
+                if isinstance(value, float | int):
+                    self.writer.add_scalar(key, value, self.engine.step)

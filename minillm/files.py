@@ -1,0 +1,76 @@
+"""Files that are either whole or absent, and the content hashes by which stages know their inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from minillm.errors import UserError
+
+PROVENANCE = "provenance.json"
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary sibling to write to; it takes the place of `path` only if the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Like `whole_file` for a folder; what stood at `path` before is replaced."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """`value` as indented JSON with a final newline, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of one file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: str | Path) -> str:
+    """What a stage's input *is*: a model folder by the hash of its weights, a data folder by its card, a file by its bytes.
+
+    Raises UserError where a folder is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return sha256(path)
+    for name in (PROVENANCE, "card.json"):
+        if (path / name).is_file():
+            return json.loads((path / name).read_text())["content"]
+    raise UserError(f"{path}: neither a model folder ({PROVENANCE}) nor a data folder (card.json); make it again")
+
+
+def stage_key(settings: object, inputs: Mapping[str, str]) -> str:
+    """Name of a stage's checkpoints: the same settings and inputs give the same key, anything else another one."""
+    text = json.dumps([settings, dict(sorted(inputs.items()))], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""Stages `generate` and `pseudo`: responses of a model to a test set (all sampling seeds), and the teacher's answers for SeqKD."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm import models
+from minillm.config import Launch, Sampling
+from minillm.data import Rows
+from minillm.engine import World, start
+from minillm.errors import UserError
+from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.sampling import sample
+from minillm.settings import GenerateSettings, PseudoSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row to answer with one seed: `key` tells it from all others of the job and sorts the results."""
+
+    key: tuple[Any, ...]
+    row: int
+    seed: int
+    prompt: np.ndarray
+
+
+def answer_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    launch: Launch,
+    world: World,
+    journal: Path,
+) -> list[dict[str, Any]] | None:
+    """Answers to all questions, in the order of their keys, on rank 0 (None elsewhere).
+
+    Each rank writes what it has finished into its own `journal` file as it goes, so that an interrupted job goes on from there.
+    """
+    eos, pad = models.special_tokens(tokenizer)
+    mine = sorted(questions, key=lambda q: q.key)[world.rank :: world.size]
+    own = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_journal(own)
+    left = [q for q in mine if json.dumps(q.key) not in done]
+    bar = tqdm(total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True)
+    with open(own, "a") as file:
+        for seed in sorted({q.seed for q in left}):
+            group = sorted((q for q in left if q.seed == seed), key=lambda q: len(q.prompt))
+            for first in range(0, len(group), launch.eval_batch):
+                part = group[first : first + launch.eval_batch]
+                prompts, rows = [q.prompt for q in part], [q.row for q in part]
+                found = sample(
+                    model,
+                    prompts,
+                    rows,
+                    sampling,
+                    seed=seed,
+                    step=0,
+                    eos=eos,
+                    pad=pad,
+                    vocabulary=len(tokenizer),
+                    batch=launch.eval_batch,
+                )
+                for question, response in zip(part, found, strict=True):
+                    text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+                    entry = {"response": text, "response_tokens": response.tokens.tolist(), "finished": response.finished}
+                    file.write(json.dumps({"key": question.key, **entry}) + "\n")
+                    done[json.dumps(question.key)] = entry
+                file.flush()
+                bar.update(len(part))
+    bar.close()
+    every = {key: entry for part in world.gather(done) for key, entry in part.items()}
+    missing = len(questions) - len(every)
+    assert missing == 0, f"{missing} of {len(questions)} questions without an answer"
+    return [every[json.dumps(q.key)] for q in sorted(questions, key=lambda q: q.key)] if world.rank == 0 else None
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Finished answers; a last line that a kill cut short is dropped from the file too."""
+    if not path.exists():
+        return {}
+    whole = [line for line in path.read_text().split("\n")[:-1]]
+    path.write_text("".join(line + "\n" for line in whole))
+    entries = [json.loads(line) for line in whole]
+    return {json.dumps(entry.pop("key")): entry for entry in entries}
+
+
+def _remove_journals(journal: Path) -> None:
+    for path in journal.parent.glob(f"{journal.name}.*of*"):
+        path.unlink()
+
+
+def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
+    """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
+    rows = [json.loads(line) for line in test.read_text().splitlines()]
+    if not rows:
+        raise UserError(f"{test}: no rows")
+    world = start(0)
+    tokenizer = models.load_tokenizer(model)
+    inputs = {"test": identity(test), "model": identity(model)}
+    journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings), inputs)}")
+    questions = [
+        Question((seed, row["id"]), row["id"], seed, np.asarray(row["prompt_tokens"]))
+        for seed in settings.seeds
+        for row in rows
+    ]
+    loaded = models.load_model(model, settings.precision).to(world.device)
+    answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)
+    if answers is not None:
+        by_id = {row["id"]: row for row in rows}
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
+                row = by_id[question.row]
+                shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
+                file.write(json.dumps({**shared, **answer, "seed": question.seed}, ensure_ascii=False) + "\n")
+        meta = {
+            "model": inputs["model"],
+            "test": inputs["test"],
+            "dataset": rows[0]["dataset"],
+            "rows": len(rows),
+            "seeds": list(settings.seeds),
+            "sampling": dataclasses.asdict(settings.sampling),
+            "precision": settings.precision,
+        }
+        write_json(out.with_suffix(".meta.json"), meta)
+        _remove_journals(journal)
+    world.barrier()
+
+
+def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
+    """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
+    world = start(settings.seed)
+    tokenizer = models.load_tokenizer(data / "tokenizer")
+    models.check_same_tokenizer(teacher, data / "tokenizer")
+    inputs = {"data": identity(data), "teacher": identity(teacher)}
+    journal = checkpoints / f"pseudo-{stage_key(dataclasses.asdict(settings), inputs)}"
+    questions = []
+    for split, limit in (("dev", settings.pseudo.dev_rows), ("train", settings.pseudo.rows)):
+        rows = Rows.open(data, split)
+        count = min(limit or len(rows), len(rows))
+        questions += [
+            Question((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)
+        ]
+    loaded = models.load_model(teacher, settings.precision).to(world.device)
+    answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
+    if answers is not None:
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
+                split, row = question.key
+                file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
+        _remove_journals(journal)
+    world.barrier()

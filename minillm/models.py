@@ -1,0 +1,191 @@
+"""Models and tokenizers as files: load, save, convert, prune; and the logits of a batch's responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from minillm import config
+from minillm.data import Batch, resolve_path
+from minillm.errors import UserError
+
+transformers_logging.disable_progress_bar()
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a data or model folder, as it was saved there by the data stage (EOS and PAD are set)."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def load_model(folder: Path, precision: str) -> PreTrainedModel:
+    """A model folder of ours, in `precision`, in evaluation mode.
+
+    Raises UserError where the folder is missing or holds no weights.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(f"{folder}: a model folder without weights (*.safetensors); copy or download it again")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+    return model.eval()
+
+
+def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
+    """The base model that `spec` describes, in fp32 and before any training of ours.
+
+    Raises UserError where it cannot be had or its vocabulary does not match the tokenizer.
+    """
+    if spec.source == "scratch":
+        model = _scratch(spec, tokenizer, seed)
+    elif spec.source == "pruned":
+        assert parent is not None
+        model = prune(load_model(parent, "fp32"), spec.layers)
+    elif spec.source == "gguf":
+        model = _from_gguf(resolve_path(spec.path, "models.path"))
+    elif spec.source == "folder":
+        model = load_model(resolve_path(spec.path, "models.path"), "fp32")
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(spec.path, revision=spec.revision or "main", dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"models.path: cannot load '{spec.path}' from the hub: {str(error).splitlines()[0]}") from None
+    check_vocabulary(model, tokenizer, spec.path or spec.source)
+    return model
+
+
+def _scratch(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    arguments = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **spec.architecture,
+    }
+    try:
+        architecture = AutoConfig.for_model(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"models.architecture: {str(error).splitlines()[0]}") from None
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    return model
+
+
+def _from_gguf(path: Path) -> PreTrainedModel:
+    if not path.is_file():
+        raise UserError(f"{path}: no such GGUF file")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
+    """`model` with only the chosen decoder layers, in the given order (depth pruning).
+
+    Raises UserError for a layer that it does not have or an architecture whose layers are not found.
+    """
+    decoder = model.base_model
+    name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
+    if name is None and isinstance(getattr(decoder, "decoder", None), nn.Module):
+        decoder, name = decoder.decoder, "layers"
+    if name is None:
+        raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
+    blocks = getattr(decoder, name)
+    if max(layers) >= len(blocks):
+        raise UserError(f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}")
+    kept = nn.ModuleList(blocks[i] for i in layers)
+    for index, block in enumerate(kept):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):  # where the KV cache files this layer
+                part.layer_idx = index
+    setattr(decoder, name, kept)
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    return model
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a model with fewer output rows than the tokenizer has tokens; more rows are padding, which is never used."""
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise UserError(
+            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; they do not belong together"
+        )
+
+
+def check_same_tokenizer(a: Path, b: Path) -> int:
+    """Vocabulary size that two folders share; UserError where their tokenizers differ in any token."""
+    ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (a, b))
+    if ours != theirs:
+        differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(token not in theirs for token in ours)
+        raise UserError(
+            f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, {differing} of them differ); "
+            "word-level distillation needs one tokenizer: choose a student of the teacher's family"
+        )
+    return len(ours)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """(eos, pad) ids."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert isinstance(eos, int)
+    return eos, pad if isinstance(pad, int) else eos
+
+
+def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
+    """Logits that predict each response token, shape (batch, time of the response, vocabulary).
+
+    Only response positions go through the output matrix; entries past `vocabulary` (padding of the embedding) are dropped, so
+    that a softmax over the rest is renormalised.
+    """
+    time = batch.tokens.shape[1] - batch.start
+    output = model(
+        input_ids=batch.tokens,
+        attention_mask=batch.attention,
+        position_ids=batch.positions,
+        use_cache=False,
+        logits_to_keep=time + 1,
+    )
+    return output.logits[:, -(time + 1) : -1, :vocabulary]
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each token, (batch, time), in float32 or better, without a second vocabulary-sized copy."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Weights (safetensors), configuration and tokenizer into `folder`; `state` replaces the weights (gathered from ZeRO-3)."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of parameters of a saved model, read from the headers of its safetensors files."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                size = 1
+                for n in entry["shape"]:
+                    size *= n
+                total += size
+    return total

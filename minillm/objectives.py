@@ -1,0 +1,162 @@
+"""The mathematics of MiniLLM: divergences, returns and the two losses.  Pure functions of tensors, nothing else.
+
+Shapes: logits (batch, time, vocab); log-probabilities, rewards, advantages and masks (batch, time).  A mask is 1 on response tokens, the
+EOS that ends them included, in any padding layout.  p is the teacher, q the student; student arguments come first.  Everything
+is computed in float32 (float64 stays float64).  Nothing is detached here, except that old log-probabilities, advantages and
+weights are constants inside the losses.  Equation numbers are the paper's (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _full(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _log_softmax(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+        raise ValueError(
+            f"vocabularies differ: student {student_logits.shape[-1]}, teacher {teacher_logits.shape[-1]}; truncate both to the shared range"
+        )
+    return _full(student_logits).log_softmax(-1), _full(teacher_logits).log_softmax(-1)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) over the last axis; where a is 0 its term is 0, also where b is 0 too."""
+    gap = (log_a - log_b).masked_fill(log_a == -torch.inf, 0.0)
+    return (log_a.exp() * gap).sum(-1)
+
+
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(p || q) of each token, shape (batch, time): the word-level KD baseline."""
+    q, p = _log_softmax(student_logits, teacher_logits)
+    return _kl(p, q)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(q || p) of each token, shape (batch, time): minus the expectation of the reward r_t in Eq. 3, summed over the vocabulary."""
+    q, p = _log_softmax(student_logits, teacher_logits)
+    return _kl(q, p)
+
+
+def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """Mean over valid tokens, 0 for an empty mask.
+
+    `denominator` is the number of valid tokens of the whole global batch where `values` are only a part of it: then the parts'
+    means add up to the mean of the whole.
+    """
+    total = torch.where(mask.bool(), values, 0.0).sum()
+    if denominator is None:
+        denominator = mask.sum()
+    return total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(min=1.0)
+
+
+def token_rewards(
+    student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, *, scale: float = 1.0, clip: float | None = None
+) -> Tensor:
+    """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to +-clip, 0 where masked (Eq. 2; the scale and the clip are the released code's)."""
+    rewards = (_full(teacher_logprobs) - _full(student_logprobs)) / scale
+    if clip is not None:
+        rewards = rewards.clamp(-clip, clip)
+    return torch.where(mask.bool(), rewards, 0.0)
+
+
+def returns(
+    rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, length_norm: bool = True, include_current: bool = False
+) -> Tensor:
+    """R_{t+1}: the sum of the rewards of the *following* valid tokens (Eq. 3), divided by their number with `length_norm` (Eq. 6).
+
+    Distances for the discount `gamma` are counted in valid tokens from the first summand, whose weight is 1.  `include_current`
+    adds this token's reward as first summand (R_t, as the released code has it).  Eq. 6 prints T - t - 1, one less than its
+    summands and 0 for the last but one; the divisor here is the number of summands, at least 1.  0 where masked.
+    """
+    rewards, valid = _full(rewards), mask.bool()
+    after = torch.zeros_like(rewards[:, 0])  # discounted sum over the valid tokens behind t
+    count = torch.zeros_like(after)
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        with_current = rewards[:, t] + gamma * after
+        total, summands = (with_current, count + 1) if include_current else (after, count)
+        if length_norm:
+            total = total / summands.clamp(min=1.0)
+        columns.append(torch.where(valid[:, t], total, 0.0))
+        after = torch.where(valid[:, t], with_current, after)
+        count = count + valid[:, t]
+    return torch.stack(columns[::-1], dim=1)
+
+
+def whiten(
+    values: Tensor, mask: Tensor | None, *, eps: float = 1e-8, statistics: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """(values - mean) / sqrt(variance + eps) over valid tokens (all positions for `mask=None`), biased variance, 0 where masked.
+
+    `statistics` are (mean, variance) of the whole global mini-batch where `values` are only a part of it.
+    """
+    values = _full(values)
+    valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    if statistics is None:
+        mean = masked_mean(values, valid)
+        statistics = mean, masked_mean((values - mean) ** 2, valid)
+    mean, variance = statistics
+    return torch.where(valid, (values - mean) * torch.rsqrt(variance + eps), 0.0)
+
+
+def importance_weights(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: float) -> Tensor:
+    """w_t = q / (alpha p + (1 - alpha) q) of each sampled token: the per-token approximation of Eq. 5, at most 1 / (1 - alpha)."""
+    q, p = _full(student_logprobs), _full(teacher_logprobs)
+    if alpha == 0:
+        return torch.ones_like(q)
+    return torch.exp(-torch.logaddexp(torch.log(torch.as_tensor(alpha, dtype=q.dtype)) + p - q, _log1m(alpha, q)))
+
+
+def _log1m(alpha: float, like: Tensor) -> Tensor:
+    return torch.log1p(-torch.as_tensor(alpha, dtype=like.dtype, device=like.device))
+
+
+def policy_gradient_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    clip: float | None = 0.2,
+    surrogate: str = "ppo",
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """The long term of Eq. 5 with the clipped ratio of Algorithm 1: a scalar, the masked mean over tokens.
+
+    ratio = exp(logprobs - old_logprobs) * weights, which is q_theta / p~ when `weights` are the importance weights at sampling
+    time.  surrogate "ppo" is max(-A ratio, -A clip(ratio)), "paper" is -A min(ratio, clip(ratio)): they differ for A < 0.
+    Raises ValueError for any other surrogate.
+    """
+    ratio = torch.exp(torch.where(mask.bool(), _full(logprobs) - _full(old_logprobs).detach(), 0.0))
+    if weights is not None:
+        ratio = ratio * weights.detach()
+    clipped = ratio if clip is None else ratio.clamp(1.0 - clip, 1.0 + clip)
+    advantages = _full(advantages).detach()
+    if surrogate == "ppo":
+        loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    elif surrogate == "paper":
+        loss = -advantages * torch.minimum(ratio, clipped)
+    else:
+        raise ValueError(f"surrogate must be 'ppo' or 'paper', not {surrogate!r}")
+    return masked_mean(loss, mask, denominator=denominator)
+
+
+def single_step_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """The single-step term of Eq. 3 (with `weights` that of Eq. 5): the masked mean of the exact reverse KL of each token."""
+    values = reverse_kl(student_logits, teacher_logits)
+    if weights is not None:
+        values = values * weights.detach()
+    return masked_mean(values, mask, denominator=denominator)

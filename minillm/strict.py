@@ -1,0 +1,85 @@
+"""Strict loading: plain data (YAML, JSON) into frozen dataclasses, or one line that names file and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from minillm.errors import UserError
+
+T = TypeVar("T")
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def parse(cls: type[T], raw: Any, where: str, under: str = "") -> T:
+    """`raw` (what YAML or JSON held) as `cls`; `under` is the key that it stands below.
+
+    Raises UserError with one line, `where: key.path: what is wrong`, for the first problem found.
+    """
+    adapter = TypeAdapter(cls)
+    try:
+        # Through JSON: strict mode then takes lists for tuples, and nothing else is converted.
+        return adapter.validate_json(json.dumps(raw))
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(adapter, error, under)}") from None
+
+
+def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join([*filter(None, [under]), *map(str, problem["loc"])]) or "(top level)"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _siblings(adapter.json_schema(), problem["loc"])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing; add it"
+    message = problem["msg"]
+    if isinstance(problem["input"], str) and problem["type"].startswith(("float", "int")):
+        message += f", not the text {problem['input']!r}"
+        if problem["type"].startswith("float"):
+            message += " (YAML reads 1e-4 as text: write 1.0e-4)"
+    elif not isinstance(problem["input"], dict | list):
+        message += f", not {problem['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}"
+
+
+def _siblings(schema: dict[str, Any], location: tuple[int | str, ...]) -> list[str]:
+    """Known keys at the place of the last part of `location`."""
+    node = schema
+    for part in (*location[:-1], None):
+        while "$ref" in node or "anyOf" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node["anyOf"][0]
+        if part is None:
+            break
+        if "properties" in node and part in node["properties"]:
+            node = node["properties"][part]
+        else:
+            inner = node.get("items") or node.get("additionalProperties")
+            inner = inner or next(iter(node.get("patternProperties", {}).values()), {})
+            node = inner if isinstance(inner, dict) else {}
+    return list(node.get("properties", {}))
+
+
+def load(cls: type[T], path: str | Path) -> T:
+    """The settings file of a stage as `cls`."""
+    try:
+        raw = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such settings file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    return parse(cls, raw, str(path))
+
+
+def merged(default: T, values: dict[str, Any], where: str, under: str) -> T:
+    """`default` with single keys replaced, checked as strictly."""
+    return parse(type(default), {**dataclasses.asdict(default), **values}, where, under)  # type: ignore[call-overload]

@@ -1,0 +1,234 @@
+"""Supervised training: pre-training, healing, SFT, KD and SeqKD are one loop over examples with one loss.
+
+An example is a prompt and a response; cross-entropy is taken on the response (its first EOS included), and with a teacher it is mixed
+with the forward KL to it (`kd_ratio`).  What differs between the stages is which examples, from which model, and with which teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm import models, objectives, provenance
+from minillm.config import Launch, Training
+from minillm.data import Batch, Rows, collate
+from minillm.development import Candidates, Dev, Example, answer, losses
+from minillm.engine import Engine, MetricsLog, start
+from minillm.errors import UserError
+from minillm.files import identity, stage_key, whole_folder
+from minillm.settings import TrainSettings
+
+RULES = ("best_rouge", "lowest_loss")
+
+
+def example_loss(
+    model: torch.nn.Module, batch: Batch, vocabulary: int, denominator: float, teacher: PreTrainedModel | None, kd_ratio: float
+) -> Tensor:
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens."""
+    logits = models.response_logits(model, batch, vocabulary)
+    values = -models.token_logprobs(logits, batch.tokens[:, batch.start :])
+    if teacher is not None and kd_ratio > 0:
+        with torch.no_grad():
+            theirs = models.response_logits(teacher, batch, vocabulary)
+        values = (1 - kd_ratio) * values + kd_ratio * objectives.forward_kl(logits, theirs)
+    return objectives.masked_mean(values, batch.mask, denominator=denominator)
+
+
+def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Rows of the global batch of an optimizer step: each epoch is a permutation drawn from (seed, epoch); a last partial batch is left out."""
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    return [int(i) for i in order[place * batch : (place + 1) * batch]]
+
+
+def count_steps(count: int, settings: Training) -> int:
+    """Optimizer steps of a run over `count` examples; UserError where they do not fill one batch."""
+    if count < settings.batch:
+        raise UserError(f"batch: {settings.batch} rows a batch, but there are only {count} training rows; lower it")
+    return max(1, round(settings.epochs * (count // settings.batch)))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """Steps after which the dev set is looked at: evenly spread, the last one always."""
+    return {max(1, round(steps * (i + 1) / evaluations)) for i in range(evaluations)}
+
+
+def fit(
+    engine: Engine,
+    examples: Sequence[Example],
+    dev: Dev,
+    settings: Training,
+    *,
+    name: str,
+    seed: int,
+    teacher: PreTrainedModel | None = None,
+    own_dev: Sequence[Example] = (),
+    rouge: bool = True,
+) -> list[dict[str, Any]]:
+    """Train to the end, from the newest checkpoint where there is one; returns the history of dev evaluations.
+
+    Each evaluation holds "dev_loss" (cross-entropy on the dev references), "dev_objective" (the loss that is trained, on dev rows or on
+    `own_dev`), and "dev_rouge" where `rouge`.
+    """
+    state = engine.resume() or {"history": []}
+    history: list[dict[str, Any]] = state["history"]
+    candidates = Candidates(engine, dev.tokenizer, RULES if rouge else RULES[1:])
+    log = MetricsLog(engine, name)
+    pad = models.special_tokens(dev.tokenizer)[1]
+    kd_ratio = settings.kd_ratio if settings.loss == "kd" else 0.0
+    due = evaluation_steps(engine.steps, settings.evaluations)
+
+    def look() -> dict[str, Any]:
+        shared = {
+            "vocabulary": dev.vocabulary,
+            "pad": pad,
+            "batch": engine.launch.eval_batch,
+            "teacher": teacher if kd_ratio else None,
+        }
+        found = losses(engine.model, dev.examples, engine.world, **shared)
+        own = losses(engine.model, own_dev, engine.world, **shared) if own_dev else found
+        objective = (1 - kd_ratio) * own["nll"] + kd_ratio * own.get("forward_kl", 0.0)
+        return {"step": engine.step, "dev_loss": found["nll"], "dev_objective": objective}
+
+    def parts(chosen: Sequence[int]) -> Iterator[Tensor]:
+        global_batch = [examples[i] for i in chosen]
+        denominator = sum(len(response) for _, response in global_batch)
+        for part in engine.mine(global_batch, length=lambda e: len(e[0]) + len(e[1])):
+            batch = collate(part, pad).to(engine.world.device)
+            yield example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio)
+
+    engine.engine.eval()
+    if engine.step == 0:
+        log.write({key: value for key, value in look().items() if key != "step"})
+    with engine.interruptible(), engine.progress(name) as bar:
+        while engine.step < engine.steps:
+            numbers = engine.update(parts(batch_of_step(len(examples), settings.batch, engine.step, seed)))
+            bar.update()
+            if engine.step % engine.launch.log_every == 0 or engine.step == engine.steps:
+                log.write(numbers)
+            if engine.step in due:
+                entry = look()
+                if rouge:
+                    answers = answer(engine.model, dev, engine.world)
+                    entry |= {"dev_rouge": answers.rouge, "dev_length": answers.mean_length, "dev_finished": answers.finished}
+                history.append(entry)
+                log.write({key: value for key, value in entry.items() if key != "step"})
+                candidates.offer(history)
+            if engine.step in due or engine.step % engine.launch.save_every == 0:
+                engine.save({"history": history})
+            engine.stop_if_asked({"history": history})
+    return history
+
+
+def export(
+    engine: Engine,
+    dev: Dev,
+    history: list[dict[str, Any]],
+    outputs: dict[str, Path],
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    seed: int,
+) -> None:
+    """The chosen models to their output folders (`outputs`: rule -> folder), then the checkpoints go."""
+    engine.world.barrier()
+    if engine.world.rank == 0:
+        run = {
+            "seed": seed,
+            "world_size": engine.world.size,
+            "wall_seconds": round(engine.elapsed(), 1),
+            "steps": engine.steps,
+            "launch": dataclasses.asdict(engine.launch),
+            "deepspeed": engine.deepspeed_config,
+        }
+        candidates = Candidates(engine, dev.tokenizer, list(outputs))
+        for rule, folder in outputs.items():
+            with whole_folder(folder) as partial:
+                candidates.export(rule, history, partial)
+                provenance.write(partial, settings, inputs, run)
+        shutil.rmtree(engine.folder)
+    engine.world.barrier()
+
+
+def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], list[Example]]:
+    """(training examples, dev examples of the same kind): the gold answers, or with `pseudo` the teacher's answers to the same prompts."""
+    rows = Rows.open(data, "train")
+    if pseudo is None:
+        return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
+    parts = {"train": rows, "dev": Rows.open(data, "dev")}
+    places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
+    found: dict[str, list[Example]] = {"train": [], "dev": []}
+    for number, line in enumerate(pseudo.read_text().splitlines(), 1):
+        answer_ = json.loads(line)
+        split = answer_["split"]
+        if answer_["id"] not in places[split]:
+            raise UserError(f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; make the teacher's answers again")
+        prompt = parts[split].prompt(places[split][answer_["id"]])
+        found[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
+    return found["train"], found["dev"]
+
+
+def run_stage(
+    settings: TrainSettings,
+    launch: Launch,
+    *,
+    data: Path,
+    base: Path,
+    outputs: dict[str, Path],
+    checkpoints: Path,
+    teacher: Path | None = None,
+    pseudo: Path | None = None,
+) -> None:
+    """Stages teacher, sft, kd and seqkd: train `base` on `data` and leave the models that `outputs` (rule -> folder) asks for."""
+    world = start(settings.seed)
+    inputs = {
+        key: identity(path) for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items() if path
+    }
+    tokenizer: PreTrainedTokenizerBase = models.load_tokenizer(data / "tokenizer")
+    models.check_same_tokenizer(base, data / "tokenizer")
+    needs_teacher = settings.training.loss == "kd"
+    if needs_teacher and teacher is None:
+        raise UserError(f"{settings.stage}: the loss 'kd' needs a teacher")
+    if teacher is not None:
+        models.check_same_tokenizer(base, teacher)
+    examples, own_dev = training_examples(data, pseudo)
+    dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch.eval_batch, settings.seed)
+    raw = dataclasses.asdict(settings)
+    engine = Engine(
+        models.load_model(base, "fp32"),
+        settings.training,
+        launch,
+        world,
+        settings.precision,
+        checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
+        count_steps(len(examples), settings.training),
+    )
+    teacher_model = models.load_model(teacher, settings.precision).to(world.device) if needs_teacher and teacher else None
+    history = fit(
+        engine,
+        examples,
+        dev,
+        settings.training,
+        name=settings.stage,
+        seed=settings.seed,
+        teacher=teacher_model,
+        own_dev=own_dev,
+    )
+    export(engine, dev, history, outputs, raw, inputs, settings.seed)
+    world.barrier()
+    if world.rank == 0:
+        engine.say(f"{settings.stage}: finished after {engine.steps} steps and {engine.elapsed():.0f} s")
+
+
+def plain_sequences(chunks: Sequence[np.ndarray]) -> list[Example]:
+    """Chunks as examples whose first token is the prompt, so that all the others are targets."""
+    return [(chunk[:1], chunk[1:]) for chunk in chunks if len(chunk) > 1]
