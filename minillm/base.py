@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from minillm import models, provenance
 from minillm.config import Launch
@@ -27,7 +28,7 @@ def run_stage(
     raw = dataclasses.asdict(settings)
     model = models.base_model(spec, tokenizer, settings.seed, parent)
     if spec.training is None:
-        model = model.to(models.DTYPES[settings.precision])
+        model = torch.nn.Module.to(model, models.DTYPES[settings.precision])
         with whole_folder(out) as partial:
             models.save_model(model, tokenizer, partial)
             provenance.write(partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision})
@@ -44,7 +45,7 @@ def run_stage(
         checkpoints / f"base-{stage_key(raw, inputs)}",
         count_steps(len(examples), spec.training),
     )
-    teacher = models.load_model(parent, settings.precision).to(world.device) if parent else None
+    teacher = models.load_model(parent, settings.precision, world.device) if parent else None
     history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
     export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
 

@@ -18,7 +18,7 @@ from minillm.config import Sampling
 from minillm.data import Batch, Rows, collate
 from minillm.engine import Engine, World
 from minillm.files import whole_folder
-from minillm.models import response_logits, save_model, special_tokens, token_logprobs
+from minillm.models import decode, response_logits, response_tokens, save_model, special_tokens, token_logprobs
 from minillm.sampling import sample
 from minillm.scores import rouge_l
 
@@ -57,21 +57,15 @@ class Dev:
 
 @torch.no_grad()
 def losses(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    world: World,
-    *,
-    vocabulary: int,
-    pad: int,
-    batch: int,
-    teacher: PreTrainedModel | None = None,
+    model: PreTrainedModel, examples: Sequence[Example], dev: Dev, world: World, teacher: PreTrainedModel | None = None
 ) -> dict[str, float]:
-    """Means over all response tokens of `examples`: negative log-likelihood ("nll") and, with a teacher, "forward_kl" and "reverse_kl"."""
+    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl" and "reverse_kl"."""
+    pad = special_tokens(dev.tokenizer)[1]
     ordered = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))[world.rank :: world.size]
     totals = torch.zeros(4, dtype=torch.float64)
-    for first in range(0, len(ordered), batch):
-        part = collate(ordered[first : first + batch], pad).to(world.device)
-        totals += _sums(model, part, vocabulary, teacher)
+    for first in range(0, len(ordered), dev.batch):
+        part = collate(ordered[first : first + dev.batch], pad).to(world.device)
+        totals += _sums(model, part, dev.vocabulary, teacher)
     nll, forward, reverse, count = torch.stack(world.gather(totals)).sum(0).tolist()
     found = {"nll": nll / count}
     return found | {"forward_kl": forward / count, "reverse_kl": reverse / count} if teacher is not None else found
@@ -79,11 +73,11 @@ def losses(
 
 def _sums(model: PreTrainedModel, batch: Batch, vocabulary: int, teacher: PreTrainedModel | None) -> torch.Tensor:
     logits = response_logits(model, batch, vocabulary)
-    values = [-token_logprobs(logits, batch.tokens[:, batch.start :])]
+    values = [-token_logprobs(logits, response_tokens(batch))]
     if teacher is not None:
         theirs = response_logits(teacher, batch, vocabulary)
         values += [objectives.forward_kl(logits, theirs), objectives.reverse_kl(logits, theirs)]
-    sums = [(v * batch.mask).sum().double().cpu() for v in values] + [torch.zeros((), dtype=torch.float64)] * (3 - len(values))
+    sums = [v.sum().double().cpu() for v in values] + [torch.zeros((), dtype=torch.float64)] * (3 - len(values))
     return torch.stack([*sums, batch.mask.sum().double().cpu()])
 
 
@@ -118,7 +112,7 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> Answers:
             i,
             r.tokens,
             r.finished,
-            rouge_l(dev.tokenizer.decode(r.tokens, skip_special_tokens=True), dev.records[i]["references"]),
+            rouge_l(decode(dev.tokenizer, r.tokens), dev.records[i]["references"]),
         )
         for i, r in zip(mine, found, strict=True)
     ]

@@ -160,12 +160,12 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.engine.train(self.settings.dropout)
-        total = 0.0
-        for count, loss in enumerate(losses, 1):
+        total, count = 0.0, 0
+        for loss in losses:
             # DeepSpeed divides by the accumulation steps and averages over ranks; the losses are parts of one sum.
             self.engine.backward(loss * (self.accumulation * self.world.size))
             self.engine.step()
-            total += loss.item()
+            total, count = total + loss.item(), count + 1
         assert count == self.accumulation, f"{count} micro-batches instead of {self.accumulation}"
         self.engine.eval()
         self.step += 1
@@ -298,8 +298,8 @@ class MetricsLog:
         if engine.world.rank != 0:
             return
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= engine.step]
-            self.path.write_text("".join(line + "\n" for line in lines))
+            whole = self.path.read_text().split("\n")[:-1]  # a kill may have cut the last line short
+            self.path.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= engine.step))
         if engine.launch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

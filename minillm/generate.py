@@ -17,7 +17,6 @@ from minillm import models
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.engine import World, start
-from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.sampling import sample
 from minillm.settings import GenerateSettings, PseudoSettings
@@ -72,7 +71,7 @@ def answer_all(
                     batch=launch.eval_batch,
                 )
                 for question, response in zip(part, found, strict=True):
-                    text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+                    text = models.decode(tokenizer, response.tokens)
                     entry = {"response": text, "response_tokens": response.tokens.tolist(), "finished": response.finished}
                     file.write(json.dumps({"key": question.key, **entry}) + "\n")
                     done[json.dumps(question.key)] = entry
@@ -102,9 +101,8 @@ def _remove_journals(journal: Path) -> None:
 
 def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
-    rows = [json.loads(line) for line in test.read_text().splitlines()]
-    if not rows:
-        raise UserError(f"{test}: no rows")
+    # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
+    rows = [json.loads(line) for line in test.read_text().removesuffix("\n").split("\n")]
     world = start(0)
     tokenizer = models.load_tokenizer(model)
     inputs = {"test": identity(test), "model": identity(model)}
@@ -114,7 +112,7 @@ def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, mode
         for seed in settings.seeds
         for row in rows
     ]
-    loaded = models.load_model(model, settings.precision).to(world.device)
+    loaded = models.load_model(model, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)
     if answers is not None:
         by_id = {row["id"]: row for row in rows}
@@ -151,7 +149,7 @@ def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher:
         questions += [
             Question((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)
         ]
-    loaded = models.load_model(teacher, settings.precision).to(world.device)
+    loaded = models.load_model(teacher, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
     if answers is not None:
         with whole_file(out) as partial, open(partial, "w") as file:

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from minillm import config
-from minillm.data import Batch, resolve_path
+from minillm.data import Batch
 from minillm.errors import UserError
+from minillm.sources import resolve_path
 
 transformers_logging.disable_progress_bar()
 
@@ -26,8 +28,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, precision: str) -> PreTrainedModel:
-    """A model folder of ours, in `precision`, in evaluation mode.
+def load_model(folder: Path, precision: str, device: torch.device | None = None) -> PreTrainedModel:
+    """A model folder of ours, in `precision`, in evaluation mode, on `device` (default: the CPU).
 
     Raises UserError where the folder is missing or holds no weights.
     """
@@ -36,7 +38,7 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise UserError(f"{folder}: a model folder without weights (*.safetensors); copy or download it again")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
-    return model.eval()
+    return nn.Module.to(model, device).eval() if device else model.eval()
 
 
 def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
@@ -84,7 +86,7 @@ def _from_gguf(path: Path) -> PreTrainedModel:
         raise UserError(f"{path}: no such GGUF file")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
-    model.hf_quantizer = None
+    model.__dict__["hf_quantizer"] = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
@@ -95,10 +97,10 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
 
     Raises UserError for a layer that it does not have or an architecture whose layers are not found.
     """
-    decoder = model.base_model
+    decoder: nn.Module = model.base_model
     name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
     if name is None and isinstance(getattr(decoder, "decoder", None), nn.Module):
-        decoder, name = decoder.decoder, "layers"
+        decoder, name = decoder.get_submodule("decoder"), "layers"
     if name is None:
         raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
     blocks = getattr(decoder, name)
@@ -108,7 +110,7 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     for index, block in enumerate(kept):
         for part in block.modules():
             if hasattr(part, "layer_idx"):  # where the KV cache files this layer
-                part.layer_idx = index
+                part.__dict__["layer_idx"] = index
     setattr(decoder, name, kept)
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
@@ -137,6 +139,13 @@ def check_same_tokenizer(a: Path, b: Path) -> int:
     return len(ours)
 
 
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
+    """Text of a response, special tokens left out."""
+    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """(eos, pad) ids."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -145,10 +154,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
-    """Logits that predict each response token, shape (batch, time of the response, vocabulary).
+    """Logits that predict each valid response token, float32, shape (valid tokens, vocabulary), in the order of `batch.mask`.
 
-    Only response positions go through the output matrix; entries past `vocabulary` (padding of the embedding) are dropped, so
-    that a softmax over the rest is renormalised.
+    Prompt positions never go through the output matrix and padding is dropped before anything is computed with it.  Entries
+    past `vocabulary` (padding of the embedding) are cut off, so that a softmax over the rest is renormalised.
     """
     time = batch.tokens.shape[1] - batch.start
     output = model(
@@ -158,12 +167,17 @@ def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
         use_cache=False,
         logits_to_keep=time + 1,
     )
-    return output.logits[:, -(time + 1) : -1, :vocabulary]
+    logits: Tensor = output.logits[:, -(time + 1) : -1][batch.mask.bool()][:, :vocabulary]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def response_tokens(batch: Batch) -> Tensor:
+    """The valid response tokens in the same order, shape (valid tokens,)."""
+    return batch.tokens[:, batch.start :][batch.mask.bool()]
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token, (batch, time), in float32 or better, without a second vocabulary-sized copy."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    """Log-probability of each token, the shape of `tokens`, without a second vocabulary-sized copy."""
     chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)
 

@@ -74,8 +74,8 @@ def collect(
     for k, response in enumerate(responses):
         length = len(response.tokens)
         mask[k, :length] = 1.0
-        student[k, :length] = torch.from_numpy(response.student_logprobs)
-        teacher_[k, :length] = torch.from_numpy(response.teacher_logprobs)
+        student[k, :length] = recorded(response.student_logprobs)
+        teacher_[k, :length] = recorded(response.teacher_logprobs)
     rewards = objectives.token_rewards(student, teacher_, mask, scale=settings.reward_scale, clip=settings.reward_clip or None)
     summary = {
         "reward": objectives.masked_mean(rewards, mask).item(),
@@ -93,6 +93,12 @@ def collect(
     )
 
 
+def recorded(values: np.ndarray | None) -> Tensor:
+    """Log-probabilities that the sampler wrote down."""
+    assert values is not None
+    return torch.from_numpy(values)
+
+
 def rollout_loss(
     engine: Engine,
     teacher: PreTrainedModel,
@@ -106,26 +112,26 @@ def rollout_loss(
     """This micro-batch's share of the single-step term plus the long term (Eq. 5 with Eq. 6), means over `denominator` tokens."""
     pad = models.special_tokens(dev.tokenizer)[1]
     batch = collate([(rollouts.prompts[i], rollouts.responses[i]) for i in part], pad).to(engine.world.device)
-    time = batch.mask.shape[1]
+    time, valid = batch.mask.shape[1], batch.mask.bool()
 
-    def cut(values: Tensor) -> Tensor:
-        return values[list(part), :time].to(engine.world.device)
+    def cut(values: Tensor) -> Tensor:  # (valid tokens,), as the logits below
+        return values[list(part), :time].to(engine.world.device)[valid]
 
     logits = models.response_logits(engine.engine, batch, dev.vocabulary) / settings.temperature
     with torch.no_grad():
         theirs = models.response_logits(teacher, batch, dev.vocabulary) / settings.temperature
-    weights = cut(rollouts.weights)
+    weights, mask = cut(rollouts.weights), torch.ones_like(logits[:, 0])
     loss = objectives.policy_gradient_loss(
-        models.token_logprobs(logits, batch.tokens[:, batch.start :]),
+        models.token_logprobs(logits, models.response_tokens(batch)),
         cut(rollouts.student_logprobs),
         cut(advantages),
-        batch.mask,
+        mask,
         weights=weights,
         clip=settings.clip,
         denominator=denominator,
     )
     if settings.single_step:
-        loss = loss + objectives.single_step_loss(logits, theirs, batch.mask, weights=weights, denominator=denominator)
+        loss = loss + objectives.single_step_loss(logits, theirs, mask, weights=weights, denominator=denominator)
     return loss
 
 
@@ -188,13 +194,8 @@ def train(
 
     def look() -> dict[str, Any]:
         answers = answer(engine.model, dev, engine.world)
-        shared = {
-            "vocabulary": dev.vocabulary,
-            "pad": models.special_tokens(dev.tokenizer)[1],
-            "batch": engine.launch.eval_batch,
-        }
-        own = losses(engine.model, answers.examples, engine.world, teacher=teacher, **shared)
-        gold = losses(engine.model, dev.examples, engine.world, **shared)
+        own = losses(engine.model, answers.examples, dev, engine.world, teacher)
+        gold = losses(engine.model, dev.examples, dev, engine.world)
         found = {"dev_rouge": answers.rouge, "dev_loss": gold["nll"], "dev_objective": own["reverse_kl"]}
         return found | {"dev_length": answers.mean_length, "dev_finished": answers.finished}
 
@@ -257,6 +258,6 @@ def run_stage(
         checkpoints / f"minillm-{stage_key(raw, inputs)}",
         training.collections * training.inner_epochs * (training.rollouts // training.batch),
     )
-    teacher_model = models.load_model(teacher, settings.precision).to(world.device)
+    teacher_model = models.load_model(teacher, settings.precision, world.device)
     history = train(engine, teacher_model, rows, corpus, dev, training, settings.seed)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed)

@@ -163,7 +163,7 @@ def _sample_batch(
         # The teacher's part first only where there is one: index 0 is always the student.
         logits = [decoder.logits(tokens, attention[alive, :end], positions) / sampling.temperature for decoder in decoders]
         if filters:
-            logits[0] = filters(history[alive, :end], logits[0])
+            logits[0] = filters(history[alive, :end], logits[0])  # type: ignore[arg-type]
         student = logits[0].log_softmax(-1)
         log_mixture = student
         if mixture:
@@ -194,9 +194,9 @@ def _sample_batch(
         tokens = history[alive, end : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
 
-    out, values = history[:, width:].cpu().numpy().astype(np.int32), logprobs.cpu().numpy()
+    out, recordings = history[:, width:].cpu().numpy().astype(np.int32), logprobs.cpu().numpy()
     responses = []
     for i, (length, ended) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True)):
-        recorded = [values[k, i, :length] for k in range(3)] if record else [None] * 3
+        recorded = [recordings[k, i, :length] for k in range(3)] if record else [None] * 3
         responses.append(Response(out[i, :length], ended, *recorded))
     return responses

@@ -35,12 +35,12 @@ def example_loss(
 ) -> Tensor:
     """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens."""
     logits = models.response_logits(model, batch, vocabulary)
-    values = -models.token_logprobs(logits, batch.tokens[:, batch.start :])
+    values = -models.token_logprobs(logits, models.response_tokens(batch))
     if teacher is not None and kd_ratio > 0:
         with torch.no_grad():
             theirs = models.response_logits(teacher, batch, vocabulary)
         values = (1 - kd_ratio) * values + kd_ratio * objectives.forward_kl(logits, theirs)
-    return objectives.masked_mean(values, batch.mask, denominator=denominator)
+    return values.sum() / denominator
 
 
 def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -89,14 +89,9 @@ def fit(
     due = evaluation_steps(engine.steps, settings.evaluations)
 
     def look() -> dict[str, Any]:
-        shared = {
-            "vocabulary": dev.vocabulary,
-            "pad": pad,
-            "batch": engine.launch.eval_batch,
-            "teacher": teacher if kd_ratio else None,
-        }
-        found = losses(engine.model, dev.examples, engine.world, **shared)
-        own = losses(engine.model, own_dev, engine.world, **shared) if own_dev else found
+        mixed_in = teacher if kd_ratio else None
+        found = losses(engine.model, dev.examples, dev, engine.world, mixed_in)
+        own = losses(engine.model, own_dev, dev, engine.world, mixed_in) if own_dev else found
         objective = (1 - kd_ratio) * own["nll"] + kd_ratio * own.get("forward_kl", 0.0)
         return {"step": engine.step, "dev_loss": found["nll"], "dev_objective": objective}
 
@@ -167,7 +162,7 @@ def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], l
     parts = {"train": rows, "dev": Rows.open(data, "dev")}
     places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
     found: dict[str, list[Example]] = {"train": [], "dev": []}
-    for number, line in enumerate(pseudo.read_text().splitlines(), 1):
+    for number, line in enumerate(pseudo.read_text().removesuffix("\n").split("\n"), 1):
         answer_ = json.loads(line)
         split = answer_["split"]
         if answer_["id"] not in places[split]:
@@ -212,7 +207,7 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = models.load_model(teacher, settings.precision).to(world.device) if needs_teacher and teacher else None
+    teacher_model = models.load_model(teacher, settings.precision, world.device) if needs_teacher and teacher else None
     history = fit(
         engine,
         examples,

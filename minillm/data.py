@@ -1,0 +1,364 @@
+"""Stages `data` and `testset`: rows become prompts and tokens, with a card that says what was kept; and what training reads back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from minillm.config import Dataset
+from minillm.errors import UserError
+from minillm.files import whole_file, whole_folder, write_json
+from minillm.settings import DataSettings, TestSettings
+from minillm.sources import Row, read_rows, read_texts
+from minillm.tokenizers import make_tokenizer
+
+# The published wrapper (Alpaca's, as the authors released it); "plain" is a short one for tiny models.
+ALPACA = (
+    "Below is an instruction that describes a task{also}. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+)
+NAMED = 5  # how many rows a card names where it counts duplicates or overlap
+
+
+def render(row: Row, template: str) -> str:
+    """The prompt of a row; its response follows directly."""
+    if template == "plain":
+        return f"{row.instruction}\n{row.input + chr(10) if row.input else ''}### Response:\n"
+    also = ", paired with an input that provides further context" if row.input else ""
+    return ALPACA.format(also=also, instruction=row.instruction, input=f"### Input:\n{row.input}\n\n" if row.input else "")
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_response: int
+) -> tuple[list[int], list[int], Counter[str]]:
+    """(prompt ids, response ids, what happened), tokenised jointly and without special tokens but one EOS after the response.
+
+    Where joining merges across the boundary the two are tokenised apart ("boundary_merged").  A response of more than
+    `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").
+    """
+    notes: Counter[str] = Counter()
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    joint = tokenizer.encode(prompt + response, add_special_tokens=False)
+    if joint[: len(prompt_ids)] == prompt_ids:
+        response_ids = joint[len(prompt_ids) :]
+    else:
+        notes["boundary_merged"] += 1
+        response_ids = tokenizer.encode(response, add_special_tokens=False)
+    response_ids = [*response_ids, tokenizer.eos_token_id]
+    if len(response_ids) > max_response:
+        notes["response_cut"] += 1
+        response_ids = response_ids[:max_response]
+    return prompt_ids, response_ids, notes
+
+
+def prepare(settings: DataSettings, out: Path) -> None:
+    """Stage `data`: tokenizer, training rows, dev rows and corpus of one tokenizer into the folder `out`, with card.json.
+
+    Rows with a prompt over `max_prompt` tokens are dropped, never cut.  Raises UserError where training and dev rows overlap.
+    """
+    texts = read_texts(settings.corpus, "data.corpus")
+    tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
+    rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
+    refuse_overlap(rows["train"], rows["dev"], "data.train", "data.dev")
+    card: dict[str, Any] = {}
+    with whole_folder(out) as partial:
+        tokenizer.save_pretrained(partial / "tokenizer")
+        for split, dataset in (("train", settings.train), ("dev", settings.dev)):
+            card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
+        card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
+        card["tokenizer"] = {"vocabulary": len(tokenizer), "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        card["content"] = _hash(
+            vocabulary, *(_hash_file(p) for p in sorted(partial.glob("*.np*")) + sorted(partial.glob("*.jsonl")))
+        )
+        write_json(partial / "card.json", card)
+
+
+def prepare_test(settings: TestSettings, data: Path, out: Path) -> None:
+    """Stage `testset`: the prompts of one test set as JSON lines, and FILE.card.json beside them.
+
+    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
+    duplicates are counted and named; nothing else is changed.
+    """
+    tokenizer = _saved_tokenizer(data)
+    where = f"datasets.{settings.name}"
+    rows = read_rows(settings.dataset, where)
+    known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
+    refuse_overlap(known["train"], rows, "data.train", where)
+    dropped: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        ids = tokenizer.encode(render(row, settings.template), add_special_tokens=False)
+        if len(ids) > settings.max_prompt:
+            dropped["prompt_too_long"] += 1
+        else:
+            kept.append((row, ids))
+    kept = subset(kept, settings.dataset.sample, settings.seed, settings.name)
+    if not kept:
+        raise UserError(f"{where}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+    lines = [
+        {
+            "id": r.id,
+            "dataset": settings.name,
+            "prompt": render(r, settings.template),
+            "prompt_tokens": ids,
+            "references": list(r.outputs),
+        }
+        for r, ids in kept
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    dev_keys = {row.key for row in known["dev"]}
+    shared = [row.id for row, _ in kept if row.key in dev_keys]
+    card = {
+        "source": _source(settings.dataset),
+        "read": len(rows),
+        "kept": len(kept),
+        "dropped": dict(dropped),
+        "sampled_from": len(rows) - sum(dropped.values()),
+        "duplicates": _named(duplicates([row for row, _ in kept])),
+        "overlap_with_dev": _named(shared),
+        "prompt_tokens": statistics([len(ids) for _, ids in kept]),
+        "content": _hash(text.encode()),
+    }
+    with whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    write_json(out.with_suffix(".card.json"), card)
+
+
+def _write_rows(
+    folder: Path, split: str, rows: list[Row], dataset: Dataset, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    kept: list[tuple[Row, list[int], list[int], Counter[str]]] = []
+    for row in rows:
+        prompt, response, seen = encode(tokenizer, render(row, settings.template), row.outputs[0], settings.max_response)
+        if len(prompt) > settings.max_prompt:
+            dropped["prompt_too_long"] += 1
+        else:
+            kept.append((row, prompt, response, seen))
+    kept = subset(kept, dataset.sample, settings.seed, split)
+    if not kept:
+        raise UserError(f"data.{split}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+    for *_, seen in kept:
+        notes += seen
+    with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+        for row, *_ in kept:
+            record = {
+                "id": row.id,
+                "instruction": row.instruction,
+                "input": row.input,
+                "prompt": render(row, settings.template),
+                "response": row.outputs[0],
+                "references": list(row.outputs),
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    np.save(folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32))
+    np.save(folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32))
+    return {
+        "source": _source(dataset),
+        "read": len(rows),
+        "kept": len(kept),
+        "dropped": dict(dropped),
+        "sampled_from": len(rows) - sum(dropped.values()),
+        "boundary_merged": notes["boundary_merged"],
+        "response_cut": notes["response_cut"],
+        "duplicates": _named(duplicates([row for row, *_ in kept])),
+        "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
+        "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
+    }
+
+
+def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Documents joined by EOS and cut into chunks; a last chunk of fewer than 8 tokens is left out."""
+    tokens: list[int] = []
+    for text in texts:
+        tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    length = settings.corpus_length
+    lengths = [min(length, len(tokens) - first) for first in range(0, len(tokens), length)]
+    if lengths[-1] < 8:
+        lengths.pop()
+    np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
+    np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
+    return {"source": _source(settings.corpus), "documents": len(texts), "chunks": len(lengths), "tokens": sum(lengths)}
+
+
+def subset(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
+    """A seeded subset of `count` items in their own order (0 or too many: all); `name` makes sets of one seed independent."""
+    if not count or count >= len(items):
+        return items
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    chosen = np.random.Generator(np.random.Philox(key=[seed, key])).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
+
+
+def refuse_overlap(train: Sequence[Row], other: Sequence[Row], train_name: str, other_name: str) -> None:
+    """UserError where a training row asks the same (instruction and input) as a row of an evaluation set."""
+    places = {row.key: row.id for row in train}
+    shared = [(places[row.key], row.id) for row in other if row.key in places]
+    if shared:
+        raise UserError(
+            f"{other_name}: {len(shared)} of its rows are training rows too, e.g. row {shared[0][1]} is row {shared[0][0]} of "
+            f"{train_name}; remove them from one of the two"
+        )
+
+
+def duplicates(rows: Sequence[Row]) -> list[int]:
+    """Ids of rows that repeat an earlier row of the same set."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for row in rows:
+        if row.key in seen:
+            found.append(row.id)
+        seen.add(row.key)
+    return found
+
+
+def statistics(lengths: Sequence[int]) -> dict[str, float]:
+    """Minimum, median, mean, 95th percentile, maximum and total of token counts."""
+    values = np.asarray(lengths)
+    return {
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "mean": round(float(values.mean()), 1),
+        "p95": float(np.percentile(values, 95)),
+        "max": int(values.max()),
+        "total": int(values.sum()),
+    }
+
+
+def _named(ids: list[int]) -> dict[str, Any]:
+    return {"count": len(ids), "first_ids": ids[:NAMED]}
+
+
+def _source(dataset: Dataset) -> str:
+    return " ".join(filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision]))
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _hash_file(path: Path) -> bytes:
+    return path.name.encode() + hashlib.sha256(path.read_bytes()).digest()
+
+
+def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(data / "tokenizer", local_files_only=True)
+    return tokenizer
+
+
+def _row_of(record: dict[str, Any]) -> Row:
+    return Row(record["id"], record["instruction"], record["input"], tuple(record["references"]))
+
+
+# --- what training reads back
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows of a data folder, memory-mapped; row i is prompt and response, told apart by stored lengths."""
+
+    folder: Path
+    split: str
+    tokens: np.ndarray
+    lengths: np.ndarray  # (rows, 2)
+    starts: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Rows:
+        """Raises UserError where `folder` is no data folder."""
+        if not (folder / f"{split}.tokens.npy").is_file():
+            raise UserError(f"{folder}: no {split} rows here; run the data stage first")
+        lengths = np.load(folder / f"{split}.lengths.npy")
+        starts = np.concatenate([[0], lengths.sum(1).cumsum()])
+        return cls(folder, split, np.load(folder / f"{split}.tokens.npy", mmap_mode="r"), lengths, starts)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def prompt(self, i: int) -> np.ndarray:
+        """Token ids of prompt i, (length,) int32."""
+        return np.asarray(self.tokens[self.starts[i] : self.starts[i] + self.lengths[i, 0]])
+
+    def response(self, i: int) -> np.ndarray:
+        """Token ids of response i, its EOS included unless it was cut."""
+        return np.asarray(self.tokens[self.starts[i] + self.lengths[i, 0] : self.starts[i + 1]])
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as text: id, instruction, input, prompt, response, references."""
+        with open(self.folder / f"{self.split}.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(record["id"]) for record in self.records]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Chunks of the pre-training corpus, memory-mapped."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus:
+        starts = np.concatenate([[0], np.load(folder / "corpus.lengths.npy").cumsum()])
+        return cls(np.load(folder / "corpus.tokens.npy", mmap_mode="r"), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def chunk(self, i: int) -> np.ndarray:
+        """Token ids of chunk i, (length,) int32."""
+        return np.asarray(self.tokens[self.starts[i] : self.starts[i + 1]])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """[left-padded prompts | right-padded responses].
+
+    tokens, attention (1 on real tokens) and positions are (batch, width) int64; responses are tokens[:, start:]; mask is
+    (batch, width - start) float32, 1 on response tokens.
+    """
+
+    tokens: Tensor
+    attention: Tensor
+    positions: Tensor
+    mask: Tensor
+    start: int
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.tokens.to(device), self.attention.to(device), self.positions.to(device), self.mask.to(device), self.start
+        )
+
+
+def collate(examples: Sequence[tuple[np.ndarray, np.ndarray]], pad: int) -> Batch:
+    """Prompts and responses as one batch.  Masks come from lengths, never from token values, so EOS may be PAD."""
+    start = max(len(prompt) for prompt, _ in examples)
+    width = start + max(len(response) for _, response in examples)
+    tokens = torch.full((len(examples), width), pad, dtype=torch.long)
+    attention = torch.zeros((len(examples), width), dtype=torch.long)
+    mask = torch.zeros((len(examples), width - start))
+    for i, (prompt, response) in enumerate(examples):
+        first, end = start - len(prompt), start + len(response)
+        tokens[i, first:start] = torch.from_numpy(prompt.astype(np.int64))
+        tokens[i, start:end] = torch.from_numpy(response.astype(np.int64))
+        attention[i, first:end] = 1
+        mask[i, : len(response)] = 1.0
+    return Batch(tokens, attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, start)

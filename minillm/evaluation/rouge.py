@@ -1,0 +1,118 @@
+"""The `rouge` stage: one generations file to one metric file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import UserError
+from minillm.evaluation.statistics import mean_and_error
+from minillm.files import write_json
+from minillm.scores import exact_match, rouge_l
+
+AGAIN = "remove it and generate again"
+
+
+def evaluate(generations: Path, out: Path) -> None:
+    """ROUGE-L and exact match of the responses in `generations` (and FILE.meta.json beside it) to the metric file `out`.
+
+    "mean" is over the seeds' means over rows (0 to 100), "standard_error" over the seeds' means (null for one seed), and
+    "scores" holds each row's ROUGE-L in the order of "ids".  Raises UserError, one line naming file and line, where a line
+    is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
+    """
+    generations = Path(generations)
+    meta = _meta(generations.with_suffix(".meta.json"))
+    rows = _rows(generations)
+    ids = _check(generations, rows, meta)
+
+    rouge: dict[str, list[float]] = {}
+    exact: list[float] = []
+    for seed in meta["seeds"]:
+        answers = [rows[seed][id_] for id_ in ids]
+        rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
+        exact += [exact_match(row["response"], row["references"]) for row in answers]
+    per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
+    mean, error = mean_and_error(per_seed.values())
+    write_json(
+        out,
+        {
+            "metric": "rougeL",
+            "dataset": meta["dataset"],
+            "n": len(ids),
+            "seeds": meta["seeds"],
+            "mean": mean,
+            "standard_error": error,
+            "over": "sampling seeds",
+            "per_seed": per_seed,
+            "ids": ids,
+            "scores": rouge,
+            "exact_match": math.fsum(exact) / len(exact),
+            "sampling": meta["sampling"],
+            "sources": [str(generations)],
+        },
+    )
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it is written with the generations, generate again") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}; {AGAIN}") from None
+    for key, kind in (("dataset", str), ("rows", int), ("sampling", dict), ("seeds", list)):
+        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
+            raise UserError(f"{path}: '{key}' is missing or of the wrong type; {AGAIN}")
+    return meta
+
+
+def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
+    """seed -> id -> row."""
+    rows: dict[int, dict[int, dict[str, Any]]] = {}
+    first: dict[tuple[int, int], int] = {}
+    try:
+        # Split at "\n" alone: str.splitlines would also cut at separators that JSON leaves unescaped inside a text.
+        lines = path.read_text().removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such generations file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error}; {AGAIN}") from None
+    for number, line in enumerate(lines, start=1):
+        row = _row(line, f"{path}:{number}")
+        key = (row["seed"], row["id"])
+        if key in first:
+            raise UserError(f"{path}:{number}: seed {key[0]}, id {key[1]} stands in line {first[key]} already; {AGAIN}")
+        first[key] = number
+        rows.setdefault(row["seed"], {})[row["id"]] = row
+    return rows
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not a line of JSON: {error}; {AGAIN}") from None
+    for key, kind in (("id", int), ("seed", int), ("response", str), ("references", list)):
+        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
+            raise UserError(f"{where}: '{key}' is missing or of the wrong type; {AGAIN}")
+    if not row["references"] or not all(isinstance(reference, str) for reference in row["references"]):
+        raise UserError(f"{where}: 'references' must be a list of at least one text; mend the test set and generate again")
+    return row
+
+
+def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[str, Any]) -> list[int]:
+    """The ids, the same for each seed, in order."""
+    if sorted(rows) != sorted(meta["seeds"]):
+        raise UserError(f"{path}: seeds {sorted(rows)}, but its meta file says {sorted(meta['seeds'])}; {AGAIN}")
+    ids = sorted({id_ for answers in rows.values() for id_ in answers})
+    for seed in meta["seeds"]:
+        lacking = [id_ for id_ in ids if id_ not in rows[seed]]
+        if lacking:
+            raise UserError(
+                f"{path}: seed {seed} lacks {len(lacking)} rows that other seeds have, first id {lacking[0]}; {AGAIN}"
+            )
+    if len(ids) != meta["rows"]:
+        raise UserError(f"{path}: {len(ids)} rows for each seed, but its meta file says {meta['rows']}; {AGAIN}")
+    return ids

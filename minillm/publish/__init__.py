@@ -1,0 +1,1 @@
+"""Tables and figures from finished metrics; imports neither torch nor transformers."""

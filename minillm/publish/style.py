@@ -1,0 +1,57 @@
+"""Names and looks shared by tables and figures: the same method has the same name and colour everywhere."""
+
+from __future__ import annotations
+
+from minillm.config import Sampling
+
+METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the hatches tell the methods apart in black and white.
+COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#009E73", "minillm": "#D55E00"}
+HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
+
+DASH = "–"
+FEWER = "†"  # behind a mean over fewer training seeds than the others
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex(text: str) -> str:
+    """`text` with everything escaped that LaTeX takes for a command."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def markdown(text: str) -> str:
+    """`text` for a cell of a Markdown table."""
+    return "".join(f"\\{character}" if character in "\\|*_<`[" else character for character in text)
+
+
+def number(mean: float | None, error: float | None) -> str:
+    """ "23.3 ± 0.2", "23.3" without an error, a dash without a mean."""
+    if mean is None:
+        return DASH
+    return f"{mean:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def sampling_text(sampling: Sampling) -> str:
+    """How the responses were drawn, in words, every setting named."""
+    ngram = sampling.no_repeat_ngram
+    parts = [
+        f"temperature {sampling.temperature:g}",
+        f"top-p {sampling.top_p:g}" + (" (off)" if sampling.top_p == 1 else ""),
+        f"top-k {sampling.top_k}" + (" (off)" if sampling.top_k == 0 else ""),
+        f"no_repeat_ngram {ngram}" + (" (off)" if ngram == 0 else ""),
+        f"at most {sampling.max_tokens} new tokens",
+    ]
+    return ", ".join(parts)

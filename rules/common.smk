@@ -1,0 +1,174 @@
+# What the rules share: the checked configuration, names, paths, and how a stage is launched.
+import ast
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+from minillm.config import experiment
+from minillm.errors import UserError
+from minillm.settings import canonical, launch_values, stage_settings
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+CONFIG_FILES = ", ".join(
+    dict.fromkeys(os.path.relpath(path) for path in workflow.configfiles)
+)
+
+try:
+    EXPERIMENT = experiment(config, CONFIG_FILES)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
+
+RUN = EXPERIMENT.run
+SEEDS = EXPERIMENT.training_seeds
+TESTS = EXPERIMENT.data.tests
+PAIRS = [
+    (pair.teacher, student) for pair in EXPERIMENT.pairs for student in pair.students
+]
+TEACHERS = list(dict.fromkeys(teacher for teacher, _ in PAIRS))
+STUDENTS = list(dict.fromkeys(student for _, student in PAIRS))
+MODELS = list(EXPERIMENT.models)
+
+
+def student_weights(student, method, teacher, seed):
+    """Path of a student below models/."""
+    return (
+        f"{student}/sft/seed{seed}"
+        if method == "sft"
+        else f"{student}/{method}/{teacher}/seed{seed}"
+    )
+
+
+# Every model that is evaluated, as its path below models/.
+WEIGHTS = [f"{teacher}/teacher" for teacher in TEACHERS] + list(
+    dict.fromkeys(
+        student_weights(student, method, teacher, seed)
+        for teacher, student in PAIRS
+        for method in EXPERIMENT.methods
+        for seed in SEEDS
+    )
+)
+
+
+def one_of(names):
+    return "|".join(re.escape(name) for name in names)
+
+
+wildcard_constraints:
+    run=re.escape(RUN),
+    model=one_of(MODELS),
+    student=one_of(STUDENTS),
+    teacher=one_of(TEACHERS),
+    tokenizer=one_of(EXPERIMENT.tokenizers),
+    test=one_of(TESTS),
+    weights=one_of(WEIGHTS),
+    seed=r"\d+",
+
+
+def settings_of(wildcards):
+    """Text of a stage's settings file: the same settings always give the same text, and nothing else goes into it."""
+    stage, *names = wildcards.key.split("/")
+    keys = {
+        "data": ["tokenizer"],
+        "testset": ["test"],
+        "base": ["model"],
+        "teacher": ["model"],
+        "sft": ["model", "seed"],
+        "pseudo": ["teacher"],
+    }.get(stage, ["model", "teacher", "seed"])
+    values = dict(zip(keys, names))
+    values["seed"] = int(values.get("seed", SEEDS[0]))
+    return canonical(stage_settings(EXPERIMENT, stage, **values))
+
+
+def tokenizer_of(name):
+    return EXPERIMENT.models[name].tokenizer
+
+
+def data_of(wildcards):
+    """Data folder in the tokenizer of the job's model."""
+    names = [wildcards.get(key) for key in ("model", "student", "teacher", "weights")]
+    name = next(name for name in names if name).split("/")[0]
+    return f"results/{wildcards.run}/data/{tokenizer_of(name)}/training"
+
+
+def tests_of(wildcards):
+    name = wildcards.weights.split("/")[0]
+    return f"results/{wildcards.run}/data/{tokenizer_of(name)}/tests/{wildcards.test}.jsonl"
+
+
+def pseudo_of(wildcards):
+    """The teacher's answers that SeqKD is trained on."""
+    return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/pseudo/{wildcards.teacher}.jsonl"
+
+
+def parent_of(wildcards):
+    """The base model that a pruned one is cut from."""
+    parent = EXPERIMENT.models[wildcards.model].parent
+    return [f"results/{wildcards.run}/models/{parent}/base"] if parent else []
+
+
+def sources(module):
+    """The package's files that a stage's module imports, itself included: the code that its results depend on.
+
+    Relative paths, so that a moved checkout re-runs nothing.
+    """
+    root = Path(workflow.basedir).parent
+    seen, todo = set(), [module]
+    while todo:
+        base = root.joinpath(*todo.pop().split("."))
+        path = next(
+            (p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()),
+            None,
+        )
+        if path is None or path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                todo += [
+                    alias.name
+                    for alias in node.names
+                    if alias.name.startswith("minillm")
+                ]
+            elif (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").split(".")[0] == "minillm"
+            ):
+                todo += [node.module] + [
+                    f"{node.module}.{alias.name}" for alias in node.names
+                ]
+    return sorted(os.path.relpath(path) for path in seen if path.stat().st_size)
+
+
+def launch(stage):
+    """Params function: how a stage is started on the resources that its job got.
+
+    Functions of `resources` are not part of a job's recorded parameters, so launch values re-run nothing.
+    """
+
+    def command(wildcards, resources):
+        values = launch_values(EXPERIMENT, stage)
+        processes, nodes = values["processes"], resources.get("nodes", 1)
+        gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
+        if gpus:
+            processes = int(gpus[1])  # of each node
+        run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
+        if nodes > 1:
+            per_node = os.path.relpath(
+                Path(workflow.basedir) / "scripts" / "per_node.sh"
+            )
+            return (
+                f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+                f" {per_node} torchrun --nproc-per-node={processes} --nnodes={nodes} {run}"
+            )
+        return (
+            f"torchrun --standalone --nproc-per-node={processes} {run}"
+            if processes > 1
+            else f"python {run}"
+        )
+
+    return command

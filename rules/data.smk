@@ -1,0 +1,53 @@
+# One settings file a stage: a value edited while a job waits in a queue cannot slip into it.
+rule settings:
+    output:
+        "results/{run}/configs/{key}.json",
+    log:
+        "results/{run}/logs/configs/{key}.log",
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        settings=settings_of,
+    shell:
+        "printf '%s\\n' {params.settings:q} > {output} 2> {log}"
+
+
+rule data:
+    input:
+        config="results/{run}/configs/data/{tokenizer}.json",
+        code=sources("minillm.data"),
+    output:
+        directory("results/{run}/data/{tokenizer}/training"),
+    log:
+        "results/{run}/logs/data/{tokenizer}.log",
+    benchmark:
+        "results/{run}/benchmarks/data/{tokenizer}.tsv"
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime="2h",
+    shell:
+        "python -m minillm data --config {input.config} --out {output} > {log} 2>&1"
+
+
+rule testset:
+    input:
+        config="results/{run}/configs/testset/{test}.json",
+        data="results/{run}/data/{tokenizer}/training",
+        code=sources("minillm.data"),
+    output:
+        rows="results/{run}/data/{tokenizer}/tests/{test}.jsonl",
+        card="results/{run}/data/{tokenizer}/tests/{test}.card.json",
+    log:
+        "results/{run}/logs/testset/{tokenizer}/{test}.log",
+    benchmark:
+        "results/{run}/benchmarks/testset/{tokenizer}/{test}.tsv"
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    shell:
+        "python -m minillm testset --config {input.config} --data {input.data} --out {output.rows} > {log} 2>&1"

@@ -1,0 +1,25 @@
+# The on-policy phase, from the SFT checkpoint of lowest dev loss.
+rule minillm:
+    input:
+        config="results/{run}/configs/minillm/{student}/{teacher}/{seed}.json",
+        data=data_of,
+        init="results/{run}/models/{student}/init/seed{seed}",
+        teacher="results/{run}/models/{teacher}/teacher",
+        code=sources("minillm.onpolicy"),
+    output:
+        directory("results/{run}/models/{student}/minillm/{teacher}/seed{seed}"),
+    log:
+        "results/{run}/logs/minillm/{student}/{teacher}/seed{seed}.log",
+    benchmark:
+        "results/{run}/benchmarks/minillm/{student}/{teacher}/seed{seed}.tsv"
+    conda:
+        "../environment.yml"
+    threads: workflow.cores
+    resources:
+        mem_mb=16000,
+        runtime="48h",
+    params:
+        command=launch("minillm"),
+    shell:
+        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --init {input.init}"
+        " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

@@ -1,0 +1,275 @@
+"""The main table and the main figure."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minillm.config import Pair, Sampling, Style
+from minillm.errors import UserError
+from minillm.publish.figures import _draw, draw_main
+from minillm.publish.style import COLOURS, latex, markdown, sampling_text
+from minillm.publish.tables import read_csv, write_main_table
+from minillm.settings import FigureSettings, TableSettings
+
+SETTINGS = TableSettings(
+    stage="table",
+    run="r",
+    pairs=(Pair(teacher="big", students=("small",)),),
+    methods=("sft", "kd", "seqkd", "minillm"),
+    labels={"big": "Scratch_A 3M", "small": "Scratch_A 1M"},
+    tests=("easy", "hard"),
+    test_labels={"easy": "Easy & plain", "hard": "Hard"},
+    training_seeds=(10,),
+    sampling_seeds=(10, 20),
+    sampling=Sampling(no_repeat_ngram=6),
+)
+MODELS = ["big/teacher", *(f"small/{m}/seed10" for m in ("sft", "kd/big", "seqkd/big", "minillm/big"))]
+
+
+def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **changed: object) -> Path:
+    seeds = [10, 20, 30][: len(values)]
+    path = folder / "rouge" / weights / f"{test}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = {
+        "dataset": test,
+        "ids": list(range(150 if test == "easy" else 100)),
+        "seeds": seeds,
+        "per_seed": dict(zip(map(str, seeds), values, strict=True)),
+        "sampling": dataclasses.asdict(SETTINGS.sampling),
+    }
+    path.write_text(json.dumps({**value, **changed}))
+    return path
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    """Every metric of one pair but SeqKD's on the second set."""
+    folder = tmp_path / "run/metrics"
+    for i, weights in enumerate(MODELS):
+        for test in SETTINGS.tests:
+            if not ("seqkd" in weights and test == "hard"):
+                metric(folder, weights, test, (20.0 + i, 21.0 + i))
+    return folder
+
+
+def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    with open(tmp_path / "out/main.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert (
+        rows[0]["method"] == "teacher"
+        and rows[0]["student"] == ""
+        and rows[0]["sources"] == "metrics/rouge/big/teacher/easy.json"
+    )
+    found = {(row["method"], row["test"]): row for row in rows}
+    cell = found["kd", "easy"]
+    assert cell == {
+        "teacher": "big",
+        "student": "small",
+        "student_label": "Scratch_A 1M",
+        "teacher_label": "Scratch_A 3M",
+        "method": "kd",
+        "test": "easy",
+        "test_label": "Easy & plain",
+        "n": "150",
+        "rows": found["teacher", "easy"]["rows"],
+        "mean": "22.5",
+        "standard_error": cell["standard_error"],
+        "over": "2 sampling seeds, 1 training seed",
+        "sources": "metrics/rouge/small/kd/big/seed10/easy.json",
+    }
+    assert float(cell["standard_error"]) == pytest.approx(0.5)
+    assert found["seqkd", "hard"]["mean"] == found["seqkd", "hard"]["n"] == ""
+
+
+def test_markdown(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "| Model | Method | Easy & plain<br>n = 150 | Hard<br>n = 100 |" in text
+    assert r"| Scratch\_A 3M | Teacher | 20.5 ± 0.5 | 20.5 ± 0.5 |" in text
+    assert r"| Scratch\_A 1M | SFT w/o KD | 21.5 ± 0.5 | 21.5 ± 0.5 |" in text
+    assert r"| Scratch\_A 1M | SeqKD | 23.5 ± 0.5 | – |" in text
+    assert r"| Scratch\_A 1M | MiniLLM | 24.5 ± 0.5 | 24.5 ± 0.5 |" in text
+    assert "± standard error over 2 sampling seeds, 1 training seed." in text
+    assert (
+        r"temperature 1, top-p 1 (off), top-k 0 (off), no\_repeat\_ngram 6, at most 256 new tokens; sampling seeds 10, 20."
+        in text
+    )
+
+
+def test_latex(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.tex").read_text()
+    assert r"Model & Method & Easy \& plain & Hard \\" in text
+    assert r" &  & $n = 150$ & $n = 100$ \\" in text
+    assert r"Scratch\_A 1M & SFT w/o KD & 21.5 $\pm$ 0.5 & 21.5 $\pm$ 0.5 \\" in text
+    assert r" & SeqKD & 23.5 $\pm$ 0.5 & -- \\" in text
+    assert r"no\_repeat\_ngram 6" in text
+    assert text.isascii()
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert f"\\{rule}" in text
+
+
+def test_escaping() -> None:
+    assert latex("a_b&c%d#e$f{g}~^\\") == r"a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert markdown("a|b_c*") == r"a\|b\_c\*"
+
+
+def test_sampling_in_words() -> None:
+    text = sampling_text(Sampling(temperature=0.7, top_k=50, top_p=0.9, max_tokens=64))
+    assert text == "temperature 0.7, top-p 0.9, top-k 50, no_repeat_ngram 0 (off), at most 64 new tokens"
+
+
+def test_several_training_seeds(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11), methods=("sft",))
+    for test in settings.tests:
+        metric(metrics, "small/sft/seed11", test, (23.0, 24.0))
+    write_main_table(settings, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "SFT w/o KD | 22.5 ± 1.0 |" in text  # means 21.5 and 23.5
+    assert "over 2 sampling seeds, 1 training seed (Teacher); " in text
+    assert "over 2 training seeds, 2 sampling seeds each (SFT w/o KD)." in text
+    (metrics / "rouge/small/sft/seed11/hard.json").unlink()
+    write_main_table(settings, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "| SFT w/o KD | 22.5 ± 1.0 | 21.5 ± 0.5† |" in text  # the second cell lacks a training seed
+    assert "over 2 training seeds, 2 sampling seeds each (SFT w/o KD)." in text
+    assert "†: over fewer training seeds than the 2 of this table, not comparable with the other cells; main.csv " in text
+    assert "Training seeds 10, 11; teachers 10 alone." in text
+    assert r"21.5 $\pm$ 0.5$^\dagger$" in (tmp_path / "out/main.tex").read_text()
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+
+
+def test_eleven_training_seeds_are_not_one(metrics: Path, tmp_path: Path) -> None:
+    seeds = tuple(range(10, 21))
+    settings = dataclasses.replace(SETTINGS, training_seeds=seeds, methods=("sft",), tests=("easy",))
+    (metrics / "rouge/big/teacher/easy.json").unlink()
+    for seed in seeds:
+        metric(metrics, f"small/sft/seed{seed}", "easy", (20.0 + seed, 21.0 + seed))
+    write_main_table(settings, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "± standard error over 11 training seeds, 2 sampling seeds each." in text
+    assert "training again" not in text
+
+
+def test_teachers_with_other_tokenizers_have_other_rows(metrics: Path, tmp_path: Path) -> None:
+    pairs = (*SETTINGS.pairs, Pair(teacher="huge", students=("tiny",)))
+    settings = dataclasses.replace(SETTINGS, pairs=pairs, methods=("sft",))
+    for weights in ("huge/teacher", "tiny/sft/seed10"):
+        metric(metrics, weights, "easy", (30.0, 31.0), ids=list(range(1, 150)))
+        metric(metrics, weights, "hard", (30.0, 31.0))
+    write_main_table(settings, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "| Easy & plain<br>n = 150 |" in text and "| Easy & plain<br>n = 149 |" in text
+    assert "tested on the same rows of Easy & plain (" in text  # and of no other set
+    lines = (tmp_path / "out/main.tex").read_text().split("\n")
+    for block, n in zip([i for i, line in enumerate(lines) if line == r"\midrule"], (150, 149), strict=True):
+        assert lines[block + 1] == rf" &  & $n = {n}$ & $n = 100$ \\"
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+
+
+def test_a_single_run_has_no_error(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, sampling_seeds=(10,), methods=("sft",), tests=("easy",))
+    for weights in MODELS[:2]:
+        metric(metrics, weights, "easy", (20.0,))
+    write_main_table(settings, metrics, tmp_path / "out")
+    text = (tmp_path / "out/main.md").read_text()
+    assert "| Teacher | 20.0 |" in text and "mean; no standard error from a single run." in text
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+
+
+def test_nothing_evaluated_yet(tmp_path: Path) -> None:
+    write_main_table(SETTINGS, tmp_path / "none", tmp_path / "out")
+    assert "| Teacher | – | – |" in (tmp_path / "out/main.md").read_text()
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+
+
+def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, labels={"big": "A", "small": "A"})
+    write_main_table(settings, metrics, tmp_path / "out")
+    assert "| A (small) | KD |" in (tmp_path / "out/main.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"per_seed": None}, "'per_seed' is missing or of the wrong type; remove it and score again"),
+        ({"per_seed": {"10": float("nan"), "20": 1.0}}, "no rows, or a score that is no number; remove it and score again"),
+        ({"dataset": "hard"}, "holds the test set 'hard', not 'easy'; remove it and score again"),
+        ({"per_seed": {"10": 1.0, "30": 1.0}}, "sampling seeds 10, 30, but the table is of 10, 20; generate again"),
+        ({"sampling": {"top_k": 5}}, "sampled with {'top_k': 5}, not as the table says; generate again"),
+    ],
+)
+def test_a_damaged_metric_is_one_line(metrics: Path, tmp_path: Path, changed: dict, line: str) -> None:
+    path = metric(metrics, "small/kd/big/seed10", "easy", (1.0, 2.0), **changed)
+    with pytest.raises(UserError) as error:
+        write_main_table(SETTINGS, metrics, tmp_path / "out")
+    assert str(error.value) == f"{path}: {line}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_cut_metric_and_other_rows(metrics: Path, tmp_path: Path) -> None:
+    path = metric(metrics, "small/kd/big/seed10", "easy", (1.0, 2.0), ids=[1, 2])
+    first = metrics / "rouge/big/teacher/easy.json"
+    with pytest.raises(UserError) as error:
+        write_main_table(SETTINGS, metrics, tmp_path / "out")
+    assert str(error.value) == f"{path}: its rows are not those of {first}; generate and score both again"
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(UserError, match="not JSON: .*; remove it and score again$"):
+        write_main_table(SETTINGS, metrics, tmp_path / "out")
+
+
+def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
+    labels = {"a": "VicunaEvaluation", "b": "S-NI [11,+inf)", "c": "C", "d": "D", "e": "E"}
+    pairs = (Pair(teacher="big", students=("s1", "s2", "s3")),)
+    settings = dataclasses.replace(SETTINGS, pairs=pairs, labels={}, tests=tuple(labels), test_labels=labels)
+    write_main_table(settings, tmp_path / "none", tmp_path)
+    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), COLOURS)
+    shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
+    assert "the teacher was not evaluated" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_figure_is_drawn_and_reproducible(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, metrics, tmp_path)
+    settings = FigureSettings(stage="figure", style=Style(dpi=60, palette={"kd": "#112233"}))
+    for name in ("a", "b"):
+        draw_main(settings, tmp_path / "main.csv", tmp_path / name)
+    assert (tmp_path / "a/main.png").read_bytes().startswith(b"\x89PNG")
+    assert b"CreationDate" not in (tmp_path / "a/main.pdf").read_bytes()
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"a/main.{kind}").read_bytes() == (tmp_path / f"b/main.{kind}").read_bytes()
+
+
+def test_figure_refuses(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, metrics, tmp_path)
+    table = tmp_path / "main.csv"
+    for palette, line in (({"kdd": "red"}, "there is no method 'kdd'"), ({"kd": "rde"}, "'rde' is no colour")):
+        with pytest.raises(UserError, match=line):
+            draw_main(FigureSettings(stage="figure", style=Style(palette=palette)), table, tmp_path / "out")
+    settings = FigureSettings(stage="figure", style=Style())
+    table.write_text(table.read_text().replace(",22.5,", ",x,"))
+    with pytest.raises(UserError) as error:
+        draw_main(settings, table, tmp_path / "out")
+    assert str(error.value) == f"{table}:6: could not convert string to float: 'x'; make the table again"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError) as error:
+        draw_main(settings, table, tmp_path / "out")
+    assert str(error.value) == f"{table}:1: no column 'teacher'; make the table again"
+    assert not (tmp_path / "out").exists()
+
+
+def test_publish_and_scores_import_no_torch() -> None:
+    code = (
+        "import sys, minillm.publish.tables, minillm.publish.figures, minillm.evaluation.rouge, minillm.selection\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,124 @@
+"""Generations to a metric file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from minillm.errors import UserError
+from minillm.evaluation.rouge import evaluate
+
+
+def row(seed: int, id_: int, response: str) -> dict:
+    return {"id": id_, "dataset": "t", "prompt": "p", "references": ["red blue"], "response": response, "seed": seed}
+
+
+ROWS = [row(10, 3, "red blue"), row(10, 7, "pink"), row(20, 3, "red blue"), row(20, 7, "red gray")]
+
+
+def write(folder: Path, rows: list, meta: dict | None = None) -> Path:
+    path = folder / "t.jsonl"
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in rows))
+    values = {"model": "abc", "sampling": {"temperature": 1.0}, "seeds": [10, 20], "dataset": "t", "rows": 2}
+    path.with_suffix(".meta.json").write_text(json.dumps({**values, **(meta or {})}))
+    return path
+
+
+def test_metric_by_hand(tmp_path: Path) -> None:
+    path = write(tmp_path, ROWS)
+    evaluate(path, tmp_path / "out/t.json")
+    metric = json.loads((tmp_path / "out/t.json").read_text())
+    assert metric == {
+        "metric": "rougeL",
+        "dataset": "t",
+        "n": 2,
+        "seeds": [10, 20],
+        "mean": pytest.approx(62.5),
+        "standard_error": pytest.approx(math.sqrt(2 * 12.5**2) / math.sqrt(2)),
+        "over": "sampling seeds",
+        "per_seed": {"10": pytest.approx(50), "20": pytest.approx(75)},
+        "ids": [3, 7],
+        "scores": {"10": pytest.approx([100, 0]), "20": pytest.approx([100, 50])},
+        "exact_match": pytest.approx(50),
+        "sampling": {"temperature": 1.0},
+        "sources": [str(path)],
+    }
+
+
+def test_one_seed_has_no_error(tmp_path: Path) -> None:
+    evaluate(write(tmp_path, ROWS[:2], {"seeds": [10]}), tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["standard_error"] is None
+
+
+def test_the_order_of_lines_does_not_matter(tmp_path: Path) -> None:
+    evaluate(write(tmp_path, ROWS), tmp_path / "a.json")
+    evaluate(write(tmp_path, ROWS[::-1]), tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
+    evaluate(write(tmp_path, [*ROWS[:3], row(20, 7, "red\u2028\x85gray")]), tmp_path / "m.json")
+    assert json.loads((tmp_path / "m.json").read_text())["scores"]["20"] == pytest.approx([100, 50])
+
+
+def without(key: str) -> dict:
+    return {k: v for k, v in ROWS[1].items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("rows", "meta", "line"),
+    [
+        ([ROWS[0], '{"id": 7, "resp', *ROWS[2:]], {}, "FILE:2: not a line of JSON: .*; remove it and generate again"),
+        ([ROWS[0], "[]", *ROWS[2:]], {}, "FILE:2: 'id' is missing or of the wrong type; remove it and generate again"),
+        ([ROWS[0], without("response"), *ROWS[2:]], {}, "FILE:2: 'response' is missing or of the wrong type; .*"),
+        ([ROWS[0], {**ROWS[1], "references": []}], {}, "FILE:2: 'references' must be a list of at least one text; .*"),
+        ([*ROWS, ROWS[1]], {}, "FILE:5: seed 10, id 7 stands in line 2 already; remove it and generate again"),
+        (ROWS[:3], {}, "FILE: seed 20 lacks 1 rows that other seeds have, first id 7; remove it and generate again"),
+        (ROWS, {"rows": 3}, "FILE: 2 rows for each seed, but its meta file says 3; remove it and generate again"),
+        (ROWS, {"rows": "2"}, "META: 'rows' is missing or of the wrong type; remove it and generate again"),
+        (ROWS, {"seeds": 10}, "META: 'seeds' is missing or of the wrong type; remove it and generate again"),
+        (ROWS, {"seeds": [10]}, r"FILE: seeds \[10, 20\], but its meta file says \[10\]; remove it and generate again"),
+    ],
+)
+def test_damage_is_one_line_with_the_place(tmp_path: Path, rows: list, meta: dict, line: str) -> None:
+    path = write(tmp_path, rows, meta)
+    with pytest.raises(UserError) as error:
+        evaluate(path, tmp_path / "m.json")
+    line = line.replace("FILE", re.escape(str(path))).replace("META", re.escape(str(path.with_suffix(".meta.json"))))
+    assert re.fullmatch(line, str(error.value))
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_a_failed_write_leaves_the_earlier_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write(tmp_path, ROWS), tmp_path / "out/m.json"
+    evaluate(path, out)
+    before = out.read_bytes()
+
+    def half(self: Path, text: str, *_: object, **__: object) -> int:
+        with open(self, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="disk full"):
+            evaluate(path, out)
+    assert out.read_bytes() == before
+    assert [file.name for file in out.parent.iterdir()] == ["m.json"]
+
+
+def test_missing_and_damaged_meta(tmp_path: Path) -> None:
+    path = write(tmp_path, ROWS)
+    meta = path.with_suffix(".meta.json")
+    for text, line in (("{", "not JSON"), ("{}", "'dataset' is missing"), (None, "no such file")):
+        meta.unlink() if text is None else meta.write_text(text)
+        with pytest.raises(UserError, match=f"^{re.escape(str(meta))}: {line}.*$"):
+            evaluate(path, tmp_path / "m.json")
+    write(tmp_path, ROWS)
+    path.unlink()
+    with pytest.raises(UserError, match="no such generations file"):
+        evaluate(path, tmp_path / "m.json")
