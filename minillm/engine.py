@@ -57,17 +57,11 @@ def start(seed: int) -> World:
     """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them."""
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
-    alone = os.environ["WORLD_SIZE"] == "1"
     cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # here, because it reads DS_ACCELERATOR when imported
-
     if not dist.is_initialized():
-        if alone:
-            # A store in memory: no port, so two stages on one machine cannot collide.
-            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        # Alone: a store in memory and no port, so that two stages on one machine cannot collide.
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if os.environ["WORLD_SIZE"] == "1" else {}
+        dist.init_process_group("nccl" if cuda else "gloo", **alone)
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local)
@@ -107,8 +101,11 @@ class Engine:
         folder: Path,
         steps: int,
     ) -> None:
-        import deepspeed
+        if world.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed  # only here: it takes seconds, reads DS_ACCELERATOR when imported, and sampling does not need it
 
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
         self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)
         self.deepspeed_config = self._config(precision)

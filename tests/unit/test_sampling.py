@@ -1,0 +1,120 @@
+"""Sampling: what is recorded is what re-scoring gives, frequencies follow Eq. 4, and rows do not depend on their company."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from minillm.config import Sampling
+from minillm.data import collate
+from minillm.models import response_logits, response_tokens, token_logprobs
+from minillm.sampling import Mixture, draw, sample, uniforms
+
+VOCABULARY, EOS = 11, 0
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+MAKERS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=13, n_positions=64, bos_token_id=0, eos_token_id=0, initializer_range=0.5)
+    ),
+    "opt": lambda: OPTForCausalLM(OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **SMALL)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
+}
+PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])]
+ROWS = [10, 11, 12, 13, 14]
+
+
+def make(kind, seed):
+    torch.manual_seed(seed)
+    return MAKERS[kind]().eval()
+
+
+def run(model, prompts=PROMPTS, rows=ROWS, **arguments):
+    defaults = {"seed": 1, "step": 2, "eos": EOS, "pad": 0, "vocabulary": VOCABULARY}
+    return sample(model, prompts, rows, Sampling(max_tokens=12), **(defaults | arguments))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_rescoring_gives_the_recorded_values(kind):
+    student, teacher = make(kind, 1), make(kind, 2)
+    responses = run(student, mixture=Mixture(teacher, 0.3), record=True)
+    batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, responses, strict=True)], 0)
+    with torch.no_grad():
+        q, p = (token_logprobs(response_logits(m, batch, VOCABULARY), response_tokens(batch)) for m in (student, teacher))
+    recorded_q, recorded_p, recorded_mixture = (
+        torch.from_numpy(np.concatenate([getattr(r, name) for r in responses]))
+        for name in ("student_logprobs", "teacher_logprobs", "mixture_logprobs")
+    )
+    assert torch.allclose(q, recorded_q, atol=1e-4)
+    assert torch.allclose(p, recorded_p, atol=1e-4)
+    assert torch.allclose((0.3 * p.exp() + 0.7 * q.exp()).log(), recorded_mixture, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_row_does_not_depend_on_its_batch_order_or_neighbours(kind):
+    student, teacher = make(kind, 1), make(kind, 2)
+    together = run(student, mixture=Mixture(teacher, 0.3))
+    alone = [run(student, [p], [r], mixture=Mixture(teacher, 0.3))[0] for p, r in zip(PROMPTS, ROWS, strict=True)]
+    turned = run(student, PROMPTS[::-1], ROWS[::-1], mixture=Mixture(teacher, 0.3), batch=2)[::-1]
+    for a, b, c in zip(together, alone, turned, strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist() == c.tokens.tolist()
+    assert len({len(r.tokens) for r in together}) > 1, "rows of different lengths, so that finished ones were dropped"
+
+
+def test_responses_end_with_their_first_eos_and_nothing_beyond_the_vocabulary_is_drawn():
+    responses = [r for seed in range(8) for r in run(make("llama", 1), seed=seed)]
+    assert any(r.finished for r in responses) and any(not r.finished for r in responses)
+    for response in responses:
+        ids = response.tokens.tolist()
+        assert max(ids) < VOCABULARY
+        assert EOS not in ids[:-1]
+        assert response.finished == (ids[-1] == EOS)
+        assert response.finished or len(ids) == 12
+
+
+@pytest.mark.parametrize(("alpha", "fits"), [(0.2, True), (0.3, False)])
+def test_frequencies_follow_the_mixture(alpha, fits):
+    """First tokens of many rows against alpha p + (1 - alpha) q with alpha = 0.2: sampling with 0.3 is told apart."""
+    student, teacher = make("llama", 1), make("llama", 2)
+    prompt = PROMPTS[0]
+    count = 20_000
+    found = sample(
+        student, [prompt] * count, range(count), Sampling(max_tokens=1), seed=5, step=0, eos=EOS, pad=0, vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, alpha), batch=5000,
+    )  # fmt: skip
+    with torch.no_grad():
+        q, p = (m(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1) for m in (student, teacher))
+    observed = np.bincount([r.tokens[0] for r in found], minlength=VOCABULARY)
+    assert (chisquare(observed, count * (0.2 * p + 0.8 * q).numpy()).pvalue > 1e-3) == fits
+
+
+def test_rollouts_refuse_filters():
+    with pytest.raises(ValueError, match="temperature only"):
+        sample(make("llama", 1), PROMPTS, ROWS, Sampling(top_k=3), seed=0, step=0, eos=EOS, pad=0, vocabulary=VOCABULARY, record=True)
+
+
+def test_filters_of_evaluation():
+    model = make("llama", 1)
+    shared = {"seed": 3, "step": 0, "eos": EOS, "pad": 0, "vocabulary": VOCABULARY}
+    greedy = sample(model, PROMPTS, ROWS, Sampling(top_k=1, max_tokens=3), **shared)
+    for prompt, response in zip(PROMPTS, greedy, strict=True):
+        ids = torch.from_numpy(prompt[None].astype(np.int64))
+        with torch.no_grad():
+            assert response.tokens[0] == model(ids).logits[0, -1, :VOCABULARY].argmax().item()
+    blocked = sample(model, PROMPTS, ROWS, Sampling(no_repeat_ngram=2, max_tokens=30), **shared)
+    for prompt, response in zip(PROMPTS, blocked, strict=True):
+        pairs = list(zip([*prompt, *response.tokens], [*prompt, *response.tokens][1:], strict=False))
+        assert len(pairs) == len(set(pairs))
+
+
+def test_draw_never_takes_a_token_of_probability_zero():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).repeat(1001, 1)
+    found = draw(probabilities, torch.linspace(0, 1 - 2**-53, 1001, dtype=torch.float64))
+    assert set(found.tolist()) == {1, 3}
+
+
+def test_random_numbers_belong_to_rows_and_positions():
+    whole = uniforms(1, 2, [5, 6, 7], 8)
+    assert (uniforms(1, 2, [7], 4)[0] == whole[2, :4]).all()
+    assert len(np.unique(np.concatenate([whole, uniforms(2, 2, [5, 6, 7], 8), uniforms(1, 3, [5, 6, 7], 8)]))) == 72
