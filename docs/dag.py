@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 HIDDEN = {"all", "settings"}
 COLOURS = {"data": "#E8EEF4", "base": "#E7F1E4", "teacher": "#E7F1E4", "students": "#FDF0DA", "minillm": "#FBE1D3"}
 OTHER = "#F1EAF5"
-WIDTH, HEIGHT = 0.68, 0.44  # of a box; layers are 1 apart
+WIDTH, HEIGHT = 0.78, 0.42  # of a box; layers are 1 apart
 Edge = tuple[str, str]
 Point = tuple[float, float]
 
@@ -88,7 +88,7 @@ def draw(target: Path) -> None:
     files = rule_files()
     xs, ys = zip(*places.values(), strict=True)
     spanned = max(xs) + 1, max(ys) - min(ys) + 0.8
-    figure, axes = plt.subplots(figsize=(1.15 * spanned[0], 1.15 * spanned[1]))
+    figure, axes = plt.subplots(figsize=(1.2 * spanned[0], 1.2 * spanned[1]))
     for chain in chains:
         points = [places[name] for name in chain]
         stops = [(points[0][0] + WIDTH / 2, points[0][1])]
@@ -110,7 +110,7 @@ def draw(target: Path) -> None:
             corner = (x - WIDTH / 2, y - HEIGHT / 2)
             style = "round,pad=0,rounding_size=0.08"
             axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, style, facecolor=colour, edgecolor="#4A4F57", linewidth=1.0))
-            axes.text(x, y, name, ha="center", va="center", fontsize=10.5, color="#1E2227")
+            axes.text(x, y, name, ha="center", va="center", fontsize=10, color="#1E2227")
     axes.set_xlim(-0.5, max(xs) + 0.5)
     axes.set_ylim(min(ys) - 0.35, max(ys) + 0.35)
     axes.set_aspect("equal")

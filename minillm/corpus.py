@@ -1,7 +1,7 @@
 """The embedded corpus: instruction data with right answers and plain text, from a small closed world.  Seeded, no download.
 
-Eight tasks over a few hundred words, learnable in part by models of a million parameters or less.  A row's text decides its split (by
-hash), so that splits are disjoint whatever their sizes.
+Eight tasks over a few hundred words, learnable in part by models of a million parameters or less.  A row's text decides its
+split (by hash), so that splits are disjoint whatever their sizes.  Fewer rows of a split are the first of more.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ PEOPLE = (
     "Paul",
 )
 OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "open": "closed", "full": "empty", "hard": "soft", "high": "low",
-    "light": "dark", "loud": "quiet", "new": "old", "near": "far", "rich": "poor", "strong": "weak", "wet": "dry", "wide": "narrow",
+    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "open": "closed", "full": "empty", "hard": "soft",
+    "high": "low", "light": "dark", "loud": "quiet", "new": "old", "near": "far", "rich": "poor", "strong": "weak",
+    "wet": "dry", "wide": "narrow",
 }  # fmt: skip
 NUMBERS = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
@@ -53,7 +54,7 @@ Entry = dict[str, str]
 
 
 def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
-    """`rows` different rows (instruction, input, output, category) of a split; the same for the same arguments, on every machine.
+    """`rows` different rows (instruction, input, output, category) of a split; the same on every machine.
 
     "test_hard" has longer lists and two-step questions, "train", "dev" and "test" are alike.  Raises ValueError for an unknown
     split or where the world does not hold that many different rows.
@@ -70,7 +71,7 @@ def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
         name, task = rng.choice(TASKS)
         entry = task(rng, hard) | {"category": name}
         key = (entry["instruction"], entry["input"])
-        if key not in seen and _belongs(key) == ("test" if hard else split):
+        if key not in seen and _belongs(key) == split:
             seen.add(key)
             found.append(entry)
     raise ValueError(f"the embedded corpus has fewer than {rows} different rows in '{split}'; ask for fewer")
@@ -87,13 +88,17 @@ def _number(text: str) -> int:
 
 
 def _belongs(key: tuple[str, str]) -> str:
-    """The split of a row, by its text alone: 70% train, 10% dev, 20% test."""
+    """The split of a row, by its text alone: 70% train, 10% each of the others."""
     place = _number(" | ".join(key)) % 10
-    return "train" if place < 7 else "dev" if place < 8 else "test"
+    return "train" if place < 7 else SPLITS[place - 6]
 
 
 def _entry(instruction: str, context: str, output: str) -> Entry:
     return {"instruction": instruction, "input": context, "output": output}
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def _words(rng: random.Random, hard: bool) -> list[str]:
@@ -124,17 +129,17 @@ def _fact(rng: random.Random, hard: bool) -> Entry:
     thing = rng.choice(sorted(THINGS))
     kind, colour, place = THINGS[thing]
     person = rng.choice(PEOPLE)
-    asked = f"{person} sees a {thing}." if rng.random() < 0.7 else f"There is a {thing}."
+    asked = f"{person} sees {_a(thing)}." if rng.random() < 0.7 else f"There is {_a(thing)}."
     if hard:
         return _entry(
-            "What kind of thing is it, what colour has it, and where is it found?",
+            "What kind of thing is it, what colour is it, and where is it found?",
             asked,
-            f"It is a {kind}, it is {colour}, and it is found in the {place}.",
+            f"It is {_a(kind)}, it is {colour}, and it is found in the {place}.",
         )
     question, answer = rng.choice(
         (
             ("What colour is it?", f"The {thing} is {colour}."),
-            ("What kind of thing is it?", f"The {thing} is a {kind}."),
+            ("What kind of thing is it?", f"The {thing} is {_a(kind)}."),
             ("Where is it found?", f"The {thing} is found in the {place}."),
         )
     )
@@ -165,10 +170,10 @@ def _who(rng: random.Random, hard: bool) -> Entry:
     count = 4 if hard else rng.randint(2, 3)
     people, things = rng.sample(PEOPLE, count), rng.sample(sorted(THINGS), count)
     asked = rng.randrange(count)
-    story = " ".join(f"{p} has a {t}." for p, t in zip(people, things, strict=True))
+    story = " ".join(f"{p} has {_a(t)}." for p, t in zip(people, things, strict=True))
     if rng.random() < 0.5:
         return _entry(f"Who has the {things[asked]}?", story, f"{people[asked]} has the {things[asked]}.")
-    return _entry(f"What does {people[asked]} have?", story, f"{people[asked]} has a {things[asked]}.")
+    return _entry(f"What does {people[asked]} have?", story, f"{people[asked]} has {_a(things[asked])}.")
 
 
 def _describe(rng: random.Random, hard: bool) -> Entry:
@@ -194,13 +199,14 @@ def _text_facts(rng: random.Random) -> str:
     thing = rng.choice(sorted(THINGS))
     kind, colour, place = THINGS[thing]
     person = rng.choice(PEOPLE)
-    return f"The {thing} is a {kind}. The {thing} is {colour}. It is found in the {place}. {person} sees a {colour} {thing} in the {place}."
+    seen = f"{person} sees {_a(colour)} {thing} in the {place}."
+    return f"The {thing} is {_a(kind)}. The {thing} is {colour}. It is found in the {place}. {seen}"
 
 
 def _text_story(rng: random.Random) -> str:
     a, b = rng.sample(PEOPLE, 2)
     first, second = rng.sample(sorted(THINGS), 2)
-    return f"{a} has a {first}. {b} has a {second}. {a} gives the {first} to {b}. Now {b} has the {first} and the {second}."
+    return f"{a} has {_a(first)}. {b} has {_a(second)}. {a} gives the {first} to {b}. Now {b} has the {first} and the {second}."
 
 
 def _text_count(rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""Stages `data` and `testset`: rows become prompts and tokens, with a card that says what was kept; and what training reads back."""
+"""Stages `data` and `testset`: rows become prompts and tokens, with a card of what was kept; and what training reads back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.config import Dataset
 from minillm.errors import UserError
-from minillm.files import whole_file, whole_folder, write_json
+from minillm.files import sha256, whole_file, whole_folder, write_json
 from minillm.settings import DataSettings, TestSettings
 from minillm.sources import Row, read_rows, read_texts
 from minillm.tokenizers import make_tokenizer
@@ -29,6 +29,7 @@ ALPACA = (
     "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 NAMED = 5  # how many rows a card names where it counts duplicates or overlap
+SHORTEST = 8  # tokens that the last chunk of the corpus must have to be kept
 
 
 def render(row: Row, template: str) -> str:
@@ -55,7 +56,10 @@ def encode(
     else:
         notes["boundary_merged"] += 1
         response_ids = tokenizer.encode(response, add_special_tokens=False)
-    response_ids = [*response_ids, tokenizer.eos_token_id]
+    end = tokenizer.eos_token_id
+    while response_ids and response_ids[-1] == end:  # written out in the text; it must not end twice
+        response_ids = response_ids[:-1]
+    response_ids = [*response_ids, end]
     if len(response_ids) > max_response:
         notes["response_cut"] += 1
         response_ids = response_ids[:max_response]
@@ -65,24 +69,25 @@ def encode(
 def prepare(settings: DataSettings, out: Path) -> None:
     """Stage `data`: tokenizer, training rows, dev rows and corpus of one tokenizer into the folder `out`, with card.json.
 
-    Rows with a prompt over `max_prompt` tokens are dropped, never cut.  Raises UserError where training and dev rows overlap.
+    Rows with a prompt over `max_prompt` tokens or without a response are dropped, never cut.  Raises UserError where training
+    and dev rows overlap.
     """
     texts = read_texts(settings.corpus, "data.corpus")
-    tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
     rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
-    refuse_overlap(rows["train"], rows["dev"], "data.train", "data.dev")
+    refuse_overlap(rows["train"], rows["dev"], f"data.train ({_source(settings.train)})", f"data.dev ({_source(settings.dev)})")
     card: dict[str, Any] = {}
     with whole_folder(out) as partial:
+        tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
         tokenizer.save_pretrained(partial / "tokenizer")
         for split, dataset in (("train", settings.train), ("dev", settings.dev)):
             card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
         card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
+        card["dev"]["overlap_with_train"] = 0  # else refused above
         card["tokenizer"] = {"vocabulary": len(tokenizer), "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
         card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
-        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-        card["content"] = _hash(
-            vocabulary, *(_hash_file(p) for p in sorted(partial.glob("*.np*")) + sorted(partial.glob("*.jsonl")))
-        )
+        files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
+        card["content"] = _hash(card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files))
         write_json(partial / "card.json", card)
 
 
@@ -92,11 +97,11 @@ def prepare_test(settings: TestSettings, data: Path, out: Path) -> None:
     Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
     duplicates are counted and named; nothing else is changed.
     """
-    tokenizer = _saved_tokenizer(data)
     where = f"datasets.{settings.name}"
-    rows = read_rows(settings.dataset, where)
     known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
-    refuse_overlap(known["train"], rows, "data.train", where)
+    tokenizer = _saved_tokenizer(data)
+    rows = read_rows(settings.dataset, where)
+    refuse_overlap(known["train"], rows, f"the training rows of {data}", f"{where} ({_source(settings.dataset)})")
     dropped: Counter[str] = Counter()
     kept = []
     for row in rows:
@@ -128,9 +133,10 @@ def prepare_test(settings: TestSettings, data: Path, out: Path) -> None:
         "dropped": dict(dropped),
         "sampled_from": len(rows) - sum(dropped.values()),
         "duplicates": _named(duplicates([row for row, _ in kept])),
+        "overlap_with_train": 0,
         "overlap_with_dev": _named(shared),
         "prompt_tokens": statistics([len(ids) for _, ids in kept]),
-        "content": _hash(text.encode()),
+        "content": _hash(text),
     }
     with whole_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -145,13 +151,16 @@ def _write_rows(
     kept: list[tuple[Row, list[int], list[int], Counter[str]]] = []
     for row in rows:
         prompt, response, seen = encode(tokenizer, render(row, settings.template), row.outputs[0], settings.max_response)
-        if len(prompt) > settings.max_prompt:
+        if not row.outputs[0].strip():
+            dropped["empty_response"] += 1
+        elif len(prompt) > settings.max_prompt:
             dropped["prompt_too_long"] += 1
         else:
             kept.append((row, prompt, response, seen))
     kept = subset(kept, dataset.sample, settings.seed, split)
     if not kept:
-        raise UserError(f"data.{split}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+        reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
+        raise UserError(f"data.{split}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt})")
     for *_, seen in kept:
         notes += seen
     with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
@@ -178,21 +187,32 @@ def _write_rows(
         "duplicates": _named(duplicates([row for row, *_ in kept])),
         "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
         "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
+        "tokens_sha256": sha256(folder / f"{split}.tokens.npy"),
+        "rows_sha256": sha256(folder / f"{split}.jsonl"),
     }
 
 
 def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Documents joined by EOS and cut into chunks; a last chunk of fewer than 8 tokens is left out."""
+    """Documents joined by EOS and cut into chunks; a last chunk of fewer than `SHORTEST` tokens is left out."""
     tokens: list[int] = []
     for text in texts:
         tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     length = settings.corpus_length
     lengths = [min(length, len(tokens) - first) for first in range(0, len(tokens), length)]
-    if lengths[-1] < 8:
+    if lengths[-1] < SHORTEST:
         lengths.pop()
+    if not lengths:
+        raise UserError(f"data.corpus ({_source(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more")
     np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
     np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
-    return {"source": _source(settings.corpus), "documents": len(texts), "chunks": len(lengths), "tokens": sum(lengths)}
+    return {
+        "source": _source(settings.corpus),
+        "documents": len(texts),
+        "chunks": len(lengths),
+        "tokens": sum(lengths),
+        "tokens_sha256": sha256(folder / "corpus.tokens.npy"),
+        "text_sha256": _hash(*texts),
+    }
 
 
 def subset(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
@@ -200,7 +220,10 @@ def subset(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
     if not count or count >= len(items):
         return items
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    chosen = np.random.Generator(np.random.Philox(key=[seed, key])).permutation(len(items))[:count]
+    generator = np.random.Generator(
+        np.random.Philox(key=np.array([seed % 2**64, key], dtype=np.uint64))
+    )  # a list may be rounded
+    chosen = generator.permutation(len(items))[:count]
     return [items[i] for i in sorted(chosen)]
 
 
@@ -247,12 +270,16 @@ def _source(dataset: Dataset) -> str:
     return " ".join(filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision]))
 
 
-def _hash(*parts: bytes) -> str:
-    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> bytes:
-    return path.name.encode() + hashlib.sha256(path.read_bytes()).digest()
+def _tokenizer_hash(data: Path) -> str:
+    """Of tokenizer.json, in which a fast tokenizer is whole; of all its files where there is none."""
+    folder = data / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return sha256(folder / "tokenizer.json")
+    return _hash(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))
 
 
 def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
@@ -303,7 +330,7 @@ class Rows:
         with open(self.folder / f"{self.split}.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
-    @property
+    @cached_property
     def ids(self) -> list[int]:
         return [int(record["id"]) for record in self.records]
 
@@ -317,6 +344,9 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
+        """Raises UserError where `folder` is no data folder."""
+        if not (folder / "corpus.lengths.npy").is_file():
+            raise UserError(f"{folder}: no corpus here; run the data stage first")
         starts = np.concatenate([[0], np.load(folder / "corpus.lengths.npy").cumsum()])
         return cls(np.load(folder / "corpus.tokens.npy", mmap_mode="r"), starts)
 

@@ -153,3 +153,5 @@ class Candidates:
         shutil.copytree(self.folder(rule), folder, dirs_exist_ok=True)
         (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
+        if self.engine.launch.tensorboard:
+            shutil.copytree(self.engine.folder / "tensorboard", folder / "tensorboard")

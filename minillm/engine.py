@@ -142,6 +142,7 @@ class Engine:
             "gradient_clipping": self.settings.clip_norm,
             "bf16": {"enabled": precision == "bf16"},
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where the optimizer is offloaded
             "steps_per_print": 10**9,
         }
 
@@ -207,6 +208,9 @@ class Engine:
         if not found:
             return None
         newest = found[-1]
+        saved = len(list(newest.glob("random-*.pt")))
+        if saved != self.world.size:
+            raise UserError(f"{newest}: saved by {saved} processes, this run has {self.world.size}; use {saved} again or delete this folder")
         path, _ = self.engine.load_checkpoint(str(newest), tag="deepspeed")
         if path is None:
             raise UserError(f"{newest}: damaged checkpoint; delete this folder to go on from the one before")

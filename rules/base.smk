@@ -12,7 +12,7 @@ rule base:
         "results/{run}/benchmarks/base/{model}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="24h",
@@ -22,5 +22,5 @@ rule base:
             f"--parent {input.parent}" if input.parent else ""
         ),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} {params.parent}"
+        "{params.command} --config {input.config} --data {input.data} {params.parent}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

@@ -22,6 +22,9 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
+# A stage that computes takes the whole machine, so that two never share it; on a cluster the profile's set-threads say more.
+THREADS = workflow.resource_settings.cores or 8
+
 RUN = EXPERIMENT.run
 SEEDS = EXPERIMENT.training_seeds
 TESTS = EXPERIMENT.data.tests
@@ -150,25 +153,26 @@ def launch(stage):
     Functions of `resources` are not part of a job's recorded parameters, so launch values re-run nothing.
     """
 
-    def command(wildcards, resources):
+    def command(wildcards, resources, threads):
         values = launch_values(EXPERIMENT, stage)
         processes, nodes = values["processes"], resources.get("nodes", 1)
         gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
         if gpus:
             processes = int(gpus[1])  # of each node
+        prefix = f"OMP_NUM_THREADS={max(1, threads // processes)}"
         run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
         if nodes > 1:
             per_node = os.path.relpath(
                 Path(workflow.basedir) / "scripts" / "per_node.sh"
             )
             return (
-                f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+                f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
                 f" {per_node} torchrun --nproc-per-node={processes} --nnodes={nodes} {run}"
             )
         return (
-            f"torchrun --standalone --nproc-per-node={processes} {run}"
+            f"{prefix} torchrun --standalone --nproc-per-node={processes} {run}"
             if processes > 1
-            else f"python {run}"
+            else f"{prefix} python {run}"
         )
 
     return command

@@ -14,14 +14,14 @@ rule generate:
         "results/{run}/benchmarks/generate/{weights}/{test}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="4h",
     params:
         command=launch("generate"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --test {input.test} --model {input.model}"
+        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
         " --out {output.answers} > {log} 2>&1"
 
 

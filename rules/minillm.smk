@@ -14,12 +14,12 @@ rule minillm:
         "results/{run}/benchmarks/minillm/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="48h",
     params:
         command=launch("minillm"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --init {input.init}"
+        "{params.command} --config {input.config} --data {input.data} --init {input.init}"
         " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

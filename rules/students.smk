@@ -14,14 +14,14 @@ rule sft:
         "results/{run}/benchmarks/sft/{student}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="24h",
     params:
         command=launch("sft"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --base {input.base}"
+        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --out {output.sft} --init {output.init} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
 
 
@@ -40,14 +40,14 @@ rule kd:
         "results/{run}/benchmarks/kd/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="24h",
     params:
         command=launch("kd"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --base {input.base}"
+        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
 
 
@@ -65,14 +65,14 @@ rule pseudo:
         "results/{run}/benchmarks/pseudo/{tokenizer}/{teacher}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="12h",
     params:
         command=launch("pseudo"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
+        "{params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
 
 
@@ -92,13 +92,13 @@ rule seqkd:
         "results/{run}/benchmarks/seqkd/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="24h",
     params:
         command=launch("seqkd"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --base {input.base}"
+        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --pseudo {input.pseudo}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

@@ -12,12 +12,12 @@ rule teacher:
         "results/{run}/benchmarks/teacher/{model}.tsv"
     conda:
         "../environment.yml"
-    threads: workflow.cores
+    threads: THREADS
     resources:
         mem_mb=16000,
         runtime="24h",
     params:
         command=launch("teacher"),
     shell:
-        "OMP_NUM_THREADS={threads} {params.command} --config {input.config} --data {input.data} --base {input.base}"
+        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

