@@ -59,9 +59,12 @@ def start(seed: int) -> World:
         os.environ.setdefault(key, value)
     cuda = torch.cuda.is_available()
     if not dist.is_initialized():
-        # Alone: a store in memory and no port, so that two stages on one machine cannot collide.
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if os.environ["WORLD_SIZE"] == "1" else {}
-        dist.init_process_group("nccl" if cuda else "gloo", **alone)
+        backend = "nccl" if cuda else "gloo"
+        if os.environ["WORLD_SIZE"] == "1":
+            # A store in memory and no port, so that two stages on one machine cannot collide.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend)
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local)
@@ -210,7 +213,9 @@ class Engine:
         newest = found[-1]
         saved = len(list(newest.glob("random-*.pt")))
         if saved != self.world.size:
-            raise UserError(f"{newest}: saved by {saved} processes, this run has {self.world.size}; use {saved} again or delete this folder")
+            raise UserError(
+                f"{newest}: saved by {saved} processes, this run has {self.world.size}; use {saved} again or delete this folder"
+            )
         path, _ = self.engine.load_checkpoint(str(newest), tag="deepspeed")
         if path is None:
             raise UserError(f"{newest}: damaged checkpoint; delete this folder to go on from the one before")

@@ -14,6 +14,7 @@ from minillm.errors import UserError
 
 T = TypeVar("T")
 
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -33,9 +34,11 @@ def parse(cls: type[T], raw: Any, where: str, under: str = "") -> T:
 
 
 def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str) -> str:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # An unknown key first: it is often the misspelt form of one that is then missing.
+    problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
     key = ".".join([*filter(None, [under]), *map(str, problem["loc"])]) or "(top level)"
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if problem["type"] in UNKNOWN:
         known = _siblings(adapter.json_schema(), problem["loc"])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"

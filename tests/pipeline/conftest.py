@@ -29,7 +29,9 @@ class Checkout:
         return self.start([sys.executable, "-m", "minillm", *map(str, arguments)])
 
     def start(self, command):
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
 
 @pytest.fixture(scope="session")

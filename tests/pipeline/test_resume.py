@@ -13,12 +13,32 @@ def commands(checkout, out):
     """The stages that are killed; SFT has dropout on (GPT-2's 0.1)."""
     run = checkout.run
     data, models = run / "data" / "embedded" / "training", run / "models"
-    shared = ["--data", data, "--checkpoints", out / "checkpoints", "--launch", '{"micro_batch": 4, "eval_batch": 16, "save_every": 3}']
-    sft = ["sft", "--config", run / f"configs/sft/{STUDENT}/10.json", "--base", models / STUDENT / "base", "--out", out / "model", "--init", out / "init"]
+    shared = [
+        "--data",
+        data,
+        "--checkpoints",
+        out / "checkpoints",
+        "--launch",
+        '{"micro_batch": 4, "eval_batch": 16, "save_every": 3}',
+    ]
+    sft = [
+        "sft",
+        "--config",
+        run / f"configs/sft/{STUDENT}/10.json",
+        "--base",
+        models / STUDENT / "base",
+        "--out",
+        out / "model",
+        "--init",
+        out / "init",
+    ]
     config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
     init, teacher = models / STUDENT / "init" / "seed10", models / TEACHER / "teacher"
     minillm = ["minillm", "--config", config, "--init", init, "--teacher", teacher, "--out", out / "model"]
-    return {"sft": (sft + shared, f"{STUDENT}/sft/seed10"), "minillm": (minillm + shared, f"{STUDENT}/minillm/{TEACHER}/seed10")}
+    return {
+        "sft": (sft + shared, f"{STUDENT}/sft/seed10"),
+        "minillm": (minillm + shared, f"{STUDENT}/minillm/{TEACHER}/seed10"),
+    }
 
 
 def wait_for_checkpoint(process, folder):

@@ -45,7 +45,10 @@ def kl(a, b):
 
 def each_token(student, teacher, value):
     return torch.tensor(
-        [[value(probabilities(s), probabilities(t)) for s, t in zip(a, b, strict=True)] for a, b in zip(student.tolist(), teacher.tolist(), strict=True)],
+        [
+            [value(probabilities(s), probabilities(t)) for s, t in zip(a, b, strict=True)]
+            for a, b in zip(student.tolist(), teacher.tolist(), strict=True)
+        ],
         dtype=torch.float64,
     )
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from minillm.config import Sampling
 from minillm.data import collate
@@ -12,12 +21,24 @@ from minillm.models import response_logits, response_tokens, token_logprobs
 from minillm.sampling import Mixture, draw, sample, uniforms
 
 VOCABULARY, EOS = 11, 0
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 13,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 MAKERS = {
     "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=13, n_positions=64, bos_token_id=0, eos_token_id=0, initializer_range=0.5)
+        GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, vocab_size=13, n_positions=64, bos_token_id=0, eos_token_id=0, initializer_range=0.5
+        )
     ),
-    "opt": lambda: OPTForCausalLM(OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **SMALL)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **SMALL)
+    ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
 }
@@ -84,14 +105,28 @@ def test_frequencies_follow_the_mixture(alpha, fits):
         mixture=Mixture(teacher, alpha), batch=5000,
     )  # fmt: skip
     with torch.no_grad():
-        q, p = (m(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1) for m in (student, teacher))
+        q, p = (
+            m(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1)
+            for m in (student, teacher)
+        )
     observed = np.bincount([r.tokens[0] for r in found], minlength=VOCABULARY)
     assert (chisquare(observed, count * (0.2 * p + 0.8 * q).numpy()).pvalue > 1e-3) == fits
 
 
 def test_rollouts_refuse_filters():
     with pytest.raises(ValueError, match="temperature only"):
-        sample(make("llama", 1), PROMPTS, ROWS, Sampling(top_k=3), seed=0, step=0, eos=EOS, pad=0, vocabulary=VOCABULARY, record=True)
+        sample(
+            make("llama", 1),
+            PROMPTS,
+            ROWS,
+            Sampling(top_k=3),
+            seed=0,
+            step=0,
+            eos=EOS,
+            pad=0,
+            vocabulary=VOCABULARY,
+            record=True,
+        )
 
 
 def test_filters_of_evaluation():

@@ -112,6 +112,7 @@ def test_schema_is_current():
     ("edit", "message"),
     [
         (lambda c: c["stages"]["sft"].update(epoch=3), "stages.sft.epoch: unknown key; did you mean 'epochs'?"),
+        (lambda c: c["stages"]["kd"].update(lrr=c["stages"]["kd"].pop("lr")), "stages.kd.lrr: unknown key; did you mean 'lr'?"),
         (lambda c: c["stages"]["sft"].update(lr="1e-4"), "stages.sft.lr: .* not the text '1e-4' .*: write 1.0e-4"),
         (lambda c: c["pairs"][0].update(students=["smal"]), "pairs.0.students.0: there is no 'smal'; did you mean 'small'"),
         (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
