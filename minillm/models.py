@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +187,3 @@ def save_model(
     """Weights (safetensors), configuration and tokenizer into `folder`; `state` replaces the weights (gathered from ZeRO-3)."""
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-
-
-def parameter_count(folder: Path) -> int:
-    """Number of parameters of a saved model, read from the headers of its safetensors files."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for n in entry["shape"]:
-                    size *= n
-                total += size
-    return total

@@ -28,9 +28,9 @@ class Checkout:
     def stage(self, *arguments):
         return self.start([sys.executable, "-m", "minillm", *map(str, arguments)])
 
-    def start(self, command):
+    def start(self, command, stderr=subprocess.STDOUT):
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=stderr, text=True
         )
 
 
