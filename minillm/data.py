@@ -46,7 +46,8 @@ def encode(
     """(prompt ids, response ids, what happened), tokenised jointly and without special tokens but one EOS after the response.
 
     Where joining merges across the boundary the two are tokenised apart ("boundary_merged").  A response of more than
-    `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").
+    `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").  An EOS written out in the response's text
+    ends it there ("eos_inside" where text follows), so that no response goes on after its first EOS.
     """
     notes: Counter[str] = Counter()
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
@@ -59,6 +60,9 @@ def encode(
     end = tokenizer.eos_token_id
     while response_ids and response_ids[-1] == end:  # written out in the text; it must not end twice
         response_ids = response_ids[:-1]
+    if end in response_ids:
+        notes["eos_inside"] += 1
+        response_ids = response_ids[: response_ids.index(end)]
     response_ids = [*response_ids, end]
     if len(response_ids) > max_response:
         notes["response_cut"] += 1
@@ -184,6 +188,7 @@ def _write_rows(
         "sampled_from": len(rows) - sum(dropped.values()),
         "boundary_merged": notes["boundary_merged"],
         "response_cut": notes["response_cut"],
+        "eos_inside": notes["eos_inside"],
         "duplicates": _named(duplicates([row for row, *_ in kept])),
         "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
         "response_tokens": statistics([len(r) for _, _, r, _ in kept]),

@@ -17,6 +17,7 @@ from minillm import models
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.engine import World, start
+from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.sampling import sample
 from minillm.settings import GenerateSettings, PseudoSettings
@@ -101,6 +102,8 @@ def _remove_journals(journal: Path) -> None:
 
 def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
+    if not test.is_file():
+        raise UserError(f"{test}: no such test set; run the testset stage first")
     # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
     rows = [json.loads(line) for line in test.read_text().removesuffix("\n").split("\n")]
     world = start(0)

@@ -22,7 +22,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a data or model folder, as it was saved there by the data stage (EOS and PAD are set)."""
+    """The tokenizer of a data or model folder, as it was saved there by the data stage (EOS and PAD are set).
+
+    Raises UserError where there is none: transformers would make an empty one up.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
 
@@ -36,7 +41,10 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
         raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise UserError(f"{folder}: a model folder without weights (*.safetensors); copy or download it again")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+    except Exception as error:  # a damaged file raises many kinds
+        raise UserError(f"{folder}: cannot load this model ({first_line(error)}); copy or download it again") from None
     return nn.Module.to(model, device).eval() if device else model.eval()
 
 
@@ -58,9 +66,15 @@ def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int
         try:
             model = AutoModelForCausalLM.from_pretrained(spec.path, revision=spec.revision or "main", dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise UserError(f"models.path: cannot load '{spec.path}' from the hub: {str(error).splitlines()[0]}") from None
+            raise UserError(f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}") from None
     check_vocabulary(model, tokenizer, spec.path or spec.source)
     return model
+
+
+def first_line(error: Exception, limit: int = 200) -> str:
+    """What a library's error says, in one line that can be read."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= limit else text[:limit] + " ..."
 
 
 def _scratch(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -71,19 +85,21 @@ def _scratch(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int) 
         "pad_token_id": tokenizer.pad_token_id,
         **spec.architecture,
     }
-    try:
-        architecture = AutoConfig.for_model(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"models.architecture: {str(error).splitlines()[0]}") from None
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**arguments), dtype=torch.float32)
+    except Exception as error:  # whatever a configuration class makes of wrong values
+        raise UserError(f"models.architecture: {first_line(error)}") from None
     return model
 
 
 def _from_gguf(path: Path) -> PreTrainedModel:
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
     # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
     model.__dict__["hf_quantizer"] = None
     if hasattr(model.config, "quantization_config"):
@@ -105,6 +121,8 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     blocks = getattr(decoder, name)
     if max(layers) >= len(blocks):
         raise UserError(f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}")
+    if len(set(layers)) < len(layers):
+        raise UserError(f"models.layers: {list(layers)} names a layer twice; name each once")
     kept = nn.ModuleList(blocks[i] for i in layers)
     for index, block in enumerate(kept):
         for part in block.modules():

@@ -175,8 +175,12 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(
                 f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or delete this line"
             ) from None
+        except (ValueError, RecursionError):  # limits of Python's own: digits of a number, depth of nesting
+            raise UserError(f"{path}:{number}: a number too long or nesting too deep; mend or delete this line") from None
         if not isinstance(entry, dict):
             raise UserError(f"{path}:{number}: a row must be an object, one {{...}} a line; mend or delete this line")
+        if "\\ud" in line.lower() and re.search("[\ud800-\udfff]", json.dumps(entry, ensure_ascii=False)):
+            raise UserError(f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line")
         yield f"{path}:{number}", entry
 
 

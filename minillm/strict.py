@@ -76,7 +76,7 @@ def load(cls: type[T], path: str | Path) -> T:
     """The settings file of a stage as `cls`."""
     try:
         raw = json.loads(Path(path).read_text())
-    except FileNotFoundError:
+    except OSError:
         raise UserError(f"{path}: no such settings file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error}") from None

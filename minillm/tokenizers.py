@@ -34,8 +34,12 @@ def make_tokenizer(spec: Tokenizer, texts: Callable[[], list[str]]) -> PreTraine
                 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             else:
                 tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: cannot load the tokenizer '{spec.path}': {str(error).strip().splitlines()[0]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a malformed tokenizer.json alone raises several kinds, KeyError among them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__} "
+        raise UserError(f"{where}: cannot load the tokenizer '{spec.path}': {kind}{reason}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{where}: the tokenizer '{spec.path}' has no EOS token; responses could never end")
     if tokenizer.pad_token_id is None:

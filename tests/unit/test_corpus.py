@@ -42,6 +42,31 @@ def test_the_same_in_another_process_whatever_its_hash_seed() -> None:
     assert found == {digest([corpus.instructions("train", 200, 3), corpus.plain_text(200, 3)])}
 
 
+def test_the_first_rows_are_these_for_ever() -> None:
+    """A change here changes every result that was made from the embedded corpus."""
+    assert {split: digest(corpus.instructions(split, 20)) for split in corpus.SPLITS} == {
+        "train": "07dfe070c70556f246a8c7bc4424b4265e2c86532314e06ad7a68306643a5e80",
+        "dev": "ab7d576ca2224dae688420d710dc4f34ddcab0733b52c34e7d9e8a8e23a1825a",
+        "test": "b46f8308c1ea5e46da086178d4f2648d15151052df2e9a5503634aa94e6a13a2",
+        "test_hard": "b05865c9a67a7701f03a1b5f3f7794d3af8a9bff660318e60acf50414196d90c",
+    }
+    assert digest(corpus.plain_text(20)) == "c72d2806120e2872b830f7fe68cd3508f6a9a9eb20385e02c04c338bfae1b5a6"
+
+
+def test_one_row_of_each_task_read_by_hand() -> None:
+    rows = corpus.instructions("train", 13)
+    assert {i: tuple(rows[i].values()) for i in (0, 1, 2, 3, 5, 6, 7, 12)} == {
+        0: ("Describe for Greta: sled.", "", "The sled is a red vehicle from the field.", "describe"),
+        1: ("What does Ben have?", "Ben has a lemon. David has a plum. Kara has a swan.", "Ben has a lemon.", "who"),
+        2: ("What number comes next?", "Emma counts nine, ten, eleven.", "The next number is twelve.", "count"),
+        3: ("Put these words in order.", "frog bike cherry plum", "bike cherry frog plum", "sort"),
+        5: ("Where is it found?", "David sees a banana.", "The banana is found in the kitchen.", "fact"),
+        6: ("Give the opposite.", "wide and hard", "narrow and soft", "opposite"),
+        7: ("Reverse the order of these words.", "bucket sled frog lamp", "lamp frog sled bucket", "reverse"),
+        12: ("Say these words again.", "sled mole hammer", "sled mole hammer", "copy"),
+    }
+
+
 def test_another_seed_gives_other_rows() -> None:
     assert corpus.instructions("train", 50, 0) != corpus.instructions("train", 50, 1)
     assert corpus.plain_text(50, 0) != corpus.plain_text(50, 1)

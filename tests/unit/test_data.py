@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm import corpus, data
@@ -137,6 +140,13 @@ def test_tokenizer_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     spec = Tokenizer(source="folder", path=str(tmp_path / "empty"))
     assert "cannot load the tokenizer" in message(lambda: make_tokenizer(spec, list))
+    for i, text in enumerate(("{broken", "{}", "[]")):  # each fails in its own way
+        broken = tmp_path / f"broken{i}"
+        broken.mkdir()
+        (broken / "tokenizer.json").write_text(text)
+        (broken / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        said = message(functools.partial(make_tokenizer, Tokenizer(source="folder", path=str(broken)), list))
+        assert said.startswith(f"tokenizers.path: cannot load the tokenizer '{broken}': ")
     spec = Tokenizer(source="gguf", path="package:no_such_package/a.gguf")
     assert "'no_such_package' is not installed" in message(lambda: make_tokenizer(spec, list))
 
@@ -163,6 +173,19 @@ def test_a_merge_across_the_boundary_is_taken_apart_and_counted() -> None:
     p, r, notes = encode(loaded, "a", "b", 8)
     assert p == loaded.encode("a") and r == [*loaded.encode("b"), loaded.eos_token_id]
     assert notes == {"boundary_merged": 1}
+
+
+def test_a_response_that_starts_with_a_newline_merges_too() -> None:
+    loaded = train_tokenizer(["a:\n\n\nb"] * 50, 270)
+    assert len(loaded.encode("\n\n")) == 1
+    p, r, notes = encode(loaded, "a:\n", "\n\nb", 8)
+    assert p == loaded.encode("a:\n") and loaded.decode(p + r[:-1]) == "a:\n\n\nb" and notes == {"boundary_merged": 1}
+
+
+@pytest.mark.parametrize("rest", [" and more", "\n", END + "x"])
+def test_an_eos_inside_a_response_ends_it_there(tokenizer: Any, rest: str) -> None:
+    ended = [*tokenizer.encode("The fox."), tokenizer.eos_token_id]
+    assert encode(tokenizer, "p\n", "The fox." + END + rest, 64)[1:] == (ended, {"eos_inside": 1})
 
 
 def test_a_long_response_is_cut_without_eos(tokenizer: Any) -> None:
@@ -195,6 +218,32 @@ def test_rows_round_trip(prepared: Path) -> None:
         response = rows.response(i)
         assert response[-1] == tokenizer.eos_token_id and (response == tokenizer.eos_token_id).sum() == 1
         assert tokenizer.decode(response[:-1]) == record["response"]
+
+
+def test_ids_past_16_bits_round_trip(tmp_path: Path) -> None:
+    tokens, lengths = [65_535, 65_536, 151_935, 7, 2**31 - 1, 0], [(2, 1), (1, 2)]
+    for name in ("train", "corpus"):
+        np.save(tmp_path / f"{name}.tokens.npy", np.asarray(tokens, dtype=np.int32))
+    np.save(tmp_path / "train.lengths.npy", np.asarray(lengths, dtype=np.int32))
+    np.save(tmp_path / "corpus.lengths.npy", np.asarray([4, 2], dtype=np.int32))
+    rows, chunks = Rows.open(tmp_path, "train"), Corpus.open(tmp_path)
+    assert [(rows.prompt(i).tolist(), rows.response(i).tolist()) for i in range(len(rows))] == [
+        ([65_535, 65_536], [151_935]),
+        ([7], [2**31 - 1, 0]),
+    ]
+    assert [chunks.chunk(i).tolist() for i in range(len(chunks))] == [tokens[:4], tokens[4:]]
+    assert collate([(rows.prompt(0), rows.response(0))], pad=0).tokens.tolist() == [[65_535, 65_536, 151_935]]
+
+
+def test_large_ids_are_written_as_they_are(tmp_path: Path) -> None:
+    words = {END: 0, "?": 1, **{f"w{i}": i for i in range(2, 70_000)}, "zebra": 70_000}
+    backend = Backend(WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, unk_token="?").save_pretrained(tmp_path / "large")
+    train = rows_file(tmp_path / "train.jsonl", row("Name one.", "zebra"))
+    spec = Tokenizer(source="folder", path=str(tmp_path / "large"))
+    prepare(dataclasses.replace(BASE, tokenizer=spec, train=train, corpus=embedded("text", 5)), tmp_path / "out")
+    assert Rows.open(tmp_path / "out", "train").response(0).tolist() == [70_000, 0]
 
 
 def test_corpus_chunks(prepared: Path, tmp_path: Path) -> None:
@@ -257,6 +306,16 @@ def test_content_names_the_folder(prepared: Path, tmp_path: Path) -> None:
         prepare(dataclasses.replace(BASE, **change), tmp_path / str(i))  # type: ignore[arg-type]
     contents = {card(path)["content"] for path in tmp_path.glob("*/card.json")}
     assert len(contents) == 6 and all(len(content) == 64 for content in contents)
+
+
+def test_content_follows_rows_not_places(tmp_path: Path) -> None:
+    contents = []
+    for place, answer in (("here", "one"), ("there", "one"), ("other", "two")):
+        (tmp_path / place).mkdir()
+        train = rows_file(tmp_path / place / "rows.jsonl", row("A."), row("B.", ["fine", answer]))
+        prepare(dataclasses.replace(BASE, train=train), tmp_path / place / "out")
+        contents.append(card(tmp_path / place / "out" / "card.json")["content"])
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
@@ -322,6 +381,11 @@ def test_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
     assert subset(items, 50, 0, "train") != subset(items, 50, 1, "train")
     assert subset(items, 50, -1, "train") != subset(items, 50, -2, "train")  # keys are whole 64-bit numbers, never rounded
     assert subset(items, 0, 0, "x") == subset(items, 1000, 0, "x") == items
+    # The sample of one set does not depend on that of another.
+    prepare(
+        dataclasses.replace(BASE, train=embedded("train", 80, sample=25), dev=embedded("dev", 20, sample=5)), tmp_path / "b"
+    )
+    assert Rows.open(tmp_path / "b", "train").ids == ids and len(Rows.open(tmp_path / "b", "dev")) == 5
 
 
 def test_a_failure_leaves_the_old_folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from minillm.config import Sampling
+from minillm.config import Model, Sampling
 from minillm.data import collate
 from minillm.errors import UserError
-from minillm.models import check_same_tokenizer, check_vocabulary, load_model, prune, response_logits, response_tokens
+from minillm.models import (
+    base_model,
+    check_same_tokenizer,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    prune,
+    response_logits,
+    response_tokens,
+)
 from minillm.sampling import sample
 from minillm.tokenizers import train_tokenizer
 
@@ -88,6 +97,8 @@ def test_a_pruned_model_survives_saving(model, tmp_path):
 def test_a_layer_that_does_not_exist(model):
     with pytest.raises(UserError, match="layer 4 does not exist, the parent has 0 to 3"):
         prune(model, (0, 4))
+    with pytest.raises(UserError, match="names a layer twice"):
+        prune(model, (1, 1))
 
 
 def test_a_model_smaller_than_its_tokenizer_is_refused_and_a_padded_one_is_not(model):
@@ -112,3 +123,16 @@ def test_a_folder_that_holds_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="without weights"):
         load_model(tmp_path, "fp32")
+    with pytest.raises(UserError, match="no tokenizer here"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="cannot load this model"):
+        load_model(tmp_path, "fp32")
+
+
+def test_an_architecture_that_cannot_be(tmp_path):
+    tokenizer = train_tokenizer(["some text"], 262)
+    for architecture in ({"model_type": "gpt2", "n_embd": 10, "n_head": 3}, {"model_type": "no such thing"}):
+        spec = Model("scratch", "t", architecture=architecture)
+        with pytest.raises(UserError, match="^models.architecture: .{1,210}$"):
+            base_model(spec, tokenizer, 0, None)

@@ -110,11 +110,20 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
         ({"instruction": "a", "output": 3}, "the field 'output' must be text or a list of texts; mend or delete this row"),
         ({"output": "b"}, "no instruction in the field 'instruction'; mend or delete this row"),
         ({**GOOD, "input": 5}, "the field 'input' is not text; mend or delete this row"),
+        ({**GOOD, "output": "\ud800 alone"}, "half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line"),
+        ('{"a": ' + "1" * 5000 + "}", "a number too long or nesting too deep; mend or delete this line"),
+        ("[" * 100_000, "a number too long or nesting too deep; mend or delete this line"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: Any, said: str) -> None:
     path = write(tmp_path / "a.jsonl", GOOD, "", line)
     assert message(lambda: read_rows(folder(path), "datasets.a")) == f"{path}:3: {said}"
+
+
+def test_whole_surrogate_pairs_and_escapes_of_them_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {**GOOD, "output": "\U0001f600 \\ud800"})
+    assert "\\ud83d\\ude00" in path.read_text()
+    assert read_rows(folder(path), "d")[0].outputs == ("\U0001f600 \\ud800",)
 
 
 def test_a_renamed_field_is_named_as_the_file_has_it(tmp_path: Path) -> None:
@@ -262,6 +271,23 @@ def test_hub_failure_is_one_line_that_names_the_set(tmp_path: Path, name: str) -
     said = hub(tmp_path, name)
     assert said.startswith(f"UserError datasets.hub: cannot load '{name}' from the hub (") and "\n" not in said
     assert said.endswith("check name, subset, split, revision and network")
+
+
+def test_one_file_of_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.jsonl", GOOD, {**GOOD, "output": ["a", "b"]})  # mixed, which a table could not hold
+    asked = []
+
+    def download(*place: str, **more: Any) -> str:
+        asked.append((place, more))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    rows = read_rows(Dataset(source="hub", path="owner/name/deep/x.jsonl", revision="abc", start=1), "d")
+    assert [(r.id, r.outputs) for r in rows] == [(1, ("a", "b"))]
+    assert asked == [(("owner/name", "deep/x.jsonl"), {"repo_type": "dataset", "revision": "abc"})]
+    write(path, GOOD, "{broken")
+    said = message(lambda: read_rows(Dataset(source="hub", path="owner/name/x.jsonl"), "d"))
+    assert said.startswith(f"{path}:2: not JSON (")
 
 
 def test_sources_and_corpus_import_no_torch() -> None:

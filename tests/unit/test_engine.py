@@ -1,0 +1,43 @@
+"""Batches, learning rates and the order of rows: what a run's arithmetic depends on, without a model."""
+
+import pytest
+
+from minillm.config import Training
+from minillm.engine import learning_rate, split_batch
+from minillm.errors import UserError
+from minillm.supervised import batch_of_step, count_steps, evaluation_steps
+
+
+def test_global_batch_is_kept_whatever_the_processes():
+    for processes in (1, 2, 4):
+        micro, accumulation = split_batch(64, 8, processes)
+        assert micro <= 8 and micro * accumulation * processes == 64
+    assert split_batch(6, 4, 1) == (3, 2), "the largest micro-batch that divides"
+    with pytest.raises(UserError, match="global batch of 10 rows .* 4 processes"):
+        split_batch(10, 8, 4)
+
+
+def test_learning_rate_of_warm_up_and_cosine():
+    settings = Training(lr=1.0, epochs=1, schedule="cosine", min_lr=0.1, warmup=4)
+    rates = [learning_rate(settings, step, 12) for step in range(13)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[8] == pytest.approx(0.55) and rates[12] == pytest.approx(0.1)
+    constant = Training(lr=1.0, epochs=1, schedule="constant")
+    assert {learning_rate(constant, step, 12) for step in range(13)} == {1.0}
+
+
+def test_each_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    epochs = [[row for step in range(4 * e, 4 * e + 4) for row in batch_of_step(13, 3, step, seed=5)] for e in range(3)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 12 and set(epoch) < set(range(13)), "12 of 13 rows: a last partial batch is left out"
+    assert epochs[0] != epochs[1]
+    assert batch_of_step(13, 3, 6, seed=5) == epochs[1][6:9]
+    assert batch_of_step(13, 3, 0, seed=6) != batch_of_step(13, 3, 0, seed=5)
+
+
+def test_steps_and_evaluations():
+    assert count_steps(100, Training(lr=1.0, epochs=2.5, batch=32)) == 8
+    assert evaluation_steps(10, 3) == {3, 7, 10}
+    assert evaluation_steps(1, 5) == {1}
+    with pytest.raises(UserError, match="32 rows a batch, but there are only 20"):
+        count_steps(20, Training(lr=1.0, epochs=1, batch=32))
