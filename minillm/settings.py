@@ -148,38 +148,59 @@ def for_model(config: Experiment, stage: str, model: str) -> Any:
     return merged(getattr(config.stages, stage), values, "config", f"per_model.{model}.{stage}")
 
 
+def _data_settings(config: Experiment, tokenizer: str) -> DataSettings:
+    data = config.data
+    return DataSettings(
+        stage="data",
+        tokenizer=config.tokenizers[tokenizer],
+        train=config.datasets[data.train],
+        dev=config.datasets[data.dev],
+        corpus=config.datasets[data.corpus],
+        template=data.template,
+        max_prompt=data.max_prompt,
+        max_response=data.max_response,
+        corpus_length=data.corpus_length,
+        seed=data.seed,
+    )
+
+
+def _table_settings(config: Experiment) -> TableSettings:
+    used = {name for pair in config.pairs for name in (pair.teacher, *pair.students)}
+    return TableSettings(
+        stage="table",
+        run=config.run,
+        pairs=config.pairs,
+        methods=config.methods,
+        labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
+        tests=config.data.tests,
+        test_labels={name: config.datasets[name].label or name for name in config.data.tests},
+        training_seeds=config.training_seeds,
+        sampling_seeds=config.sampling_seeds,
+        sampling=config.generate,
+    )
+
+
 def stage_settings(
     config: Experiment, stage: str, *, tokenizer: str = "", model: str = "", teacher: str = "", seed: int = 0, test: str = ""
 ) -> dict[str, Any]:
     """Exactly what one stage depends on, as plain data; `canonical` makes it the text of its settings file."""
-    data, seeds = config.data, config.training_seeds
-    dev_sampling = Sampling(max_tokens=data.max_response)
+    first_seed = config.training_seeds[0]  # base models, teachers and their answers are made once
+    dev_sampling = Sampling(max_tokens=config.data.max_response)
     settings: Any
     if stage == "data":
-        settings = DataSettings(
-            stage="data",
-            tokenizer=config.tokenizers[tokenizer],
-            train=config.datasets[data.train],
-            dev=config.datasets[data.dev],
-            corpus=config.datasets[data.corpus],
-            template=data.template,
-            max_prompt=data.max_prompt,
-            max_response=data.max_response,
-            corpus_length=data.corpus_length,
-            seed=data.seed,
-        )
+        settings = _data_settings(config, tokenizer)
     elif stage == "testset":
         settings = TestSettings(
             stage="testset",
             name=test,
             dataset=config.datasets[test],
-            template=data.template,
-            max_prompt=data.max_prompt,
-            seed=data.seed,
+            template=config.data.template,
+            max_prompt=config.data.max_prompt,
+            seed=config.data.seed,
         )
     elif stage == "base":
         settings = BaseSettings(
-            stage="base", model=config.models[model], seed=seeds[0], precision=config.precision, sampling=dev_sampling
+            stage="base", model=config.models[model], seed=first_seed, precision=config.precision, sampling=dev_sampling
         )
     elif stage in ("teacher", "sft", "kd", "seqkd"):
         settings = TrainSettings(
@@ -193,7 +214,11 @@ def stage_settings(
         )
     elif stage == "pseudo":
         settings = PseudoSettings(
-            stage="pseudo", teacher=teacher, seed=seeds[0], precision=config.precision, pseudo=for_model(config, stage, teacher)
+            stage="pseudo",
+            teacher=teacher,
+            seed=first_seed,
+            precision=config.precision,
+            pseudo=for_model(config, stage, teacher),
         )
     elif stage == "minillm":
         settings = OnPolicySettings(
@@ -209,19 +234,7 @@ def stage_settings(
             stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate
         )
     elif stage == "table":
-        used = {name for pair in config.pairs for name in (pair.teacher, *pair.students)}
-        settings = TableSettings(
-            stage="table",
-            run=config.run,
-            pairs=config.pairs,
-            methods=config.methods,
-            labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
-            tests=data.tests,
-            test_labels={name: config.datasets[name].label or name for name in data.tests},
-            training_seeds=seeds,
-            sampling_seeds=config.sampling_seeds,
-            sampling=config.generate,
-        )
+        settings = _table_settings(config)
     elif stage == "figure":
         settings = FigureSettings(stage="figure", style=config.style)
     else:

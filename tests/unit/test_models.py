@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from tiny_models import FAMILIES, make
 
 from minillm.config import Model, Sampling
 from minillm.data import collate
@@ -30,27 +21,15 @@ from minillm.models import (
 from minillm.sampling import sample
 from minillm.tokenizers import train_tokenizer
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "vocab_size": 13}
-MAKERS = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=4, n_head=2, vocab_size=13, n_positions=64, initializer_range=0.5)
-    ),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **SMALL)
-    ),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
-}
 EXAMPLES = [
     (np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
     for prompt, response in (([3, 4, 5, 6], [1, 0]), ([7], [2, 3, 4, 0]), ([1, 2], [0]))
 ]
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=FAMILIES)
 def model(request):
-    torch.manual_seed(0)
-    return MAKERS[request.param]().eval()
+    return make(request.param, seed=0, layers=4)
 
 
 def alone(model, vocabulary):

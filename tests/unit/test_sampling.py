@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from tiny_models import FAMILIES, make
 
 from minillm.config import Sampling
 from minillm.data import collate
@@ -21,34 +12,8 @@ from minillm.models import response_logits, response_tokens, token_logprobs
 from minillm.sampling import Mixture, draw, sample, uniforms
 
 VOCABULARY, EOS = 11, 0
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 13,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-MAKERS = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(
-            n_embd=16, n_layer=2, n_head=2, vocab_size=13, n_positions=64, bos_token_id=0, eos_token_id=0, initializer_range=0.5
-        )
-    ),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **SMALL)
-    ),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(intermediate_size=32, num_key_value_heads=2, initializer_range=0.5, **SMALL)),
-}
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])]
 ROWS = [10, 11, 12, 13, 14]
-
-
-def make(kind, seed):
-    torch.manual_seed(seed)
-    return MAKERS[kind]().eval()
 
 
 def run(model, prompts=PROMPTS, rows=ROWS, **arguments):
@@ -56,7 +21,7 @@ def run(model, prompts=PROMPTS, rows=ROWS, **arguments):
     return sample(model, prompts, rows, Sampling(max_tokens=12), **(defaults | arguments))
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_rescoring_gives_the_recorded_values(kind):
     student, teacher = make(kind, 1), make(kind, 2)
     responses = run(student, mixture=Mixture(teacher, 0.3), record=True)
@@ -72,7 +37,7 @@ def test_rescoring_gives_the_recorded_values(kind):
     assert torch.allclose((0.3 * p.exp() + 0.7 * q.exp()).log(), recorded_mixture, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_row_does_not_depend_on_its_batch_order_or_neighbours(kind):
     student, teacher = make(kind, 1), make(kind, 2)
     together = run(student, mixture=Mixture(teacher, 0.3))
