@@ -365,10 +365,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """[left-padded prompts | right-padded responses].
+    """Left-padded examples: prompt and response end at the right edge, so that the width is that of the longest example.
 
-    tokens, attention (1 on real tokens) and positions are (batch, width) int64; responses are tokens[:, start:]; mask is
-    (batch, width - start) float32, 1 on response tokens.
+    tokens, attention (1 on real tokens) and positions are (batch, width) int64; tokens[:, start:] covers the longest response; mask
+    is (batch, width - start) float32, 1 on response tokens (the last ones of each row).
     """
 
     tokens: Tensor
@@ -385,15 +385,14 @@ class Batch:
 
 def collate(examples: Sequence[tuple[np.ndarray, np.ndarray]], pad: int) -> Batch:
     """Prompts and responses as one batch.  Masks come from lengths, never from token values, so EOS may be PAD."""
-    start = max(len(prompt) for prompt, _ in examples)
-    width = start + max(len(response) for _, response in examples)
+    width = max(len(prompt) + len(response) for prompt, response in examples)
+    start = width - max(len(response) for _, response in examples)
     tokens = torch.full((len(examples), width), pad, dtype=torch.long)
     attention = torch.zeros((len(examples), width), dtype=torch.long)
     mask = torch.zeros((len(examples), width - start))
     for i, (prompt, response) in enumerate(examples):
-        first, end = start - len(prompt), start + len(response)
-        tokens[i, first:start] = torch.from_numpy(prompt.astype(np.int64))
-        tokens[i, start:end] = torch.from_numpy(response.astype(np.int64))
-        attention[i, first:end] = 1
-        mask[i, : len(response)] = 1.0
+        first = width - len(prompt) - len(response)
+        tokens[i, first:] = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
+        attention[i, first:] = 1
+        mask[i, width - start - len(response) :] = 1.0
     return Batch(tokens, attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, start)

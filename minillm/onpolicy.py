@@ -112,10 +112,10 @@ def rollout_loss(
     """This micro-batch's share of the single-step term plus the long term (Eq. 5 with Eq. 6), means over `denominator` tokens."""
     pad = models.special_tokens(dev.tokenizer)[1]
     batch = collate([(rollouts.prompts[i], rollouts.responses[i]) for i in part], pad).to(engine.world.device)
-    time, valid = batch.mask.shape[1], batch.mask.bool()
+    valid = rollouts.mask[list(part)].bool()
 
     def cut(values: Tensor) -> Tensor:  # (valid tokens,), as the logits below
-        return values[list(part), :time].to(engine.world.device)[valid]
+        return values[list(part)][valid].to(engine.world.device)
 
     logits = models.response_logits(engine.engine, batch, dev.vocabulary) / settings.temperature
     with torch.no_grad():

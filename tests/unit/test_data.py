@@ -464,11 +464,15 @@ def array(*tokens: int) -> np.ndarray:
 
 def test_collate_layout() -> None:
     batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4, 2, 1, 9))], pad=0)
+    assert batch.start == 1  # the width is that of the longest example, not of the longest prompt plus the longest response
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [3, 4, 2, 1, 9]]
+    assert batch.mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4))], pad=0)
     assert batch.start == 3
-    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 0, 0], [0, 0, 3, 4, 2, 1, 9]]
-    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 1]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 4, 4], [0, 0, 0, 1, 2, 3, 4]]
-    assert batch.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 3, 4]]
+    assert batch.attention.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
+    assert batch.mask.tolist() == [[1, 1], [1, 1]]
     assert {batch.tokens.dtype, batch.attention.dtype, batch.positions.dtype} == {
         torch.int64
     } and batch.mask.dtype == torch.float32
@@ -477,9 +481,9 @@ def test_collate_layout() -> None:
 def test_masks_come_from_lengths_where_eos_is_pad() -> None:
     end = 9
     batch = collate([(array(end, 1, end), array(end, 2, end)), (array(end), array(end))], pad=end)
-    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0]]
-    assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1]]
+    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    assert batch.mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 1]]
     assert batch.tokens[:, batch.start :].tolist() == [[end, 2, end], [end, end, end]]
 
 
