@@ -472,7 +472,7 @@ def test_collate_layout() -> None:
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 3, 4]]
     assert batch.attention.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
-    assert batch.mask.tolist() == [[1, 1], [1, 1]]
+    assert batch.mask.tolist() == [[1, 1], [0, 1]]
     assert {batch.tokens.dtype, batch.attention.dtype, batch.positions.dtype} == {
         torch.int64
     } and batch.mask.dtype == torch.float32
