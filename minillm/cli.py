@@ -129,6 +129,14 @@ def _figure(args: argparse.Namespace) -> None:
     draw_main(load(FigureSettings, args.config), args.table, args.out)
 
 
+def _estimators(args: argparse.Namespace) -> None:
+    from minillm.publish.estimators import run_stage
+    from minillm.settings import EstimatorSettings
+    from minillm.strict import load
+
+    run_stage(load(EstimatorSettings, args.config), args.out)
+
+
 STAGES = {
     "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
     "testset": Stage("one test set", ("config", "data", "out"), _testset),
@@ -162,6 +170,7 @@ STAGES = {
     "rouge": Stage("ROUGE-L of responses", ("generations", "out"), _rouge),
     "table": Stage("the main table", ("config", "metrics", "out"), _table),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
+    "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
 }
 
 

@@ -9,6 +9,7 @@ Launch values (`Launch`) say how a stage is run, not what it computes; they are 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from typing import Annotated, Any, Literal
@@ -17,15 +18,11 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from minillm.errors import UserError
-from minillm.strict import STRICT, merged, parse
+from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
+from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, merged, parse
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*$")]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["fp32", "bf16"]
-Method = Literal["sft", "kd", "seqkd", "minillm"]
+METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
 
 # --- what there is to work on
@@ -97,45 +94,6 @@ class Training:
     betas: tuple[Share, Share] = (0.9, 0.999)
     clip_norm: Positive = 1.0
     dropout: bool = True
-    evaluations: Count = 1
-    dev_rows: Natural = 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class OnPolicy:
-    """MiniLLM's on-policy phase (sections 2.2 and 2.3 of the paper).
-
-    `collections` times: `rollouts` prompts are answered, then `inner_epochs` passes over them in mini-batches of `batch`.
-    `alpha` is the teacher's share in the sampling mixture (Eq. 4), `clip` the range of the probability ratio, `gamma` the
-    discount, `reward_scale` and `reward_clip` (0: none) act on each token's reward, `lm_coef` weighs the pre-training loss, in
-    which `lm_kd_ratio` is the share of forward KL to the teacher.
-    """
-
-    lr: Positive = 5e-6
-    collections: Count = 312
-    rollouts: Count = 256
-    batch: Count = 64
-    inner_epochs: Count = 4
-    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    temperature: Positive = 1.0
-    max_tokens: Count = 256
-    clip: Positive = 0.2
-    gamma: Share = 1.0
-    length_norm: bool = True
-    single_step: bool = True
-    whiten: bool = True
-    reward_scale: Positive = 1.0
-    reward_clip: Annotated[float, Field(ge=0)] = 0.0
-    lm_coef: Annotated[float, Field(ge=0)] = 1.0
-    lm_kd_ratio: Share = 0.5
-    lm_batch: Natural = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    min_lr: Annotated[float, Field(ge=0)] = 1e-7
-    warmup: Natural = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    clip_norm: Positive = 1.0
-    dropout: bool = False
     evaluations: Count = 1
     dev_rows: Natural = 0
 
@@ -218,6 +176,23 @@ class Style:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Estimators:
+    """The exact study of gradient estimators (docs/estimators.md): how small a world, and how far apart student and teacher.
+
+    `distances` maps a name to the standard deviation of the difference of the logits; "disjoint" is set apart by that many nats on
+    the teacher's likeliest tokens.
+    """
+
+    vocabulary: Annotated[int, Field(ge=2, le=5)] = 3
+    horizon: Annotated[int, Field(ge=1, le=6)] = 4
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (1, 2, 3)
+    alphas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.5)
+    distances: dict[Name, Positive] = dataclasses.field(
+        default_factory=lambda: {"near": 0.1, "middle": 0.5, "far": 2.0, "disjoint": 3.0}
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class Launch:
     """How a stage is run on the machine; recorded beside the result, compared with nothing."""
 
@@ -243,7 +218,8 @@ class Experiment:
     data: Data
     pairs: tuple[Pair, ...]
     stages: Stages
-    methods: tuple[Method, ...] = ("sft", "kd", "seqkd", "minillm")
+    methods: tuple[Name, ...] = METHODS
+    variants: dict[Name, Variant] = dataclasses.field(default_factory=dict)
     training_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10,)
     sampling_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10, 20, 30, 40, 50)
     precision: Precision = "bf16"
@@ -251,6 +227,7 @@ class Experiment:
     per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     style: Style = dataclasses.field(default_factory=Style)
+    estimators: Estimators = dataclasses.field(default_factory=Estimators)
 
 
 # --- checking a whole configuration
@@ -268,6 +245,7 @@ STAGES = (
     "rouge",
     "table",
     "figure",
+    "estimators",
 )
 
 
@@ -281,7 +259,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
     Raises UserError (one line naming `where` and the key).
     """
-    config = parse(Experiment, raw, where)
+    config = parse(Experiment, _with_presets(raw, where), where)
 
     def known(name: str, table: dict[str, Any], key: str) -> None:
         if name not in table:
@@ -306,18 +284,43 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for name, model in config.models.items():
         known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
         _check_model(config, name, model, known, where)
+    for name, variant in config.variants.items():
+        if name in STAGES:
+            raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
+        check_on_policy(merged(config.stages.minillm, variant.settings, where, f"variants.{name}"), where, f"variants.{name}")
+    for i, method in enumerate(config.methods):
+        known(method, dict.fromkeys((*METHODS, *config.variants)), f"methods.{i}")
+    check_on_policy(config.stages.minillm, where, "stages.minillm")
     for name, stages in config.per_model.items():
         known(name, config.models, f"per_model.{name}")
         for stage, values in stages.items():
             default = getattr(config.stages, stage, None)
             if default is None:
                 raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
-            merged(default, values, where, f"per_model.{name}.{stage}")
+            found = merged(default, values, where, f"per_model.{name}.{stage}")
+            if isinstance(found, OnPolicy):
+                check_on_policy(found, where, f"per_model.{name}.{stage}")
     for stage, values in config.launch.items():
         if stage != "default" and stage not in STAGES:
             raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
         parse(Launch, values, where, f"launch.{stage}")
     return config
+
+
+def _with_presets(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """`raw` with the presets of on-policy settings filled in; anything of a wrong form is left for the strict check."""
+    raw = copy.deepcopy(raw)
+
+    def fill(holder: Any, key: str, under: str) -> None:
+        if isinstance(holder, dict) and isinstance(holder.get(key), dict):
+            holder[key] = expanded(holder[key], where, under)
+
+    fill(raw.get("stages"), "minillm", "stages.minillm")
+    for section, key in (("variants", "settings"), ("per_model", "minillm")):
+        table = raw.get(section)
+        for name, entry in table.items() if isinstance(table, dict) else ():
+            fill(entry, key, f"{section}.{name}.{key}")
+    return raw
 
 
 def _check_model(config: Experiment, name: str, model: Model, known: Any, where: str) -> None:

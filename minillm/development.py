@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import objectives, selection
 from minillm.config import Sampling
-from minillm.data import Batch, Rows, collate
+from minillm.data import Rows, collate
 from minillm.engine import Engine, World
 from minillm.files import whole_folder
 from minillm.models import decode, response_logits, response_tokens, save_model, special_tokens, token_logprobs
@@ -23,6 +24,7 @@ from minillm.sampling import sample
 from minillm.scores import rouge_l
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
+Divergence = Callable[[Tensor, Tensor], Tensor]  # of student and teacher logits, one value a token
 
 DEV_STEP = 2**32 - 1  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
 
@@ -57,28 +59,33 @@ class Dev:
 
 @torch.no_grad()
 def losses(
-    model: PreTrainedModel, examples: Sequence[Example], dev: Dev, world: World, teacher: PreTrainedModel | None = None
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    dev: Dev,
+    world: World,
+    teacher: PreTrainedModel | None = None,
+    divergence: Divergence | None = None,
 ) -> dict[str, float]:
-    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl" and "reverse_kl"."""
+    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl", "reverse_kl", and on request "divergence"."""
     pad = special_tokens(dev.tokenizer)[1]
     ordered = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))[world.rank :: world.size]
-    totals = torch.zeros(4, dtype=torch.float64)
+    wanted: dict[str, Divergence] = {}
+    if teacher is not None:
+        wanted = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
+        wanted |= {"divergence": divergence} if divergence is not None else {}
+    totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
     for first in range(0, len(ordered), dev.batch):
         part = collate(ordered[first : first + dev.batch], pad).to(world.device)
-        totals += _sums(model, part, dev.vocabulary, teacher)
-    nll, forward, reverse, count = torch.stack(world.gather(totals)).sum(0).tolist()
-    found = {"nll": nll / count}
-    return found | {"forward_kl": forward / count, "reverse_kl": reverse / count} if teacher is not None else found
-
-
-def _sums(model: PreTrainedModel, batch: Batch, vocabulary: int, teacher: PreTrainedModel | None) -> torch.Tensor:
-    logits = response_logits(model, batch, vocabulary)
-    values = [-token_logprobs(logits, response_tokens(batch))]
-    if teacher is not None:
-        theirs = response_logits(teacher, batch, vocabulary)
-        values += [objectives.forward_kl(logits, theirs), objectives.reverse_kl(logits, theirs)]
-    sums = [v.sum().double().cpu() for v in values] + [torch.zeros((), dtype=torch.float64)] * (3 - len(values))
-    return torch.stack([*sums, batch.mask.sum().double().cpu()])
+        logits = response_logits(model, part, dev.vocabulary)
+        totals["nll"] -= token_logprobs(logits, response_tokens(part)).double().sum().item()
+        totals["tokens"] += part.mask.sum().item()
+        if teacher is not None:
+            theirs = response_logits(teacher, part, dev.vocabulary)
+            for name, function in wanted.items():
+                totals[name] += function(logits, theirs).double().sum().item()
+    parts = world.gather(totals)
+    sums = {name: sum(part[name] for part in parts) for name in totals}
+    return {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
 
 
 @dataclass(frozen=True)

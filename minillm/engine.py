@@ -26,8 +26,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from minillm.config import Launch, OnPolicy, Training
+from minillm.config import Launch, Training
 from minillm.errors import UserError
+from minillm.semantics import OnPolicy
 
 KEPT = 2  # checkpoints that stay: the newest, and the one before in case the newest is damaged
 

@@ -24,8 +24,8 @@ def _log_softmax(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor
     return _full(student_logits).log_softmax(-1), _full(teacher_logits).log_softmax(-1)
 
 
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) over the last axis; where a is 0 its term is 0, also where b is 0 too."""
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) of log-probabilities over the last axis; where a is 0 its term is 0, also where b is 0 too."""
     gap = (log_a - log_b).masked_fill(log_a == -torch.inf, 0.0)
     return (log_a.exp() * gap).sum(-1)
 
@@ -33,13 +33,53 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(p || q) of each token, shape (batch, time): the word-level KD baseline."""
     q, p = _log_softmax(student_logits, teacher_logits)
-    return _kl(p, q)
+    return kl(p, q)
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(q || p) of each token, shape (batch, time): minus the expectation of the reward r_t in Eq. 3, summed over the vocabulary."""
     q, p = _log_softmax(student_logits, teacher_logits)
-    return _kl(q, p)
+    return kl(q, p)
+
+
+def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b); finite floors keep the gradient finite where neither has any mass."""
+    floor = -1e30
+    mix = torch.as_tensor(share, dtype=log_a.dtype, device=log_a.device)
+    return torch.logaddexp(mix.log() + log_a.clamp(min=floor), torch.log1p(-mix) + log_b.clamp(min=floor))
+
+
+def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5) -> Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each token, shape (batch, time).
+
+    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), with its convention for the ends, where the divergence itself
+    is 0: forward KL at beta = 0, reverse KL at beta = 1.
+    """
+    q, p = _log_softmax(student_logits, teacher_logits)
+    if beta == 0:
+        return kl(p, q)
+    if beta == 1:
+        return kl(q, p)
+    m = _mixture(p, q, beta)
+    return beta * kl(p, m) + (1 - beta) * kl(q, m)
+
+
+def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(p || alpha p + (1 - alpha) q) of each token, shape (batch, time): DistiLLM's (arXiv 2402.03898), at most -log alpha."""
+    q, p = _log_softmax(student_logits, teacher_logits)
+    return kl(p, _mixture(p, q, alpha))
+
+
+def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(q || alpha q + (1 - alpha) p) of each token, shape (batch, time)."""
+    q, p = _log_softmax(student_logits, teacher_logits)
+    return kl(q, _mixture(q, p, alpha))
+
+
+def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Half the L1 distance of the two distributions of each token, shape (batch, time), between 0 and 1."""
+    q, p = _log_softmax(student_logits, teacher_logits)
+    return 0.5 * (q.exp() - p.exp()).abs().sum(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
@@ -107,13 +147,13 @@ def whiten(
 def importance_weights(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: float) -> Tensor:
     """w_t = q / (alpha p + (1 - alpha) q) of each sampled token: the per-token approximation of Eq. 5, at most 1 / (1 - alpha)."""
     q, p = _full(student_logprobs), _full(teacher_logprobs)
-    if alpha == 0:
-        return torch.ones_like(q)
-    return torch.exp(-torch.logaddexp(torch.log(torch.as_tensor(alpha, dtype=q.dtype)) + p - q, _log1m(alpha, q)))
+    return torch.exp(-_mixture(p - q, torch.zeros_like(q), alpha))
 
 
-def _log1m(alpha: float, like: Tensor) -> Tensor:
-    return torch.log1p(-torch.as_tensor(alpha, dtype=like.dtype, device=like.device))
+def sequence_weights(weights: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 5 without its approximation: at each valid token the product of the per-token weights so far; 0 where masked."""
+    logs = torch.where(mask.bool(), _full(weights), 1.0).log()
+    return torch.where(mask.bool(), logs.cumsum(1).exp(), 0.0)
 
 
 def policy_gradient_loss(

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from minillm.config import Sampling
+from minillm.objectives import kl
 
 COMPACT_AT = 0.75  # drop finished rows once fewer than this share is alive: each drop copies the KV cache
 
@@ -35,14 +36,27 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Record:
+    """What was known when each token was drawn, (length,) float32 each.
+
+    Log-probabilities of the token under student, teacher and mixture; and of its position, summed over the vocabulary, the reverse
+    KL to the teacher and the student's entropy (both in nats).  Without a teacher, the teacher's are the student's.
+    """
+
+    student_logprobs: np.ndarray
+    teacher_logprobs: np.ndarray
+    mixture_logprobs: np.ndarray
+    reverse_kl: np.ndarray
+    entropy: np.ndarray
+
+
+@dataclass(frozen=True)
 class Response:
-    """What was sampled for one prompt: token ids (the EOS included where `finished`), and their log-probabilities on request."""
+    """What was sampled for one prompt: token ids (the EOS included where `finished`), and on request a `Record` of each token."""
 
     tokens: np.ndarray
     finished: bool
-    student_logprobs: np.ndarray | None = None
-    teacher_logprobs: np.ndarray | None = None
-    mixture_logprobs: np.ndarray | None = None
+    record: Record | None = None
 
 
 def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarray:
@@ -113,8 +127,8 @@ def sample(
 ) -> list[Response]:
     """A response to each prompt (1-D id arrays), in the order given; `rows` are the ids that the random numbers come from.
 
-    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps log q, log p and log p~ of every sampled
-    token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for evaluation: with a mixture
+    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every sampled token, so that
+    nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for evaluation: with a mixture
     or with `record` they raise ValueError, for then the recorded values would not be those of the policy.
     Batches hold prompts of similar length; `vocabulary` cuts off padded entries, which can never be sampled.
     """
@@ -150,7 +164,7 @@ def _sample_batch(
         attention[i, width - len(prompt) :] = 1
     history, attention = history.to(device), attention.to(device)
     uniform = torch.from_numpy(numbers).to(device)
-    logprobs = torch.zeros((3, size, horizon), device=device)
+    records = torch.zeros((5, size, horizon), device=device)
     lengths = torch.full((size,), horizon, device=device)
     finished = torch.zeros(size, dtype=torch.bool, device=device)
 
@@ -165,19 +179,16 @@ def _sample_batch(
         if filters:
             logits[0] = filters(history[alive, :end], logits[0])  # type: ignore[arg-type]
         student = logits[0].log_softmax(-1)
+        teacher = logits[-1].log_softmax(-1) if mixture else student
         log_mixture = student
-        if mixture:
-            teacher = logits[1].log_softmax(-1)
-            log_mixture = (
-                torch.logaddexp(teacher + np.log(mixture.alpha), student + np.log1p(-mixture.alpha))
-                if mixture.alpha
-                else student
-            )
+        if mixture and mixture.alpha:
+            log_mixture = torch.logaddexp(teacher + np.log(mixture.alpha), student + np.log1p(-mixture.alpha))
         chosen = draw(log_mixture.exp(), uniform[alive, t])
         if record:
-            kept = [student, teacher if mixture else student, log_mixture]
-            for k, values in enumerate(kept):
-                logprobs[k, alive, t] = values.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            for k, values in enumerate((student, teacher, log_mixture)):
+                records[k, alive, t] = values.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            records[3, alive, t] = kl(student, teacher)
+            records[4, alive, t] = -torch.xlogy(student.exp(), student.exp()).sum(-1)
         running = ~finished[alive]
         history[alive, end] = torch.where(running, chosen, pad)
         ends = running & (chosen == eos)
@@ -194,9 +205,8 @@ def _sample_batch(
         tokens = history[alive, end : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
 
-    out, recordings = history[:, width:].cpu().numpy().astype(np.int32), logprobs.cpu().numpy()
-    responses = []
-    for i, (length, ended) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True)):
-        recorded = [recordings[k, i, :length] for k in range(3)] if record else [None] * 3
-        responses.append(Response(out[i, :length], ended, *recorded))
-    return responses
+    out, values_of = history[:, width:].cpu().numpy().astype(np.int32), records.cpu().numpy()
+    return [
+        Response(out[i, :length], ended, Record(*values_of[:, i, :length]) if record else None)
+        for i, (length, ended) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True))
+    ]

@@ -13,13 +13,11 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from minillm.config import (
-    Count,
     Dataset,
+    Estimators,
     Experiment,
     Launch,
-    Method,
     Model,
-    OnPolicy,
     Pair,
     Precision,
     Pseudo,
@@ -28,7 +26,8 @@ from minillm.config import (
     Tokenizer,
     Training,
 )
-from minillm.strict import STRICT, merged, parse
+from minillm.semantics import OnPolicy
+from minillm.strict import STRICT, Count, Name, merged, parse
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -101,6 +100,7 @@ class OnPolicySettings:
     """`minillm`: the on-policy phase of one student under one teacher with one seed."""
 
     stage: Literal["minillm"]
+    method: str
     model: str
     teacher: str
     seed: int
@@ -125,7 +125,8 @@ class TableSettings:
     stage: Literal["table"]
     run: str
     pairs: tuple[Pair, ...]
-    methods: tuple[Method, ...]
+    methods: tuple[Name, ...]
+    method_labels: dict[str, str]
     labels: dict[str, str]
     tests: tuple[str, ...]
     test_labels: dict[str, str]
@@ -142,10 +143,27 @@ class FigureSettings:
     style: Style
 
 
+@dataclass(frozen=True, config=STRICT)
+class EstimatorSettings:
+    """`estimators`: the exact study of gradient estimators, and the looks of its figure."""
+
+    stage: Literal["estimators"]
+    study: Estimators
+    style: Style
+
+
 def for_model(config: Experiment, stage: str, model: str) -> Any:
     """Settings of `stage` for `model`: the common ones with the model's own keys replaced."""
     values = config.per_model.get(model, {}).get(stage, {})
     return merged(getattr(config.stages, stage), values, "config", f"per_model.{model}.{stage}")
+
+
+def on_policy(config: Experiment, method: str, model: str) -> OnPolicy:
+    """Settings of MiniLLM or a variant of it for one student: the common ones, then the model's keys, then the variant's."""
+    settings: OnPolicy = for_model(config, "minillm", model)
+    if method in config.variants:
+        settings = merged(settings, config.variants[method].settings, "config", f"variants.{method}")
+    return settings
 
 
 def _data_settings(config: Experiment, tokenizer: str) -> DataSettings:
@@ -171,6 +189,7 @@ def _table_settings(config: Experiment) -> TableSettings:
         run=config.run,
         pairs=config.pairs,
         methods=config.methods,
+        method_labels={name: config.variants[name].label for name in config.methods if name in config.variants},
         labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
         tests=config.data.tests,
         test_labels={name: config.datasets[name].label or name for name in config.data.tests},
@@ -220,14 +239,15 @@ def stage_settings(
             precision=config.precision,
             pseudo=for_model(config, stage, teacher),
         )
-    elif stage == "minillm":
+    elif stage == "minillm" or stage in config.variants:
         settings = OnPolicySettings(
             stage="minillm",
+            method=stage,
             model=model,
             teacher=teacher,
             seed=seed,
             precision=config.precision,
-            training=for_model(config, stage, model),
+            training=on_policy(config, stage, model),
         )
     elif stage == "generate":
         settings = GenerateSettings(
@@ -237,6 +257,8 @@ def stage_settings(
         settings = _table_settings(config)
     elif stage == "figure":
         settings = FigureSettings(stage="figure", style=config.style)
+    elif stage == "estimators":
+        settings = EstimatorSettings(stage="estimators", study=config.estimators, style=config.style)
     else:
         raise ValueError(stage)
     return dataclasses.asdict(settings)

@@ -52,6 +52,7 @@ PAIRS = [
 TEACHERS = list(dict.fromkeys(teacher for teacher, _ in PAIRS))
 STUDENTS = list(dict.fromkeys(student for _, student in PAIRS))
 MODELS = list(EXPERIMENT.models)
+ON_POLICY = ["minillm", *EXPERIMENT.variants]
 
 
 def student_weights(student, method, teacher, seed):
@@ -86,8 +87,9 @@ wildcard_constraints:
     tokenizer=one_of(EXPERIMENT.tokenizers),
     test=one_of(TESTS),
     weights=one_of(WEIGHTS),
+    method=one_of(ON_POLICY),
     seed=r"\d+",
-    key=f"({one_of(STAGES)})(/.+)?",
+    key=f"({one_of([*STAGES, *EXPERIMENT.variants])})(/.+)?",
 
 
 def settings_of(wildcards):

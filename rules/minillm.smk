@@ -1,17 +1,17 @@
-# The on-policy phase, from the SFT checkpoint of lowest dev loss.
+# The on-policy phase, from the SFT checkpoint of lowest dev loss: MiniLLM, and its variants under other settings.
 rule minillm:
     input:
-        config="results/{run}/configs/minillm/{student}/{teacher}/{seed}.json",
+        config="results/{run}/configs/{method}/{student}/{teacher}/{seed}.json",
         data=data_of,
         init="results/{run}/models/{student}/init/seed{seed}",
         teacher="results/{run}/models/{teacher}/teacher",
         code=sources("minillm.onpolicy"),
     output:
-        directory("results/{run}/models/{student}/minillm/{teacher}/seed{seed}"),
+        directory("results/{run}/models/{student}/{method}/{teacher}/seed{seed}"),
     log:
-        "results/{run}/logs/minillm/{student}/{teacher}/seed{seed}.log",
+        "results/{run}/logs/{method}/{student}/{teacher}/seed{seed}.log",
     benchmark:
-        "results/{run}/benchmarks/minillm/{student}/{teacher}/seed{seed}.tsv"
+        "results/{run}/benchmarks/{method}/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
     threads: THREADS

@@ -15,12 +15,13 @@ from matplotlib.patches import Patch
 from minillm.config import Style
 from minillm.errors import UserError
 from minillm.files import whole_file
-from minillm.publish.style import COLOURS, DASH, HATCHES, METHOD_NAMES
+from minillm.publish.style import COLOURS, DASH, HATCHES, METHOD_NAMES, MORE
 from minillm.publish.tables import Cell, read_csv
 from minillm.settings import FigureSettings
 
 GROUP = 0.8  # width of a test set's group of bars
 Panel = tuple[str, str]  # teacher, student
+Looks = dict[str, tuple[str, str]]  # method -> colour, hatch
 
 
 def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
@@ -30,7 +31,7 @@ def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
     """
     matplotlib.use("Agg")
     cells = read_csv(Path(table))
-    colours = _colours(settings.style)
+    looks = _looks(settings.style, list(dict.fromkeys(c.method for c in cells)))
     size = settings.style.font_size
     with matplotlib.rc_context(
         {
@@ -44,7 +45,7 @@ def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
             "pdf.fonttype": 42,  # TrueType: text stays text
         }
     ):
-        figure = _draw(cells, settings.style, colours)
+        figure = _draw(cells, settings.style, looks)
         for kind in ("png", "pdf"):
             with whole_file(Path(out) / f"main.{kind}") as partial:
                 # No date: the same table gives the same bytes.
@@ -52,16 +53,21 @@ def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
                 figure.savefig(partial, format=kind, dpi=settings.style.dpi, metadata=metadata)
 
 
-def _colours(style: Style) -> dict[str, str]:
+def _looks(style: Style, methods: list[str]) -> Looks:
+    """Colour and hatch of each method; those of variants by the order in which they come."""
+    looks = {method: (colour, HATCHES.get(method, "")) for method, colour in COLOURS.items()}
+    others = [method for method in methods if method not in looks]
+    looks |= {method: MORE[i % len(MORE)] for i, method in enumerate(others)}
     for method, colour in style.palette.items():
-        if method not in COLOURS:
-            raise UserError(f"style.palette: there is no method '{method}'; known: {', '.join(COLOURS)}")
+        if method not in looks:
+            raise UserError(f"style.palette: there is no method '{method}'; known: {', '.join(looks)}")
         if not is_color_like(colour):
             raise UserError(f"style.palette.{method}: '{colour}' is no colour; write it like '#D55E00'")
-    return {**COLOURS, **style.palette}
+        looks[method] = (colour, looks[method][1])
+    return looks
 
 
-def _draw(cells: list[Cell], style: Style, colours: dict[str, str]) -> Figure:
+def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     panels: list[Panel] = list(dict.fromkeys((c.teacher, c.student) for c in cells if c.student))
     tests = list(dict.fromkeys(c.test for c in cells))
     methods = list(dict.fromkeys(c.method for c in cells if c.student))
@@ -77,14 +83,15 @@ def _draw(cells: list[Cell], style: Style, colours: dict[str, str]) -> Figure:
     letters = _letters(style, columns, len(tests))
     for axes, (teacher, student) in zip(grid.flat, panels, strict=False):
         own = [c for c in cells if c.teacher == teacher and c.student in ("", student)]
-        _panel(axes, own, tests, methods, colours, letters)
+        _panel(axes, own, tests, methods, looks, letters)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for row in grid:
         row[0].set_ylabel("ROUGE-L")
-    handles: list[Line2D | Patch] = [Line2D([], [], color=colours["teacher"], linestyle="--", label=METHOD_NAMES["teacher"])]
-    handles += [_key(method, colours) for method in methods]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    handles: list[Line2D | Patch] = [Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])]
+    labels = {c.method: c.method_label for c in cells}
+    handles += [_key(method, labels[method], looks) for method in methods]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), frameon=False)
     figure.supxlabel(_note(cells, style), fontsize=0.8 * style.font_size)
     return figure
 
@@ -94,21 +101,21 @@ def _letters(style: Style, columns: int, tests: int) -> int:
     return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
 
 
-def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], colours: dict[str, str], letters: int) -> None:
+def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int) -> None:
     found = {(c.method, c.test): c for c in cells}
     width = GROUP / len(methods)
     labels = []
     for x, test in enumerate(tests):
         for i, method in enumerate(methods):
-            _bar(axes, x - GROUP / 2 + (i + 0.5) * width, width, found.get((method, test)), colours)
+            _bar(axes, x - GROUP / 2 + (i + 0.5) * width, width, found.get((method, test)), looks)
         teacher = found.get(("teacher", test))
         if teacher is not None and teacher.mean is not None:
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
             error = teacher.standard_error or 0.0
             axes.fill_between(
-                ends, teacher.mean - error, teacher.mean + error, color=colours["teacher"], alpha=0.2, linewidth=0
+                ends, teacher.mean - error, teacher.mean + error, color=looks["teacher"][0], alpha=0.2, linewidth=0
             )
-            axes.plot(ends, [teacher.mean] * 2, color=colours["teacher"], linestyle="--", linewidth=1.0)
+            axes.plot(ends, [teacher.mean] * 2, color=looks["teacher"][0], linestyle="--", linewidth=1.0)
         counts = [c.n for c in cells if c.test == test and c.n is not None]
         label = textwrap.fill(
             next(c.test_label for c in cells if c.test == test), letters, break_long_words=False, break_on_hyphens=False
@@ -125,7 +132,7 @@ def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], 
     axes.set_title(f"{student} (teacher: {cells[0].teacher_label})")
 
 
-def _bar(axes: Axes, x: float, width: float, cell: Cell | None, colours: dict[str, str]) -> None:
+def _bar(axes: Axes, x: float, width: float, cell: Cell | None, looks: Looks) -> None:
     if cell is None or cell.mean is None:
         axes.annotate(
             "not evaluated",
@@ -139,14 +146,15 @@ def _bar(axes: Axes, x: float, width: float, cell: Cell | None, colours: dict[st
             size=5,
         )
         return
-    colour, hatch = colours[cell.method], HATCHES[cell.method]
+    colour, hatch = looks[cell.method]
     axes.bar(x, cell.mean, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
     if cell.standard_error is not None:
         axes.errorbar(x, cell.mean, cell.standard_error, color="black", linewidth=0.8, capsize=1.8, capthick=0.8)
 
 
-def _key(method: str, colours: dict[str, str]) -> Patch:
-    return Patch(facecolor=colours[method], hatch=HATCHES[method], edgecolor="black", linewidth=0.5, label=METHOD_NAMES[method])
+def _key(method: str, label: str, looks: Looks) -> Patch:
+    colour, hatch = looks[method]
+    return Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=label)
 
 
 def _note(cells: list[Cell], style: Style) -> str:

@@ -32,6 +32,7 @@ class Cell:
     student_label: str
     teacher_label: str
     method: str
+    method_label: str
     test: str
     test_label: str
     n: int | None = None
@@ -59,7 +60,14 @@ def collect(settings: TableSettings, metrics: Path) -> list[Cell]:
     for teacher, student, method in _models(settings):
         for test in settings.tests:
             cell = Cell(
-                teacher, student, names.get(student, ""), names[teacher], method, test, settings.test_labels.get(test, test)
+                teacher,
+                student,
+                names.get(student, ""),
+                names[teacher],
+                method,
+                METHOD_NAMES.get(method) or settings.method_labels[method],
+                test,
+                settings.test_labels.get(test, test),
             )
             found: dict[int, dict[int, float]] = {}
             sources = []
@@ -243,8 +251,8 @@ def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
     for c in cells:
         if c.mean is not None and not _fewer(settings, c):
             names = found.setdefault(c.over if c.standard_error is not None else "", [])
-            if METHOD_NAMES[c.method] not in names:
-                names.append(METHOD_NAMES[c.method])
+            if c.method_label not in names:
+                names.append(c.method_label)
     texts = [f"± standard error over {where}" if where else "no standard error from a single run" for where in found]
     if len(texts) == 1:
         return " " + texts[0] if next(iter(found)) else "; " + texts[0]
@@ -256,7 +264,7 @@ class _Block:
     """A teacher and its students, as texts."""
 
     counts: list[str]  # "n = 500" of each test set; a dash for n where nothing was evaluated on it
-    lines: list[tuple[str, str, list[str]]]  # model label, method name, one text a test set
+    lines: list[tuple[str, str, list[str]]]  # model label, method label, one text a test set
 
 
 def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
@@ -274,10 +282,10 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
                 [
                     (
                         line[0].student_label or line[0].teacher_label,
-                        METHOD_NAMES[method],
+                        line[0].method_label,
                         [number(c.mean, c.standard_error) + FEWER * _fewer(settings, c) for c in line],
                     )
-                    for (_, method), line in lines.items()
+                    for line in lines.values()
                 ],
             )
         )
@@ -294,7 +302,9 @@ def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> s
         heads = [f"{markdown(label)}<br>{n}" for label, n in zip(_test_labels(settings), block.counts, strict=True)]
         lines += [f"**Teacher: {markdown(block.lines[0][0])}**", ""]
         lines += ["| " + " | ".join(["Model", "Method", *heads]) + " |", "|:--|:--|" + "--:|" * len(heads)]
-        lines += ["| " + " | ".join([markdown(label), method, *values]) + " |" for label, method, values in block.lines]
+        lines += [
+            "| " + " | ".join([markdown(label), markdown(method), *values]) + " |" for label, method, values in block.lines
+        ]
         lines.append("")
     return "\n".join(lines + ["  \n".join(map(markdown, notes)), ""])
 

@@ -59,14 +59,71 @@ def test_divergences_equal_explicit_sums(logits):
     assert torch.allclose(o.reverse_kl(q, p), each_token(q, p, lambda a, b: kl(a, b)), atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", [o.forward_kl, o.reverse_kl])
+def skew(a, b, alpha):
+    return kl(a, [alpha * x + (1 - alpha) * y for x, y in zip(a, b, strict=True)])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_jensen_shannon_equals_explicit_sums(logits, beta):
+    q, p = logits
+
+    def value(a, b):  # student, teacher
+        if beta in (0.0, 1.0):
+            return kl(a, b) if beta else kl(b, a)
+        m = [beta * y + (1 - beta) * x for x, y in zip(a, b, strict=True)]
+        return beta * kl(b, m) + (1 - beta) * kl(a, m)
+
+    assert torch.allclose(o.jensen_shannon(q, p, beta), each_token(q, p, value), atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_skew_divergences_and_total_variation_equal_explicit_sums(logits, alpha):
+    q, p = logits
+    assert torch.allclose(o.skew_forward_kl(q, p, alpha), each_token(q, p, lambda a, b: skew(b, a, alpha)), atol=1e-10)
+    assert torch.allclose(o.skew_reverse_kl(q, p, alpha), each_token(q, p, lambda a, b: skew(a, b, alpha)), atol=1e-10)
+    expected = each_token(q, p, lambda a, b: 0.5 * sum(abs(x - y) for x, y in zip(a, b, strict=True)))
+    assert torch.allclose(o.total_variation(q, p), expected, atol=1e-12)
+
+
+ALL = [o.forward_kl, o.reverse_kl, o.jensen_shannon, o.skew_forward_kl, o.skew_reverse_kl, o.total_variation]
+
+
+@pytest.mark.parametrize("divergence", ALL)
+def test_divergences_are_zero_between_equals_and_positive_otherwise(logits, divergence):
+    q, p = logits
+    assert torch.allclose(divergence(q, q), torch.zeros(3, 5, dtype=torch.float64), atol=1e-12)
+    assert (divergence(q, p) > 0).all()
+
+
+@pytest.mark.parametrize("divergence", ALL)
+def test_divergences_stay_finite_at_extremes(divergence):
+    """Logits of bf16's range, certain tokens, and a token that neither can draw: values and gradients are finite."""
+    student = torch.tensor([[[80.0, -80.0, 0.0, -torch.inf], [3e4, -3e4, 0.0, -torch.inf]]], requires_grad=True)
+    teacher = torch.tensor([[[-80.0, 80.0, 0.0, -torch.inf], [-3e4, 3e4, 0.0, -torch.inf]]])
+    value = divergence(student, teacher)
+    value.sum().backward()
+    assert value.isfinite().all() and student.grad.isfinite().all()
+
+
+@mask_layouts
+def test_sequence_weights(mask):
+    weights = 0.5 + torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    found = o.sequence_weights(weights, mask)
+    for i in range(3):
+        product = 1.0
+        for t in range(5):
+            product *= weights[i, t].item() if mask[i, t] else 1.0
+            assert found[i, t].item() == pytest.approx(product if mask[i, t] else 0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ALL)
 def test_divergences_ignore_a_shift_of_the_logits(logits, divergence):
     q, p = logits
     shift = torch.randn(3, 5, 1, dtype=torch.float64)
     assert torch.allclose(divergence(q + shift, p - 2 * shift), divergence(q, p), atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", [o.forward_kl, o.reverse_kl])
+@pytest.mark.parametrize("divergence", ALL)
 def test_divergence_gradients_equal_finite_differences(logits, divergence):
     q, p = logits
     assert torch.autograd.gradcheck(lambda x: divergence(x, p), q.clone().requires_grad_())
@@ -212,6 +269,8 @@ def test_long_term_gradient_is_equation_2_without_the_ratio(logprobs):
 @mask_layouts
 def test_single_step_loss(mask, logits):
     q, p = logits
+    one = q[:1].clone().requires_grad_()  # finite differences of the masked mean, with the padding in it
+    assert torch.autograd.gradcheck(lambda x: o.single_step_loss(x, p[:1], mask[:1]), one)
     weights = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     values = each_token(q, p, lambda a, b: kl(a, b)) * weights
     expected = (values * mask).sum().item() / mask.sum().item()

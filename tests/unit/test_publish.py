@@ -13,8 +13,8 @@ import pytest
 
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
-from minillm.publish.figures import _draw, draw_main
-from minillm.publish.style import COLOURS, latex, markdown, sampling_text
+from minillm.publish.figures import _draw, _looks, draw_main
+from minillm.publish.style import latex, markdown, sampling_text
 from minillm.publish.tables import read_csv, write_main_table
 from minillm.settings import FigureSettings, TableSettings
 
@@ -23,6 +23,7 @@ SETTINGS = TableSettings(
     run="r",
     pairs=(Pair(teacher="big", students=("small",)),),
     methods=("sft", "kd", "seqkd", "minillm"),
+    method_labels={},
     labels={"big": "Scratch_A 3M", "small": "Scratch_A 1M"},
     tests=("easy", "hard"),
     test_labels={"easy": "Easy & plain", "hard": "Hard"},
@@ -232,7 +233,7 @@ def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
     pairs = (Pair(teacher="big", students=("s1", "s2", "s3")),)
     settings = dataclasses.replace(SETTINGS, pairs=pairs, labels={}, tests=tuple(labels), test_labels=labels)
     write_main_table(settings, tmp_path / "none", tmp_path)
-    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), COLOURS)
+    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), _looks(Style(), []))
     shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
     assert "the teacher was not evaluated" in figure.get_supxlabel().replace("\n", " ")
@@ -273,3 +274,14 @@ def test_publish_and_scores_import_no_torch() -> None:
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, methods=("minillm", "gkd", "w"), method_labels={"gkd": "GKD", "w": "w/o |x|"})
+    write_main_table(settings, metrics, tmp_path)
+    text = (tmp_path / "main.md").read_text()
+    assert "| GKD |" in text and r"| w/o \|x\| |" in text
+    looks = _looks(Style(), ["minillm", "gkd", "w"])
+    assert len({looks[m] for m in ("minillm", "gkd", "w")}) == 3
+    draw_main(FigureSettings(stage="figure", style=Style()), tmp_path / "main.csv", tmp_path)
+    assert (tmp_path / "main.png").stat().st_size > 10_000

@@ -29,12 +29,19 @@ def test_rescoring_gives_the_recorded_values(kind):
     with torch.no_grad():
         q, p = (token_logprobs(response_logits(m, batch, VOCABULARY), response_tokens(batch)) for m in (student, teacher))
     recorded_q, recorded_p, recorded_mixture = (
-        torch.from_numpy(np.concatenate([getattr(r, name) for r in responses]))
+        torch.from_numpy(np.concatenate([getattr(r.record, name) for r in responses]))
         for name in ("student_logprobs", "teacher_logprobs", "mixture_logprobs")
     )
     assert torch.allclose(q, recorded_q, atol=1e-4)
     assert torch.allclose(p, recorded_p, atol=1e-4)
     assert torch.allclose((0.3 * p.exp() + 0.7 * q.exp()).log(), recorded_mixture, atol=1e-4)
+    with torch.no_grad():
+        logs = [response_logits(m, batch, VOCABULARY).log_softmax(-1) for m in (student, teacher)]
+    reverse = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    entropy = -(logs[0].exp() * logs[0]).sum(-1)
+    for name, expected in (("reverse_kl", reverse), ("entropy", entropy)):
+        found = torch.from_numpy(np.concatenate([getattr(r.record, name) for r in responses]))
+        assert torch.allclose(found, expected, atol=1e-4), name
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
