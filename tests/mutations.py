@@ -1,0 +1,121 @@
+"""Break the code in one named way at a time, in a copy, and show that the test which guards it turns red.
+
+`python tests/mutations.py [NAME ...]`: every mutation, or those named.  Exit status 1 where one survives its test.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+TESTS = "tests/unit/test_invariances.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` becomes `new` in one file of the package; `test` must fail then."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    Mutation("padding is attended to", "data.py", "attention[i, first:] = 1", "attention[i] = 1", f"{TESTS}::test_micro_batches"),
+    Mutation(
+        "positions count the padding", "models.py", "position_ids=batch.positions",
+        "position_ids=torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)", f"{TESTS}::test_amount_and_side_of_padding",
+    ),
+    Mutation(
+        "whitening counts the physical width", "rollout_losses.py", "total = len(values) * settings.max_tokens",
+        "total = values.numel()", f"{TESTS}::test_amount_and_side_of_padding",
+    ),
+    Mutation(
+        "each micro-batch has its own mean", "rollout_losses.py", "    terms: dict[str, Tensor] = {}\n",
+        "    terms: dict[str, Tensor] = {}\n    denominator = mask.sum()\n", f"{TESTS}::test_micro_batches",
+    ),
+    Mutation(
+        "accumulation is not undone", "engine.py", "loss * (self.accumulation * self.world.size)", "loss * self.world.size",
+        f"{TESTS}::test_gradient_accumulation",
+    ),
+    Mutation(
+        "the average over processes is not undone", "engine.py", "loss * (self.accumulation * self.world.size)",
+        "loss * self.accumulation", f"{TESTS}::test_two_processes",
+    ),
+    Mutation(
+        "student's logits are not normalised", "objectives.py", "return _full(student_logits).log_softmax(-1), ",
+        "return _full(student_logits), ", f"{TESTS}::test_shift_of_the_logits",
+    ),
+    Mutation(
+        "padded entries are scored", "models.py", "[batch.mask.bool()][:, :vocabulary]", "[batch.mask.bool()]",
+        f"{TESTS}::test_padded_vocabulary",
+    ),
+    Mutation(
+        "padded entries can be drawn", "sampling.py", "output.logits[:, -1, : self.vocabulary].float()",
+        "output.logits[:, -1].float()", f"{TESTS}::test_padded_vocabulary",
+    ),
+    Mutation(
+        "masks come from token values", "data.py", "attention[i, first:] = 1",
+        "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
+    ),
+    Mutation(
+        "advantages of other rows", "rollout_losses.py", "return values[list(part)][valid]", "return values[: len(part)][valid]",
+        f"{TESTS}::test_order_of_rows",
+    ),
+    Mutation(
+        "the current reward is in the return", "objectives.py", "if include_current else (after, count)",
+        "if True else (after, count)", "tests/unit/test_semantics.py::test_presets_reproduce_the_formulas",
+    ),
+    Mutation(
+        "the clip is one-sided", "objectives.py", "ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(max=1.0 + clip)",
+        "tests/unit/test_objectives.py::test_policy_gradient_loss",
+    ),
+    Mutation(
+        "mixture weights change places", "sampling.py", "teacher + np.log(mixture.alpha), student + np.log1p(-mixture.alpha)",
+        "student + np.log(mixture.alpha), teacher + np.log1p(-mixture.alpha)", 
+        "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",
+    ),
+]  # fmt: skip
+
+
+def turns_red(mutation: Mutation, folder: Path) -> bool:
+    """Whether the mutation's test fails on the mutated copy in `folder`; the file is put back."""
+    path = folder / "minillm" / mutation.file
+    original = path.read_text()
+    if original.count(mutation.old) != 1:
+        sys.exit(f"{mutation.name}: its text is not there exactly once in {mutation.file}; bring tests/mutations.py up to date")
+    path.write_text(original.replace(mutation.old, mutation.new))
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test]
+    try:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode == 1
+    finally:
+        path.write_text(original)
+
+
+def main(names: list[str]) -> int:
+    """The mutations of these names, or all; 1 where one survives."""
+    survivors = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "repo"
+        ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", "__pycache__", ".*_cache")
+        shutil.copytree(REPO, folder, ignore=ignored)
+        for mutation in MUTATIONS:
+            if names and mutation.name not in names:
+                continue
+            red = turns_red(mutation, folder)
+            print(f"{'red' if red else 'SURVIVES':<9} {mutation.name}: {mutation.test}", flush=True)
+            survivors += [] if red else [mutation.name]
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""A small on-policy update to measure: tiny models, eight rollouts of different lengths, plain text, and the loss's gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tiny_models import make
+
+from minillm.config import Sampling
+from minillm.development import Dev
+from minillm.engine import Engine, World
+from minillm.rollout_losses import Task, step_losses
+from minillm.rollouts import Entry, Rollouts, together
+from minillm.sampling import Mixture, sample
+from minillm.semantics import PRESETS, OnPolicy
+
+VOCABULARY, EOS = 11, 0
+PROMPTS = [np.array(p, dtype=np.int32) for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])]
+COUNT = len(PROMPTS)
+
+
+class Prompts:
+    """Stands for data.Rows."""
+
+    ids = list(range(100, 100 + COUNT))
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def prompt(self, i: int) -> np.ndarray:
+        return PROMPTS[i]
+
+    def response(self, i: int) -> np.ndarray:
+        return np.array([i % 9 + 1, 2, EOS], dtype=np.int32)
+
+
+class Texts:
+    """Stands for data.Corpus: eight chunks of different lengths."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def chunk(self, i: int) -> np.ndarray:
+        return np.random.default_rng(i).integers(1, VOCABULARY, 5 + i).astype(np.int32)
+
+
+@dataclass
+class Tokenizer:
+    """As much of a tokenizer as the losses ask for."""
+
+    eos_token_id: int = EOS
+    pad_token_id: int = EOS
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+
+@dataclass
+class OneProcess:
+    """As much of an Engine as the losses ask for."""
+
+    engine: torch.nn.Module
+    micro_batch: int
+    accumulation: int
+    world: World = dataclasses.field(default_factory=lambda: World(0, 1, torch.device("cpu")))
+    step: int = 0
+    mine = Engine.mine
+
+
+def settings(preset: str, **changes: Any) -> OnPolicy:
+    small = {"semantics": preset, "rollouts": COUNT, "batch": COUNT, "max_tokens": 12, "alpha": 0.3, "lm_batch": COUNT}
+    return OnPolicy(**(PRESETS[preset] | small | changes))
+
+
+def pair(family: str = "llama") -> tuple[Any, Any]:
+    return make(family, 1).double(), make(family, 2).double()
+
+
+def rollouts(student: Any, teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Rollouts:
+    """Samples of the mixture, not on the student but on an earlier one, so that ratios differ from 1."""
+    found = sample(
+        student, PROMPTS, Prompts.ids, Sampling(max_tokens=chosen.max_tokens), seed=1, step=2, eos=EOS, pad=pad,
+        vocabulary=VOCABULARY, mixture=Mixture(teacher, chosen.alpha), record=True,
+    )  # fmt: skip
+    made = together(Prompts(), [Entry(i, r.tokens, r.finished, r.record) for i, r in enumerate(found)], True)
+    shift = torch.randn(made.mask.shape, generator=torch.Generator().manual_seed(3)) * 0.3 * made.mask
+    made = dataclasses.replace(made, student_logprobs=made.student_logprobs + shift)
+    tensors = {name: value.double() for name, value in vars(made).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(made, **tensors)
+
+
+def task(teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Task:
+    dev = Dev([], [], Tokenizer(pad_token_id=pad), Sampling(), VOCABULARY, 8, 0)
+    return Task(teacher, None, Texts(), dev, chosen, 5)
+
+
+def gradient(
+    student: Any, made: Rollouts, work: Task, micro_batch: int = COUNT, order: list[int] | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """(loss, gradient by parameter) of one mini-batch of all rows."""
+    student.zero_grad()
+    engine = OneProcess(student, micro_batch, COUNT // micro_batch)
+    parts = [loss for loss in step_losses(engine, work, made, order or list(range(COUNT)), {})]
+    total = torch.stack(parts).sum()
+    total.backward()
+    return total.item(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}

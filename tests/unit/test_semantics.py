@@ -1,0 +1,212 @@
+"""The presets against the formulas of paper and released code, computed by hand; every switch and every ablation changes the gradient."""
+
+import math
+
+import pytest
+import torch
+from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
+
+from minillm.config import experiment
+from minillm.errors import UserError
+from minillm.rollout_losses import advantages, whitened
+from minillm.semantics import PRESETS, OnPolicy, expanded
+
+
+@torch.no_grad()
+def logprobs_by_hand(model, prompt, response):
+    """Log-probabilities over the vocabulary at each response token, lists of floats; one example, no padding."""
+    ids = torch.tensor([[*prompt.tolist(), *response.tolist()]])
+    rows = model(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY].tolist()
+    found = []
+    for row in rows:
+        top = max(row)
+        total = top + math.log(sum(math.exp(x - top) for x in row))
+        found.append([x - total for x in row])
+    return found
+
+
+def plain_text_by_hand(student, teacher, kd_ratio):
+    """(summed loss, tokens) of all chunks: every token but the first of a chunk is a target."""
+    total = tokens = 0.0
+    for i in range(COUNT):
+        chunk = Texts().chunk(i)
+        q, p = (logprobs_by_hand(m, chunk[:1], chunk[1:]) for m in (student, teacher))
+        for a, b, token in zip(q, p, chunk[1:].tolist(), strict=True):
+            forward = sum(math.exp(y) * (y - x) for x, y in zip(a, b, strict=True))
+            total += -(1 - kd_ratio) * a[token] + kd_ratio * forward
+            tokens += 1
+    return total, tokens
+
+
+def loss_by_hand(preset, made, student, teacher, alpha, horizon):
+    """The loss of one mini-batch, row by row and token by token, from the formulas alone."""
+    paper = preset == "paper"
+    rewards, steps = [], []
+    for row, (prompt, response) in enumerate(zip(made.prompts, made.responses, strict=True)):
+        q, p = (logprobs_by_hand(m, prompt, response) for m in (student, teacher))
+        old = made.student_logprobs[row].tolist()
+        theirs = made.teacher_logprobs[row].tolist()
+        reward = [b - a for a, b, _ in zip(old, theirs, response, strict=False)]
+        if not paper:
+            reward = [min(100.0, max(-100.0, r / 0.5)) for r in reward]
+        rewards.append(reward)
+        steps.append((q, p, old, theirs))
+    credit = []
+    for reward in rewards:
+        row = []
+        for t in range(len(reward)):
+            later = reward[t + 1 :] if paper else [0.95**k * r for k, r in enumerate(reward[t:])]
+            row.append(sum(later) / max(1, len(later)))
+        credit.append(row)
+    if not paper:  # whitened over every position up to the horizon, absent ones zero
+        values = [v for row in credit for v in row] + [0.0] * (COUNT * horizon - sum(map(len, credit)))
+        mean = sum(values) / len(values)
+        variance = sum((v - mean) ** 2 for v in values) / len(values)
+        credit = [[(v - mean) / math.sqrt(variance + 1e-8) for v in row] for row in credit]
+    total = tokens = 0.0
+    for row, response in enumerate(made.responses):
+        q, p, old, theirs = steps[row]
+        for t, token in enumerate(response.tolist()):
+            w = math.exp(old[t]) / (alpha * math.exp(theirs[t]) + (1 - alpha) * math.exp(old[t]))
+            ratio = math.exp(q[t][token] - old[t]) * w
+            cut = min(max(ratio, 0.8), 1.2)
+            a = credit[row][t]
+            total += -a * min(ratio, cut) if paper else max(-a * ratio, -a * cut)
+            reverse = sum(math.exp(x) * (x - y) for x, y in zip(q[t], p[t], strict=True))
+            total += w * reverse if paper else reverse
+            tokens += 1
+    text, text_tokens = plain_text_by_hand(student, teacher, 0.0 if paper else 0.5)
+    return (total + text) / COUNT if paper else total / tokens + text / text_tokens
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_presets_reproduce_the_formulas(preset):
+    chosen = settings(preset)
+    student, teacher = pair()
+    made = rollouts(student, teacher, chosen)
+    expected = loss_by_hand(preset, made, student, teacher, chosen.alpha, chosen.max_tokens)
+    found, _ = gradient(student, made, task(teacher, chosen), micro_batch=2)
+    assert found == pytest.approx(expected, rel=1e-5)  # recorded log-probabilities are float32
+    other, _ = gradient(student, made, task(teacher, settings("paper" if preset == "released" else "released")))
+    assert abs(other - expected) > 0.1
+
+
+SWITCHES = {
+    "single_step_weights": False,  # D1
+    "include_current": True,  # D2
+    "gamma": 0.95,  # D3
+    "length_norm": False,  # D5
+    "whiten": "tokens",  # D6
+    "reward_scale": 0.5,  # D7
+    "reward_clip": 0.1,
+    "surrogate": "ppo",  # D8
+    "clip": 0.05,
+    "importance": "product",  # D9
+    "lm_coef": 0.5,  # D10
+    "lm_kd_ratio": 0.5,
+    "normaliser": "tokens",
+    "advantage": "expected",
+    "single_step": False,
+    "objective": "forward_kl",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), SWITCHES.items(), ids=SWITCHES)
+def test_every_switch_changes_the_gradient(key, value):
+    student, teacher = pair()
+    base = settings("paper")
+    made = rollouts(student, teacher, base)
+    _, before = gradient(student, made, task(teacher, base))
+    _, after = gradient(student, made, task(teacher, settings("paper", **{key: value})))
+    assert max((after[n] - before[n]).abs().max().item() for n in before) > 1e-6
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "default"])
+@pytest.mark.parametrize("ablation", [{"length_norm": False}, {"alpha": 0.0}, {"single_step": False, "include_current": True}])
+def test_every_ablation_of_table_4_changes_the_gradient(preset, ablation):
+    """Without mixing the samples differ as well; on the same samples the weights alone make the difference."""
+    student, teacher = pair()
+    base = settings(preset)
+    made = rollouts(student, teacher, base)
+    _, before = gradient(student, made, task(teacher, base))
+    _, after = gradient(student, made, task(teacher, settings(preset, **ablation)))
+    assert max((after[n] - before[n]).abs().max().item() for n in before) > 1e-6
+    if "alpha" in ablation:
+        unmixed = rollouts(student, teacher, settings(preset, **ablation))
+        assert [r.tolist() for r in unmixed.responses] != [r.tolist() for r in made.responses]
+
+
+def test_control_variates_by_hand():
+    student, teacher = pair()
+    made = rollouts(student, teacher, settings("paper"))
+    rewards = ((made.teacher_logprobs - made.student_logprobs) * made.mask).tolist()
+    kl = made.reverse_kl.tolist()
+    expected = advantages(made, settings("paper", advantage="expected", length_norm=False))
+    centred = advantages(made, settings("paper", advantage="centred", single_step=False, length_norm=False))
+    for i, response in enumerate(made.responses):
+        for t in range(len(response)):
+            assert expected[i, t].item() == pytest.approx(-sum(kl[i][t + 1 : len(response)]), abs=1e-5)
+            assert centred[i, t].item() == pytest.approx(rewards[i][t] + kl[i][t] + sum(rewards[i][t + 1 :]), abs=1e-5)
+
+
+def test_whitening_over_positions_counts_the_horizon_not_the_padding():
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    values = torch.tensor([[3.0, 1.0, 0.0], [2.0, 0.0, 0.0]])
+    horizon = settings("released").max_tokens
+    flat = [3.0, 1.0, 2.0] + [0.0] * (2 * horizon - 3)
+    mean = sum(flat) / len(flat)
+    deviation = (sum((x - mean) ** 2 for x in flat) / len(flat)) ** 0.5
+    found = whitened(values, mask, settings("released"))
+    assert found[0, 0].item() == pytest.approx((3.0 - mean) / deviation, rel=1e-5)
+    assert found[1, 1].item() == 0.0
+
+
+def test_presets_fill_in_only_what_is_not_given():
+    assert expanded({"semantics": "released", "gamma": 1.0}, "f", "k")["gamma"] == 1.0
+    assert expanded({"semantics": "released"}, "f", "k")["whiten"] == "positions"
+    assert expanded({"lr": 1.0}, "f", "k") == {"lr": 1.0}
+    with pytest.raises(UserError, match="f: k.semantics: there is no preset 'relesed'; did you mean 'released'"):
+        expanded({"semantics": "relesed"}, "f", "k")
+    for name, values in PRESETS.items():
+        OnPolicy(**values | {"semantics": name})
+    loss_keys = set(PRESETS["paper"])
+    assert loss_keys == set(PRESETS["released"]), "a preset leaves no key of the other's to chance"
+
+
+def test_variants_and_presets_in_a_configuration(plan):
+    plan["stages"]["minillm"] = {"semantics": "released", "rollouts": 8, "batch": 8, "collections": 2}
+    plan["variants"] = {
+        "gkd": {"label": "GKD", "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5}}
+    }
+    plan["methods"] = ["sft", "minillm", "gkd"]
+    found = experiment(plan)
+    assert found.stages.minillm.whiten == "positions" and found.stages.minillm.collections == 2
+    plan["methods"].append("gdk")
+    with pytest.raises(UserError, match=r"methods.3: there is no 'gdk'; did you mean 'gkd'"):
+        experiment(plan)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"student_share": 0.5}, "student_share: the long term needs samples of the present student"),
+        ({"replay": 10}, "replay: the long term needs"),
+        ({"advantage": "centred"}, "advantage: 'centred' stands for the single-step term"),
+        ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
+        ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
+    ],
+)
+def test_meaningless_settings_are_one_line(plan, values, message):
+    plan["variants"] = {"other": {"label": "Other", "settings": values}}
+    with pytest.raises(UserError, match=message) as error:
+        experiment(plan)
+    assert str(error.value).startswith("config: variants.other.") and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def plan():
+    from pathlib import Path
+
+    import yaml
+
+    return yaml.safe_load((Path(__file__).parents[1] / "config" / "plan.yaml").read_text())
