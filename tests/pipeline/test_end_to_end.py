@@ -76,6 +76,31 @@ def test_minillm_starts_from_the_lowest_dev_loss(finished):
     assert minillm["inputs"]["init"] == init["content"]
 
 
+def test_metrics_of_the_on_policy_phase(finished):
+    logged = {}
+    for method in ("minillm", "other"):
+        entries = read_lines(finished.run / "models" / METHODS[method] / "metrics.jsonl")
+        logged[method] = set().union(*entries)
+    shared = {
+        "dev_rouge",
+        "dev_loss",
+        "dev_objective",
+        "dev_reverse_kl",
+        "response_length",
+        "finished",
+        "repetition",
+        "entropy",
+        "fresh",
+    }
+    assert shared <= logged["minillm"] and shared <= logged["other"]
+    credit = {"reward", "advantage_std", "effective_samples", "clip_fraction", "long_term", "single_step", "rollout_reverse_kl"}
+    assert credit <= logged["minillm"] and not credit & logged["other"]
+    assert {"skew_forward_kl", "init_kl", "plain_text"} <= logged["other"]
+    entries = read_lines(finished.run / "models" / METHODS["other"] / "metrics.jsonl")
+    fresh = [entry["fresh"] for entry in entries if "fresh" in entry]
+    assert len(fresh) == 3 and 0 < fresh[0] < 1, "half of the rows keep their gold response"
+
+
 def test_seqkd_is_trained_on_the_teachers_answers_not_on_the_gold_ones(finished):
     from minillm.supervised import training_examples
 

@@ -66,10 +66,11 @@ def test_responses_end_with_their_first_eos_and_nothing_beyond_the_vocabulary_is
         assert response.finished or len(ids) == 12
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize(("alpha", "fits"), [(0.2, True), (0.3, False)])
-def test_frequencies_follow_the_mixture(alpha, fits):
+def test_frequencies_follow_the_mixture(alpha, fits, kind):
     """First tokens of many rows against alpha p + (1 - alpha) q with alpha = 0.2: sampling with 0.3 is told apart."""
-    student, teacher = make("llama", 1), make("llama", 2)
+    student, teacher = make(kind, 1), make(kind, 2)
     prompt = PROMPTS[0]
     count = 20_000
     found = sample(

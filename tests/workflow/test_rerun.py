@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 
-METHODS = ("kd", "seqkd", "minillm")
+ON_POLICY = ("minillm", "gkd")
+METHODS = ("kd", "seqkd", *ON_POLICY)
 SEEDS = (10, 20)
 TESTS = ("easy", "hard")
 PUBLISHED = {"table", "figure", "report"}
@@ -26,7 +27,10 @@ def evaluated(models, tests=TESTS):
 
 
 def trained(methods, students=("small", "short"), seeds=SEEDS):
-    return {f"{m} student={s} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)}
+    def rule(method, student):
+        return f"minillm student={student} method={method}" if method in ON_POLICY else f"{method} student={student}"
+
+    return {f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)}
 
 
 def settings(*keys):
@@ -49,6 +53,10 @@ def test_the_report_is_one_file_with_table_and_figure(finished):
 
 def one_students_lr(config):
     config["per_model"]["small"]["minillm"]["lr"] = 3.0e-4
+
+
+def one_variants_key(config):
+    config["variants"]["gkd"]["settings"]["beta"] = 0.1
 
 
 def figure_style(config):
@@ -78,14 +86,18 @@ def generation(config):
 
 NEW = (30,)
 EXPECTED = {
-    one_students_lr: settings("minillm/small/big/10", "minillm/small/big/20")
-    | trained(["minillm"], ["small"])
-    | evaluated(weights("small", ["minillm"])),
+    # The variant has the student's own settings for MiniLLM, so that it follows.
+    one_students_lr: settings(*(f"{m}/small/big/{seed}" for m in ON_POLICY for seed in SEEDS))
+    | trained(ON_POLICY, ["small"])
+    | evaluated(weights("small", ON_POLICY)),
+    one_variants_key: settings(*(f"gkd/{s}/big/{seed}" for s in ("small", "short") for seed in SEEDS))
+    | trained(["gkd"])
+    | evaluated([*weights("small", ["gkd"]), *weights("short", ["gkd"])]),
     figure_style: settings("figure") | {"figure", "report"},
     sample_of_a_test_set: settings("testset/easy") | {"testset tokenizer=letters test=easy"} | evaluated(ALL, ["easy"]),
-    two_values_swapped: settings(*(f"minillm/{s}/big/{seed}" for s in ("small", "short") for seed in SEEDS))
-    | trained(["minillm"])
-    | evaluated([*weights("small", ["minillm"]), *weights("short", ["minillm"])]),
+    two_values_swapped: settings(*(f"{m}/{s}/big/{seed}" for m in ON_POLICY for s in ("small", "short") for seed in SEEDS))
+    | trained(ON_POLICY)
+    | evaluated([*weights("small", ON_POLICY), *weights("short", ON_POLICY)]),
     teachers_lr: settings("teacher/big")
     | {"teacher model=big", "pseudo tokenizer=letters teacher=big"}
     | trained(METHODS)
