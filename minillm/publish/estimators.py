@@ -18,6 +18,8 @@ from minillm.files import whole_file
 from minillm.publish.style import markdown
 from minillm.settings import EstimatorSettings
 
+MARKERS = "osD^v<>Pxh"
+INKS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999"]  # Okabe and Ito's
 EXACT = 1e-9  # a bias below this share of the gradient is rounding
 
 
@@ -71,10 +73,10 @@ def samples(alpha: float) -> str:
 
 
 def draw(findings: list[Finding], style: Style) -> Figure:
-    """Bias and spread against the KL of the pair: samples of the student above, of the mixtures below."""
+    """Bias and spread at each distance, median and range over the pairs; one row of panels for each source of samples."""
     alphas = sorted({f.alpha for f in findings})
     with matplotlib.rc_context({"font.size": style.font_size, "pdf.fonttype": 42}):
-        figure = Figure(figsize=(style.width, 0.85 * style.height * len(alphas)), layout="constrained")
+        figure = Figure(figsize=(style.width, 0.8 * style.height * len(alphas)), layout="constrained")
         grid = figure.subplots(len(alphas), 2, squeeze=False, sharex=True)
         for row, alpha in zip(grid, alphas, strict=True):
             own = [f for f in findings if f.alpha == alpha]
@@ -82,17 +84,28 @@ def draw(findings: list[Finding], style: Style) -> Figure:
             _panel(row[1], own, lambda f: f.spread)
             row[0].set_ylabel(f"samples: {samples(alpha)}")
             row[1].legend(fontsize=0.7 * style.font_size, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        grid[0][0].set_title("bias / norm of the gradient\n(exact ones not drawn)")
-        grid[0][1].set_title("spread / norm of the gradient")
+        grid[0][0].set_title("bias / norm of the gradient\n(exact ones not drawn)", fontsize=style.font_size)
+        grid[0][1].set_title("spread / norm of the gradient", fontsize=style.font_size)
         for axes in grid[-1]:
             axes.set_xlabel("KL[q||p] in nats")
         return figure
 
 
 def _panel(axes: Axes, findings: list[Finding], value: Callable[[Finding], float]) -> None:
-    for i, name in enumerate(dict.fromkeys(f.estimator for f in findings)):
-        points = sorted((f.kl, value(f)) for f in findings if f.estimator == name)
-        axes.plot(*zip(*points, strict=True), marker="osD^v<>Pxh"[i % 10], markersize=3, linewidth=0.8, label=name)
-    axes.set_xscale("log")
+    distances = list(dict.fromkeys(f.distance for f in findings))
+    names = list(dict.fromkeys(f.estimator for f in findings))
+    for i, name in enumerate(names):
+        middles, errors = [], []
+        for distance in distances:
+            found = [value(f) for f in findings if (f.estimator, f.distance) == (name, distance)]
+            middles.append(statistics.median(found))
+            errors.append((middles[-1] - min(found), max(found) - middles[-1]))
+        places = [x + 0.5 * (i / len(names) - 0.5) for x in range(len(distances))]
+        axes.errorbar(
+            places, middles, list(zip(*errors, strict=True)), fmt=MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)],
+            markersize=3.5, linewidth=0, elinewidth=0.8, label=name,
+        )  # fmt: skip
+    kls = [statistics.median(f.kl for f in findings if f.distance == d) for d in distances]
+    axes.set_xticks(range(len(distances)), [f"{d}\n{kl:.1g}" for d, kl in zip(distances, kls, strict=True)])
     axes.set_yscale("log")
-    axes.grid(linewidth=0.4, alpha=0.5)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
