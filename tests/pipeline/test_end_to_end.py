@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"
-METHODS = {"sft": f"{STUDENT}/sft/seed10", **{m: f"{STUDENT}/{m}/{TEACHER}/seed10" for m in ("kd", "seqkd", "minillm", "other")}}
+METHODS = {
+    "sft": f"{STUDENT}/sft/seed10",
+    **{m: f"{STUDENT}/{m}/{TEACHER}/seed10" for m in ("kd", "seqkd", "minillm", "other")},
+}
 
 
 def read_lines(path):
