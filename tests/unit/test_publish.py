@@ -78,6 +78,7 @@ def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
         "student_label": "Scratch_A 1M",
         "teacher_label": "Scratch_A 3M",
         "method": "kd",
+        "method_label": "KD",
         "test": "easy",
         "test_label": "Easy & plain",
         "n": "150",
