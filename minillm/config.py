@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -19,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
-from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, merged, parse
+from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, hint, merged, parse
 
 Precision = Literal["fp32", "bf16"]
 METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
@@ -263,9 +262,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
     def known(name: str, table: dict[str, Any], key: str) -> None:
         if name not in table:
-            near = difflib.get_close_matches(name, table, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(table))}"
-            raise UserError(f"{where}: {key}: there is no '{name}'; {hint}")
+            raise UserError(f"{where}: {key}: there is no '{name}'; {hint(name, table)}")
 
     for key in ("train", "dev", "corpus"):
         known(getattr(config.data, key), config.datasets, f"data.{key}")

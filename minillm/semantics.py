@@ -6,14 +6,13 @@ key -> paper -> released code -> default, and why.
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.errors import UserError
-from minillm.strict import STRICT, Count, Natural, Positive, Share
+from minillm.strict import STRICT, Count, Natural, Positive, Share, hint
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -155,9 +154,7 @@ def expanded(values: dict[str, Any], where: str, under: str) -> dict[str, Any]:
     """
     name = values.get("semantics", "default")
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(PRESETS)}"
-        raise UserError(f"{where}: {under}.semantics: there is no preset '{name}'; {hint}")
+        raise UserError(f"{where}: {under}.semantics: there is no preset '{name}'; {hint(str(name), PRESETS)}")
     return {**PRESETS[name], **values}
 
 

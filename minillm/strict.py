@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -76,6 +77,13 @@ def _siblings(schema: dict[str, Any], location: tuple[int | str, ...]) -> list[s
             inner = inner or next(iter(node.get("patternProperties", {}).values()), {})
             node = inner if isinstance(inner, dict) else {}
     return list(node.get("properties", {}))
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What to write instead of a name that there is not: the nearest one, or all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
 
 
 def load(cls: type[T], path: str | Path) -> T:

@@ -24,7 +24,7 @@ def build(preset, family="llama", **changes):
     return student, rollouts(student, teacher, chosen), task(teacher, chosen)
 
 
-def same(a, b, tolerance=1e-9):
+def assert_same(a, b, tolerance=1e-9):
     assert a[0] == pytest.approx(b[0], abs=tolerance)
     assert a[1].keys() == b[1].keys()
     for name in a[1]:
@@ -52,14 +52,14 @@ def test_amount_and_side_of_padding(monkeypatch, preset, family, left, right):
     wider = {
         f: functional.pad(getattr(made, f), (0, right)) for f in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl")
     }
-    same(before, gradient(student, dataclasses.replace(made, **wider), work))
+    assert_same(before, gradient(student, dataclasses.replace(made, **wider), work))
 
 
 @presets
 @pytest.mark.parametrize("micro_batch", [COUNT // 2, COUNT // 4])
 def test_micro_batches(preset, micro_batch):
     student, made, work = build(preset)
-    same(gradient(student, made, work), gradient(student, made, work, micro_batch))
+    assert_same(gradient(student, made, work), gradient(student, made, work, micro_batch))
 
 
 @presets
@@ -73,7 +73,7 @@ def test_shift_of_the_logits(monkeypatch, preset):
         return logits + 5 * torch.randn(len(logits), 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(8))
 
     monkeypatch.setattr(models, "response_logits", shifted)
-    same(before, gradient(student, made, work))
+    assert_same(before, gradient(student, made, work))
 
 
 @presets
@@ -94,7 +94,7 @@ def test_padded_vocabulary(preset):
     for name in [n for n, g in found.items() if len(g) == 20]:
         assert (found[name][13:] == 0).all()
         found[name] = found[name][:13]
-    same(before, (loss, found), 1e-6)  # recorded log-probabilities are float32
+    assert_same(before, (loss, found), 1e-6)  # recorded log-probabilities are float32
 
 
 @presets
@@ -104,7 +104,7 @@ def test_pad_may_be_eos(preset):
     made, other = rollouts(student, teacher, chosen, pad=EOS), rollouts(student, teacher, chosen, pad=12)
     assert [r.tolist() for r in made.responses] == [r.tolist() for r in other.responses]
     assert any(r[-1] == EOS for r in made.responses) and any(EOS in p for p in made.prompts)
-    same(gradient(student, made, task(teacher, chosen, EOS)), gradient(student, other, task(teacher, chosen, 12)), 1e-6)
+    assert_same(gradient(student, made, task(teacher, chosen, EOS)), gradient(student, other, task(teacher, chosen, 12)), 1e-6)
 
 
 @presets
@@ -118,8 +118,8 @@ def test_order_of_rows(preset):
         responses=[made.responses[i] for i in order],
         **{name: getattr(made, name)[order] for name in names},
     )
-    same(gradient(student, made, work, 2), gradient(student, turned, work, 2))
-    same(gradient(student, made, work, 2), gradient(student, made, work, 2, order))
+    assert_same(gradient(student, made, work, 2), gradient(student, turned, work, 2))
+    assert_same(gradient(student, made, work, 2), gradient(student, made, work, 2, order))
 
 
 def updates(processes, folder):
