@@ -208,7 +208,11 @@ class Launch:
 
 @dataclass(frozen=True, config=STRICT)
 class Experiment:
-    """One configuration: everything that a run's results depend on, and how to run it."""
+    """One configuration: everything that a run's results depend on, and how to run it.
+
+    `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
+    instead of being trained.
+    """
 
     run: Name
     tokenizers: dict[Name, Tokenizer]
@@ -218,6 +222,7 @@ class Experiment:
     pairs: tuple[Pair, ...]
     stages: Stages
     methods: tuple[Name, ...] = METHODS
+    checkpoints: dict[str, Model] = dataclasses.field(default_factory=dict)
     variants: dict[Name, Variant] = dataclasses.field(default_factory=dict)
     training_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10,)
     sampling_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10, 20, 30, 40, 50)
@@ -234,6 +239,7 @@ STAGES = (
     "data",
     "testset",
     "base",
+    "checkpoint",
     "teacher",
     "sft",
     "kd",
@@ -281,6 +287,8 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for name, model in config.models.items():
         known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
         _check_model(config, name, model, known, where)
+    for weights, model in config.checkpoints.items():
+        _check_checkpoint(config, weights, model, where)
     for name, variant in config.variants.items():
         if name in STAGES:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
@@ -318,6 +326,24 @@ def _with_presets(raw: dict[str, Any], where: str) -> dict[str, Any]:
         for name, entry in table.items() if isinstance(table, dict) else ():
             fill(entry, key, f"{section}.{name}.{key}")
     return raw
+
+
+def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str) -> None:
+    """A checkpoint stands where a trained model would, comes from a folder or the hub, and has the tokenizer of that model."""
+    key = f"{where}: checkpoints.{weights}"
+    seeds = [f"seed{seed}" for seed in config.training_seeds]
+    places = {f"{pair.teacher}/teacher": pair.teacher for pair in config.pairs}
+    for pair in config.pairs:
+        for student in pair.students:
+            for method in (*METHODS, *config.variants):
+                under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{pair.teacher}"
+                places |= {f"{under}/{seed}": student for seed in seeds}
+    if weights not in places:
+        raise UserError(f"{key}: no model of this run has this place; {hint(weights, places)}")
+    if model.source not in ("folder", "hub") or not model.path:
+        raise UserError(f"{key}: a checkpoint has the source 'folder' or 'hub', and a path")
+    if model.tokenizer != config.models[places[weights]].tokenizer:
+        raise UserError(f"{key}.tokenizer: differs from that of {places[weights]}")
 
 
 def _check_model(config: Experiment, name: str, model: Model, known: Any, where: str) -> None:

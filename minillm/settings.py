@@ -200,7 +200,15 @@ def _table_settings(config: Experiment) -> TableSettings:
 
 
 def stage_settings(
-    config: Experiment, stage: str, *, tokenizer: str = "", model: str = "", teacher: str = "", seed: int = 0, test: str = ""
+    config: Experiment,
+    stage: str,
+    *,
+    tokenizer: str = "",
+    model: str = "",
+    teacher: str = "",
+    seed: int = 0,
+    test: str = "",
+    weights: str = "",
 ) -> dict[str, Any]:
     """Exactly what one stage depends on, as plain data; `canonical` makes it the text of its settings file."""
     first_seed = config.training_seeds[0]  # base models, teachers and their answers are made once
@@ -220,6 +228,10 @@ def stage_settings(
     elif stage == "base":
         settings = BaseSettings(
             stage="base", model=config.models[model], seed=first_seed, precision=config.precision, sampling=dev_sampling
+        )
+    elif stage == "checkpoint":
+        settings = BaseSettings(
+            stage="base", model=config.checkpoints[weights], seed=first_seed, precision=config.precision, sampling=dev_sampling
         )
     elif stage in ("teacher", "sft", "kd", "seqkd"):
         settings = TrainSettings(

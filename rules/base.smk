@@ -24,3 +24,28 @@ rule base:
     shell:
         "{params.command} --config {input.config} --data {input.data} {params.parent}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+
+
+# A finished model from a folder or the hub, in the place of one that would be trained.
+rule checkpoint:
+    input:
+        config="results/{run}/configs/checkpoint/{taken}.json",
+        data=data_of,
+        code=sources("minillm.base"),
+    output:
+        directory("results/{run}/models/{taken}"),
+    log:
+        "results/{run}/logs/checkpoint/{taken}.log",
+    benchmark:
+        "results/{run}/benchmarks/checkpoint/{taken}.tsv"
+    conda:
+        "../environment.yml"
+    threads: THREADS
+    resources:
+        mem_mb=16000,
+        runtime="4h",
+    params:
+        command=launch("base"),
+    shell:
+        "{params.command} --config {input.config} --data {input.data} --out {output}"
+        " --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

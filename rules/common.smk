@@ -76,7 +76,7 @@ WEIGHTS = [f"{teacher}/teacher" for teacher in TEACHERS] + list(
 
 
 def one_of(names):
-    return "|".join(re.escape(name) for name in names)
+    return "|".join(re.escape(name) for name in names) or "(?!)"  # of no names: nothing
 
 
 wildcard_constraints:
@@ -87,6 +87,7 @@ wildcard_constraints:
     tokenizer=one_of(EXPERIMENT.tokenizers),
     test=one_of(TESTS),
     weights=one_of(WEIGHTS),
+    taken=one_of(EXPERIMENT.checkpoints),
     method=one_of(ON_POLICY),
     seed=r"\d+",
     key=f"({one_of([*STAGES, *EXPERIMENT.variants])})(/.+)?",
@@ -95,10 +96,13 @@ wildcard_constraints:
 def settings_of(wildcards):
     """Text of a stage's settings file: the same settings always give the same text, and nothing else goes into it."""
     stage, *names = wildcards.key.split("/")
+    if stage == "checkpoint":
+        names = ["/".join(names)]
     keys = {
         "data": ["tokenizer"],
         "testset": ["test"],
         "base": ["model"],
+        "checkpoint": ["weights"],
         "teacher": ["model"],
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
@@ -114,7 +118,8 @@ def tokenizer_of(name):
 
 def data_of(wildcards):
     """Data folder in the tokenizer of the job's model."""
-    names = [wildcards.get(key) for key in ("model", "student", "teacher", "weights")]
+    keys = ("model", "student", "teacher", "weights", "taken")
+    names = [wildcards.get(key) for key in keys]
     name = next(name for name in names if name).split("/")[0]
     return f"results/{wildcards.run}/data/{tokenizer_of(name)}/training"
 

@@ -76,6 +76,26 @@ def test_jobs_of_the_paper(checkout, named):
     assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **one_each}
 
 
+def test_jobs_of_the_released_checkpoints(checkout):
+    """Three teachers and four models of each of seven students are taken from the hub; nothing is trained, not even a base model."""
+    output = checkout.snakemake(
+        "-n", "--cores", "2", "--quiet", "rules", "--configfile", "config/config.yaml", "config/released.yaml"
+    ).stdout
+    counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+    assert counts["checkpoint"] == 3 + 7 * 4 and counts["generate"] == counts["rouge"] == 5 * counts["checkpoint"]
+    assert not {"base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm"} & set(counts)
+
+
+def test_a_checkpoint_stands_for_one_training_alone(checkout):
+    taken = {"small/kd/big/seed10": {"source": "folder", "path": "here", "tokenizer": "letters"}}
+    before, after = (
+        checkout.planned(),
+        checkout.planned(config=checkout.write("taken.yaml", lambda c: c.update(checkpoints=taken))),
+    )
+    assert before - after == {"kd student=small teacher=big seed=10", "settings key=kd/small/big/10"}
+    assert after - before == {"checkpoint taken=small/kd/big/seed10", "settings key=checkpoint/small/kd/big/seed10"}
+
+
 def test_processes_start_torchrun_and_share_the_cores(checkout):
     name = checkout.write("processes.yaml", lambda c: c["launch"].update(kd={"processes": 2}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
@@ -117,6 +137,10 @@ def test_schema_is_current():
         (lambda c: c["pairs"][0].update(students=["smal"]), "pairs.0.students.0: there is no 'smal'; did you mean 'small'"),
         (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
+        (
+            lambda c: c.update(checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}),
+            "checkpoints.small/kd/bg/seed10: no model of this run has this place; did you mean 'small/kd/big/seed10'",
+        ),
         (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
     ],
 )
