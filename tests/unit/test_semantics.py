@@ -203,6 +203,13 @@ def test_meaningless_settings_are_one_line(plan, values, message):
     assert str(error.value).startswith("config: variants.other.") and "\n" not in str(error.value)
 
 
+def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
+    plan["variants"]["other"] = {"label": "Other", "settings": {"batch": 4}}
+    plan["per_model"] = {"small": {"minillm": {"rollouts": 10, "batch": 5}}}
+    with pytest.raises(UserError, match=r"variants.other with per_model.small.minillm.batch: 10 rollouts .* of 4"):
+        experiment(plan)
+
+
 @pytest.fixture
 def plan():
     from pathlib import Path
