@@ -305,9 +305,9 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
             found = merged(default, values, where, f"per_model.{name}.{stage}")
             if isinstance(found, OnPolicy):
                 check_on_policy(found, where, f"per_model.{name}.{stage}")
-                for variant, its in config.variants.items():
-                    key = f"variants.{variant} with per_model.{name}.{stage}"
-                    check_on_policy(merged(found, its.settings, where, key), where, key)
+                for label, variant in config.variants.items():
+                    key = f"variants.{label} with per_model.{name}.{stage}"
+                    check_on_policy(merged(found, variant.settings, where, key), where, key)
     for stage, values in config.launch.items():
         if stage != "default" and stage not in STAGES:
             raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
