@@ -6,9 +6,12 @@ import re
 from collections import Counter
 
 import pytest
-from test_plan import commands
+import yaml
+from test_plan import PLAN, REPO, commands
 
 from minillm.cli import parser
+from minillm.config import experiment
+from minillm.errors import UserError
 
 SECTIONS = {
     "exposure_bias": {"tests": ["easy"], "prompts": 4, "responses": 3},
@@ -78,12 +81,6 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
     ],
 )
 def test_a_wrong_section_is_one_line(changes, message):
-    import yaml
-    from conftest import PLAN, REPO
-
-    from minillm.config import experiment
-    from minillm.errors import UserError
-
     raw = yaml.safe_load((REPO / PLAN).read_text())
     raw.update({key: {**values, **changes.get(key, {})} for key, values in SECTIONS.items()})
     with pytest.raises(UserError) as error:
