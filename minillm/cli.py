@@ -137,6 +137,54 @@ def _estimators(args: argparse.Namespace) -> None:
     run_stage(load(EstimatorSettings, args.config), args.out)
 
 
+def _samples(args: argparse.Namespace) -> None:
+    from minillm.samples import run_stage
+    from minillm.settings import SamplesSettings
+    from minillm.strict import load
+
+    run_stage(load(SamplesSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
+
+
+def _exposure_bias(args: argparse.Namespace) -> None:
+    from minillm.evaluation.exposure_bias import run_stage
+    from minillm.settings import ExposureBiasSettings
+    from minillm.strict import load
+
+    settings = load(ExposureBiasSettings, args.config)
+    run_stage(settings, _launch(args), samples=args.samples, model=args.model, teacher=args.teacher, out=args.out)
+
+
+def _lengths(args: argparse.Namespace) -> None:
+    from minillm.evaluation.lengths import evaluate
+    from minillm.settings import LengthsSettings
+    from minillm.strict import load
+
+    settings = load(LengthsSettings, args.config)
+    evaluate(settings, metric=args.metric, generations=args.generations, data=args.data, out=args.out)
+
+
+def _diversity(args: argparse.Namespace) -> None:
+    from minillm.evaluation.diversity import evaluate
+    from minillm.settings import DiversitySettings
+    from minillm.strict import load
+
+    evaluate(load(DiversitySettings, args.config), generations=args.generations, out=args.out)
+
+
+def _reference_loss(args: argparse.Namespace) -> None:
+    from minillm.evaluation.reference_loss import run_stage
+    from minillm.settings import ReferenceLossSettings
+    from minillm.strict import load
+
+    run_stage(load(ReferenceLossSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
+
+
+def _subsets(args: argparse.Namespace) -> None:
+    from minillm.sni import subsets
+
+    subsets(args.source, args.out, args.tokenizer)
+
+
 STAGES = {
     "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
     "testset": Stage("one test set", ("config", "data", "out"), _testset),
@@ -171,6 +219,21 @@ STAGES = {
     "table": Stage("the main table", ("config", "metrics", "out"), _table),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
     "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
+    "samples": Stage(
+        "several responses of a teacher to a test set", ("config", "test", "model", "out"), _samples, launched=True
+    ),
+    "exposure_bias": Stage(
+        "excess accumulated error of a student",
+        ("config", "samples", "model", "teacher", "out"),
+        _exposure_bias,
+        launched=True,
+    ),
+    "lengths": Stage("ROUGE-L by length of the reference", ("config", "metric", "generations", "data", "out"), _lengths),
+    "diversity": Stage("distinct n-grams of responses", ("config", "generations", "out"), _diversity),
+    "reference_loss": Stage(
+        "loss of a model on the references", ("config", "test", "model", "out"), _reference_loss, launched=True
+    ),
+    "subsets": Stage("test sets by length, from S-NI's tasks or UnNI", ("source", "out"), _subsets, ("tokenizer",)),
 }
 
 

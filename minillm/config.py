@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from minillm.analyses import Diversity, ExposureBias, Lengths, check_analyses
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
 from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, hint, merged, parse
@@ -232,6 +233,9 @@ class Experiment:
     launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     style: Style = dataclasses.field(default_factory=Style)
     estimators: Estimators = dataclasses.field(default_factory=Estimators)
+    exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
+    lengths: Lengths = dataclasses.field(default_factory=Lengths)
+    diversity: Diversity = dataclasses.field(default_factory=Diversity)
 
 
 # --- checking a whole configuration
@@ -251,6 +255,12 @@ STAGES = (
     "table",
     "figure",
     "estimators",
+    "samples",
+    "exposure_bias",
+    "lengths",
+    "diversity",
+    "reference_loss",
+    "subsets",
 )
 
 
@@ -274,6 +284,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         known(getattr(config.data, key), config.datasets, f"data.{key}")
     for i, name in enumerate(config.data.tests):
         known(name, config.datasets, f"data.tests.{i}")
+    check_analyses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, where)
     for i, pair in enumerate(config.pairs):
         known(pair.teacher, config.models, f"pairs.{i}.teacher")
         for j, student in enumerate(pair.students):

@@ -17,20 +17,24 @@ from minillm import models
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.engine import World, start
-from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.sampling import sample
 from minillm.settings import GenerateSettings, PseudoSettings
+from minillm.sources import read_tests
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row to answer with one seed: `key` tells it from all others of the job and sorts the results."""
+    """One row to answer with one seed: `key` tells it from all others of the job and sorts the results.
+
+    Its random numbers come from (`seed`, `step`, `row`).
+    """
 
     key: tuple[Any, ...]
     row: int
     seed: int
     prompt: np.ndarray
+    step: int = 0
 
 
 def answer_all(
@@ -54,8 +58,8 @@ def answer_all(
     left = [q for q in mine if json.dumps(q.key) not in done]
     bar = tqdm(total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True)
     with open(own, "a") as file:
-        for seed in sorted({q.seed for q in left}):
-            group = sorted((q for q in left if q.seed == seed), key=lambda q: len(q.prompt))
+        for seed, step in sorted({(q.seed, q.step) for q in left}):
+            group = sorted((q for q in left if (q.seed, q.step) == (seed, step)), key=lambda q: len(q.prompt))
             for first in range(0, len(group), launch.eval_batch):
                 part = group[first : first + launch.eval_batch]
                 prompts, rows = [q.prompt for q in part], [q.row for q in part]
@@ -65,7 +69,7 @@ def answer_all(
                     rows,
                     sampling,
                     seed=seed,
-                    step=0,
+                    step=step,
                     eos=eos,
                     pad=pad,
                     vocabulary=len(tokenizer),
@@ -95,17 +99,15 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
     return {json.dumps(entry.pop("key")): entry for entry in entries}
 
 
-def _remove_journals(journal: Path) -> None:
+def remove_journals(journal: Path) -> None:
+    """Every process's journal of a finished job."""
     for path in journal.parent.glob(f"{journal.name}.*of*"):
         path.unlink()
 
 
 def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
-    if not test.is_file():
-        raise UserError(f"{test}: no such test set; run the testset stage first")
-    # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
-    rows = [json.loads(line) for line in test.read_text().removesuffix("\n").split("\n")]
+    rows = read_tests(test)
     world = start(0)
     tokenizer = models.load_tokenizer(model)
     inputs = {"test": identity(test), "model": identity(model)}
@@ -134,7 +136,7 @@ def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, mode
             "precision": settings.precision,
         }
         write_json(out.with_suffix(".meta.json"), meta)
-        _remove_journals(journal)
+        remove_journals(journal)
     world.barrier()
 
 
@@ -159,5 +161,5 @@ def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 split, row = question.key
                 file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
-        _remove_journals(journal)
+        remove_journals(journal)
     world.barrier()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from minillm import models, objectives
 from minillm.config import Sampling
+from minillm.counts import repetition
 from minillm.data import Rows
 from minillm.development import Dev
 from minillm.engine import Engine
@@ -163,9 +164,3 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
         reverse,
         summary,
     )
-
-
-def repetition(tokens: np.ndarray, n: int = 4) -> float:
-    """Share of a response's n-grams that have been there before, 0 for a response of fewer tokens."""
-    grams = [tuple(tokens[i : i + n].tolist()) for i in range(len(tokens) - n + 1)]
-    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

@@ -104,6 +104,14 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
     return texts
 
 
+def read_tests(path: Path) -> list[dict[str, Any]]:
+    """The rows of a test set, as stage `testset` writes them.  Raises UserError where there is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such test set; run the testset stage first")
+    # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+
+
 def detokenise(text: str) -> str:
     """Undo the marks of WikiText where they occur; any other text is only stripped.
 

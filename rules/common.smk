@@ -106,6 +106,7 @@ def settings_of(wildcards):
         "teacher": ["model"],
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
+        "lengths": ["test"],
     }.get(stage, ["model", "teacher", "seed"])
     values = dict(zip(keys, names))
     values["seed"] = int(values.get("seed", SEEDS[0]))

@@ -23,10 +23,7 @@ def evaluate(generations: Path, out: Path) -> None:
     is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
     """
     generations = Path(generations)
-    meta = _meta(generations.with_suffix(".meta.json"))
-    rows = _rows(generations)
-    ids = _check(generations, rows, meta)
-
+    meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
     exact: list[float] = []
     for seed in meta["seeds"]:
@@ -53,6 +50,16 @@ def evaluate(generations: Path, out: Path) -> None:
             "sources": [str(generations)],
         },
     )
+
+
+def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, dict[str, Any]]], list[int]]:
+    """The meta file, the rows as seed -> id -> row, and the ids, the same for each seed, in order.
+
+    Raises UserError as `evaluate` does.
+    """
+    meta = _meta(path.with_suffix(".meta.json"))
+    rows = _rows(path)
+    return meta, rows, _check(path, rows, meta)
 
 
 def _meta(path: Path) -> dict[str, Any]:

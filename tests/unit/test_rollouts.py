@@ -10,10 +10,11 @@ import torch
 from onpolicy_case import COUNT, OneProcess, Prompts, Tokenizer, pair, rollouts, settings
 
 from minillm.config import Launch, Sampling
+from minillm.counts import repetition
 from minillm.development import Dev
 from minillm.errors import UserError
 from minillm.onpolicy import guard, mini_batch
-from minillm.rollouts import Entry, Memory, choose, collect, repetition, together
+from minillm.rollouts import Entry, Memory, choose, collect, together
 from minillm.sampling import Record
 
 KD = {"objective": "forward_kl", "alpha": 0.0}

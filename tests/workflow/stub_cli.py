@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-BESIDE = {"testset": ".card.json", "generate": ".meta.json"}
+BESIDE = {"testset": ".card.json", "generate": ".meta.json", "samples": ".meta.json"}
 INSIDE = {"table": ["main.csv", "main.md", "main.tex"], "figure": ["main.png", "main.pdf"]}
 
 

@@ -1,0 +1,141 @@
+"""Stage `exposure_bias`: ExAccErr of a student under its teacher, from samples of both (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from minillm import accumulated_error, models, objectives
+from minillm.accumulated_error import Totals
+from minillm.config import Launch
+from minillm.data import collate
+from minillm.engine import World, start
+from minillm.errors import UserError
+from minillm.files import identity, stage_key, write_json
+from minillm.generate import remove_journals
+from minillm.samples import Sampled, draw_samples, read_samples
+from minillm.settings import ExposureBiasSettings
+
+LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
+
+
+@torch.no_grad()
+def token_kl(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    examples: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    vocabulary: int,
+    pad: int,
+    batch: int,
+) -> list[np.ndarray]:
+    """KL(p || q) in nats at each token of each response, (length,) float64 each; `examples` are (prompt ids, response ids).
+
+    Exact over the vocabulary, padded entries cut off, in float32, `batch` examples at a time.
+    """
+    device = next(student.parameters()).device
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    found: dict[int, np.ndarray] = {}
+    for first in range(0, len(order), batch):
+        part = order[first : first + batch]
+        rows = collate([examples[i] for i in part], pad).to(device)
+        logits = [models.response_logits(model, rows, vocabulary) for model in (student, teacher)]
+        values = objectives.forward_kl(*logits).double().cpu().numpy()
+        ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
+        found.update(zip(part, np.split(values, ends), strict=True))
+    return [found[i] for i in range(len(examples))]
+
+
+def score(
+    student: PreTrainedModel, teacher: PreTrainedModel, samples: Sequence[Sampled], positions: int, world: World, **how: int
+) -> Totals:
+    """KL at each position of `samples`, summed over a prompt's responses; the ranks share the responses.  `how`: as in `token_kl`."""
+    examples = [(entry.prompt, response) for entry in samples for response in entry.responses]
+    mine = token_kl(student, teacher, examples[world.rank :: world.size], **how)
+    parts = world.gather(mine)
+    every = [parts[i % world.size][i // world.size] for i in range(len(examples))]
+    count = len(samples[0].responses)
+    return accumulated_error.totals([every[i : i + count] for i in range(0, len(every), count)], positions)
+
+
+def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, model: Path, teacher: Path, out: Path) -> None:
+    """ExAccErr of the student `model`; `samples` are those of `teacher`, the student's own are drawn here.
+
+    Raises UserError where the samples are not this teacher's, or the two have different tokenizers.
+    """
+    world = start(0)
+    models.check_same_tokenizer(model, teacher)
+    tokenizer = models.load_tokenizer(model)
+    meta, theirs = read_samples(samples, settings.samples)
+    if meta["model"] != identity(teacher):
+        raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
+    student = models.load_model(model, settings.samples.precision, world.device)
+    inputs = {"samples": identity(samples), "model": identity(model)}
+    journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings.samples), inputs)}")
+    prompts = {entry.id: entry.prompt for entry in theirs}
+    ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
+    loaded = models.load_model(teacher, settings.samples.precision, world.device)
+    how = {"vocabulary": len(tokenizer), "pad": models.special_tokens(tokenizer)[1], "batch": launch.micro_batch}
+    positions = settings.samples.sampling.max_tokens
+    found = [score(student, loaded, entries, positions, world, **how) for entries in (ours, theirs)]
+    if world.rank == 0:
+        values = measure(settings, *found)
+        ids = [entry.id for entry in ours]
+        sources = [str(path) for path in (samples, model, teacher)]
+        write_json(out, {"metric": "exposure_bias", "dataset": meta["dataset"], **values, "ids": ids, "sources": sources})
+        remove_journals(journal)
+    world.barrier()
+
+
+def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) -> dict[str, Any]:
+    """The metric's values from the KL on both kinds of prefixes; null where a value does not exist."""
+    how = {"finished": settings.finished, "semantics": settings.semantics}
+    prompts, total = len(student.kl), float(student.alive[:, 0].sum())
+    least = max(1.0, LEAST_ALIVE * total)
+    length = accumulated_error.last_length(student, teacher, 1.0, semantics=settings.semantics)
+    at = accumulated_error.last_length(student, teacher, least, semantics=settings.semantics)
+    curve = accumulated_error.curve(student, teacher, np.ones(prompts), **how)
+    draws = accumulated_error.bootstrap(student, teacher, settings.resamples, settings.samples.seed, **how)
+    if prompts < 2:  # nothing to draw again
+        draws = np.full_like(draws, np.nan)
+    low, high = accumulated_error.band(draws, settings.level)
+    first = 1 if settings.semantics == "released" else 0
+    last = draws[:, at - 1] if at else np.zeros(0)
+    return {
+        "n": prompts,
+        "responses": settings.samples.responses,
+        "mean": plain(curve.error[at - 1 : at])[0] if at else None,
+        "mean_at": at,
+        "least_alive": least,
+        "standard_error": float(np.std(last[np.isfinite(last)], ddof=1)) if np.isfinite(last).sum() > 1 else None,
+        "over": "prompts (bootstrap)",
+        "level": settings.level,
+        "resamples": settings.resamples,
+        **how,
+        "sampling": dataclasses.asdict(settings.samples.sampling),
+        "seed": settings.samples.seed,
+        "lengths": list(range(1, length + 1)),
+        "ex_acc_err": plain(curve.error[:length]),
+        "low": plain(low[:length]),
+        "high": plain(high[:length]),
+        "R": plain(curve.r[:length]),
+        "epsilon": plain(curve.epsilon[:length]),
+        "alive": {
+            "student": plain(student.alive.sum(0)[first : first + length]),
+            "teacher": plain(teacher.alive.sum(0)[first : first + length]),
+        },
+        # Of each prompt: the mean KL of a token, over all tokens of its responses.
+        "kl": {name: plain(t.kl.sum(1) / t.alive.sum(1)) for name, t in (("student", student), ("teacher", teacher))},
+    }
+
+
+def plain(values: np.ndarray) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [float(value) if math.isfinite(value) else None for value in values]

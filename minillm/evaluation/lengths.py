@@ -1,0 +1,125 @@
+"""Stage `lengths`: ROUGE-L by the length of the first reference, and how long the responses of each bucket are."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from minillm.counts import token_counter
+from minillm.errors import UserError
+from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.statistics import mean_and_error
+from minillm.files import write_json
+from minillm.settings import LengthsSettings
+
+
+def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
+    """(lowest, highest) length of each bucket, both included; the last one has no end."""
+    lows = [0, *(edge + 1 for edge in edges)]
+    return list(zip(lows, [*edges, None], strict=True))
+
+
+def evaluate(settings: LengthsSettings, *, metric: Path, generations: Path, data: Path, out: Path) -> None:
+    """Scores of a ROUGE-L `metric` file by bucket, with lengths from the `generations` behind it, to the metric file `out`.
+
+    Lengths are in tokens of the tokenizer of the `data` folder, special tokens left out, of references and responses alike.
+    A row's score is its mean over the sampling seeds, a bucket's standard error is over its rows (null for fewer than two).
+    Raises UserError where the two files are not of the same rows and seeds.
+    """
+    scored = read_metric(metric)
+    meta, rows, ids = read_generations(generations)
+    if ids != scored["ids"] or sorted(map(str, rows)) != sorted(scored["scores"]):
+        raise UserError(f"{metric}: its rows or seeds are not those of {generations}; score again")
+    count = token_counter(data / "tokenizer")
+    first = meta["seeds"][0]
+    reference_tokens = [count(rows[first][id_]["references"][0]) for id_ in ids]
+    responses = {seed: [_response_tokens(rows[seed][id_], generations) for id_ in ids] for seed in meta["seeds"]}
+    response_tokens = [math.fsum(each) / len(each) for each in zip(*responses.values(), strict=True)]
+    scores = [math.fsum(each) / len(each) for each in zip(*scored["scores"].values(), strict=True)]
+    mean, error = mean_and_error(scores)
+
+    def bucket(low: int, high: int | None) -> dict[str, Any]:
+        inside = [i for i, n in enumerate(reference_tokens) if n >= low and (high is None or n <= high)]
+        return {"low": low, "high": high, **_summary(inside, scores, scored["scores"], response_tokens, reference_tokens)}
+
+    write_json(
+        out,
+        {
+            "metric": "lengths",
+            "dataset": meta["dataset"],
+            "n": len(ids),
+            "mean": mean,
+            "standard_error": error,
+            "over": "prompts",
+            "counted_by": "the run's tokenizer, first reference",
+            "seeds": meta["seeds"],
+            "buckets": [bucket(low, high) for low, high in buckets(settings.edges)],
+            "ids": ids,
+            "scores": scores,
+            "reference_tokens": reference_tokens,
+            "response_tokens": response_tokens,
+            "sampling": meta["sampling"],
+            "sources": [str(metric), str(generations), str(data)],
+        },
+    )
+
+
+def _summary(
+    inside: list[int],
+    scores: list[float],
+    per_seed: dict[str, list[float]],
+    response_tokens: list[float],
+    reference_tokens: list[int],
+) -> dict[str, Any]:
+    """What is said of one bucket; every mean is null where it is empty."""
+    if not inside:
+        names = ("mean", "standard_error", "mean_response_tokens", "mean_reference_tokens", "length_drift")
+        return {"n": 0, **dict.fromkeys(names), "per_seed": dict.fromkeys(per_seed)}
+
+    def mean_of(values: list[Any]) -> float:
+        return math.fsum(values[i] for i in inside) / len(inside)
+
+    mean, error = mean_and_error(scores[i] for i in inside)
+    ours, theirs = mean_of(response_tokens), mean_of(reference_tokens)
+    return {
+        "n": len(inside),
+        "mean": mean,
+        "standard_error": error,
+        "mean_response_tokens": ours,
+        "mean_reference_tokens": theirs,
+        "length_drift": ours / theirs if theirs else None,
+        "per_seed": {seed: mean_of(values) for seed, values in per_seed.items()},
+    }
+
+
+def _response_tokens(row: dict[str, Any], where: Path) -> int:
+    """Tokens of a response without the EOS that ends it."""
+    return len(response_of(row, where))
+
+
+def response_of(row: dict[str, Any], where: Path) -> list[int]:
+    """Token ids of a response without the EOS that ends it.  Raises UserError where the row holds none."""
+    tokens, finished = row.get("response_tokens"), row.get("finished")
+    if not isinstance(tokens, list) or not isinstance(finished, bool):
+        raise UserError(
+            f"{where}: seed {row['seed']}, id {row['id']}: 'response_tokens' or 'finished' is missing; generate again"
+        )
+    return tokens[: len(tokens) - finished]
+
+
+def read_metric(path: Path) -> dict[str, Any]:
+    """A ROUGE-L metric file.  Raises UserError where it is absent or damaged."""
+    try:
+        metric = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such metric file; score the generations first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}; remove it and score again") from None
+    for key, kind in (("ids", list), ("scores", dict)):
+        if not isinstance(metric, dict) or not isinstance(metric.get(key), kind):
+            raise UserError(f"{path}: '{key}' is missing or of the wrong type; remove it and score again")
+    if not all(len(values) == len(metric["ids"]) for values in metric["scores"].values()):
+        raise UserError(f"{path}: not one score a row; remove it and score again")
+    return metric

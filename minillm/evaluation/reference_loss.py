@@ -1,0 +1,108 @@
+"""Stage `reference_loss`: a model's cross-entropy on the first references of a test set (Table 3 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm import models
+from minillm.config import Launch
+from minillm.data import collate, encode
+from minillm.engine import start
+from minillm.evaluation.statistics import mean_and_error
+from minillm.files import write_json
+from minillm.settings import ReferenceLossSettings
+from minillm.sources import read_tests
+
+Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids
+
+
+def examples_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], settings: ReferenceLossSettings) -> Example:
+    """Prompt and first reference as token ids; a reference may be left without any under "released".
+
+    "tokens": as in training, tokenised together, an EOS at the end.  "released" (D21): the reference on its own, with the
+    tokenizer's special tokens (LLaMA: a BOS, which is a target) and without EOS, which there is padding.
+    """
+    if settings.loss == "tokens":
+        prompt, reference, _ = encode(tokenizer, row["prompt"], row["references"][0], settings.max_response)
+    else:
+        prompt, reference = row["prompt_tokens"], tokenizer.encode(row["references"][0])[: settings.max_response]
+        reference = [token for token in reference if token != tokenizer.eos_token_id]
+    return np.asarray(prompt, dtype=np.int32), np.asarray(reference, dtype=np.int32)
+
+
+@torch.no_grad()
+def losses(model: PreTrainedModel, examples: Sequence[Example], *, vocabulary: int, pad: int, batch: int) -> list[float]:
+    """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
+    found: dict[int, float] = {}
+    for first in range(0, len(order), batch):
+        part = order[first : first + batch]
+        rows = collate([examples[i] for i in part], pad).to(device)
+        logits = models.response_logits(model, rows, vocabulary)
+        values = -models.token_logprobs(logits, models.response_tokens(rows)).double().cpu().numpy()
+        ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
+        found.update((i, float(v.sum())) for i, v in zip(part, np.split(values, ends), strict=True))
+    return [found[i] for i in range(len(examples))]
+
+
+def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
+    """The mean loss over all tokens of the references ("released": over rows of the row's mean), in nats, to the metric file `out`.
+
+    The standard error is over rows, for the mean over tokens that of a ratio.  "nll" and "tokens" hold each row's sum and number.
+    """
+    rows = sorted(read_tests(test), key=lambda row: row["id"])
+    world = start(0)
+    tokenizer = models.load_tokenizer(model)
+    loaded = models.load_model(model, settings.precision, world.device)
+    made = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]
+    kept = [(id_, example) for id_, example in made if len(example[1])]
+    mine = [example for _, example in kept][world.rank :: world.size]
+    pad = models.special_tokens(tokenizer)[1]
+    parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), pad=pad, batch=launch.micro_batch))
+    if world.rank == 0:
+        nll = [parts[i % world.size][i // world.size] for i in range(len(kept))]
+        tokens = [len(reference) for _, (_, reference) in kept]
+        mean, error = summary(nll, tokens, settings.loss)
+        write_json(
+            out,
+            {
+                "metric": "reference_loss",
+                "dataset": rows[0]["dataset"],
+                "n": len(kept),
+                "without_reference": len(made) - len(kept),
+                "loss": settings.loss,
+                "mean": mean,
+                "standard_error": error,
+                "over": "prompts",
+                "ids": [id_ for id_, _ in kept],
+                "nll": nll,
+                "tokens": tokens,
+                "sources": [str(test), str(model)],
+            },
+        )
+    world.barrier()
+
+
+def summary(nll: Sequence[float], tokens: Sequence[int], loss: str) -> tuple[float, float | None]:
+    """(mean, standard error): "tokens" over all tokens, with the error of a ratio; "released" over rows of the rows' means.
+
+    Raises ValueError for no row.
+    """
+    if loss == "released":
+        return mean_and_error(value / count for value, count in zip(nll, tokens, strict=True))
+    if not tokens:
+        raise ValueError("no reference to take the loss on")
+    total, n = sum(tokens), len(tokens)
+    mean = math.fsum(nll) / total
+    if n < 2:
+        return mean, None
+    squares = math.fsum((value - mean * count) ** 2 for value, count in zip(nll, tokens, strict=True))
+    return mean, math.sqrt(squares * n / (n - 1)) / total

@@ -1,0 +1,68 @@
+# Excess accumulated error (docs/evaluation.md): a teacher's samples are drawn once, each of its students draws its own.
+EXPOSURE_BIAS = [
+    f"results/{RUN}/metrics/exposure_bias/{teacher}/{weights}/{test}.json"
+    for teacher, weights in dict.fromkeys(
+        (teacher, student_weights(student, method, teacher, seed))
+        for teacher, student in PAIRS
+        for method in EXPERIMENT.methods
+        for seed in SEEDS
+    )
+    for test in EXPERIMENT.exposure_bias.tests
+]
+
+
+def teachers_tests_of(wildcards):
+    return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/tests/{wildcards.test}.jsonl"
+
+
+rule samples:
+    input:
+        config="results/{run}/configs/samples.json",
+        test=teachers_tests_of,
+        model="results/{run}/models/{teacher}/teacher",
+        code=sources("minillm.samples"),
+    output:
+        samples="results/{run}/samples/{teacher}/{test}.jsonl",
+        meta="results/{run}/samples/{teacher}/{test}.meta.json",
+    log:
+        "results/{run}/logs/samples/{teacher}/{test}.log",
+    benchmark:
+        "results/{run}/benchmarks/samples/{teacher}/{test}.tsv"
+    conda:
+        "../environment.yml"
+    threads: THREADS
+    resources:
+        mem_mb=16000,
+        runtime="4h",
+    params:
+        command=launch("samples"),
+    shell:
+        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
+        " --out {output.samples} > {log} 2>&1"
+
+
+rule exposure_bias:
+    input:
+        config="results/{run}/configs/exposure_bias.json",
+        samples="results/{run}/samples/{teacher}/{test}.jsonl",
+        meta="results/{run}/samples/{teacher}/{test}.meta.json",
+        model="results/{run}/models/{weights}",
+        teacher="results/{run}/models/{teacher}/teacher",
+        code=sources("minillm.evaluation.exposure_bias"),
+    output:
+        "results/{run}/metrics/exposure_bias/{teacher}/{weights}/{test}.json",
+    log:
+        "results/{run}/logs/exposure_bias/{teacher}/{weights}/{test}.log",
+    benchmark:
+        "results/{run}/benchmarks/exposure_bias/{teacher}/{weights}/{test}.tsv"
+    conda:
+        "../environment.yml"
+    threads: THREADS
+    resources:
+        mem_mb=32000,
+        runtime="8h",
+    params:
+        command=launch("exposure_bias"),
+    shell:
+        "{params.command} --config {input.config} --samples {input.samples} --model {input.model}"
+        " --teacher {input.teacher} --out {output} > {log} 2>&1"

@@ -1,0 +1,88 @@
+"""What Snakemake plans for exposure bias, lengths and diversity, and what it says of wrong sections."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import yaml
+from test_plan import PLAN, REPO, commands
+
+from minillm.cli import parser
+from minillm.config import experiment
+from minillm.errors import UserError
+
+SECTIONS = {
+    "exposure_bias": {"tests": ["easy"], "prompts": 4, "responses": 3},
+    "lengths": {"tests": ["easy", "hard"], "per_test": {"hard": [3]}},
+    "diversity": {"tests": ["easy"]},
+}
+STUDENTS = ["small/sft/seed10", "small/kd/big/seed10", "short/minillm/big/seed20"]
+BIAS = [f"results/plan/metrics/exposure_bias/big/{weights}/easy.json" for weights in STUDENTS]
+
+
+def with_sections(checkout, name="analyses.yaml", **changes):
+    def edit(config):
+        config.update({key: {**values, **changes.get(key, {})} for key, values in SECTIONS.items()})
+
+    return checkout.write(name, edit)
+
+
+def test_one_set_of_the_teachers_samples_serves_all_students(checkout):
+    jobs = checkout.planned(*BIAS, config=with_sections(checkout))
+    assert [job for job in jobs if job.startswith("samples ")] == ["samples teacher=big test=easy"]
+    assert {job for job in jobs if job.startswith("exposure_bias ")} == {
+        f"exposure_bias teacher=big weights={weights} test=easy" for weights in STUDENTS
+    }
+    assert not [job for job in jobs if job.startswith(("generate", "rouge"))]
+
+
+def test_how_the_curve_is_drawn_up_does_not_draw_samples_again(checkout):
+    config = with_sections(checkout)
+    targets = [*BIAS, *(f"results/plan/metrics/{kind}/small/sft/seed10/easy.json" for kind in ("lengths", "reference_loss"))]
+    targets.append("results/plan/metrics/diversity/small/sft/seed10/easy.json")
+    checkout.snakemake("--cores", "2", *targets, "--configfile", config, "--quiet", "--show-failed-logs")
+    assert checkout.planned(*targets, config=config) == set()
+    scores = {f"exposure_bias teacher=big weights={weights} test=easy" for weights in STUDENTS}
+    jobs = checkout.planned(*targets, config=with_sections(checkout, "b.yaml", exposure_bias={"finished": "zero"}))
+    assert jobs == {"settings key=exposure_bias", *scores}
+    jobs = checkout.planned(*targets, config=with_sections(checkout, "b.yaml", exposure_bias={"semantics": "released"}))
+    assert jobs == {"settings key=exposure_bias", "settings key=samples", "samples teacher=big test=easy", *scores}
+    edits = {"lengths": {"edges": [4]}, "diversity": {"ngram": 3}}
+    assert checkout.planned(*targets, config=with_sections(checkout, "b.yaml", **edits)) == {
+        *(f"settings key={key}" for key in ("lengths/easy", "diversity")),
+        *(f"{rule} weights=small/sft/seed10 test=easy" for rule in edits),
+    }
+
+
+def test_the_commands_are_ones_that_the_package_takes(checkout):
+    metrics = ("lengths", "diversity", "reference_loss")
+    targets = [BIAS[1], *(f"results/plan/metrics/{metric}/big/teacher/hard.json" for metric in metrics)]
+    targets = [target.replace("/plan/", "/other/") for target in targets]
+    config = with_sections(checkout, "other.yaml")
+    output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", config, "--config", "run=other").stdout
+    found = [words[words.index("minillm") + 1 :] for words in commands(output)]
+    counts = Counter(words[0] for words in found)
+    assert [counts[stage] for stage in ("samples", "exposure_bias", *metrics)] == [1] * 5
+    for words in found:
+        parser().parse_args(words)  # ends the test with the message of the command line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exposure_bias": {"tests": ["esy"]}}, "exposure_bias.tests: 'esy' is not among data.tests; did you mean 'easy'?"),
+        ({"lengths": {"per_test": {"har": [1]}}}, "lengths.per_test: 'har' is not among data.tests; did you mean 'hard'?"),
+        ({"lengths": {"edges": [10, 5]}}, r"lengths.edges: \[10, 5\] do not rise; write them from small to large"),
+        ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not rise"),
+        ({"diversity": {"unit": "letters"}}, "diversity.unit: input should be 'tokens' or 'words', not 'letters'"),
+        ({"exposure_bias": {"response": 3}}, "exposure_bias.response: unknown key; did you mean 'responses'?"),
+    ],
+)
+def test_a_wrong_section_is_one_line(changes, message):
+    raw = yaml.safe_load((REPO / PLAN).read_text())
+    raw.update({key: {**values, **changes.get(key, {})} for key, values in SECTIONS.items()})
+    with pytest.raises(UserError) as error:
+        experiment(raw)
+    assert re.match(f"config: {message}", str(error.value))
