@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from minillm.analyses import Calibration, Human, Judge, check_analyses
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
 from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, hint, merged, parse
@@ -227,6 +228,9 @@ class Experiment:
     launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     style: Style = dataclasses.field(default_factory=Style)
     estimators: Estimators = dataclasses.field(default_factory=Estimators)
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    judge: Judge = dataclasses.field(default_factory=Judge)
+    human: Human = dataclasses.field(default_factory=Human)
 
 
 # --- checking a whole configuration
@@ -245,6 +249,9 @@ STAGES = (
     "table",
     "figure",
     "estimators",
+    "calibration",
+    "judge",
+    "human",
 )
 
 
@@ -297,6 +304,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
             found = merged(default, values, where, f"per_model.{name}.{stage}")
             if isinstance(found, OnPolicy):
                 check_on_policy(found, where, f"per_model.{name}.{stage}")
+    check_analyses(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
     for stage, values in config.launch.items():
         if stage != "default" and stage not in STAGES:
             raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")

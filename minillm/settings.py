@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.analyses import Judge, Task
 from minillm.config import (
     Dataset,
     Estimators,
@@ -152,6 +153,39 @@ class EstimatorSettings:
     style: Style
 
 
+@dataclass(frozen=True, config=STRICT)
+class CalibrationSettings:
+    """`calibration`: one classification task, for every model."""
+
+    stage: Literal["calibration"]
+    name: str
+    task: Task
+    dataset: Dataset
+    template: str
+    bins: Count
+    max_prompt: int
+    seed: int
+    precision: Precision
+
+
+@dataclass(frozen=True, config=STRICT)
+class JudgeSettings:
+    """`judge`: who judges, and which rows."""
+
+    stage: Literal["judge"]
+    judge: Judge
+    precision: Precision
+
+
+@dataclass(frozen=True, config=STRICT)
+class HumanSettings:
+    """`human`: which prompts are compared, and the order in which they are shown; not the answers."""
+
+    stage: Literal["human"]
+    prompts: Count = 50
+    seed: int = 10
+
+
 def for_model(config: Experiment, stage: str, model: str) -> Any:
     """Settings of `stage` for `model`: the common ones with the model's own keys replaced."""
     values = config.per_model.get(model, {}).get(stage, {})
@@ -196,6 +230,21 @@ def _table_settings(config: Experiment) -> TableSettings:
         training_seeds=config.training_seeds,
         sampling_seeds=config.sampling_seeds,
         sampling=config.generate,
+    )
+
+
+def _calibration_settings(config: Experiment, name: str) -> CalibrationSettings:
+    task = config.calibration.tasks[name]
+    return CalibrationSettings(
+        stage="calibration",
+        name=name,
+        task=task,
+        dataset=config.datasets[task.dataset],
+        template=config.data.template,
+        bins=config.calibration.bins,
+        max_prompt=config.calibration.max_prompt,
+        seed=config.data.seed,
+        precision=config.precision,
     )
 
 
@@ -259,6 +308,12 @@ def stage_settings(
         settings = FigureSettings(stage="figure", style=config.style)
     elif stage == "estimators":
         settings = EstimatorSettings(stage="estimators", study=config.estimators, style=config.style)
+    elif stage == "calibration":
+        settings = _calibration_settings(config, test)
+    elif stage == "judge":
+        settings = JudgeSettings(stage="judge", judge=config.judge, precision=config.precision)
+    elif stage == "human":
+        settings = HumanSettings(stage="human", prompts=config.human.prompts, seed=config.human.seed)
     else:
         raise ValueError(stage)
     return dataclasses.asdict(settings)
