@@ -21,6 +21,7 @@ class Stage:
     run: Callable[[argparse.Namespace], None]
     optional: tuple[str, ...] = ()
     launched: bool = False
+    several: tuple[str, ...] = ()  # of the paths, those that take more than one
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -137,6 +138,37 @@ def _estimators(args: argparse.Namespace) -> None:
     run_stage(load(EstimatorSettings, args.config), args.out)
 
 
+def _calibration(args: argparse.Namespace) -> None:
+    from minillm.evaluation.calibration import run_stage
+    from minillm.settings import CalibrationSettings
+    from minillm.strict import load
+
+    run_stage(load(CalibrationSettings, args.config), _launch(args), model=args.model, out=args.out)
+
+
+def _judge(args: argparse.Namespace) -> None:
+    from minillm.evaluation.judge import evaluate
+    from minillm.settings import JudgeSettings
+    from minillm.strict import load
+
+    evaluate(load(JudgeSettings, args.config), args.generations, args.cache, args.out)
+
+
+def _human_export(args: argparse.Namespace) -> None:
+    from minillm.evaluation.human import export
+    from minillm.settings import HumanSettings
+    from minillm.strict import load
+
+    settings = load(HumanSettings, args.config) if args.config else HumanSettings(stage="human")
+    export(settings, args.generations, args.against, args.out)
+
+
+def _human_import(args: argparse.Namespace) -> None:
+    from minillm.evaluation.human import count
+
+    count(args.answers, args.key, args.out, args.also or ())
+
+
 STAGES = {
     "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
     "testset": Stage("one test set", ("config", "data", "out"), _testset),
@@ -171,6 +203,22 @@ STAGES = {
     "table": Stage("the main table", ("config", "metrics", "out"), _table),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
     "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
+    "calibration": Stage("accuracy and calibration on a classification task", ("config", "model", "out"), _calibration, launched=True),
+    "judge": Stage("a judge's scores of responses", ("config", "generations", "cache", "out"), _judge),
+    "human-export": Stage(
+        "a page of blind comparisons for annotators",
+        ("generations", "against", "out"),
+        _human_export,
+        ("config",),
+        several=("against",),
+    ),
+    "human-import": Stage(
+        "win, tie and loss from annotators' files",
+        ("answers", "key", "out"),
+        _human_import,
+        ("also",),
+        several=("answers", "also"),
+    ),
 }
 
 
@@ -194,7 +242,8 @@ def parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         sub = stages.add_parser(name, help=stage.help, description=stage.help)
         for path in (*stage.paths, *stage.optional):
-            sub.add_argument(f"--{path}", type=Path, required=path in stage.paths)
+            many = "+" if path in stage.several else None
+            sub.add_argument(f"--{path}", type=Path, required=path in stage.paths, nargs=many)
         if stage.launched:
             sub.add_argument(
                 "--launch", default="{}", metavar="JSON", help="launch values: ZeRO stage, micro-batch ... (config.Launch)"

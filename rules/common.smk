@@ -102,6 +102,7 @@ def settings_of(wildcards):
         "teacher": ["model"],
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
+        "calibration": ["test"],
     }.get(stage, ["model", "teacher", "seed"])
     values = dict(zip(keys, names))
     values["seed"] = int(values.get("seed", SEEDS[0]))

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -144,7 +144,7 @@ class Endpoint:
     """
 
     def __init__(self, settings: analyses.Judge) -> None:
-        self.settings = settings
+        self.settings, self._stop = settings, threading.Event()
         self.identity = {
             "kind": "openai",
             "model": settings.model,
@@ -156,6 +156,7 @@ class Endpoint:
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
         """Raises UserError after the last retry, once the calls that were under way have been handed out."""
         client = self._client()
+        self._stop.clear()
         failure: UserError | None = None
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             asked: dict[Future[str], Question] = {pool.submit(self._ask, client, q.prompt): q for q in questions}
@@ -170,9 +171,11 @@ class Endpoint:
                         raise error
                     elif failure is None:
                         failure = error
+                        self._stop.set()
                         for future in asked:
                             future.cancel()
             finally:
+                self._stop.set()
                 for future in asked:
                     future.cancel()
         client.close()
@@ -213,9 +216,10 @@ class Endpoint:
             if attempt < self.settings.retries:
                 wait = self._wait(attempt, asked_for)
                 print(f"judge: {reason}; call {attempt + 2} for this verdict in {wait:.1f} s", file=sys.stderr)
-                time.sleep(wait)
+                if self._stop.wait(wait):
+                    break
         raise UserError(
-            f"{self.settings.base_url}: no answer after {self.settings.retries + 1} calls (last: {reason}); "
+            f"{self.settings.base_url}: no answer after {attempt + 1} calls (last: {reason}); "
             "verdicts so far are kept, run it again to go on"
         )
 
