@@ -118,9 +118,13 @@ def _check_task(task: Task, datasets: Collection[str], where: str, key: str) -> 
             raise UserError(f"{where}: {key}.{name}: {error}; write {{{{ and }}}} for braces in the text") from None
         for _, field, form, conversion in parts:
             if field is not None and (not field.isidentifier() or form or conversion):
-                raise UserError(f"{where}: {key}.{name}: {{{field}}} is no {{column}}; write {{{{ and }}}} for braces in the text")
+                raise UserError(
+                    f"{where}: {key}.{name}: {{{field}}} is no {{column}}; write {{{{ and }}}} for braces in the text"
+                )
     if task.truncate and task.truncate not in task.fields:
-        raise UserError(f"{where}: {key}.truncate: no template has the column '{task.truncate}'; {hint(task.truncate, task.fields)}")
+        raise UserError(
+            f"{where}: {key}.truncate: no template has the column '{task.truncate}'; {hint(task.truncate, task.fields)}"
+        )
 
 
 def _known(name: str, names: Collection[str], where: str, key: str) -> None:

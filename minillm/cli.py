@@ -203,7 +203,9 @@ STAGES = {
     "table": Stage("the main table", ("config", "metrics", "out"), _table),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
     "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
-    "calibration": Stage("accuracy and calibration on a classification task", ("config", "model", "out"), _calibration, launched=True),
+    "calibration": Stage(
+        "accuracy and calibration on a classification task", ("config", "model", "out"), _calibration, launched=True
+    ),
     "judge": Stage("a judge's scores of responses", ("config", "generations", "cache", "out"), _judge),
     "human-export": Stage(
         "a page of blind comparisons for annotators",

@@ -105,9 +105,7 @@ rule human_page:
 rule human_import:
     input:
         key="results/{run}/human/{minillm}/{test}.key.json",
-        others=collect(
-            "results/{{run}}/human/{others}/{{test}}.key.json", others=HUMAN
-        ),
+        others=collect("results/{{run}}/human/{others}/{{test}}.key.json", others=HUMAN),
         answers=EXPERIMENT.human.answers,
         code=sources("minillm.evaluation.human"),
     output:

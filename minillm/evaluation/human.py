@@ -39,7 +39,7 @@ def export(settings: HumanSettings, generations: Path, against: Sequence[Path], 
         for id_ in sorted(chosen):
             row = ours.rows[ours.seeds[0]][id_]
             texts = [row["response"].strip(), other.rows[other.seeds[0]][id_]["response"].strip()]
-            name = _hash(settings.seed, number, id_, row["prompt"], *texts)[:12]
+            name = _hash(settings.seed, number, id_, row["prompt"], *sorted(texts))[:12]
             side = random.Random(f"{settings.seed} {name}").randrange(2)  # 0: ours is on the left
             shown = {"id": name, "question": question(row["prompt"]), "left": texts[side], "right": texts[1 - side]}
             key = {"ours": CHOICES[2 * side], "against": str(other.path), "row": id_}
@@ -101,7 +101,9 @@ def count(answers: Sequence[Path], key: Path, out: Path, also: Sequence[Path] = 
             continue
         annotator, choices = _read_answers(Path(path), found, page, Path(key))
         if annotator in given:
-            raise UserError(f"{path}: the annotator '{annotator}' has answered in {sources[annotator]} already; name one of the two")
+            raise UserError(
+                f"{path}: the annotator '{annotator}' has answered in {sources[annotator]} already; name one of the two"
+            )
         given[annotator], sources[annotator] = choices, str(path)
     write_json(
         out,

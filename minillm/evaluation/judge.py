@@ -98,12 +98,12 @@ def collect(judge: Judge, questions: Sequence[Question], cache: Path, rereads: i
     wanted = {q.key: q for q in questions}
     verdicts = {key: _read(verdict_file(cache, key), key) for key in wanted}
     left = [q for key, q in wanted.items() if not _final(verdicts[key], rereads)]
-    print(f"judge: {len(wanted)} verdicts wanted, {len(wanted) - len(left)} of them cached, {len(left)} calls to make", flush=True)
+    print(
+        f"judge: {len(wanted)} verdicts wanted, {len(wanted) - len(left)} of them cached, {len(left)} calls to make", flush=True
+    )
     bar = tqdm(total=len(left), unit="verdict", disable=None)
     while left:
-        for asked, reply in judge.replies(
-            [dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]
-        ):
+        for asked, reply in judge.replies([dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]):
             verdict = verdicts[asked.key]
             scores = parse_scores(reply)
             verdict["replies"].append(reply)

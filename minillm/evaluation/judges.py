@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -137,6 +138,10 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Stopped(Exception):
+    """A call that was not made, because another one failed for good."""
+
+
 class Endpoint:
     """Chat completions over HTTP, several at once; failed calls are made again, each later than the one before.
 
@@ -167,13 +172,10 @@ class Endpoint:
                     error = done.exception()
                     if error is None:
                         yield asked[done], done.result()
-                    elif not isinstance(error, UserError):
+                    elif isinstance(error, UserError):
+                        failure = failure or error
+                    elif not isinstance(error, _Stopped):
                         raise error
-                    elif failure is None:
-                        failure = error
-                        self._stop.set()
-                        for future in asked:
-                            future.cancel()
             finally:
                 self._stop.set()
                 for future in asked:
@@ -191,13 +193,28 @@ class Endpoint:
             raise UserError(f"judge.key_variable: ${name} is not set; export the key there (it is written nowhere)")
         self._key = key
         return openai.OpenAI(
-            api_key=key, base_url=self.settings.base_url, timeout=self.settings.timeout, max_retries=0, organization="", project=""
+            api_key=key,
+            base_url=self.settings.base_url,
+            timeout=self.settings.timeout,
+            max_retries=0,
+            organization="",
+            project="",
         )
 
     def _ask(self, client: Any, prompt: str) -> str:
+        """The text of one reply; once a call has failed for good no other is begun."""
+        try:
+            return self._call(client, prompt)
+        except UserError:
+            self._stop.set()
+            raise
+
+    def _call(self, client: Any, prompt: str) -> str:
         """The text of one reply, after as many calls as it takes."""
         import openai
 
+        if self._stop.is_set():
+            raise _Stopped
         for attempt in range(self.settings.retries + 1):
             try:
                 answer = client.chat.completions.with_raw_response.create(
@@ -217,19 +234,17 @@ class Endpoint:
                 wait = self._wait(attempt, asked_for)
                 print(f"judge: {reason}; call {attempt + 2} for this verdict in {wait:.1f} s", file=sys.stderr)
                 if self._stop.wait(wait):
-                    break
+                    raise _Stopped
         raise UserError(
-            f"{self.settings.base_url}: no answer after {attempt + 1} calls (last: {reason}); "
+            f"{self.settings.base_url}: no answer after {self.settings.retries + 1} calls (last: {reason}); "
             "verdicts so far are kept, run it again to go on"
         )
 
     def _wait(self, attempt: int, asked_for: str | None) -> float:
         """Seconds: doubled each time, with jitter of a quarter, not less than the endpoint's Retry-After, at most a minute."""
         wait = self.settings.backoff * 2**attempt * random.uniform(0.75, 1.25)
-        try:
+        with contextlib.suppress(ValueError):  # it may be a date
             wait = max(wait, float(asked_for or 0))
-        except ValueError:  # a date
-            pass
         return min(wait, LONGEST_WAIT)
 
     def _refused(self, status: int, text: str) -> str:

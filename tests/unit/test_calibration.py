@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 import yaml
 
@@ -34,7 +35,6 @@ from minillm.settings import CalibrationSettings, stage_settings
 from minillm.sources import read_entries
 from minillm.strict import parse
 from minillm.tokenizers import train_tokenizer
-import tiny_models
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +112,10 @@ def test_words_against_one_row_at_a_time(family: str) -> None:
 
 def test_words_of_one_token_take_one_pass() -> None:
     assert len(_passes([np.array([1]), np.array([2]), np.array([3])])) == 1
-    assert [w.tolist() for w in _passes([np.array([1]), np.array([2, 3]), np.array([2, 5]), np.array([4, 1])])] == [[2, 3], [4, 1]]
+    assert [w.tolist() for w in _passes([np.array([1]), np.array([2, 3]), np.array([2, 5]), np.array([4, 1])])] == [
+        [2, 3],
+        [4, 1],
+    ]
 
 
 def test_words_that_begin_others_are_refused() -> None:
@@ -133,7 +136,9 @@ COLOUR = {
 @pytest.fixture(scope="module")
 def tokenizer():  # type: ignore[no-untyped-def]
     rows = instructions("train", 60)
-    return train_tokenizer([*plain_text(60), *(f"{r['instruction']}\n{r['input']}\n### Response:\n{r['output']}" for r in rows)], 400)
+    return train_tokenizer(
+        [*plain_text(60), *(f"{r['instruction']}\n{r['input']}\n### Response:\n{r['output']}" for r in rows)], 400
+    )
 
 
 def settings(task: dict[str, Any], dataset: Dataset, **more: Any) -> CalibrationSettings:
@@ -168,7 +173,10 @@ def test_a_long_passage_is_cut_at_its_end_and_nothing_else(tokenizer: Any, tmp_p
     task = {"dataset": "d", "prompt": "Read.", "input": "{passage}\nQ: {question}", "labels": {"true": "yes", "false": "no"}}
     data = jsonl(
         tmp_path / "d.jsonl",
-        [{"passage": "one two three " * 30, "question": "is it?", "label": True}, {"passage": "x", "question": "y", "label": False}],
+        [
+            {"passage": "one two three " * 30, "question": "is it?", "label": True},
+            {"passage": "x", "question": "y", "label": False},
+        ],
     )
     long, short = read_questions(settings({**task, "truncate": "passage"}, data), tokenizer, 60, 61)
     text = tokenizer.decode(long.prompt.tolist())
@@ -183,9 +191,15 @@ def test_a_long_passage_is_cut_at_its_end_and_nothing_else(tokenizer: Any, tmp_p
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"sentence": "s", "thing": "t"}, "no text in the column 'label' that calibration.tasks.t names; known: sentence, thing"),
+        (
+            {"sentence": "s", "thing": "t"},
+            "no text in the column 'label' that calibration.tasks.t names; known: sentence, thing",
+        ),
         ({"sentence": None, "thing": "t", "label": "red"}, "no text in the column 'sentence' that .*"),
-        ({"sentence": "s", "thing": "t", "label": -1}, "'label' is -1, which calibration.tasks.t.labels does not have; known: .*"),
+        (
+            {"sentence": "s", "thing": "t", "label": -1},
+            "'label' is -1, which calibration.tasks.t.labels does not have; known: .*",
+        ),
     ],
 )
 def test_a_wrong_row_is_one_line(tokenizer: Any, tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -205,7 +219,12 @@ def test_the_stage_writes_what_publishing_needs(tokenizer: Any, tmp_path: Path) 
     folder.mkdir()
     models.save_model(GPT2LMHeadModel(shape), tokenizer, folder)
     provenance.write(folder, {}, {}, {})
-    run_stage(settings(COLOUR, Dataset(source="embedded", split="colour", rows=12)), Launch(eval_batch=5), model=folder, out=tmp_path / "m.json")
+    run_stage(
+        settings(COLOUR, Dataset(source="embedded", split="colour", rows=12)),
+        Launch(eval_batch=5),
+        model=folder,
+        out=tmp_path / "m.json",
+    )
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["metric"], found["dataset"], found["n"], len(found["raw"]["bins"])) == ("calibration", "t", 12, 10)
     raw, among = np.array(found["raw_probabilities"]), np.array(found["normalised_probabilities"])
@@ -233,9 +252,9 @@ def test_real_rows_parse(task: str, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dataset": "colour"}, "calibration.tasks.c.dataset: there is no 'colour'; did you mean 'colours'?"),
+        ({"dataset": "colour"}, "calibration.tasks.c.dataset: there is no 'colour'; did you mean 'colours'\\?"),
         ({"input": "{sentence"}, "calibration.tasks.c.input: .*; write {{ and }} for braces in the text"),
-        ({"input": "{0}"}, "calibration.tasks.c.input: {0} is no {column}; .*"),
+        ({"input": "{0}"}, "calibration.tasks.c.input: \\{0\\} is no \\{column\\}; .*"),
         ({"truncate": "passage"}, "calibration.tasks.c.truncate: no template has the column 'passage'; known: sentence, thing"),
         ({"labels": {"red": " red"}}, "calibration.tasks.c.labels: .*"),
     ],
