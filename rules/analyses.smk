@@ -58,7 +58,7 @@ rule human_page:
             f"{path}.meta.json" for path in compared_with(wildcards)
         ],
         code=sources("minillm.evaluation.human"),
-        page=f"{FOLDER}/../minillm/evaluation/human.html",
+        page=os.path.relpath(f"{FOLDER}/../minillm/evaluation/human.html"),
     output:
         page="results/{run}/human/{minillm}/{test}.html",
         key="results/{run}/human/{minillm}/{test}.key.json",
