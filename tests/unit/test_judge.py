@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +209,25 @@ def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path)
     assert sorted(paid.values()) == [1] * 7 + [2]  # twice only where the first reply held no scores
     evaluate(asked(server, temperature=0.0), file, tmp_path / "cache", tmp_path / "m.json")
     assert len(server.paid) == 9 + 8  # another temperature is another judge
+
+
+def test_a_killed_run_pays_for_nothing_twice(server: Server, tmp_path: Path) -> None:
+    server.script = ["ok", "ok", *["hang"] * 50]
+    file, config = generations(tmp_path / "t.jsonl", RESPONSES), tmp_path / "c.json"
+    config.write_text(json.dumps(dataclasses.asdict(asked(server, concurrency=1, retries=50))))
+    paths = ["--generations", file, "--cache", tmp_path / "cache", "--out", tmp_path / "m.json"]
+    command = [sys.executable, "-m", "minillm", "judge", "--config", config, *paths]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen([*map(str, command)], stdout=log, stderr=log) as process:
+        for _ in range(1200):
+            if len(server.prompts) >= 3 or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    assert len(server.paid) == 2, (tmp_path / "log").read_text()
+    server.script = []
+    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    assert len(server.paid) == len(set(server.paid)) == 8 and read(tmp_path / "m.json")["mean"] == 50
+    no_key(tmp_path)
 
 
 def test_replies_without_scores_are_missing_and_stay_so(server: Server, tmp_path: Path) -> None:
