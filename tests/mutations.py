@@ -104,7 +104,7 @@ MUTATIONS = [
         "tests/unit/test_human.py::test_the_page_is_one_blind_file",
     ),
     Mutation(
-        "a text can end the page's script", "evaluation/human.py", '.replace("<", "\\u003c")', "",
+        "a text can end the page's script", "evaluation/human.py", '.replace("<", "\\\\u003c")', "",
         "tests/unit/test_human.py::test_the_page_is_one_blind_file",
     ),
 ]  # fmt: skip
