@@ -62,6 +62,8 @@ def test_the_page_is_one_blind_file(made: Path) -> None:
     text = made.read_text()
     page, key = Page(text), json.loads(key_file(made).read_text())
     assert page.tags.count("script") == 2 and "img" not in page.tags and page.links == []
+    inside = text.partition('id="data">')[2].partition("</script>\n")[0]
+    assert inside.endswith("}") and not set("<>&") & set(inside)  # nothing in it can end the script or begin a comment
     assert {
         "left",
         "right",
