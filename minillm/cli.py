@@ -21,6 +21,7 @@ class Stage:
     run: Callable[[argparse.Namespace], None]
     optional: tuple[str, ...] = ()
     launched: bool = False
+    several: tuple[str, ...] = ()  # of the paths, those that take more than one
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -138,16 +139,16 @@ def _estimators(args: argparse.Namespace) -> None:
 
 
 def _samples(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import SamplesSettings
     from minillm.samples import run_stage
-    from minillm.settings import SamplesSettings
     from minillm.strict import load
 
     run_stage(load(SamplesSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
 
 
 def _exposure_bias(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import ExposureBiasSettings
     from minillm.evaluation.exposure_bias import run_stage
-    from minillm.settings import ExposureBiasSettings
     from minillm.strict import load
 
     settings = load(ExposureBiasSettings, args.config)
@@ -155,8 +156,8 @@ def _exposure_bias(args: argparse.Namespace) -> None:
 
 
 def _lengths(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import LengthsSettings
     from minillm.evaluation.lengths import evaluate
-    from minillm.settings import LengthsSettings
     from minillm.strict import load
 
     settings = load(LengthsSettings, args.config)
@@ -164,16 +165,16 @@ def _lengths(args: argparse.Namespace) -> None:
 
 
 def _diversity(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import DiversitySettings
     from minillm.evaluation.diversity import evaluate
-    from minillm.settings import DiversitySettings
     from minillm.strict import load
 
     evaluate(load(DiversitySettings, args.config), generations=args.generations, out=args.out)
 
 
 def _reference_loss(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import ReferenceLossSettings
     from minillm.evaluation.reference_loss import run_stage
-    from minillm.settings import ReferenceLossSettings
     from minillm.strict import load
 
     run_stage(load(ReferenceLossSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
@@ -183,6 +184,37 @@ def _subsets(args: argparse.Namespace) -> None:
     from minillm.sni import subsets
 
     subsets(args.source, args.out, args.tokenizer)
+
+
+def _calibration(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import CalibrationSettings
+    from minillm.evaluation.calibration import run_stage
+    from minillm.strict import load
+
+    run_stage(load(CalibrationSettings, args.config), _launch(args), model=args.model, out=args.out)
+
+
+def _judge(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import JudgeSettings
+    from minillm.evaluation.judge import evaluate
+    from minillm.strict import load
+
+    evaluate(load(JudgeSettings, args.config), args.generations, args.cache, args.out)
+
+
+def _human_export(args: argparse.Namespace) -> None:
+    from minillm.analysis_settings import HumanSettings
+    from minillm.evaluation.human import export
+    from minillm.strict import load
+
+    settings = load(HumanSettings, args.config) if args.config else HumanSettings(stage="human")
+    export(settings, args.generations, args.against, args.out)
+
+
+def _human_import(args: argparse.Namespace) -> None:
+    from minillm.evaluation.human import count
+
+    count(args.answers, args.key, args.out, args.also or ())
 
 
 STAGES = {
@@ -234,6 +266,24 @@ STAGES = {
         "loss of a model on the references", ("config", "test", "model", "out"), _reference_loss, launched=True
     ),
     "subsets": Stage("test sets by length, from S-NI's tasks or UnNI", ("source", "out"), _subsets, ("tokenizer",)),
+    "calibration": Stage(
+        "accuracy and calibration on a classification task", ("config", "model", "out"), _calibration, launched=True
+    ),
+    "judge": Stage("a judge's scores of responses", ("config", "generations", "cache", "out"), _judge),
+    "human-export": Stage(
+        "a page of blind comparisons for annotators",
+        ("generations", "against", "out"),
+        _human_export,
+        ("config",),
+        several=("against",),
+    ),
+    "human-import": Stage(
+        "win, tie and loss from annotators' files",
+        ("answers", "key", "out"),
+        _human_import,
+        ("also",),
+        several=("answers", "also"),
+    ),
 }
 
 
@@ -257,7 +307,8 @@ def parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         sub = stages.add_parser(name, help=stage.help, description=stage.help)
         for path in (*stage.paths, *stage.optional):
-            sub.add_argument(f"--{path}", type=Path, required=path in stage.paths)
+            many = "+" if path in stage.several else None
+            sub.add_argument(f"--{path}", type=Path, required=path in stage.paths, nargs=many)
         if stage.launched:
             sub.add_argument(
                 "--launch", default="{}", metavar="JSON", help="launch values: ZeRO stage, micro-batch ... (config.Launch)"

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from minillm.analyses import Diversity, ExposureBias, Lengths, check_analyses
+from minillm.analyses import (
+    Calibration,
+    Diversity,
+    ExposureBias,
+    Human,
+    Judge,
+    Lengths,
+    check_judgements,
+    check_responses,
+)
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
 from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, hint, merged, parse
@@ -236,6 +245,9 @@ class Experiment:
     exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
     lengths: Lengths = dataclasses.field(default_factory=Lengths)
     diversity: Diversity = dataclasses.field(default_factory=Diversity)
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    judge: Judge = dataclasses.field(default_factory=Judge)
+    human: Human = dataclasses.field(default_factory=Human)
 
 
 # --- checking a whole configuration
@@ -261,6 +273,9 @@ STAGES = (
     "diversity",
     "reference_loss",
     "subsets",
+    "calibration",
+    "judge",
+    "human",
 )
 
 
@@ -284,7 +299,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         known(getattr(config.data, key), config.datasets, f"data.{key}")
     for i, name in enumerate(config.data.tests):
         known(name, config.datasets, f"data.tests.{i}")
-    check_analyses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, where)
+    check_responses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, where)
     for i, pair in enumerate(config.pairs):
         known(pair.teacher, config.models, f"pairs.{i}.teacher")
         for j, student in enumerate(pair.students):
@@ -319,6 +334,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
                 for label, variant in config.variants.items():
                     key = f"variants.{label} with per_model.{name}.{stage}"
                     check_on_policy(merged(found, variant.settings, where, key), where, key)
+    check_judgements(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
     for stage, values in config.launch.items():
         if stage != "default" and stage not in STAGES:
             raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")

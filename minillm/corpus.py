@@ -77,6 +77,27 @@ def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
     raise ValueError(f"the embedded corpus has fewer than {rows} different rows in '{split}'; ask for fewer")
 
 
+def classification(task: str) -> list[Entry]:
+    """All questions of the test split about one property of a thing, shuffled: sentence, thing, label.
+
+    "colour" has nine labels; "kind" four, those that follow "a".  They are asked as the task "fact" asks them, and none is a training
+    row.  Raises ValueError for an unknown task.
+    """
+    asked = {"colour": ("What colour is it?", 1), "kind": ("What kind of thing is it?", 0)}
+    if task not in asked:
+        raise ValueError(f"the embedded corpus has the classification tasks {', '.join(asked)}, not {task!r}")
+    question, property_ = asked[task]
+    sentences = [(thing, f"{person} sees {_a(thing)}.") for thing in sorted(THINGS) for person in PEOPLE]
+    sentences += [(thing, f"There is {_a(thing)}.") for thing in sorted(THINGS)]
+    found = [
+        {"sentence": sentence, "thing": thing, "label": THINGS[thing][property_]}
+        for thing, sentence in sentences
+        if _belongs((question, sentence)) == "test" and (task == "colour" or THINGS[thing][0] != "animal")
+    ]
+    random.Random(_number(f"classification {task}")).shuffle(found)
+    return found
+
+
 def plain_text(documents: int, seed: int = 0) -> list[str]:
     """`documents` short texts from the same world, for the pre-training corpus."""
     rng = random.Random(_number(f"text {seed}"))

@@ -13,13 +13,13 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
+from minillm.analysis_settings import SamplesSettings
 from minillm.config import Launch
 from minillm.data import subset
 from minillm.engine import World, start
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.generate import Question, answer_all, remove_journals
-from minillm.settings import SamplesSettings
 from minillm.sources import read_tests
 
 AGAIN = "remove it and draw the samples again"

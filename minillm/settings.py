@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.analyses import Edges
+from minillm.analysis_settings import analysis_settings
 from minillm.config import (
     Dataset,
     Estimators,
@@ -29,7 +28,7 @@ from minillm.config import (
     Training,
 )
 from minillm.semantics import OnPolicy
-from minillm.strict import STRICT, Count, Name, Natural, merged, parse
+from minillm.strict import STRICT, Count, Name, merged, parse
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -154,57 +153,6 @@ class EstimatorSettings:
     style: Style
 
 
-@dataclass(frozen=True, config=STRICT)
-class SamplesSettings:
-    """`samples`: a teacher's responses to a test set, `responses` a prompt, for every student's exposure bias."""
-
-    stage: Literal["samples"]
-    prompts: Natural
-    responses: Count
-    seed: Natural
-    precision: Precision
-    sampling: Sampling
-
-
-@dataclass(frozen=True, config=STRICT)
-class ExposureBiasSettings:
-    """`exposure_bias`: ExAccErr of one student under one teacher; `samples` is what the teacher's samples were drawn with."""
-
-    stage: Literal["exposure_bias"]
-    samples: SamplesSettings
-    finished: Literal["alive", "zero"]
-    semantics: Literal["paper", "released"]
-    resamples: Count
-    level: Annotated[float, Field(gt=0, lt=1)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class LengthsSettings:
-    """`lengths`: where the buckets of one test set end."""
-
-    stage: Literal["lengths"]
-    edges: Edges
-
-
-@dataclass(frozen=True, config=STRICT)
-class DiversitySettings:
-    """`diversity`: which n-grams are counted."""
-
-    stage: Literal["diversity"]
-    ngram: Count
-    unit: Literal["tokens", "words"]
-
-
-@dataclass(frozen=True, config=STRICT)
-class ReferenceLossSettings:
-    """`reference_loss`: how the loss on the references is taken; they are cut to `max_response` tokens."""
-
-    stage: Literal["reference_loss"]
-    loss: Literal["tokens", "released"]
-    max_response: Count
-    precision: Precision
-
-
 def for_model(config: Experiment, stage: str, model: str) -> Any:
     """Settings of `stage` for `model`: the common ones with the model's own keys replaced."""
     values = config.per_model.get(model, {}).get(stage, {})
@@ -250,48 +198,6 @@ def _table_settings(config: Experiment) -> TableSettings:
         sampling_seeds=config.sampling_seeds,
         sampling=config.generate,
     )
-
-
-def _samples_settings(config: Experiment) -> SamplesSettings:
-    section = config.exposure_bias
-    # The published script samples as it does everywhere at test time (D23).
-    ngram = 6 if section.semantics == "released" else 0
-    return SamplesSettings(
-        stage="samples",
-        prompts=section.prompts,
-        responses=section.responses,
-        seed=section.seed,
-        precision=config.precision,
-        sampling=Sampling(no_repeat_ngram=ngram, max_tokens=section.max_tokens),
-    )
-
-
-def _analysis_settings(config: Experiment, stage: str, test: str) -> Any:
-    """Settings of what is measured beside ROUGE-L.  Raises ValueError for any other stage."""
-    if stage == "samples":
-        return _samples_settings(config)
-    if stage == "exposure_bias":
-        section = config.exposure_bias
-        return ExposureBiasSettings(
-            stage="exposure_bias",
-            samples=_samples_settings(config),
-            finished=section.finished,
-            semantics=section.semantics,
-            resamples=section.resamples,
-            level=section.level,
-        )
-    if stage == "lengths":
-        return LengthsSettings(stage="lengths", edges=config.lengths.per_test.get(test, config.lengths.edges))
-    if stage == "diversity":
-        return DiversitySettings(stage="diversity", ngram=config.diversity.ngram, unit=config.diversity.unit)
-    if stage == "reference_loss":
-        return ReferenceLossSettings(
-            stage="reference_loss",
-            loss=config.diversity.loss,
-            max_response=config.data.max_response,
-            precision=config.precision,
-        )
-    raise ValueError(stage)
 
 
 def stage_settings(
@@ -367,7 +273,7 @@ def stage_settings(
     elif stage == "estimators":
         settings = EstimatorSettings(stage="estimators", study=config.estimators, style=config.style)
     else:
-        settings = _analysis_settings(config, stage, test)
+        settings = analysis_settings(config, stage, test)
     return dataclasses.asdict(settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -78,6 +79,28 @@ def read_rows(dataset: Dataset, where: str) -> list[Row]:
     return rows
 
 
+def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """(position in the source, place for errors, columns) of each row from `start` on, `rows` of them (0: all), whatever the columns.
+
+    embedded: `split` is a task of corpus.classification.  Raises UserError for a source that is absent, empty or does not parse.
+    """
+    _check_fields(dataset, where, ())
+    end = dataset.start + dataset.rows if dataset.rows else None
+    entries: Iterator[tuple[str, dict[str, Any]]]
+    if dataset.source == "embedded":
+        try:
+            made = corpus.classification(dataset.split)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; check split") from None
+        entries = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(made))
+    else:
+        entries = _entries(dataset, where)
+    found = [(i, *entry) for i, entry in enumerate(itertools.islice(entries, end)) if i >= dataset.start]
+    if not found:
+        raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
+    return found
+
+
 def read_texts(dataset: Dataset, where: str) -> list[str]:
     """Plain-text documents from `start` on: lines of a .txt file, blank ones not counted, or "text" of JSON lines or hub rows.
 
@@ -137,7 +160,7 @@ def _end(dataset: Dataset) -> int | None:
 def _check_fields(dataset: Dataset, where: str, known: tuple[str, ...]) -> None:
     for name in dataset.fields:
         if name not in known:
-            raise UserError(f"{where}.fields.{name}: no such field here; known: {', '.join(known)}")
+            raise UserError(f"{where}.fields.{name}: no such field here; known: {', '.join(known) or 'none'}")
 
 
 def _entries(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

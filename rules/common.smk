@@ -107,6 +107,7 @@ def settings_of(wildcards):
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
         "lengths": ["test"],
+        "calibration": ["test"],
     }.get(stage, ["model", "teacher", "seed"])
     values = dict(zip(keys, names))
     values["seed"] = int(values.get("seed", SEEDS[0]))
@@ -220,3 +221,33 @@ def same_workflow(wildcards, resources):
             *(f"{key}={json.dumps(value)}" for key, value in given.items()),
         ]
     return shlex.join(options)
+
+
+# What is measured besides ROUGE-L (analyses.smk).
+TASKS = list(EXPERIMENT.calibration.tasks)
+JUDGED = EXPERIMENT.judge.tests if EXPERIMENT.judge.kind != "none" else ()
+COMPARED = [method for method in ("sft", "kd", "seqkd") if method in EXPERIMENT.methods]
+
+# MiniLLM's students, whose answers people compare, as paths below models/.
+HUMAN = [
+    student_weights(student, "minillm", teacher, SEEDS[0])
+    for teacher, student in PAIRS
+    if EXPERIMENT.human.test and "minillm" in EXPERIMENT.methods
+]
+
+
+def answers_of(weights):
+    return f"results/{RUN}/generations/{weights}/{EXPERIMENT.human.test}"
+
+
+def compared_with(wildcards):
+    """What a student's answers are compared with: the baselines of the same pair and seed, and the teacher."""
+    student, _, teacher, _ = wildcards.minillm.split("/")
+    others = [student_weights(student, m, teacher, SEEDS[0]) for m in COMPARED]
+    return [answers_of(weights) for weights in (*others, f"{teacher}/teacher")]
+
+
+wildcard_constraints:
+    task=one_of(TASKS) or "(?!)",
+    judged=one_of(JUDGED) or "(?!)",
+    minillm=one_of(HUMAN) or "(?!)",

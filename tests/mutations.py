@@ -83,6 +83,30 @@ MUTATIONS = [
         "student + np.log(mixture.alpha), teacher + np.log1p(-mixture.alpha)", 
         "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",
     ),
+    Mutation(
+        "bins count alike, however full", "evaluation/calibration.py", "return float(np.abs(gaps).sum() / len(right))",
+        "return float(np.abs(gaps).sum() / bins)", "tests/unit/test_calibration.py::test_ece_of_constructed_predictions_is_exact",
+    ),
+    Mutation(
+        "the raw confidence is normalised", "evaluation/calibration.py", '"raw": np.exp(logprobs.max(1))',
+        '"raw": normalised(logprobs).max(1)', "tests/unit/test_calibration.py::test_both_definitions_of_the_confidence",
+    ),
+    Mutation(
+        "a word's first token is its probability", "evaluation/calibration.py", "torch.from_numpy(word)].double().sum()",
+        "torch.from_numpy(word)].double()[0]", "tests/unit/test_calibration.py::test_words_against_one_row_at_a_time",
+    ),
+    Mutation(
+        "the swapped order is not undone", "evaluation/judge.py", '"response": [a[0], b[1]]', '"response": [a[0], b[0]]',
+        "tests/unit/test_judge.py::test_the_stand_in_says_that_it_is_one",
+    ),
+    Mutation(
+        "ours is always on the left", "evaluation/human.py", ".randrange(2)", ".randrange(1)",
+        "tests/unit/test_human.py::test_the_page_is_one_blind_file",
+    ),
+    Mutation(
+        "a text can end the page's script", "evaluation/human.py", '.replace("<", "\\\\u003c")', "",
+        "tests/unit/test_human.py::test_the_page_is_one_blind_file",
+    ),
 ]  # fmt: skip
 
 

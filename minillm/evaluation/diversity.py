@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.analysis_settings import DiversitySettings
 from minillm.counts import distinct, repetition
 from minillm.evaluation.lengths import response_of
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.settings import DiversitySettings
 
 
 def evaluate(settings: DiversitySettings, *, generations: Path, out: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from minillm import accumulated_error, models, objectives
 from minillm.accumulated_error import Totals
+from minillm.analysis_settings import ExposureBiasSettings
 from minillm.config import Launch
 from minillm.data import collate
 from minillm.engine import World, start
@@ -21,7 +22,6 @@ from minillm.errors import UserError
 from minillm.files import identity, stage_key, write_json
 from minillm.generate import remove_journals
 from minillm.samples import Sampled, draw_samples, read_samples
-from minillm.settings import ExposureBiasSettings
 
 LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
 

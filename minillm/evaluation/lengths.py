@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from minillm.analysis_settings import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.settings import LengthsSettings
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:

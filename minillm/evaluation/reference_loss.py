@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
+from minillm.analysis_settings import ReferenceLossSettings
 from minillm.config import Launch
 from minillm.data import collate, encode
 from minillm.engine import start
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.settings import ReferenceLossSettings
 from minillm.sources import read_tests
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids

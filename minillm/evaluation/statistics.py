@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float | None]:
@@ -41,3 +43,15 @@ def pooled(per_seed: Mapping[int, Mapping[int, float]]) -> tuple[float, float | 
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def bootstrap_error(statistic: Callable[[np.ndarray], float], rows: int, resamples: int = 1000, seed: int = 0) -> float | None:
+    """Standard deviation of `statistic` (of row numbers, (rows,) int) over resamples of the rows with replacement; None below two rows.
+
+    Efron's bootstrap standard error; the same numbers for the same `rows` and `seed`.
+    """
+    if rows < 2:
+        return None
+    generator = np.random.Generator(np.random.Philox(seed))
+    values = [statistic(generator.integers(rows, size=rows)) for _ in range(resamples)]
+    return float(np.std(values, ddof=1))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make
 
+from minillm.analysis_settings import DiversitySettings, LengthsSettings, ReferenceLossSettings
 from minillm.counts import distinct, repetition, token_counter
 from minillm.errors import UserError
 from minillm.evaluation import diversity, lengths, reference_loss, rouge
-from minillm.settings import DiversitySettings, LengthsSettings, ReferenceLossSettings
 
 WORDS = {"a": 3, "b": 4, "c": 5, "d": 6}
 

@@ -1,0 +1,41 @@
+"""Generations as what reads texts takes them: checked rows by seed and id, and the question without the prompt's wrapper."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import UserError
+from minillm.evaluation import rouge
+
+PREAMBLE = re.compile(r"\ABelow is an instruction that describes a task.*?\n\n(?=### Instruction:\n)", re.DOTALL)
+ENDING = "### Response:\n"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The rows of a generations file: rows[seed][id], `ids` and `seeds` in order."""
+
+    path: Path
+    dataset: str
+    seeds: list[int]
+    ids: list[int]
+    rows: dict[int, dict[int, dict[str, Any]]]
+
+
+def read_answers(path: Path) -> Answers:
+    """`path` and its meta file, checked as the rouge stage checks them; UserError, one line, for damage."""
+    meta, rows, ids = rouge.read_generations(path)
+    for seed in meta["seeds"]:
+        for id_ in ids:
+            if not isinstance(rows[seed][id_].get("prompt"), str):
+                raise UserError(f"{path}: seed {seed}, id {id_}: 'prompt' is missing or no text; {rouge.AGAIN}")
+    return Answers(path, meta["dataset"], list(meta["seeds"]), ids, rows)
+
+
+def question(prompt: str) -> str:
+    """What the prompt asks, without the wrapper's first sentence and the cue at its end; its headings stay only with an input."""
+    text = PREAMBLE.sub("", prompt).removesuffix(ENDING).strip()
+    return text if "\n### Input:\n" in text else text.removeprefix("### Instruction:\n")

@@ -1,0 +1,269 @@
+"""The `calibration` stage: zero-shot classification by the probabilities of label words, and how far they are from how often they are right.
+
+The paper (its Table 2) gives no bins, normalisation or label words; two definitions of the confidence are computed side by side.
+docs/evaluation.md has both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm import models
+from minillm.analysis_settings import CalibrationSettings
+from minillm.config import Launch
+from minillm.data import collate, encode, render, subset
+from minillm.engine import start
+from minillm.errors import UserError
+from minillm.evaluation.statistics import bootstrap_error, mean_and_error
+from minillm.files import identity, write_json
+from minillm.sources import Row, read_entries
+
+RESAMPLES, BOOTSTRAP_SEED = 1000, 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row as tokens: the prompt, and each label's word after it; `gold` counts the labels, `cut` what truncation took (characters)."""
+
+    id: int
+    gold: int
+    prompt: np.ndarray
+    words: tuple[np.ndarray, ...]
+    cut: int
+
+
+def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
+    """Accuracy and calibration errors of the model folder `model` on one task, as JSON in `out`."""
+    world = start(0)
+    tokenizer = models.load_tokenizer(model)
+    loaded = models.load_model(model, settings.precision, world.device)
+    limit = settings.max_prompt or _length_limit(loaded)
+    questions = read_questions(settings, tokenizer, limit, _length_limit(loaded))
+    mine = questions[world.rank :: world.size]
+    found = label_logprobs(loaded, tokenizer, mine, launch.eval_batch, show=world.rank == 0)
+    pairs = dict(pair for part in world.gather(list(zip([q.id for q in mine], found, strict=True))) for pair in part)
+    if world.rank == 0:
+        logprobs = np.array([pairs[q.id] for q in questions])
+        gold = np.array([q.gold for q in questions])
+        sources = [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)]
+        values = {
+            "metric": "calibration",
+            "dataset": settings.name,
+            **measures(logprobs, gold, settings.bins),
+            "labels": list(settings.task.labels),
+            "words": list(settings.task.labels.values()),
+            "ids": [q.id for q in questions],
+            "gold": gold.tolist(),
+            "predicted": logprobs.argmax(1).tolist(),
+            "raw_probabilities": np.exp(logprobs).tolist(),
+            "normalised_probabilities": normalised(logprobs).tolist(),
+            "truncated": [{"id": q.id, "characters": q.cut} for q in questions if q.cut],
+            "max_prompt": limit,
+            "task": dataclasses.asdict(settings.task),
+            "template": settings.template,
+            "model": identity(model),
+            "sources": sources,
+        }
+        write_json(out, values)
+    world.barrier()
+
+
+def _length_limit(model: PreTrainedModel) -> int:
+    """Tokens that a model can take, prompt and answer together."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+
+
+# --- rows become questions
+def read_questions(
+    settings: CalibrationSettings, tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_length: int
+) -> list[Question]:
+    """The task's rows in tokens.  UserError naming the row that lacks a column, has an unknown label or does not fit."""
+    task, where = settings.task, f"calibration.tasks.{settings.name}"
+    rows = read_entries(settings.dataset, f"datasets.{task.dataset}")
+    labels = list(task.labels)
+    questions = []
+    for id_, place, entry in subset(rows, settings.dataset.sample, settings.seed, settings.name):
+        for name in (*task.fields, task.gold):
+            if not isinstance(entry.get(name), str | int | float):
+                raise UserError(f"{place}: no text in the column '{name}' that {where} names; known: {', '.join(entry)}")
+        gold = gold_text(entry[task.gold])
+        if gold not in task.labels:
+            raise UserError(f"{place}: '{task.gold}' is {gold}, which {where}.labels does not have; known: {', '.join(labels)}")
+        columns = {name: str(entry[name]).strip() for name in task.fields}
+        text, cut = _fitting(task, columns, settings.template, tokenizer, min(max_prompt, max_length), place)
+        words = []
+        for word in task.labels.values():
+            prompt, ids, _ = encode(tokenizer, text, word, max_length)
+            words.append(np.array(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids))
+        longest = max(len(word) for word in words)
+        if len(prompt) + longest > max_length:
+            spare = max_length - longest
+            text, cut = _fitting(task, columns, settings.template, tokenizer, spare, place)
+            prompt = tokenizer.encode(text, add_special_tokens=False)
+        _check_words(words, list(task.labels.values()), where)
+        questions.append(Question(id_, labels.index(gold), np.array(prompt), tuple(words), cut))
+    return questions
+
+
+def gold_text(value: Any) -> str:
+    """A label as `labels` writes it: true and false of JSON, numbers and texts as they are."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _prompt(task: Any, columns: dict[str, str], template: str) -> str:
+    row = Row(0, task.prompt.format_map(columns), task.input.format_map(columns), ())
+    return render(row, template) + task.cue.format_map(columns)
+
+
+def _fitting(
+    task: Any, columns: dict[str, str], template: str, tokenizer: PreTrainedTokenizerBase, limit: int, place: str
+) -> tuple[str, int]:
+    """The prompt, and how many characters of the column `truncate` had to go from its end for it to have at most `limit` tokens."""
+
+    def fits(text: str) -> bool:
+        return len(tokenizer.encode(text, add_special_tokens=False)) <= limit
+
+    whole = _prompt(task, columns, template)
+    if fits(whole):
+        return whole, 0
+    passage = columns.get(task.truncate, "")
+    low, high = 0, len(passage)  # `low` characters fit (checked below for none), `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(_prompt(task, {**columns, task.truncate: passage[:middle]}, template)):
+            low = middle
+        else:
+            high = middle
+    text = _prompt(task, {**columns, task.truncate: passage[:low]}, template)
+    if not fits(text):
+        raise UserError(f"{place}: the prompt has more than {limit} tokens; name the column to cut in the task's truncate")
+    return text, len(passage) - low
+
+
+def _check_words(words: Sequence[np.ndarray], texts: Sequence[str], where: str) -> None:
+    """A word that begins another can never be the less probable one; nor can an empty one."""
+    for i, a in enumerate(words):
+        if not len(a):
+            raise UserError(f"{where}.labels: '{texts[i]}' has no token; choose another word")
+        for j, b in enumerate(words):
+            if i != j and a.tolist() == b.tolist()[: len(a)]:
+                raise UserError(f"{where}.labels: the tokens of '{texts[i]}' begin '{texts[j]}'; choose other words")
+
+
+# --- probabilities
+@torch.no_grad()
+def label_logprobs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], batch: int, show: bool = False
+) -> list[list[float]]:
+    """log p(word | prompt), the sum over the word's tokens, of each question's labels; nats, independent of batch and padding.
+
+    Words that share all but their last token (all words of one token do) are read from one pass.
+    """
+    _, pad = models.special_tokens(tokenizer)
+    device = next(model.parameters()).device
+    passes = [(i, word) for i, question in enumerate(questions) for word in _passes(question.words)]
+    passes.sort(key=lambda p: (len(questions[p[0]].prompt) + len(p[1]), p[0]))
+    found: list[dict[int, float]] = [{} for _ in questions]
+    bar = tqdm(total=len(passes), unit="row", disable=None if show else True)
+    for first in range(0, len(passes), batch):
+        part = passes[first : first + batch]
+        inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
+        logits = models.response_logits(model, inputs, len(tokenizer))
+        logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
+        for (i, context), values in zip(part, logprobs, strict=True):  # values: (tokens of the word, vocabulary)
+            for label, word in enumerate(questions[i].words):
+                if label not in found[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:
+                    found[i][label] = float(values[torch.arange(len(word)), torch.from_numpy(word)].double().sum())
+        bar.update(len(part))
+    bar.close()
+    return [[labels[label] for label in range(len(labels))] for labels in found]
+
+
+def _passes(words: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As few of the words as show every word's distribution at each of its tokens."""
+    kept: list[np.ndarray] = []
+    for word in sorted(words, key=lambda w: -len(w)):
+        if not any(word.tolist()[:-1] == other.tolist()[: len(word) - 1] for other in kept):
+            kept.append(word)
+    return kept
+
+
+def normalised(logprobs: np.ndarray) -> np.ndarray:
+    """Probabilities of the labels among themselves, (rows, labels)."""
+    shifted = np.exp(logprobs - logprobs.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+# --- measures
+def measures(logprobs: np.ndarray, gold: np.ndarray, bins: int) -> dict[str, Any]:
+    """Accuracy (0 to 100) and both calibration errors (0 to 1) of (rows, labels) log-probabilities; "mean" is the normalised one.
+
+    normalised: confidence = probability of the predicted label among the labels.  raw: probability of its word among all text.
+    Standard errors: over rows for the accuracy, by bootstrap over rows for the calibration errors.
+    """
+    right = logprobs.argmax(1) == gold
+    confidences = {"normalised": normalised(logprobs).max(1), "raw": np.exp(logprobs.max(1))}
+    results: dict[str, Any] = {}
+    for name, confidence in confidences.items():
+        results[name] = {
+            "ece": ece(confidence, right, bins),
+            "standard_error": _ece_error(confidence, right, bins),
+            "confidence": float(confidence.mean()),
+            "bins": reliability(confidence, right, bins),
+        }
+    accuracy, error = mean_and_error((100.0 * right).tolist())
+    return {
+        "n": len(right),
+        "mean": results["normalised"]["ece"],
+        "standard_error": results["normalised"]["standard_error"],
+        "over": f"bootstrap over rows ({RESAMPLES} resamples)",
+        "accuracy": {"mean": accuracy, "standard_error": error, "over": "rows"},
+        **results,
+    }
+
+
+def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Number of the equal-width bin of each confidence; a bin holds its lower edge, the last one also 1."""
+    return (np.searchsorted(_edges(bins), confidence, side="right") - 1).clip(0, bins - 1)
+
+
+def _edges(bins: int) -> np.ndarray:
+    return np.arange(bins + 1) / bins
+
+
+def ece(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
+    """Expected calibration error: the sum over bins of n_b / n |accuracy_b - mean confidence_b| (Guo et al. 2017, Eq. 3)."""
+    gaps = np.bincount(bin_of(confidence, bins), weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def _ece_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float | None:
+    which, gaps = bin_of(confidence, bins), right - confidence
+
+    def resampled(rows: np.ndarray) -> float:
+        return float(np.abs(np.bincount(which[rows], weights=gaps[rows])).sum() / len(rows))
+
+    return bootstrap_error(resampled, len(right), RESAMPLES, BOOTSTRAP_SEED)
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict[str, Any]]:
+    """Of each bin its edges, how many rows it has, their mean confidence and their accuracy (0 to 1; null where it is empty)."""
+    which, edges = bin_of(confidence, bins), _edges(bins)
+    found = []
+    for b in range(bins):
+        inside = which == b
+        count = int(inside.sum())
+        means = [float(values[inside].mean()) if count else None for values in (confidence, right.astype(float))]
+        found.append({"from": edges[b], "to": edges[b + 1], "n": count, "confidence": means[0], "accuracy": means[1]})
+    assert math.fsum(b["n"] for b in found) == len(right)
+    return found

@@ -1,0 +1,75 @@
+"""The jobs of calibration, judge and human comparisons: only where they are asked for, each by a command that the package takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+from minillm.cli import parser
+
+COLOUR = {
+    "dataset": "colours",
+    "prompt": "What colour is it?",
+    "input": "{sentence}",
+    "labels": {"red": "red", "green": "green"},
+}
+STUDENT = "small/minillm/big/seed10"
+TARGETS = (
+    f"calibration/{STUDENT}/colour",
+    f"judge/{STUDENT}/easy",
+    f"human/{STUDENT}/hard",
+    "human/short/minillm/big/seed10/hard",
+)
+
+
+def edit(config: dict[str, Any]) -> None:
+    config["datasets"]["colours"] = {"source": "embedded", "split": "colour"}
+    config["calibration"] = {"tasks": {"colour": COLOUR}}
+    config["judge"] = {"kind": "stand-in", "tests": ["easy"]}
+    config["human"] = {"test": "hard", "answers": ["anna.json", "ben.json"]}
+
+
+def test_jobs_and_their_commands(checkout) -> None:
+    name = checkout.write("analyses.yaml", edit)
+    for file in ("anna.json", "ben.json"):
+        (checkout.root / file).write_text("{}")
+    targets = [f"results/plan/metrics/{target}.json" for target in TARGETS]
+    output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", name).stdout
+    words = [
+        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
+    ]
+    found = [line[line.index("minillm") + 1 :] for line in words]
+    stages = [line[0] for line in found]
+    assert [stages.count(s) for s in ("calibration", "judge", "human-export", "human-import")] == [1, 1, 2, 2]
+    for line in found:
+        parser().parse_args(line)  # ends the test with the message of the command line
+    export = next(line for line in found if line[0] == "human-export" and STUDENT in " ".join(line))
+    assert export[export.index("--against") + 1 : export.index("--out")] == [
+        f"results/plan/generations/{weights}/hard.jsonl"
+        for weights in ("small/sft/seed10", "small/kd/big/seed10", "small/seqkd/big/seed10", "big/teacher")
+    ]
+    counted = next(line for line in found if line[0] == "human-import")
+    assert counted[2:4] == ["anna.json", "ben.json"] and len(counted[counted.index("--also") + 1 : counted.index("--out")]) == 2
+
+
+def test_answers_do_not_change_the_page(checkout) -> None:
+    """Settings files are what a job depends on: those of the page hold no answers, those of a task no other section."""
+    from minillm.config import experiment
+    from minillm.settings import stage_settings
+
+    raw: dict[str, Any] = json.loads(json.dumps(checkout_config(checkout)))
+    one = experiment(raw)
+    raw["human"]["answers"] = []
+    raw["judge"]["rows"] = 3
+    other = experiment(raw)
+    assert stage_settings(one, "human") == stage_settings(other, "human")
+    assert stage_settings(one, "judge") != stage_settings(other, "judge")
+    assert stage_settings(one, "calibration", test="colour") == stage_settings(other, "calibration", test="colour")
+
+
+def checkout_config(checkout) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load((checkout.root / checkout.write("analyses.yaml", edit)).read_text())
