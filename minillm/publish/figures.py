@@ -16,7 +16,7 @@ from minillm.config import Style
 from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.publish.style import COLOURS, DASH, HATCHES, METHOD_NAMES, MORE
-from minillm.publish.tables import Cell, read_csv
+from minillm.publish.cells import Cell, read_csv
 from minillm.settings import FigureSettings
 
 GROUP = 0.8  # width of a test set's group of bars

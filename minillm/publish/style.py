@@ -13,6 +13,12 @@ HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
 MORE = [("#CC79A7", ""), ("#0072B2", ""), ("#F0E442", ""), ("#999999", ""), ("#CC79A7", "////"), ("#0072B2", "////"),
         ("#F0E442", "////"), ("#999999", "////"), ("#CC79A7", "...."), ("#0072B2", "....")]  # fmt: skip
 
+# Of lines: two ways to tell methods apart beside the colour.
+MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
+LINES = {"teacher": "--", "sft": ":", "kd": "-.", "seqkd": "--", "minillm": "-"}
+MORE_MARKERS = "DvPX<>hp"
+MORE_LINES = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2))]
+
 DASH = "–"
 FEWER = "†"  # behind a mean over fewer training seeds than the others
 
@@ -26,6 +32,9 @@ _LATEX = {
     "–": "--",
     "†": r"$^\dagger$",
     "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -33,6 +42,11 @@ _LATEX = {
 def latex(text: str) -> str:
     """`text` with everything escaped that LaTeX takes for a command."""
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def bold(text: str, yes: bool = True) -> str:
+    """LaTeX `text`, bold or as it is."""
+    return rf"\textbf{{{text}}}" if yes else text
 
 
 def markdown(text: str) -> str:

@@ -13,9 +13,10 @@ import pytest
 
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
+from minillm.publish.cells import read_csv
 from minillm.publish.figures import _draw, _looks, draw_main
 from minillm.publish.style import latex, markdown, sampling_text
-from minillm.publish.tables import read_csv, write_main_table
+from minillm.publish.tables import write_main_table
 from minillm.settings import FigureSettings, TableSettings
 
 SETTINGS = TableSettings(
@@ -43,9 +44,13 @@ def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **c
         "ids": list(range(150 if test == "easy" else 100)),
         "seeds": seeds,
         "per_seed": dict(zip(map(str, seeds), values, strict=True)),
+        "scores": {},
         "sampling": dataclasses.asdict(SETTINGS.sampling),
     }
-    path.write_text(json.dumps({**value, **changed}))
+    value |= changed
+    if isinstance(value["per_seed"], dict) and not value["scores"]:
+        value["scores"] = {seed: [mean] * len(value["ids"]) for seed, mean in value["per_seed"].items()}
+    path.write_text(json.dumps(value))
     return path
 
 
@@ -86,6 +91,11 @@ def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
         "mean": "22.5",
         "standard_error": cell["standard_error"],
         "over": "2 sampling seeds, 1 training seed",
+        "low": "22.5",  # every made-up row has the mean's score
+        "high": "22.5",
+        "between_variance": "",
+        "within_variance": "0.5",
+        "best": "False",
         "sources": "metrics/rouge/small/kd/big/seed10/easy.json",
     }
     assert float(cell["standard_error"]) == pytest.approx(0.5)
