@@ -245,6 +245,7 @@ STAGES = (
     "table",
     "figure",
     "estimators",
+    "publish",
 )
 
 

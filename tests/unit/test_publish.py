@@ -14,7 +14,8 @@ import pytest
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
 from minillm.publish.cells import read_csv
-from minillm.publish.figures import _draw, _looks, draw_main
+from minillm.publish.drawing import looks_of
+from minillm.publish.figures import _draw, draw_main
 from minillm.publish.style import latex, markdown, sampling_text
 from minillm.publish.tables import write_main_table
 from minillm.settings import FigureSettings, TableSettings
@@ -109,7 +110,7 @@ def test_markdown(metrics: Path, tmp_path: Path) -> None:
     assert r"| Scratch\_A 3M | Teacher | 20.5 ± 0.5 | 20.5 ± 0.5 |" in text
     assert r"| Scratch\_A 1M | SFT w/o KD | 21.5 ± 0.5 | 21.5 ± 0.5 |" in text
     assert r"| Scratch\_A 1M | SeqKD | 23.5 ± 0.5 | – |" in text
-    assert r"| Scratch\_A 1M | MiniLLM | 24.5 ± 0.5 | 24.5 ± 0.5 |" in text
+    assert r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | **24.5 ± 0.5** |" in text
     assert "± standard error over 2 sampling seeds, 1 training seed." in text
     assert (
         r"temperature 1, top-p 1 (off), top-k 0 (off), no\_repeat\_ngram 6, at most 256 new tokens; sampling seeds 10, 20."
@@ -244,7 +245,7 @@ def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
     pairs = (Pair(teacher="big", students=("s1", "s2", "s3")),)
     settings = dataclasses.replace(SETTINGS, pairs=pairs, labels={}, tests=tuple(labels), test_labels=labels)
     write_main_table(settings, tmp_path / "none", tmp_path)
-    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), _looks(Style(), []))
+    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), looks_of(Style(), []))
     shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
     assert "the teacher was not evaluated" in figure.get_supxlabel().replace("\n", " ")
@@ -292,7 +293,7 @@ def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Pa
     write_main_table(settings, metrics, tmp_path)
     text = (tmp_path / "main.md").read_text()
     assert "| GKD |" in text and r"| w/o \|x\| |" in text
-    looks = _looks(Style(), ["minillm", "gkd", "w"])
+    looks = looks_of(Style(), ["minillm", "gkd", "w"])
     assert len({looks[m] for m in ("minillm", "gkd", "w")}) == 3
     draw_main(FigureSettings(stage="figure", style=Style()), tmp_path / "main.csv", tmp_path)
     assert (tmp_path / "main.png").stat().st_size > 10_000
