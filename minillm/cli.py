@@ -138,8 +138,8 @@ def _estimators(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from minillm.publish.stage import run_stage
     from minillm.publish.settings import PublishSettings
+    from minillm.publish.stage import run_stage
     from minillm.strict import load
 
     run_stage(load(PublishSettings, args.config), args.name.name, args.run_folder, args.out, args.paper)

@@ -26,7 +26,10 @@ def inst_score(found: Found, model: Trained) -> tuple[float, float | None] | Non
 
 def class_accuracy(found: Found, model: Trained) -> tuple[float, float | None] | None:
     """Mean accuracy over the classification tasks, in percent."""
-    cells = [over_seeds(found.metrics("calibration", model, task), "accuracy", "accuracy_error") for task in found.names("calibration")]
+    cells = [
+        over_seeds(found.metrics("calibration", model, task), "accuracy", "accuracy_error")
+        for task in found.names("calibration")
+    ]
     mean = average(cells)
     if mean is None:
         return None
@@ -57,7 +60,7 @@ def strategies(found: Found) -> Sheet:
             n |= {t: m[0]["n"] for t in tests if (m := found.metrics("rouge", model, t))}
     lacking = [STRATEGIES[method] for method in STRATEGIES if method not in present]
     notes = [
-        "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: sampled as in the main table. The two "
+        "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as in the main table. The two "
         "are not comparable with each other.",
         "; ".join(f"{found.label(t)}: n = {count}" for t, count in n.items()),
         f"Not in this configuration: {', '.join(lacking)}." if lacking else "",
@@ -73,7 +76,9 @@ def plain_text(found: Found) -> Sheet:
     columns = ["Student", "Method", "CLS (%)", "Inst (judge, %)", "Inst (ROUGE-L)"]
     chosen = found.settings.chosen
     if not any(0.0 in methods.values() for methods in chosen.values()):
-        return Sheet(caption, columns, [], [], [], "", "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else")
+        return Sheet(
+            caption, columns, [], [], [], "", "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else"
+        )
     tests = found.settings.table.tests
     rows, records = [], []
     for _, own in found.pairs():
@@ -97,5 +102,9 @@ def plain_text(found: Found) -> Sheet:
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
         f"{DASH}: not evaluated.",
     ]
-    missing = "" if any(record[key] is not None for record in records for key in ("cls", "inst", "rougeL")) else "not measured in this run"
+    missing = (
+        ""
+        if any(record[key] is not None for record in records for key in ("cls", "inst", "rougeL"))
+        else "not measured in this run"
+    )
     return Sheet(caption, columns, merged_labels(rows), notes, records, "", missing)

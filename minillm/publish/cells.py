@@ -114,7 +114,9 @@ def collect(settings: TableSettings, metrics: Path) -> list[Cell]:
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
 
 
-def significant_leads(groups: Sequence[tuple[str, str, str]], cells: Sequence[Cell], scores: Sequence[Sequence[float]]) -> set[int]:
+def significant_leads(
+    groups: Sequence[tuple[str, str, str]], cells: Sequence[Cell], scores: Sequence[Sequence[float]]
+) -> set[int]:
     """Places of the cells whose lead over every other student method of their group is significant.
 
     groups: (teacher, student, test) of each cell.  scores: one a prompt.  In each group of students' cells the highest mean is compared with

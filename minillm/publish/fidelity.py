@@ -10,7 +10,7 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.publish.ablations import class_accuracy, inst_score
 from minillm.publish.cells import Cell, collect
-from minillm.publish.found import Found, Trained, over_seeds
+from minillm.publish.found import Found, Trained, judge_of, over_seeds
 from minillm.publish.sheets import distinct, percent
 from minillm.publish.show import Sheet
 from minillm.publish.style import DASH
@@ -79,20 +79,24 @@ def fidelity(found: Found, paper: Path) -> Sheet:
     notes = [
         "Interval of rougeL on a test set: percentile bootstrap over prompts, scores averaged over seeds; else ±1.96 standard errors. "
         "inside: the interval holds the published value; it does not hold the published value's own spread, which the paper does not give.",
-        "unverified: recalled, not compared with a source; no measure of fidelity. ece: not normalised (the published values exceed what normalised "
-        "confidences allow). gpt4: only where the judge was GPT-4.",
+        "unverified: recalled, not compared with a source; no measure of fidelity. ece: not normalised (normalised confidences cannot reach "
+        "the published values). gpt4: only where the judge was GPT-4.",
         f"{count} of {len(records)} published cells were measured; {DASH}: not measured. Models are matched by family and size.",
     ]
     caption = "Measured beside published numbers."
     missing = "" if count else "not measured: no model of this run is one of the paper's, or none was evaluated"
-    return Sheet(caption, [*columns, "Status", "Published is"], rows, notes, records, f"{count} of {len(records)} cells", missing, left=6)
+    return Sheet(
+        caption, [*columns, "Status", "Published is"], rows, notes, records, f"{count} of {len(records)} cells", missing, left=6
+    )
 
 
 def _texts(measured: Measured | None, metric: str, difference: float | None) -> list[str]:
     places = PLACES.get(metric, 1)
     if measured is None or difference is None:
         return [DASH, DASH, DASH]
-    interval = DASH if measured.low is None or measured.high is None else f"{measured.low:.{places}f} to {measured.high:.{places}f}"
+    interval = (
+        DASH if measured.low is None or measured.high is None else f"{measured.low:.{places}f} to {measured.high:.{places}f}"
+    )
     return [f"{measured.mean:.{places}f}", interval, f"{difference:+.{places}f}"]
 
 
@@ -104,9 +108,9 @@ def _model(found: Found, row: dict[str, str]) -> Trained | None:
         return bool(model.family) and f"{model.family} {model.size}" == label
 
     for model in found.models():
-        if model.method_label == row["method"] and is_(model.teacher, row["teacher"]):
-            if is_(model.name, f"{row['family']} {row['size']}"):
-                return model
+        own = model.method_label == row["method"] and is_(model.teacher, row["teacher"])
+        if own and is_(model.name, f"{row['family']} {row['size']}"):
+            return model
     return None
 
 
@@ -144,7 +148,7 @@ def _other(found: Found, model: Trained, metric: str, test: str) -> tuple[float,
 
 
 def _is_gpt4(judged: dict[str, Any]) -> bool:
-    return not judged.get("stand_in", True) and "gpt-4" in str(judged.get("judge", "")).lower()
+    return not judged.get("stand_in", True) and "gpt-4" in judge_of(judged).lower()
 
 
 def _with_interval(value: tuple[float, float | None] | None) -> Measured | None:

@@ -12,8 +12,8 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
 from minillm.publish.cells import labels, models, weights_of
-from minillm.publish.style import METHOD_NAMES
 from minillm.publish.settings import PublishSettings
+from minillm.publish.style import METHOD_NAMES
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,12 @@ def parameters(size: str) -> float | None:
         return float(size[:-1]) * scale if scale else None
     except ValueError:
         return None
+
+
+def judge_of(metric: Mapping[str, Any]) -> str:
+    """Who judged, in words."""
+    judge = metric.get("judge", "")
+    return f"{judge.get('kind', '')} {judge.get('model', '')}".strip() if isinstance(judge, dict) else str(judge)
 
 
 def counts(metrics: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -28,7 +28,13 @@ def write_index(run_folder: Path, out: Path) -> None:
         if sidecar is None:
             lines.append(_line(name, "", item.shows, "", "not made"))
         else:
-            state = f"missing: {sidecar['missing']}" if sidecar["missing"] else "measured" if sidecar["sources"] else "no measurement in it"
+            state = (
+                f"missing: {sidecar['missing']}"
+                if sidecar["missing"]
+                else "measured"
+                if sidecar["sources"]
+                else "no measurement in it"
+            )
             lines.append(_line(name, f"{folder}/{name}.{kind}", sidecar["shows"], sidecar["n"], state))
     with whole_file(out) as partial:
         partial.write_text("\n".join([*lines, ""]))

@@ -11,7 +11,9 @@ from minillm.publish.show import Sheet, merged_labels
 from minillm.publish.style import number
 from minillm.publish.tables import footnotes
 
-CAPTION = "ROUGE-L of students of another family than their teacher's. These blocks of the main table stand in it too: it has a block a teacher."
+CAPTION = (
+    "ROUGE-L of students of another family than their teacher's. The main table, which has a block a teacher, holds them too."
+)
 
 
 def other_families(found: Found) -> Sheet:
@@ -22,7 +24,9 @@ def other_families(found: Found) -> Sheet:
     }
     columns = ["Model", "Method", *(found.label(test) for test in table.tests)]
     if not teachers:
-        return Sheet(CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family")
+        return Sheet(
+            CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
+        )
     pairs = tuple(Pair(teacher=p.teacher, students=p.students) for p in table.pairs if p.teacher in teachers)
     settings = dataclasses.replace(table, pairs=pairs)
     cells = collect(settings, found.folder / "metrics")
@@ -37,6 +41,8 @@ def other_families(found: Found) -> Sheet:
     ]
     n = "; ".join(f"{found.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n)
     n = "; ".join(dict.fromkeys(n.split("; ")))
-    notes = [note.replace("Bold:", "*:").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)]
+    notes = [
+        note.replace("Bold:", "*:").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)
+    ]
     missing = "" if n else "not measured in this run"
     return Sheet(CAPTION, columns, merged_labels(rows), [*notes, n], [dataclasses.asdict(c) for c in cells], n, missing)

@@ -1,4 +1,7 @@
-"""What one table or figure of items.py depends on.  Apart from minillm.settings, on which every stage depends, so that a new item re-runs none."""
+"""What one table or figure of items.py depends on.
+
+Apart from minillm.settings, on which every stage depends, so that a new item re-runs none of them.
+"""
 
 from __future__ import annotations
 

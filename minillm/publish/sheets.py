@@ -25,7 +25,8 @@ def calibration(found: Found) -> Sheet:
             accuracy = over_seeds(metrics, "accuracy", "accuracy_error")
             row += [decimals(ece, 3), decimals(raw, 3), decimals(accuracy, 1, percent(metrics, "accuracy"))]
             records += [
-                _record(model, task, metrics) | {"ece": ece and ece[0], "ece_raw": raw and raw[0], "accuracy": accuracy and accuracy[0]}
+                _record(model, task, metrics)
+                | {"ece": ece and ece[0], "ece_raw": raw and raw[0], "accuracy": accuracy and accuracy[0]}
             ]
         rows.append(row)
     columns = [f"{task}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")]
@@ -80,18 +81,26 @@ def diversity(found: Found) -> Sheet:
     size = "/".join(str(n) for n in sorted(set(sizes))) or "4"
     columns = [f"{found.label(test)}\n{what}" for test in tests for what in (f"Dist-{size} (%)", "loss (nats a token)")]
     notes = [
-        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses to a test set, of each sampling seed; mean ± standard error over "
+        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
         "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
         "Loss: cross-entropy of the test set's references; lower is better.",
     ]
-    return _sheet("Diversity of the responses, and loss of the references.", columns, rows, notes, records, seen + losses, tests, found)
+    return _sheet(
+        "Diversity of the responses, and loss of the references.", columns, rows, notes, records, seen + losses, tests, found
+    )
 
 
 def distinct(metric: dict[str, Any]) -> dict[str, Any]:
     """Percent of distinct n-grams of one model, over its sampling seeds."""
-    shares = [{"mean": 100 * seed["C"] / seed["N"]} for seed in metric["per_seed"].values() if seed["N"]]
+    found = [ngram_counts(seed) for seed in metric["per_seed"].values()]
+    shares = [{"mean": 100 * distinct_ / all_} for all_, distinct_ in found if all_]
     mean, error = over_seeds(shares) or (None, None)
     return {"mean": mean, "standard_error": error}
+
+
+def ngram_counts(seed: dict[str, Any]) -> tuple[int, int]:
+    """N and C of one sampling seed."""
+    return (seed["total"], seed["distinct"]) if "total" in seed else (seed["N"], seed["C"])
 
 
 def ngrams(found: Found) -> Sheet:
@@ -109,15 +118,23 @@ def ngrams(found: Found) -> Sheet:
                 own = metric["per_seed"]
                 name = f"{model.label}, {model.method_label}" + (f", seed {training_seed}" if len(model.weights) > 1 else "")
                 row = [found.label(test), name]
-                row += [f"{own[s]['N']} / {own[s]['C']}" if s in own else DASH for s in seeds]
+                row += ["{} / {}".format(*ngram_counts(own[s])) if s in own else DASH for s in seeds]
                 rows.append(row)
                 records += [
                     _record(model, test, [metric])
-                    | {"training_seed": training_seed, "sampling_seed": seed, "ngram": metric["ngram"], "N": v["N"], "C": v["C"]}
+                    | {
+                        "training_seed": training_seed,
+                        "sampling_seed": seed,
+                        "ngram": metric["ngram"],
+                        "N": v["N"],
+                        "C": v["C"],
+                    }
                     for seed, v in own.items()
                 ]
     columns = [f"seed {seed}\nN / C" for seed in seeds]
-    sheet = _sheet("N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests)
+    sheet = _sheet(
+        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests
+    )
     size = ", ".join(sorted({str(metric["ngram"]) for metric in seen})) or "4"
     notes = [f"n-grams of {size} tokens, counted over all responses of one sampling seed; Table 3 has C / N."] if seen else []
     return Sheet(**{**vars(sheet), "columns": ["Test set", "Model", *columns], "notes": [*sheet.notes, *notes]})

@@ -23,7 +23,9 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
     if name not in ITEMS:
         raise UserError(f"--name: there is no '{name}'; {hint(name, ITEMS)}")
     if settings.name != name:
-        raise UserError(f"--name: '{name}', but --config holds the settings of '{settings.name}'; give the settings of '{name}'")
+        raise UserError(
+            f"--name: '{name}', but --config holds the settings of '{settings.name}'; give the settings of '{name}'"
+        )
     item = ITEMS[name]
     found = Found(settings, Path(run_folder))
     make = getattr(importlib.import_module(f"minillm.publish.{item.module}"), item.function)
