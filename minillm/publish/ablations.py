@@ -26,10 +26,7 @@ def inst_score(found: Found, model: Trained) -> tuple[float, float | None] | Non
 
 def class_accuracy(found: Found, model: Trained) -> tuple[float, float | None] | None:
     """Mean accuracy over the classification tasks, in percent."""
-    cells = [
-        over_seeds(found.metrics("calibration", model, task), "accuracy", "accuracy_error")
-        for task in found.names("calibration")
-    ]
+    cells = [over_seeds(found.calibration(model, task), "accuracy", "accuracy_error") for task in found.names("calibration")]
     mean = average(cells)
     if mean is None:
         return None

@@ -35,7 +35,7 @@ def costs(found: Found) -> Sheet:
         "The method's own stage alone: SeqKD without the teacher's answers, on-policy methods without the SFT that they start from, students "
         "without their base models. Wall and CPU hours from the benchmarks of the rules (the last attempt of a stage that was stopped and went "
         "on); GPU hours: wall hours of the stage × processes, where it ran on GPUs. Memory: resident.",
-        "Tokens: sampled by the on-policy methods (logged mean length × rollouts), once however often they are used; supervised stages log none.",
+        "Tokens: sampled by the on-policy methods (logged mean length × rollouts), counted once; supervised stages log none.",
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}. {DASH}: not recorded.",
     ]
     missing = "" if any(record["training_seeds"] for record in records) else "no trained model with a provenance in this run"

@@ -178,7 +178,7 @@ def reliability(found: Found) -> Drawing:
     pages = []
     for task in found.names("calibration"):
         for teacher in dict.fromkeys(m.teacher for m in found.models()):
-            own = {m: c for m in found.models() if m.teacher == teacher and (c := found.metrics("calibration", m, task))}
+            own = {m: c for m in found.models() if m.teacher == teacher and (c := found.calibration(m, task))}
             if own:
                 pages.append((task, own))
     if not pages:

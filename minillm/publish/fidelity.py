@@ -132,7 +132,7 @@ def _other(found: Found, model: Trained, metric: str, test: str) -> tuple[float,
         judged = found.metrics("judge", model, test)
         return over_seeds(judged) if all(_is_gpt4(own) for own in judged) else None
     if metric in ("ece", "accuracy"):
-        own = found.metrics("calibration", model, test)
+        own = found.calibration(model, test)
         scale = percent(own, "accuracy") if metric == "accuracy" else 1.0
         key = "ece_raw" if metric == "ece" else metric
         value = over_seeds(own, key, f"{key}_error")

@@ -100,6 +100,10 @@ class Found:
         found = (self.metric(kind, weights, name, under) for weights in model.weights.values())
         return [metric for metric in found if metric is not None]
 
+    def calibration(self, model: Trained, task: str) -> list[dict[str, Any]]:
+        """Calibration of each training seed, as `calibration_of` has it."""
+        return [calibration_of(metric) for metric in self.metrics("calibration", model, task)]
+
     def names(self, kind: str) -> list[str]:
         """Names of the test sets or tasks under metrics/<kind>, those of the configuration first."""
         found = {path.stem for path in (self.folder / "metrics" / kind).rglob("*.json")}
@@ -153,6 +157,17 @@ def parameters(size: str) -> float | None:
         return float(size[:-1]) * scale if scale else None
     except ValueError:
         return None
+
+
+def calibration_of(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration metric flat: accuracy, ece (normalised) and ece_raw, each with its error, and bins with low and high."""
+    if "normalised" not in metric:
+        return dict(metric)
+    flat = {**metric, "bins": [{**b, "low": b["from"], "high": b["to"]} for b in metric["normalised"]["bins"]]}
+    for key, part in (("ece", "normalised"), ("ece_raw", "raw")):
+        flat |= {key: metric[part]["ece"], f"{key}_error": metric[part]["standard_error"]}
+    accuracy = metric["accuracy"]
+    return flat | {"accuracy": accuracy["mean"], "accuracy_error": accuracy["standard_error"]}
 
 
 def judge_of(metric: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ def calibration(found: Found) -> Sheet:
     for model in found.models():
         row = [model.label, model.method_label]
         for task in tasks:
-            metrics = found.metrics("calibration", model, task)
+            metrics = found.calibration(model, task)
             seen += metrics
             ece = over_seeds(metrics, "ece", "ece_error")
             raw = over_seeds(metrics, "ece_raw", "ece_raw_error")
@@ -46,11 +46,11 @@ def _bins(metrics: list[dict[str, Any]]) -> list[str]:
     for metric in metrics:
         bins = metric.get("bins", [])
         edges = ", ".join(f"{b['low']:g}" for b in bins) + (f", {bins[-1]['high']:g}" if bins else "")
-        words = metric.get("label_words") or metric.get("labels") or metric.get("words")
+        words = metric.get("words")
         text = f"{len(bins)} bins with the edges {edges}."
         if words:
-            text += " Label words: " + ", ".join(map(str, words.values() if isinstance(words, dict) else words)) + "."
-        texts[text] = str(metric.get("task") or metric.get("dataset") or "")
+            text += " Label words: " + ", ".join(map(str, words)) + "."
+        texts[text] = str(metric.get("dataset", ""))
     return [f"{name}: {text}".removeprefix(": ") for text, name in texts.items()]
 
 
@@ -126,8 +126,7 @@ def ngrams(found: Found) -> Sheet:
                         "training_seed": training_seed,
                         "sampling_seed": seed,
                         "ngram": metric["ngram"],
-                        "N": v["N"],
-                        "C": v["C"],
+                        **dict(zip(("N", "C"), ngram_counts(v), strict=True)),
                     }
                     for seed, v in own.items()
                 ]
