@@ -26,7 +26,7 @@ class Trained:
     label: str  # of the model itself
     teacher_label: str
     method_label: str
-    weights: dict[int, str]  # training seed -> path below models/
+    weights: dict[int, str] = field(compare=False)  # training seed -> path below models/
 
     @property
     def name(self) -> str:
