@@ -5,9 +5,7 @@ from minillm.publish.items import ITEMS
 
 def inputs_of(wildcards):
     """The results that an item is made of, as far as the configuration asks for them."""
-    return [
-        path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)
-    ]
+    return [path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)]
 
 
 rule publish_table:
@@ -22,15 +20,15 @@ rule publish_table:
         collect(
             "results/{{run}}/tables/{{name}}.{kind}", kind=["csv", "md", "tex", "json"]
         ),
-    wildcard_constraints:
-        name=one_of(name for name, item in ITEMS.items() if item.kind == "table"),
     log:
         "results/{run}/logs/publish/{name}.log",
-    params:
-        folder="tables",
+    wildcard_constraints:
+        name=one_of(name for name, item in ITEMS.items() if item.kind == "table"),
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        folder="tables",
     shell:
         "python -m minillm publish --name {wildcards.name} --config {input.config} --run-folder results/{wildcards.run}"
         " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
@@ -38,9 +36,7 @@ rule publish_table:
 
 use rule publish_table as publish_figure with:
     output:
-        collect(
-            "results/{{run}}/figures/{{name}}.{kind}", kind=["png", "pdf", "json"]
-        ),
+        collect("results/{{run}}/figures/{{name}}.{kind}", kind=["png", "pdf", "json"]),
     wildcard_constraints:
         name=one_of(name for name, item in ITEMS.items() if item.kind == "figure"),
     params:

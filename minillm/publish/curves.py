@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from minillm.config import Style
 from minillm.publish.ablations import STRATEGIES
-from minillm.publish.drawing import Drawing, absent, finished, legend, line_of, panels
+from minillm.publish.drawing import Drawing, absent, finished, label_left, legend, line_of, panels
 from minillm.publish.found import Found, Trained, counts
 from minillm.publish.items import ITEMS
 
@@ -62,7 +62,7 @@ def exposure_bias(found: Found) -> Drawing:
         axes.set_xlabel("length l (tokens)")
         axes.axhline(0, color="black", linewidth=0.6)
         texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
-    grid[0].set_ylabel("ExAccErr(l) (%)")
+    label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
     caption = "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals."
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
@@ -95,7 +95,7 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
                 pages.append((teacher, label, curves))
     if not pages:
         return None
-    figure, grid = panels(style, len(pages))
+    figure, grid = panels(style, len(pages), columns=2 if len(names) > 1 else 3)
     handles, rows = [], set()
     for axes, (teacher, label, curves) in zip(grid, pages, strict=True):
         for model, weights, (steps, values) in curves:
@@ -164,12 +164,12 @@ def mixing(found: Found) -> Drawing:
         )  # fmt: skip
     axes.set_xlabel("α, the teacher's share in the sampling mixture")
     axes.set_ylabel("dev ROUGE-L")
-    legend(figure, axes.get_legend_handles_labels()[0], columns=3)
+    legend(figure, axes.get_legend_handles_labels()[0])
     caption = (
         "Dev ROUGE-L of the chosen checkpoint; MiniLLM and variants that differ in α alone. Bars: standard error over training seeds, where "
         "there are several."
     )
-    return finished(figure, style, caption, f"n = {sum(len(points) for _, points in lines)} trainings' settings.")
+    return finished(figure, style, caption, f"n = {sum(len(points) for _, points in lines)} settings.")
 
 
 def reliability(found: Found) -> Drawing:
@@ -196,7 +196,7 @@ def reliability(found: Found) -> Drawing:
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
         texts.append(f"{task}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
-    grid[0].set_ylabel("accuracy")
+    label_left(grid, "accuracy")
     legend(figure, handles)
     caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")

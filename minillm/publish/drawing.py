@@ -115,11 +115,24 @@ def tidy(axes: Axes, grid: str = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D | Patch], columns: int = 5) -> None:
-    """One legend above all panels, each entry once."""
+def legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> None:
+    """One legend above all panels, each entry once, in as many columns as the page has room for."""
     unique = {str(handle.get_label()): handle for handle in handles}
-    if unique:
-        figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=min(columns, len(unique)), frameon=False)
+    if not unique:
+        return
+    size = matplotlib.rcParams["legend.fontsize"]
+    wide = (0.6 * max(map(len, unique)) + 5) * size  # points: a letter is about 0.6 wide; sample and gaps
+    columns = max(1, min(len(unique), int(72 * figure.get_figwidth() // wide)))
+    columns = -(-len(unique) // -(-len(unique) // columns))  # rows of like length
+    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def label_left(grid: Sequence[Axes], text: str) -> None:
+    """The label of the y axis on the panels at the left."""
+    for axes in grid:
+        spec = axes.get_subplotspec()
+        if spec is None or spec.is_first_col():
+            axes.set_ylabel(text)
 
 
 def finished(figure: Figure, style: Style, caption: str, n: str = "") -> Drawing:

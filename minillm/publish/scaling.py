@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from minillm.publish.ablations import test_rouge
 from minillm.publish.curves import key, nothing, style_of
-from minillm.publish.drawing import Drawing, finished, legend, line_of, panels
+from minillm.publish.drawing import Drawing, finished, label_left, legend, line_of, panels
 from minillm.publish.found import Found, Trained, average, judge_of, over_seeds, parameters
 
 Score = Callable[[Trained], tuple[float, float | None] | None]
@@ -42,17 +42,12 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
     )
 
 
-def _n(found: Found, tests: Sequence[str]) -> str:
+def _n(found: Found, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
     texts = []
+    kind = "judge" if label.startswith("judge") else "rouge"
     for test in tests:
-        sizes = {
-            m["n"]
-            for kind in ("judge", "rouge")
-            for model in found.models()
-            for m in found.metrics(kind, model, test)
-            if m.get("n")
-        }
+        sizes = {m["n"] for model in found.models() for m in found.metrics(kind, model, test) if m.get("n")}
         texts.append(f"{found.label(test)}: n = {' or '.join(map(str, sorted(sizes)))}" if sizes else "")
     return "; ".join(filter(None, texts)) + "."
 
@@ -93,7 +88,7 @@ def student_sizes(found: Found) -> Drawing:
         _sizes(axes, sorted({size for own in points.values() for size, _, _ in own}))
         axes.set_title(f"teacher: {teacher.label}")
         axes.set_xlabel("student's parameters")
-    grid[0].set_ylabel(label)
+    label_left(grid, label)
     legend(figure, handles)
     return finished(
         figure, style, f"Score against the student's size. {text} Bars: standard error over seeds.", _n(found, tests)
@@ -141,7 +136,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
         axes.set_xlabel("teacher's parameters")
     if not drawn:
         return nothing(found)
-    grid[0].set_ylabel(label)
+    label_left(grid, label)
     legend(figure, handles)
     return finished(
         figure, style, f"One student, teachers of several sizes. {text} Bars: standard error over seeds.", _n(found, tests)
@@ -169,7 +164,9 @@ def size_gap(found: Found) -> Drawing:
         )
     figure, (axes,) = panels(style, 1)
     for method, values in points.items():
-        _errorbar(axes, sorted(values), line_of(style, methods, method))
+        _errorbar(
+            axes, sorted(values), {**line_of(style, methods, method), "linestyle": "none"}
+        )  # pairs, of which no line goes on
     axes.axhline(100, color="0.4", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks(sorted(ratios), [f"{ratio:.2g}" for ratio in sorted(ratios)])
@@ -178,7 +175,7 @@ def size_gap(found: Found) -> Drawing:
     axes.set_ylabel("share of the teacher's ROUGE-L (%)")
     legend(figure, handles)
     caption = f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}."
-    return finished(figure, style, caption, _n(found, tests))
+    return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
 
 
 def _errorbar(axes: Axes, values: Sequence[tuple[float, float, float]], looks: dict) -> None:

@@ -28,7 +28,7 @@ def schematic(found: Found) -> Drawing:
     _arrow(left, (2.9, 3.4), (4.9, 3.4), "answers")
     _arrow(left, (7.0, 2.85), (7.0, 1.75), "learns by cross-entropy", right=True)
     left.set_title("SeqKD: minimises forward KL[p||q$_\\theta$]")
-    left.text(0.1, 1.2, "fixed answers,\nmade once", fontsize="small", va="center")
+    left.text(7.0, 4.1, "made once, before training", fontsize="small", ha="center", va="bottom")
 
     _box(right, 1.6, 5.4, "prompt x", "text")
     _box(right, 1.6, 1.2, "student q$_\\theta$", "student")
@@ -37,7 +37,8 @@ def schematic(found: Found) -> Drawing:
     _arrow(right, (1.6, 4.85), (1.6, 1.75))
     _arrow(right, (2.9, 1.2), (4.9, 1.2), "answers")
     _arrow(right, (7.0, 1.75), (7.0, 4.85), "is judged", right=True)
-    _arrow(right, (5.7, 5.0), (2.4, 1.8), "reward log p/q$_\\theta$\nof each token")
+    _arrow(right, (5.7, 5.0), (2.4, 1.8))
+    right.text(4.2, 2.6, "reward log p/q$_\\theta$\nof each token", fontsize="small", va="center")
     right.set_title("MiniLLM: minimises reverse KL[q$_\\theta$||p]")
     caption = (
         "Solid boxes are models, dashed ones texts. SeqKD learns from the teacher's answers; MiniLLM learns from its own, which change as it "
@@ -64,7 +65,5 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], tex
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if right:
             axes.text(x - 0.15, y, text, fontsize="small", ha="right", va="center")
-        elif start[1] == end[1]:
-            axes.text(x, y + 0.15, text, fontsize="small", ha="center", va="bottom")
         else:
-            axes.text(x - 0.35, y + 0.4, text, fontsize="small", ha="right", va="bottom")
+            axes.text(x, y + 0.15, text, fontsize="small", ha="center", va="bottom")

@@ -9,9 +9,9 @@ METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": 
 # Okabe and Ito's colours, told apart by colour-blind readers; the hatches tell the methods apart in black and white.
 COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#009E73", "minillm": "#D55E00"}
 HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
-# Variants, in the order in which they come: the rest of the palette, then greys.
-MORE = [("#CC79A7", ""), ("#0072B2", ""), ("#F0E442", ""), ("#999999", ""), ("#CC79A7", "////"), ("#0072B2", "////"),
-        ("#F0E442", "////"), ("#999999", "////"), ("#CC79A7", "...."), ("#0072B2", "....")]  # fmt: skip
+# Variants, in the order in which they come: the rest of the palette, each with a hatch of its own.
+MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#999999", "oo"), ("#CC79A7", "////"), ("#0072B2", "...."),
+        ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**")]  # fmt: skip
 
 # Of lines: two ways to tell methods apart beside the colour.
 MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}

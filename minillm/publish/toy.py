@@ -79,7 +79,7 @@ def toy(found: Found) -> Drawing:
     axes.set_ylabel("density")
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(bottom=0)
-    legend(figure, axes.get_legend_handles_labels()[0], columns=3)
+    legend(figure, axes.get_legend_handles_labels()[0])
     parts = [f"{w:g} N({m:g}, {s:g}²)" for w, m, s in zip(TARGET.weights, TARGET.means, TARGET.deviations, strict=True)]
     caption = (
         f"One Gaussian q fitted to the mixture {' + '.join(parts)}: under forward KL in closed form (its mean and variance are p's), under "

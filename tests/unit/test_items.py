@@ -246,10 +246,8 @@ def test_index(run: Path, tmp_path: Path) -> None:
     write_index(out, out / "index.md")
     found = (out / "index.md").read_text()
     assert "# Results of the run r\n" in found
-    assert (
-        "| [table3](tables/table3.md) | Table 3: diversity of the responses and loss of the references | DollyEval: n = 12; S-NI: n = 10 | measured |"
-        in found
-    )
+    line = "| [table3](tables/table3.md) | Table 3: diversity of the responses and loss of the references | "
+    assert line + "DollyEval: n = 12; S-NI: n = 10 | measured |" in found
     assert "| [figure4](figures/figure4.png) |" in found and "| missing: no annotations |" in found
     assert "| table2 | Table 2: calibration on zero-shot classification | – | not made |" in found
     (out / "tables/table3.json").write_text("{}")
