@@ -42,7 +42,8 @@ def strategies(found: Found) -> Sheet:
     columns = ["Student", "Method", "dev", *map(found.label, tests)]
     if not present or "minillm" not in found.settings.table.methods:
         return Sheet(caption, columns, [], [], [], "", f"not measured: this configuration has none of {', '.join(STRATEGIES)}")
-    rows, records, n = [], [], {}
+    rows, records = [], []
+    n: dict[str, int] = {}
     for _, own in found.pairs():
         for model in own:
             if model.method not in ("minillm", *present):
@@ -77,7 +78,8 @@ def plain_text(found: Found) -> Sheet:
             caption, columns, [], [], [], "", "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else"
         )
     tests = found.settings.table.tests
-    rows, records = [], []
+    rows: list[list[str]] = []
+    records: list[dict[str, Any]] = []
     for _, own in found.pairs():
         for model in own:
             coefficient = chosen.get(model.student, {}).get(model.method)
@@ -89,10 +91,9 @@ def plain_text(found: Found) -> Sheet:
                 "rougeL": average([test_rouge(found, model, test) for test in tests]),
             }
             rows.append([model.label, model.method_label, *(decimals(value, 1) for value in values.values())])
-            records.append(
-                {"teacher": model.teacher, "student": model.student, "method": model.method, "lm_coef": coefficient}
-                | {key: value and value[0] for key, value in values.items()}
-            )
+            record: dict[str, Any] = {key: value and value[0] for key, value in values.items()}
+            who = {"teacher": model.teacher, "student": model.student, "method": model.method}
+            records.append({**who, "lm_coef": coefficient, **record})
     notes = [
         f"CLS: mean accuracy over {', '.join(found.names('calibration')) or 'the classification tasks'}. Inst: mean over "
         f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran; "

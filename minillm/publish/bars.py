@@ -62,10 +62,10 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
                 if place not in values:
                     continue
                 difference = values[place]["mean"] - sft[place]["mean"]
-                errors = [values[place].get("standard_error"), sft[place].get("standard_error")]
+                errors = [e for b in (values, sft) if (e := b[place].get("standard_error")) is not None]
                 at = x - GROUP / 2 + (i + 0.5) * width
                 axes.bar(at, difference, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
-                if None not in errors:
+                if len(errors) == 2:
                     axes.errorbar(at, difference, math.hypot(*errors), color="black", linewidth=0.8, capsize=1.8)
             handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=model.method_label))
         axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={sft[place]['n']}" for place in places])
@@ -87,8 +87,8 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
 
 def _buckets(found: Found, model: Trained, test: str) -> dict[tuple[int, int | None], dict[str, Any]]:
     """(low, high) -> bucket with a mean, first training seed."""
-    metric = next(iter(found.metrics("lengths", model, test)), {"buckets": []})
-    return {(b["low"], b["high"]): b for b in metric["buckets"] if b["n"] and b["mean"] is not None}
+    metrics = found.metrics("lengths", model, test)[:1]
+    return {(b["low"], b["high"]): b for metric in metrics for b in metric["buckets"] if b["n"] and b["mean"] is not None}
 
 
 def _range(low: int, high: int | None) -> str:

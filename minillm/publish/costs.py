@@ -17,7 +17,8 @@ COLUMNS = ["Model", "Method", "wall (h)", "CPU (h)", "GPU (h)", "memory (GB)", "
 def costs(found: Found) -> Sheet:
     """One line a model; a mean over training seeds."""
     tests = found.settings.table.tests
-    rows, records = [], []
+    rows: list[list[str]] = []
+    records: list[dict[str, Any]] = []
     for model in found.models():
         runs = [run for weights in model.weights.values() if (run := _run(found, model, weights))]
         keys = ("wall_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
@@ -50,8 +51,9 @@ def _run(found: Found, model: Trained, weights: str) -> dict[str, Any] | None:
     bench = _benchmark(found, model, weights)
     gpu = "gpu" in provenance.get("peak_memory_mb", {})
     wall = provenance.get("wall_seconds")
+    seconds = bench.get("s", wall)
     return {
-        "wall_hours": bench.get("s", wall) and bench.get("s", wall) / 3600,
+        "wall_hours": None if seconds is None else seconds / 3600,
         "cpu_hours": bench["cpu_time"] / 3600 if "cpu_time" in bench else None,
         "gpu_hours": wall * provenance["world_size"] / 3600 if gpu and wall else None,
         "memory_gb": bench["max_rss"] / 1024 if "max_rss" in bench else None,

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from minillm.config import Style
 from minillm.errors import UserError
@@ -115,7 +114,7 @@ def tidy(axes: Axes, grid: str = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D | Patch]) -> None:
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """One legend above all panels, each entry once, in as many columns as the page has room for."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:

@@ -57,7 +57,8 @@ def published(folder: Path) -> list[dict[str, str]]:
 def fidelity(found: Found, paper: Path) -> Sheet:
     """The table `fidelity`: measured, interval, published and their difference; dashes where nothing was measured."""
     cells = {(c.teacher, c.student, c.method, c.test): c for c in collect(found.settings.table, found.folder / "metrics")}
-    rows, records = [], []
+    rows: list[list[str]] = []
+    records: list[dict[str, Any]] = []
     for row in published(paper):
         measured = _measured(found, row, cells)
         value = float(row["value"])
@@ -69,10 +70,18 @@ def fidelity(found: Found, paper: Path) -> Sheet:
         rows.append([row["table"], f"{row['family']} {row['size']}", row["teacher"], row["method"], row["dataset"], row["metric"]]
                     + _texts(measured, row["metric"], difference) + [row["value"], status, verdict or DASH])  # fmt: skip
         records.append(
-            {key: row[key] for key in ("table", "family", "size", "teacher", "method", "dataset", "metric")}
-            | {"measured": measured and measured.mean, "low": measured and measured.low, "high": measured and measured.high,
-               "published": value, "status": status, "difference": difference, "published_is": verdict, "source": row["source"]}
-        )  # fmt: skip
+            {
+                **{key: row[key] for key in ("table", "family", "size", "teacher", "method", "dataset", "metric")},
+                "measured": measured and measured.mean,
+                "low": measured and measured.low,
+                "high": measured and measured.high,
+                "published": value,
+                "status": status,
+                "difference": difference,
+                "published_is": verdict,
+                "source": row["source"],
+            }
+        )
     found.sources += sorted({s for c in cells.values() for s in c.sources.split(";") if s} - set(found.sources))
     count = sum(record["measured"] is not None for record in records)
     columns = ["Table", "Model", "Teacher", "Method", "Set", "Metric", "Measured", "95% interval", "Difference", "Published"]

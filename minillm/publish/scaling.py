@@ -91,7 +91,7 @@ def student_sizes(found: Found) -> Drawing:
     label_left(grid, label)
     legend(figure, handles)
     return finished(
-        figure, style, f"Score against the student's size. {text} Bars: standard error over seeds.", _n(found, tests)
+        figure, style, f"Score against the student's size. {text} Bars: standard error over seeds.", _n(found, tests, label)
     )
 
 
@@ -139,7 +139,10 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
     label_left(grid, label)
     legend(figure, handles)
     return finished(
-        figure, style, f"One student, teachers of several sizes. {text} Bars: standard error over seeds.", _n(found, tests)
+        figure,
+        style,
+        f"One student, teachers of several sizes. {text} Bars: standard error over seeds.",
+        _n(found, tests, label),
     )
 
 

@@ -64,6 +64,6 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], tex
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if right:
-            axes.text(x - 0.15, y, text, fontsize="small", ha="right", va="center")
+            axes.text(x - 0.15, 0.3 * start[1] + 0.7 * end[1], text, fontsize="small", ha="right", va="center")
         else:
             axes.text(x, y + 0.15, text, fontsize="small", ha="center", va="bottom")

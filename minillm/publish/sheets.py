@@ -62,7 +62,9 @@ def percent(metrics: list[dict[str, Any]], key: str) -> float:
 def diversity(found: Found) -> Sheet:
     """Table 3: the share of distinct n-grams and the loss of the references, on each test set."""
     tests = list(dict.fromkeys([*found.names("diversity"), *found.names("reference_loss")]))
-    rows, records, seen, losses, sizes = [], [], [], [], []
+    rows, records, sizes = [], [], []
+    seen: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
     for model in found.models():
         row = [model.label, model.method_label]
         for test in tests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -297,3 +298,41 @@ def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Pa
     assert len({looks[m] for m in ("minillm", "gkd", "w")}) == 3
     draw_main(FigureSettings(stage="figure", style=Style()), tmp_path / "main.csv", tmp_path)
     assert (tmp_path / "main.png").stat().st_size > 10_000
+
+
+def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_path: Path) -> None:
+    """On "hard" MiniLLM leads by 0.1 with a spread of 5 between prompts; on "easy" every prompt is better by 1."""
+    rng = random.Random(4)
+    for method, mean in (("sft", 21.0), ("kd/big", 21.1), ("minillm/big", 21.2)):
+        scores = {str(seed): [mean + rng.gauss(0, 5) for _ in range(100)] for seed in (10, 20)}
+        metric(metrics, f"small/{method}/seed10", "hard", (mean, mean), scores=scores)
+    write_main_table(SETTINGS, metrics, tmp_path)
+    text = (tmp_path / "main.md").read_text()
+    assert (
+        r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | 21.2 ± 0.0 |" in text and text.count("**") == 4
+    )  # one is the block's heading
+    assert "Holm's correction over the table's 5 comparisons, p ≤ 0.05" in text and "No cell is bold" not in text
+    assert [c.method for c in read_csv(tmp_path / "main.csv") if c.best] == ["minillm"]
+    assert r"\textbf{24.5 $\pm$ 0.5} & 21.2 $\pm$ 0.0" in (tmp_path / "main.tex").read_text()
+    for method in ("sft", "kd/big", "seqkd/big", "minillm/big"):
+        metric(metrics, f"small/{method}/seed10", "easy", (21.0, 21.0))
+    write_main_table(SETTINGS, metrics, tmp_path)
+    assert "No cell is bold. Bold: ahead of every other" in (tmp_path / "main.md").read_text()
+
+
+def test_one_method_has_nothing_to_lead(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(dataclasses.replace(SETTINGS, methods=("sft",)), metrics, tmp_path)
+    assert "bold" not in (tmp_path / "main.md").read_text().lower()
+
+
+def test_interval_and_components_of_a_cell(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11), methods=("sft",), tests=("easy",))
+    rng = random.Random(2)
+    for seed, mean in ((10, 21.0), (11, 25.0)):
+        scores = {str(s): [mean + rng.gauss(0, 3) for _ in range(150)] for s in (10, 20)}
+        metric(metrics, f"small/sft/seed{seed}", "easy", (mean - 0.5, mean + 0.5), scores=scores)
+    write_main_table(settings, metrics, tmp_path)
+    cell = read_csv(tmp_path / "main.csv")[1]
+    # within: 4 * 0.25 / 2; between: (2 * 8 - 0.5) / 2
+    assert cell.within_variance == pytest.approx(0.5) and cell.between_variance == pytest.approx(7.75)
+    assert cell.low is not None and cell.high is not None and 22 < cell.low < 23 < cell.high < 24
