@@ -105,10 +105,11 @@ class Found:
         return [calibration_of(metric) for metric in self.metrics("calibration", model, task)]
 
     def names(self, kind: str) -> list[str]:
-        """Names of the test sets or tasks under metrics/<kind>, those of the configuration first."""
+        """Names of the configuration's test sets that metrics/<kind> has; calibration and human have tasks and names of their own."""
         found = {path.stem for path in (self.folder / "metrics" / kind).rglob("*.json")}
-        tests = [test for test in self.settings.table.tests if test in found]
-        return tests + sorted(found - set(tests))
+        if kind in ("calibration", "human"):
+            return sorted(found)
+        return [test for test in self.settings.table.tests if test in found]
 
     def label(self, test: str) -> str:
         """A test set's label."""

@@ -11,6 +11,8 @@ from typing import Any
 from minillm.files import whole_file
 from minillm.publish.style import DASH, latex, markdown
 
+PAGE = 45  # rows of a page
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -61,18 +63,27 @@ def _cell(text: str) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A `table` of booktabs, or a sentence where there is nothing to show."""
+    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence where there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
-    kinds = [
+    kinds = "".join(
         rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r") for i in range(len(sheet.columns))
-    ]
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{latex(sheet.caption)}}}"]
-    if sheet.missing:
-        lines.append(rf"\emph{{{latex(sheet.missing)}}}\par")
-    if sheet.rows:
-        lines += [rf"\begin{{tabular}}{{{''.join(kinds)}}}", r"\toprule", _row(sheet.columns), r"\midrule"]
-        lines += [*map(_row, sheet.rows), r"\bottomrule", r"\end{tabular}"]
-    lines += [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", *map(latex, sheet.notes), "}", r"\end{table}", ""]
+    )
+    caption = rf"\caption{{{latex(sheet.caption)}}}"
+    note = [rf"\emph{{{latex(sheet.missing)}}}\par"] if sheet.missing else []
+    foot = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", *map(latex, sheet.notes), "}"]
+    head, body = [r"\toprule", _row(sheet.columns), r"\midrule"], [*map(_row, sheet.rows), r"\bottomrule"]
+    if len(sheet.rows) > PAGE:
+        lines = [
+            r"% \usepackage{booktabs,longtable}",
+            *note,
+            rf"\begin{{longtable}}{{{kinds}}}",
+            caption + r" \\",
+            *head,
+            r"\endhead",
+        ]
+        return "\n".join([*lines, *body, r"\end{longtable}", *foot, ""])
+    table = [rf"\begin{{tabular}}{{{kinds}}}", *head, *body, r"\end{tabular}"] if sheet.rows else []
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", caption, *note, *table, *foot, r"\end{table}", ""]
     return "\n".join(lines)
 
 

@@ -156,6 +156,8 @@ def test_fidelity(run: Path, tmp_path: Path) -> None:
         if "| 1 | LLaMA 7B | LLaMA 13B | MiniLLM | dolly | rougeL" in line
     )
     assert line.endswith("| rougeL | – | – | – | 29.0 | verified | – |")
+    tex = (tmp_path / "fidelity.tex").read_text()
+    assert r"\begin{longtable}{llllllrrrrrr}" in tex and r"\end{longtable}" in tex
     judged = copy / "metrics/judge/base/minillm/xl/seed10/dolly.json"
     judged.write_text(
         json.dumps(

@@ -16,7 +16,7 @@ def main() -> int:
         files = [out / f"{options['--name']}.{kind}" for kind in kinds]
     elif stage in INSIDE:
         files = [out / name for name in INSIDE[stage]]
-    elif out.suffix.startswith(".json"):
+    elif out.suffix.startswith((".json", ".md")):
         files = [out, *([out.with_suffix(BESIDE[stage])] if stage in BESIDE else [])]
     else:
         files = [Path(options[key]) / "made" for key in ("--out", "--init") if key in options]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from test_plan import commands
+
+from minillm.cli import parser
+from minillm.publish.items import ITEMS
 
 PLAN = "tests/config/plan.yaml"
 RUN = "results/plan"
@@ -25,6 +29,18 @@ def published(*names):
 
 def test_nothing_to_do_after_publishing(items):
     assert items.planned(*FILES) == set()
+
+
+def test_the_index_needs_every_item_and_every_command_is_one(items):
+    output = items.snakemake(
+        "-n", "-p", "--cores", "2", f"{RUN}/index.md", "--forcerun", "publish_table", "--configfile", PLAN
+    ).stdout
+    found = [words[words.index("minillm") + 1 :] for words in commands(output)]
+    parsed = [parser().parse_args(words) for words in found if words[0] in ("publish", "index")]
+    tables = {name for name, item in ITEMS.items() if item.kind == "table"}
+    assert {str(args.name) for args in parsed if args.stage == "publish"} >= tables and parsed[-1].stage == "index"
+    items.snakemake("--cores", "4", f"{RUN}/index.md", "--configfile", PLAN, "--quiet", "--show-failed-logs")
+    assert {path.stem for path in (items.root / RUN / "tables").glob("*.json")} == tables
 
 
 READERS = ("table6", "cost", "figure1", "size-gap")
