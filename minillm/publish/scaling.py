@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from minillm.publish.curves import key, nothing, style_of
 from minillm.publish.drawing import Drawing, finished, label_left, legend, line_of, panels
 from minillm.publish.found import Found, Trained, average, judge_of, over_seeds, parameters
 
+BARS = "Bars: standard error over seeds, where there are several. The methods' points of one size are set side by side."
 Score = Callable[[Trained], tuple[float, float | None] | None]
 
 
@@ -78,8 +80,8 @@ def student_sizes(found: Found) -> Drawing:
     figure, grid = panels(style, len(pages))
     handles = []
     for axes, (teacher, points, entries) in zip(grid, pages, strict=True):
-        for method, values in points.items():
-            _errorbar(axes, sorted(values), line_of(style, methods, method))
+        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
+            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
             handles.append(key(style, methods, entries[method]))
         top = score(teacher)
         if top:
@@ -90,9 +92,7 @@ def student_sizes(found: Found) -> Drawing:
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    return finished(
-        figure, style, f"Score against the student's size. {text} Bars: standard error over seeds.", _n(found, tests, label)
-    )
+    return finished(figure, style, f"Score against the student's size. {text} {BARS}", _n(found, tests, label))
 
 
 def teacher_sizes(found: Found) -> Drawing:
@@ -128,8 +128,8 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
             if value:
                 points.setdefault(model.method, []).append((_size(found, model.teacher) or 0.0, value[0], value[1] or 0.0))
                 handles.append(key(style, methods, model))
-        for method, values in points.items():
-            _errorbar(axes, sorted(values), line_of(style, methods, method))
+        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
+            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
         _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
         drawn = drawn or bool(points)
         axes.set_title(f"student: {own[0].label}")
@@ -141,7 +141,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
     return finished(
         figure,
         style,
-        f"One student, teachers of several sizes. {text} Bars: standard error over seeds.",
+        f"One student, teachers of several sizes. {text} {BARS}",
         _n(found, tests, label),
     )
 
@@ -179,6 +179,13 @@ def size_gap(found: Found) -> Drawing:
     legend(figure, handles)
     caption = f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}."
     return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
+
+
+def _shifts(points: dict[str, list[tuple[float, float, float]]]) -> list[float]:
+    """Factors by which the methods' points are moved on a logarithmic axis, so that none hides another: 1.5% of the axis apart."""
+    sizes = [size for values in points.values() for size, _, _ in values]
+    span = math.log(max(sizes, default=1) / min(sizes, default=1)) or math.log(4)
+    return [math.exp(0.015 * span * (i - (len(points) - 1) / 2)) for i in range(len(points))]
 
 
 def _errorbar(axes: Axes, values: Sequence[tuple[float, float, float]], looks: dict) -> None:

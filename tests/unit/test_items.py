@@ -64,6 +64,11 @@ def test_nothing_measured(name: str, tmp_path: Path) -> None:
         assert sidecar["missing"] == "no annotations"
 
 
+@pytest.mark.parametrize("name", ["figure1", "figure5", "size-gap", "figure16", "divergences", "table4", "table7"])
+def test_configured_and_not_measured(name: str, tmp_path: Path) -> None:
+    assert published_item(name, tmp_path / "none", tmp_path)["missing"].startswith("not measured")
+
+
 def text(name: str, run: Path, out: Path, kind: str = "md") -> str:
     published_item(name, run, out)
     return (out / f"{name}.{kind}").read_text()
