@@ -217,6 +217,20 @@ def _human_import(args: argparse.Namespace) -> None:
     count(args.answers, args.key, args.out, args.also or ())
 
 
+def _publish(args: argparse.Namespace) -> None:
+    from minillm.publish.settings import PublishSettings
+    from minillm.publish.stage import run_stage
+    from minillm.strict import load
+
+    run_stage(load(PublishSettings, args.config), args.name.name, args.run_folder, args.out, args.paper)
+
+
+def _index(args: argparse.Namespace) -> None:
+    from minillm.publish.index import write_index
+
+    write_index(args.run_folder, args.out)
+
+
 STAGES = {
     "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
     "testset": Stage("one test set", ("config", "data", "out"), _testset),
@@ -250,6 +264,8 @@ STAGES = {
     "rouge": Stage("ROUGE-L of responses", ("generations", "out"), _rouge),
     "table": Stage("the main table", ("config", "metrics", "out"), _table),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
+    "publish": Stage("one more table or figure", ("config", "name", "run-folder", "out"), _publish, ("paper",)),
+    "index": Stage("list of the results", ("run-folder", "out"), _index),
     "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
     "samples": Stage(
         "several responses of a teacher to a test set", ("config", "test", "model", "out"), _samples, launched=True

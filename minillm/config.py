@@ -276,6 +276,7 @@ STAGES = (
     "calibration",
     "judge",
     "human",
+    "publish",
 )
 
 

@@ -183,7 +183,7 @@ def _data_settings(config: Experiment, tokenizer: str) -> DataSettings:
     )
 
 
-def _table_settings(config: Experiment) -> TableSettings:
+def table_settings(config: Experiment) -> TableSettings:
     used = {name for pair in config.pairs for name in (pair.teacher, *pair.students)}
     return TableSettings(
         stage="table",
@@ -267,7 +267,7 @@ def stage_settings(
             stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate
         )
     elif stage == "table":
-        settings = _table_settings(config)
+        settings = table_settings(config)
     elif stage == "figure":
         settings = FigureSettings(stage="figure", style=config.style)
     elif stage == "estimators":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minillm.config import STAGES, experiment
 from minillm.errors import UserError
+from minillm.publish.settings import publish_settings
 from minillm.settings import canonical, launch_values, stage_settings
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
@@ -98,6 +99,8 @@ def settings_of(wildcards):
     stage, *names = wildcards.key.split("/")
     if stage == "checkpoint":
         names = ["/".join(names)]
+    if stage == "publish":
+        return canonical(publish_settings(EXPERIMENT, names[0]))
     keys = {
         "data": ["tokenizer"],
         "testset": ["test"],
@@ -112,6 +115,51 @@ def settings_of(wildcards):
     values = dict(zip(keys, names))
     values["seed"] = int(values.get("seed", SEEDS[0]))
     return canonical(stage_settings(EXPERIMENT, stage, **values))
+
+
+def metrics_of(kind):
+    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for; none where it has no such section."""
+    section = getattr(
+        EXPERIMENT, "diversity" if kind == "reference_loss" else kind, None
+    )
+    tests = getattr(section, "tests", None) or getattr(section, "tasks", ())
+    folder = f"results/{RUN}/metrics/{kind}"
+    if kind == "rouge":
+        tests = TESTS
+    if kind == "exposure_bias":  # of students, under each of their teachers
+        return list(
+            dict.fromkeys(
+                f"{folder}/{teacher}/{student_weights(student, method, teacher, seed)}/{test}.json"
+                for teacher, student in PAIRS
+                for method in EXPERIMENT.methods
+                for seed in SEEDS
+                for test in tests
+            )
+        )
+    if kind == "human":  # only where there are answers to count
+        return [
+            f"{folder}/{weights}/{section.test}.json"
+            for weights in (HUMAN if section.answers else ())
+        ]
+    if kind == "judge":
+        tests = JUDGED
+    return [f"{folder}/{weights}/{test}.json" for weights in WEIGHTS for test in tests]
+
+
+def results_of(kind):
+    """Results of one kind of publish/items.py: metrics, models, generations, or the published numbers."""
+    if kind == "models":
+        return [f"results/{RUN}/models/{weights}" for weights in WEIGHTS]
+    if kind == "generations":
+        return [
+            f"results/{RUN}/generations/{weights}/{test}.jsonl"
+            for weights in WEIGHTS
+            for test in TESTS
+        ]
+    if kind == "paper":
+        folder = Path(workflow.basedir).parent / "config" / "paper"
+        return sorted(os.path.relpath(path) for path in folder.glob("table*.csv"))
+    return metrics_of(kind)
 
 
 def tokenizer_of(name):

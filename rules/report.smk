@@ -3,10 +3,11 @@ rule report:
     input:
         collect("results/{{run}}/tables/main.{kind}", kind=["csv", "md", "tex"]),
         collect("results/{{run}}/figures/main.{kind}", kind=["png", "pdf"]),
+        index="results/{run}/index.md",
         captions=collect(
             "{folder}/report/{name}.rst",
             folder=FOLDER,
-            name=["workflow", "main_table", "main_figure"],
+            name=["workflow", "main_table", "main_figure", "item"],
         ),
     output:
         "results/{run}/report.html",
@@ -18,5 +19,5 @@ rule report:
     params:
         options=same_workflow,
     shell:
-        "python -m snakemake results/{wildcards.run}/figures/main.png --report {output} --nolock --cores 1"
+        "python -m snakemake {input.index} --report {output} --nolock --cores 1"
         " {params.options} > {log} 2>&1"

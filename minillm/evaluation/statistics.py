@@ -1,12 +1,18 @@
-"""Means and standard errors, and what a standard error ranges over."""
+"""Means and standard errors, what a standard error ranges over, and which differences are more than chance."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+
+RESAMPLES = 10_000
+DRAWS = 4_000_000  # numbers that one batch of a bootstrap holds: 32 MB
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float | None]:
@@ -55,3 +61,98 @@ def bootstrap_error(statistic: Callable[[np.ndarray], float], rows: int, resampl
     generator = np.random.Generator(np.random.Philox(seed))
     values = [statistic(generator.integers(rows, size=rows)) for _ in range(resamples)]
     return float(np.std(values, ddof=1))
+
+
+@dataclass(frozen=True)
+class Components:
+    """Variances, in the square of the values' unit; None where the data cannot tell."""
+
+    between: float | None  # of the training seeds' true means
+    within: float | None  # of one sampling seed's value about the mean of its training seed
+
+
+def components(per_seed: Mapping[int, Mapping[int, float]]) -> Components:
+    """Variance between and within training seeds, from training seed -> sampling seed -> value, by the method of moments.
+
+    One-way random effects, unbalanced (Searle, Casella and McCulloch 1992, section 3.6): with a training seeds of n_i values, N in
+    all, within = MSW and between = (MSB - MSW) / n0, where n0 = (N - sum n_i^2 / N) / (a - 1); a negative estimate is 0.
+    Within needs two sampling seeds of one training seed; between needs that and two training seeds.
+    """
+    groups = [list(values.values()) for values in per_seed.values() if values]
+    count = sum(map(len, groups))
+    if count == len(groups):
+        return Components(None, None)
+    means = [math.fsum(group) / len(group) for group in groups]
+    inside = math.fsum((value - mean) ** 2 for group, mean in zip(groups, means, strict=True) for value in group)
+    within = inside / (count - len(groups))
+    if len(groups) < 2:
+        return Components(None, within)
+    grand = math.fsum(value for group in groups for value in group) / count
+    outside = math.fsum(len(group) * (mean - grand) ** 2 for group, mean in zip(groups, means, strict=True))
+    size = (count - sum(len(group) ** 2 for group in groups) / count) / (len(groups) - 1)
+    return Components(max(0.0, (outside / (len(groups) - 1) - within) / size), within)
+
+
+def bootstrap_mean(
+    values: Sequence[float], name: str, level: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of independent `values`; None for fewer than two.
+
+    `name` seeds it: the same name and values give the same interval.
+    """
+    if len(values) < 2:
+        return None
+    low, high = np.quantile(_means(values, name, resamples), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _means(values: Sequence[float], name: str, resamples: int) -> np.ndarray:
+    """Means of `resamples` resamples: [resamples]."""
+    found = stats.bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, DRAWS // len(values)),
+        method="percentile",
+        rng=np.random.default_rng(zlib.crc32(name.encode())),
+    )
+    return found.bootstrap_distribution
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same prompts."""
+
+    difference: float  # mean of the first's scores minus the second's
+    low: float
+    high: float
+    p: float  # two-sided
+
+
+def paired_bootstrap(
+    first: Sequence[float], second: Sequence[float], name: str, level: float = 0.95, resamples: int = RESAMPLES
+) -> Comparison:
+    """Difference of two methods' mean scores on the same prompts, with percentile interval and two-sided p; prompts are resampled.
+
+    `first` and `second` hold one score a prompt (averaged over seeds), in the same order.  p is twice the smaller share of resampled
+    differences at or beyond 0, where one more resample is counted at 0 (Davison and Hinkley 1997, section 4.4): at least
+    2 / (resamples + 1), at most 1.  The seeds are taken as they are: this says nothing about training again.
+    Raises ValueError for scores of different length, or fewer than two.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"{len(first)} and {len(second)} scores: a paired comparison needs the same prompts, two or more")
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    means = _means(list(differences), name, resamples)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return Comparison(float(differences.mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (resamples + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given: those at or below a level are significant together at that level."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

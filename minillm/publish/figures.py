@@ -5,23 +5,19 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from minillm.config import Style
-from minillm.errors import UserError
-from minillm.files import whole_file
-from minillm.publish.style import COLOURS, DASH, HATCHES, METHOD_NAMES, MORE
-from minillm.publish.tables import Cell, read_csv
+from minillm.publish.cells import Cell, read_csv
+from minillm.publish.drawing import Looks, fonts, looks_of, save
+from minillm.publish.style import DASH, METHOD_NAMES
 from minillm.settings import FigureSettings
 
 GROUP = 0.8  # width of a test set's group of bars
 Panel = tuple[str, str]  # teacher, student
-Looks = dict[str, tuple[str, str]]  # method -> colour, hatch
 
 
 def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
@@ -29,42 +25,11 @@ def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
 
     Raises UserError where the table is damaged, or the palette names no method or no colour.
     """
-    matplotlib.use("Agg")
+    style = settings.style
     cells = read_csv(Path(table))
-    looks = _looks(settings.style, list(dict.fromkeys(c.method for c in cells)))
-    size = settings.style.font_size
-    with matplotlib.rc_context(
-        {
-            "font.size": size,
-            "axes.titlesize": size,
-            "axes.labelsize": size,
-            "xtick.labelsize": 0.9 * size,
-            "ytick.labelsize": 0.9 * size,
-            "legend.fontsize": size,
-            "hatch.linewidth": 0.5,
-            "pdf.fonttype": 42,  # TrueType: text stays text
-        }
-    ):
-        figure = _draw(cells, settings.style, looks)
-        for kind in ("png", "pdf"):
-            with whole_file(Path(out) / f"main.{kind}") as partial:
-                # No date: the same table gives the same bytes.
-                metadata = {"CreationDate": None} if kind == "pdf" else None
-                figure.savefig(partial, format=kind, dpi=settings.style.dpi, metadata=metadata)
-
-
-def _looks(style: Style, methods: list[str]) -> Looks:
-    """Colour and hatch of each method; those of variants by the order in which they come."""
-    looks = {method: (colour, HATCHES.get(method, "")) for method, colour in COLOURS.items()}
-    others = [method for method in methods if method not in looks]
-    looks |= {method: MORE[i % len(MORE)] for i, method in enumerate(others)}
-    for method, colour in style.palette.items():
-        if method not in looks:
-            raise UserError(f"style.palette: there is no method '{method}'; known: {', '.join(looks)}")
-        if not is_color_like(colour):
-            raise UserError(f"style.palette.{method}: '{colour}' is no colour; write it like '#D55E00'")
-        looks[method] = (colour, looks[method][1])
-    return looks
+    looks = looks_of(style, list(dict.fromkeys(c.method for c in cells)))
+    with fonts(style):
+        save(_draw(cells, style, looks), style, Path(out), "main")
 
 
 def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:

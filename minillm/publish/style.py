@@ -9,9 +9,15 @@ METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": 
 # Okabe and Ito's colours, told apart by colour-blind readers; the hatches tell the methods apart in black and white.
 COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#009E73", "minillm": "#D55E00"}
 HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
-# Variants, in the order in which they come: the rest of the palette, then greys.
-MORE = [("#CC79A7", ""), ("#0072B2", ""), ("#F0E442", ""), ("#999999", ""), ("#CC79A7", "////"), ("#0072B2", "////"),
-        ("#F0E442", "////"), ("#999999", "////"), ("#CC79A7", "...."), ("#0072B2", "....")]  # fmt: skip
+# Variants, in the order in which they come: the rest of the palette, each with a hatch of its own.
+MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#999999", "oo"), ("#CC79A7", "////"), ("#0072B2", "...."),
+        ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**")]  # fmt: skip
+
+# Of lines: two ways to tell methods apart beside the colour.
+MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
+LINES = {"teacher": "--", "sft": ":", "kd": "-.", "seqkd": "--", "minillm": "-"}
+MORE_MARKERS = "DvPX<>hp"
+MORE_LINES = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2))]
 
 DASH = "–"
 FEWER = "†"  # behind a mean over fewer training seeds than the others
@@ -26,6 +32,9 @@ _LATEX = {
     "–": "--",
     "†": r"$^\dagger$",
     "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -33,6 +42,11 @@ _LATEX = {
 def latex(text: str) -> str:
     """`text` with everything escaped that LaTeX takes for a command."""
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def bold(text: str, yes: bool = True) -> str:
+    """LaTeX `text`, bold or as it is."""
+    return rf"\textbf{{{text}}}" if yes else text
 
 
 def markdown(text: str) -> str:

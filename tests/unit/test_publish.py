@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
-from minillm.publish.figures import _draw, _looks, draw_main
+from minillm.publish.cells import read_csv
+from minillm.publish.drawing import looks_of
+from minillm.publish.figures import _draw, draw_main
 from minillm.publish.style import latex, markdown, sampling_text
-from minillm.publish.tables import read_csv, write_main_table
+from minillm.publish.tables import write_main_table
 from minillm.settings import FigureSettings, TableSettings
 
 SETTINGS = TableSettings(
@@ -43,9 +46,13 @@ def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **c
         "ids": list(range(150 if test == "easy" else 100)),
         "seeds": seeds,
         "per_seed": dict(zip(map(str, seeds), values, strict=True)),
+        "scores": {},
         "sampling": dataclasses.asdict(SETTINGS.sampling),
     }
-    path.write_text(json.dumps({**value, **changed}))
+    value |= changed
+    if isinstance(value["per_seed"], dict) and not value["scores"]:
+        value["scores"] = {seed: [mean] * len(value["ids"]) for seed, mean in value["per_seed"].items()}
+    path.write_text(json.dumps(value))
     return path
 
 
@@ -86,6 +93,11 @@ def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
         "mean": "22.5",
         "standard_error": cell["standard_error"],
         "over": "2 sampling seeds, 1 training seed",
+        "low": "22.5",  # every made-up row has the mean's score
+        "high": "22.5",
+        "between_variance": "",
+        "within_variance": "0.5",
+        "best": "False",
         "sources": "metrics/rouge/small/kd/big/seed10/easy.json",
     }
     assert float(cell["standard_error"]) == pytest.approx(0.5)
@@ -99,7 +111,7 @@ def test_markdown(metrics: Path, tmp_path: Path) -> None:
     assert r"| Scratch\_A 3M | Teacher | 20.5 ± 0.5 | 20.5 ± 0.5 |" in text
     assert r"| Scratch\_A 1M | SFT w/o KD | 21.5 ± 0.5 | 21.5 ± 0.5 |" in text
     assert r"| Scratch\_A 1M | SeqKD | 23.5 ± 0.5 | – |" in text
-    assert r"| Scratch\_A 1M | MiniLLM | 24.5 ± 0.5 | 24.5 ± 0.5 |" in text
+    assert r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | **24.5 ± 0.5** |" in text
     assert "± standard error over 2 sampling seeds, 1 training seed." in text
     assert (
         r"temperature 1, top-p 1 (off), top-k 0 (off), no\_repeat\_ngram 6, at most 256 new tokens; sampling seeds 10, 20."
@@ -234,7 +246,7 @@ def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
     pairs = (Pair(teacher="big", students=("s1", "s2", "s3")),)
     settings = dataclasses.replace(SETTINGS, pairs=pairs, labels={}, tests=tuple(labels), test_labels=labels)
     write_main_table(settings, tmp_path / "none", tmp_path)
-    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), _looks(Style(), []))
+    figure = _draw(read_csv(tmp_path / "main.csv"), Style(), looks_of(Style(), []))
     shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
     assert "the teacher was not evaluated" in figure.get_supxlabel().replace("\n", " ")
@@ -282,7 +294,45 @@ def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Pa
     write_main_table(settings, metrics, tmp_path)
     text = (tmp_path / "main.md").read_text()
     assert "| GKD |" in text and r"| w/o \|x\| |" in text
-    looks = _looks(Style(), ["minillm", "gkd", "w"])
+    looks = looks_of(Style(), ["minillm", "gkd", "w"])
     assert len({looks[m] for m in ("minillm", "gkd", "w")}) == 3
     draw_main(FigureSettings(stage="figure", style=Style()), tmp_path / "main.csv", tmp_path)
     assert (tmp_path / "main.png").stat().st_size > 10_000
+
+
+def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_path: Path) -> None:
+    """On "hard" MiniLLM leads by 0.1 with a spread of 5 between prompts; on "easy" every prompt is better by 1."""
+    rng = random.Random(4)
+    for method, mean in (("sft", 21.0), ("kd/big", 21.1), ("minillm/big", 21.2)):
+        scores = {str(seed): [mean + rng.gauss(0, 5) for _ in range(100)] for seed in (10, 20)}
+        metric(metrics, f"small/{method}/seed10", "hard", (mean, mean), scores=scores)
+    write_main_table(SETTINGS, metrics, tmp_path)
+    text = (tmp_path / "main.md").read_text()
+    assert (
+        r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | 21.2 ± 0.0 |" in text and text.count("**") == 4
+    )  # one is the block's heading
+    assert "Holm's correction over the table's 5 comparisons, p ≤ 0.05" in text and "No cell is bold" not in text
+    assert [c.method for c in read_csv(tmp_path / "main.csv") if c.best] == ["minillm"]
+    assert r"\textbf{24.5 $\pm$ 0.5} & 21.2 $\pm$ 0.0" in (tmp_path / "main.tex").read_text()
+    for method in ("sft", "kd/big", "seqkd/big", "minillm/big"):
+        metric(metrics, f"small/{method}/seed10", "easy", (21.0, 21.0))
+    write_main_table(SETTINGS, metrics, tmp_path)
+    assert "No cell is bold. Bold: ahead of every other" in (tmp_path / "main.md").read_text()
+
+
+def test_one_method_has_nothing_to_lead(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(dataclasses.replace(SETTINGS, methods=("sft",)), metrics, tmp_path)
+    assert "bold" not in (tmp_path / "main.md").read_text().lower()
+
+
+def test_interval_and_components_of_a_cell(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11), methods=("sft",), tests=("easy",))
+    rng = random.Random(2)
+    for seed, mean in ((10, 21.0), (11, 25.0)):
+        scores = {str(s): [mean + rng.gauss(0, 3) for _ in range(150)] for s in (10, 20)}
+        metric(metrics, f"small/sft/seed{seed}", "easy", (mean - 0.5, mean + 0.5), scores=scores)
+    write_main_table(settings, metrics, tmp_path)
+    cell = read_csv(tmp_path / "main.csv")[1]
+    # within: 4 * 0.25 / 2; between: (2 * 8 - 0.5) / 2
+    assert cell.within_variance == pytest.approx(0.5) and cell.between_variance == pytest.approx(7.75)
+    assert cell.low is not None and cell.high is not None and 22 < cell.low < 23 < cell.high < 24

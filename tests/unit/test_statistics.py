@@ -1,12 +1,21 @@
-"""Means and standard errors by hand."""
+"""Means, standard errors and components by hand; what the bootstrap promises, by simulation."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from minillm.evaluation.statistics import mean_and_error, pooled
+from minillm.evaluation.statistics import (
+    Components,
+    bootstrap_mean,
+    components,
+    holm,
+    mean_and_error,
+    paired_bootstrap,
+    pooled,
+)
 
 
 def test_mean_and_error_by_hand() -> None:
@@ -46,3 +55,59 @@ def test_nothing_to_pool() -> None:
     for empty in cases:
         with pytest.raises(ValueError, match="no value"):
             pooled(empty)
+
+
+def test_components_by_hand() -> None:
+    # within: (0.5 + 0.5) / 2 = 0.5; means 1.5 and 5.5, MSB = 2 * 4 + 2 * 4 = 16 over 1; between (16 - 0.5) / 2
+    found = components({1: {10: 1.0, 20: 2.0}, 2: {10: 5.0, 20: 6.0}})
+    assert (found.within, found.between) == (pytest.approx(0.5), pytest.approx(7.75))
+    alike = components({1: {10: 0.0, 20: 4.0}, 2: {10: 4.0, 20: 0.0}})
+    assert alike.between == 0.0 and alike.within == pytest.approx(8.0)  # the estimate would be -4
+
+
+def test_components_that_the_data_cannot_tell() -> None:
+    assert components({}) == components({1: {10: 1.0}, 2: {10: 2.0}}) == Components(None, None)
+    assert components({1: {10: 1.0, 20: 3.0}}) == Components(None, pytest.approx(2.0))
+
+
+def test_components_of_many_draws() -> None:
+    rng = np.random.default_rng(3)
+    centres = rng.normal(20, 2.0, size=400)
+    draws = {i: {j: float(c + rng.normal(0, 0.5)) for j in range(2 + i % 4)} for i, c in enumerate(centres)}
+    found = components(draws)
+    assert found.between == pytest.approx(4.0, rel=0.15) and found.within == pytest.approx(0.25, rel=0.15)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(11)
+    inside = 0
+    for i in range(1200):
+        low, high = bootstrap_mean(rng.gamma(4.0, 5.0, size=80), str(i), resamples=250) or (0.0, 0.0)
+        inside += low <= 20.0 <= high
+    assert 0.93 < inside / 1200 < 0.97
+
+
+def test_paired_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    hard = rng.normal(20, 8, size=200)  # what makes a prompt easy or hard is the same for both
+    first, second = hard + rng.normal(1.0, 1, size=200), hard + rng.normal(0, 1, size=200)
+    found = paired_bootstrap(first, second, "a")
+    assert found == paired_bootstrap(first, second, "a")
+    assert found.low < found.difference < found.high and found.low > 0 and found.p < 0.001
+    back = paired_bootstrap(second, first, "a")
+    assert back.difference == -found.difference and back.p == found.p
+    assert paired_bootstrap(hard, hard, "a").p == 1.0
+    with pytest.raises(ValueError, match="the same prompts"):
+        paired_bootstrap([1.0, 2.0], [1.0], "a")
+
+
+def test_p_of_no_difference_is_evenly_spread() -> None:
+    rng = np.random.default_rng(8)
+    p = [paired_bootstrap(*rng.normal(size=(2, 40)), str(i), resamples=200).p for i in range(300)]
+    assert 0.01 < np.mean(np.array(p) <= 0.05) < 0.1
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.5 * 1
+    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []

@@ -11,9 +11,12 @@ def main() -> int:
     stage, *rest = sys.argv[1:]
     options = dict(zip(rest[::2], rest[1::2], strict=True))
     out = Path(options["--out"])
-    if stage in INSIDE:
+    if stage == "publish":
+        kinds = ["csv", "md", "tex", "json"] if out.name == "tables" else ["png", "pdf", "json"]
+        files = [out / f"{options['--name']}.{kind}" for kind in kinds]
+    elif stage in INSIDE:
         files = [out / name for name in INSIDE[stage]]
-    elif out.suffix.startswith(".json"):
+    elif out.suffix.startswith((".json", ".md")):
         files = [out, *([out.with_suffix(BESIDE[stage])] if stage in BESIDE else [])]
     else:
         files = [Path(options[key]) / "made" for key in ("--out", "--init") if key in options]

@@ -1,0 +1,159 @@
+"""Figures of bars: ROUGE-L by the length of the reference (7, 15), and the human comparison (4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from minillm.publish.curves import nothing, style_of
+from minillm.publish.drawing import Drawing, finished, legend, looks_of, panels
+from minillm.publish.found import Found, Trained
+
+GROUP = 0.8  # width of a bucket's group of bars
+OUTCOMES = {"win": ("#0072B2", ""), "tie": ("0.85", "////"), "loss": ("#D55E00", "....")}
+
+
+def lengths(found: Found) -> Drawing:
+    """Figure 7: S-NI, or where there is none every test set but UnNI."""
+    tests = found.settings.table.tests
+    wanted = [test for test in tests if _is(found, test, "sni")] or [
+        test for test in tests if not _is(found, test, "unni", "uni")
+    ]
+    return _lengths(found, wanted, "")
+
+
+def lengths_unni(found: Found) -> Drawing:
+    """Figure 15: UnNI."""
+    return _lengths(found, [test for test in found.settings.table.tests if _is(found, test, "unni", "uni")], "UnNI")
+
+
+def _is(found: Found, test: str, *names: str) -> bool:
+    """Whether a test set has one of these names or labels, whatever the case and the punctuation."""
+    own = {"".join(filter(str.isalnum, text.lower())) for text in (test, found.label(test))}
+    return bool(own & set(names))
+
+
+def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
+    style, methods = style_of(found), found.settings.table.methods
+    if not tests:
+        return nothing(found, f"not measured: this configuration has no test set {name}")
+    pages = []
+    for teacher, own in found.pairs():
+        for test in tests:
+            buckets = {m: _buckets(found, m, test) for m in own}
+            sft = next((values for model, values in buckets.items() if model.method == "sft"), {})
+            others = {model: values for model, values in buckets.items() if model.method != "sft" and values}
+            if sft and others:
+                pages.append((teacher, test, sft, others))
+    if not pages:
+        return nothing(found)
+    looks = looks_of(style, methods)
+    figure, grid = panels(style, len(pages), columns=2)
+    handles = []
+    for axes, (teacher, test, sft, others) in zip(grid, pages, strict=True):
+        places = list(sft)
+        width = GROUP / len(others)
+        for i, (model, values) in enumerate(others.items()):
+            colour, hatch = looks[model.method]
+            for x, place in enumerate(places):
+                if place not in values:
+                    continue
+                difference = values[place]["mean"] - sft[place]["mean"]
+                errors = [e for b in (values, sft) if (e := b[place].get("standard_error")) is not None]
+                at = x - GROUP / 2 + (i + 0.5) * width
+                axes.bar(at, difference, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
+                if len(errors) == 2:
+                    axes.errorbar(at, difference, math.hypot(*errors), color="black", linewidth=0.8, capsize=1.8)
+            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=model.method_label))
+        axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={sft[place]['n']}" for place in places])
+        axes.axhline(0, color="black", linewidth=0.8)
+        model = next(iter(others))
+        axes.set_title(f"{model.label} ({teacher.label}), {found.label(test)}")
+        axes.set_xlabel("length of the reference (tokens)")
+        axes.set_ylabel("ROUGE-L − SFT's")
+    legend(figure, handles)
+    n = "; ".join(
+        dict.fromkeys(f"{found.label(test)}: n = {sum(bucket['n'] for bucket in sft.values())}" for _, test, sft, _ in pages)
+    )
+    caption = (
+        "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Bars: standard errors "
+        "of both, combined as if independent; they share prompts, so that these are wide rather than narrow. First training seed."
+    )
+    return finished(figure, style, caption, n + ".")
+
+
+def _buckets(found: Found, model: Trained, test: str) -> dict[tuple[int, int | None], dict[str, Any]]:
+    """(low, high) -> bucket with a mean, first training seed."""
+    metrics = found.metrics("lengths", model, test)[:1]
+    return {(b["low"], b["high"]): b for metric in metrics for b in metric["buckets"] if b["n"] and b["mean"] is not None}
+
+
+def _range(low: int, high: int | None) -> str:
+    return f"≥ {low}" if high is None else f"{low}–{high}"
+
+
+def human(found: Found) -> Drawing:
+    """Figure 4: MiniLLM's wins, ties and losses against each other model, with intervals of wins and of losses."""
+    style = style_of(found)
+    pages = found.comparisons()
+    if not pages:
+        return nothing(found, "no annotations")
+    figure, grid = panels(style, len(pages), columns=2)
+    for axes, (name, comparisons) in zip(grid, pages.items(), strict=True):
+        for y, comparison in enumerate(reversed(comparisons)):
+            _stack(axes, y, comparison)
+        labels = [f"against {_against(found, c['against'])}\nn={c['n']}" for c in reversed(comparisons)]
+        axes.set_yticks(range(len(comparisons)), labels)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("share of the prompts (%)")
+        axes.grid(False)
+        if len(pages) > 1:
+            axes.set_title(name)
+    handles = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=outcome)
+        for outcome, (colour, hatch) in OUTCOMES.items()
+    ]
+    legend(figure, handles)
+    caption = (
+        "Blind pairwise comparison by people: MiniLLM wins, ties or loses. Bars: 95% intervals of the shares of wins (left) and of "
+        "losses (right)."
+    )
+    n = ", ".join(sorted({str(c["n"]) for comparisons in pages.values() for c in comparisons}))
+    return finished(figure, style, caption, f"n = {n} judgements a comparison.")
+
+
+def _against(found: Found, name: str) -> str:
+    label = next((model.method_label for model in found.models() if model.method == name), name)
+    return "the teacher" if name == "teacher" else label
+
+
+def _stack(axes: Axes, y: int, comparison: dict[str, Any]) -> None:
+    total = sum(comparison[outcome] for outcome in OUTCOMES)
+    left = 0.0
+    for outcome, (colour, hatch) in OUTCOMES.items():
+        share = 100 * comparison[outcome] / total
+        axes.barh(y, share, 0.6, left=left, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
+        if share >= 6:
+            axes.text(
+                left + share / 2,
+                y,
+                f"{share:.0f}",
+                ha="center",
+                va="center",
+                bbox={"facecolor": "white", "pad": 1, "linewidth": 0},
+            )
+        if outcome != "tie":
+            low, high = (100 * bound for bound in comparison["intervals"][outcome])
+            at, ends = (share, (low, high)) if outcome == "win" else (100 - share, (100 - high, 100 - low))
+            axes.errorbar(
+                at,
+                y + 0.36,
+                xerr=[[max(0.0, at - ends[0])], [max(0.0, ends[1] - at)]],
+                color=colour,
+                capsize=2.5,
+                linewidth=1.2,
+            )
+        left += share

@@ -1,0 +1,229 @@
+"""Cells of the main table: what was measured for every teacher, student and method on every test set, and which lead is significant.
+
+`collect` turns metric files into cells; `write_csv` and `read_csv` keep them.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import UserError
+from minillm.evaluation.statistics import bootstrap_mean, components, holm, paired_bootstrap, pooled
+from minillm.files import whole_file
+from minillm.publish.style import METHOD_NAMES
+from minillm.settings import TableSettings
+
+LEVEL = 0.05  # of the comparisons of a table together
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one test set; `mean` is None where no metric file is there."""
+
+    teacher: str
+    student: str  # empty for the teacher itself
+    student_label: str
+    teacher_label: str
+    method: str
+    method_label: str
+    test: str
+    test_label: str
+    n: int | None = None
+    rows: str = ""  # hash of the ids of the test rows: cells of one hash were tested on the same rows
+    mean: float | None = None
+    standard_error: float | None = None
+    over: str = ""
+    low: float | None = None  # 95% percentile bootstrap interval of the mean over prompts
+    high: float | None = None
+    between_variance: float | None = None  # of training seeds
+    within_variance: float | None = None  # of sampling seeds of one training seed
+    best: bool = False  # leads every other method of its student significantly
+    sources: str = ""
+
+    @property
+    def training_seeds(self) -> int:
+        """How many training seeds are behind the mean."""
+        return len(self.sources.split(";")) if self.sources else 0
+
+
+def collect(settings: TableSettings, metrics: Path) -> list[Cell]:
+    """All cells, pair by pair, from the files below `metrics` (a run's metrics folder).
+
+    Raises UserError where a file is damaged, is of other settings, or where a teacher and its students were tested on different
+    rows.  Different teachers may be: which prompts are dropped as too long depends on the tokenizer, which only a pair shares.
+    """
+    names = labels(settings)
+    cells = []
+    scores: list[list[float]] = []  # of each cell, one a prompt
+    rows: dict[tuple[str, str], tuple[list[int], Path]] = {}
+    for teacher, student, method in models(settings):
+        for test in settings.tests:
+            cell = Cell(
+                teacher,
+                student,
+                names.get(student, ""),
+                names[teacher],
+                method,
+                METHOD_NAMES.get(method) or settings.method_labels[method],
+                test,
+                settings.test_labels.get(test, test),
+            )
+            found: dict[int, dict[int, float]] = {}
+            answers: list[list[float]] = []  # of every seed, one score a prompt
+            sources = []
+            for seed, weights in weights_of(settings, teacher, student, method).items():
+                path = metrics / "rouge" / weights / f"{test}.json"
+                if path.exists():
+                    metric = _read(path, settings, test)
+                    ids, other = rows.setdefault((teacher, test), (metric["ids"], path))
+                    if metric["ids"] != ids:
+                        raise UserError(f"{path}: its rows are not those of {other}; generate and score both again")
+                    found[seed] = {int(s): value for s, value in metric["per_seed"].items()}
+                    answers += metric["scores"].values()
+                    sources.append(f"metrics/rouge/{weights}/{test}.json")
+            own = [math.fsum(column) / len(column) for column in zip(*answers, strict=True)]
+            if found:
+                mean, error, over = pooled(found)
+                variances = components(found)
+                low, high = bootstrap_mean(own, "/".join((teacher, student, method, test))) or (None, None)
+                cell = dataclasses.replace(
+                    cell,
+                    n=len(ids),
+                    rows=hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8],
+                    mean=mean,
+                    standard_error=error,
+                    over=over,
+                    low=low,
+                    high=high,
+                    between_variance=variances.between,
+                    within_variance=variances.within,
+                    sources=";".join(sources),
+                )
+            cells.append(cell)
+            scores.append(own)
+    best = significant_leads([(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores)
+    return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
+
+
+def significant_leads(
+    groups: Sequence[tuple[str, str, str]], cells: Sequence[Cell], scores: Sequence[Sequence[float]]
+) -> set[int]:
+    """Places of the cells whose lead over every other student method of their group is significant.
+
+    groups: (teacher, student, test) of each cell.  scores: one a prompt.  In each group of students' cells the highest mean is compared with
+    each of the others by a paired bootstrap over prompts; Holm's correction is over the comparisons of the whole table.  Cells over fewer
+    training seeds than others of the table are compared like the rest.
+    """
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for i, (group, cell) in enumerate(zip(groups, cells, strict=True)):
+        if cell.student and cell.mean is not None and len(scores[i]) > 1:
+            found.setdefault(group, []).append(i)
+    pairs = []
+    for places in found.values():
+        leader = max(places, key=lambda i: math.fsum(scores[i]))
+        pairs += [(leader, other) for other in places if other != leader]
+    names = ["/".join((*groups[a], cells[a].method, cells[b].method)) for a, b in pairs]
+    p = [paired_bootstrap(scores[a], scores[b], name).p for (a, b), name in zip(pairs, names, strict=True)]
+    leads: dict[int, bool] = {}
+    for (leader, _), value in zip(pairs, holm(p), strict=True):
+        leads[leader] = leads.get(leader, True) and value <= LEVEL
+    return {leader for leader, lead in leads.items() if lead}
+
+
+def write_csv(cells: list[Cell], path: Path) -> None:
+    """Long form, one line a cell; numbers in full, empty where there is none."""
+    with whole_file(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Cell)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(cell) for cell in cells)
+
+
+def read_csv(path: Path) -> list[Cell]:
+    """What `write_csv` wrote.  Raises UserError, one line naming file and line."""
+    try:
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [field.name for field in dataclasses.fields(Cell) if field.name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f"{path}:1: no column '{missing[0]}'; make the table again")
+            cells = []
+            for row in reader:
+                try:
+                    cells.append(_cell(row))
+                except (ValueError, TypeError) as error:
+                    raise UserError(f"{path}:{reader.line_num}: {error}; make the table again") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such table; make it first") from None
+    if not cells:
+        raise UserError(f"{path}: no rows; make the table again")
+    return cells
+
+
+def _cell(row: dict[str, Any]) -> Cell:
+    numbers = ("mean", "standard_error", "low", "high", "between_variance", "within_variance")
+    values = {key: float(row[key]) if row[key] else None for key in numbers}
+    return Cell(**{**row, **values, "n": int(row["n"]) if row["n"] else None, "best": row["best"] == "True"})
+
+
+def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
+    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row of its own."""
+    students: dict[str, list[str]] = {}
+    for pair in settings.pairs:
+        known = students.setdefault(pair.teacher, [])
+        known += [student for student in pair.students if student not in known]
+    for teacher, names in students.items():
+        yield teacher, "", "teacher"
+        for student in names:
+            for method in settings.methods:
+                yield teacher, student, method
+
+
+def weights_of(settings: TableSettings, teacher: str, student: str, method: str) -> dict[int, str]:
+    """Training seed -> path of the weights below the models folder."""
+    if method == "teacher":  # trained with the first training seed only
+        return {settings.training_seeds[0]: f"{teacher}/teacher"}
+    under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{teacher}"
+    return {seed: f"{under}/seed{seed}" for seed in settings.training_seeds}
+
+
+def labels(settings: TableSettings) -> dict[str, str]:
+    """Labels of the models; two models of one label are told apart by their names."""
+    used = {name for pair in settings.pairs for name in (pair.teacher, *pair.students)}
+    labels = {name: settings.labels.get(name, name) for name in used}
+    times = Counter(labels.values())
+    return {name: label if times[label] == 1 else f"{label} ({name})" for name, label in labels.items()}
+
+
+def _read(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
+    """A metric file, checked against the settings: the table must not mix what was sampled in different ways."""
+    try:
+        metric = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}; remove it and score again") from None
+    for key, kind in (("dataset", str), ("ids", list), ("per_seed", dict), ("scores", dict), ("sampling", dict)):
+        if not isinstance(metric, dict) or not isinstance(metric.get(key), kind):
+            raise UserError(f"{path}: '{key}' is missing or of the wrong type; remove it and score again")
+    values = metric["per_seed"].values()
+    if not metric["ids"] or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise UserError(f"{path}: no rows, or a score that is no number; remove it and score again")
+    if any(len(scores) != len(metric["ids"]) for scores in metric["scores"].values()):
+        raise UserError(f"{path}: not every row has a score; remove it and score again")
+    if metric["dataset"] != test:
+        raise UserError(f"{path}: holds the test set '{metric['dataset']}', not '{test}'; remove it and score again")
+    seeds = sorted(str(seed) for seed in settings.sampling_seeds)
+    if sorted(metric["per_seed"]) != seeds:
+        raise UserError(
+            f"{path}: sampling seeds {', '.join(metric['per_seed'])}, but the table is of {', '.join(seeds)}; generate again"
+        )
+    if metric["sampling"] != dataclasses.asdict(settings.sampling):
+        raise UserError(f"{path}: sampled with {metric['sampling']}, not as the table says; generate again")
+    return metric

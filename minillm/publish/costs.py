@@ -1,0 +1,92 @@
+"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, beside its score."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from minillm.publish.ablations import test_rouge
+from minillm.publish.found import Found, Trained, average
+from minillm.publish.show import Sheet, decimals, merged_labels
+from minillm.publish.style import DASH
+
+COLUMNS = ["Model", "Method", "wall (h)", "CPU (h)", "GPU (h)", "memory (GB)", "updates", "tokens (M)", "ROUGE-L"]
+
+
+def costs(found: Found) -> Sheet:
+    """One line a model; a mean over training seeds."""
+    tests = found.settings.table.tests
+    rows: list[list[str]] = []
+    records: list[dict[str, Any]] = []
+    for model in found.models():
+        runs = [run for weights in model.weights.values() if (run := _run(found, model, weights))]
+        keys = ("wall_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
+        values = {key: _mean([run[key] for run in runs]) for key in keys}
+        score = average([test_rouge(found, model, test) for test in tests])
+        shown = [(f"{v:.3g}" if v is not None else DASH) for v in values.values()]
+        shown[-1] = DASH if values["tokens"] is None else f"{values['tokens'] / 1e6:.3g}"
+        shown[-2] = DASH if values["updates"] is None else f"{values['updates']:.0f}"
+        rows.append([model.label, model.method_label, *shown, decimals(score, 1)])
+        records.append(
+            {"teacher": model.teacher, "student": model.student, "method": model.method, **values, "rougeL": score and score[0],
+             "training_seeds": len(runs)}
+        )  # fmt: skip
+    notes = [
+        "The method's own stage alone: SeqKD without the teacher's answers, on-policy methods without the SFT that they start from, students "
+        "without their base models. Wall and CPU hours from the benchmarks of the rules (the last attempt of a stage that was stopped and went "
+        "on); GPU hours: wall hours of the stage × processes, where it ran on GPUs. Memory: resident.",
+        "Tokens: sampled by the on-policy methods (logged mean length × rollouts), counted once; supervised stages log none.",
+        f"ROUGE-L: mean over {', '.join(map(found.label, tests))}. {DASH}: not recorded.",
+    ]
+    missing = "" if any(record["training_seeds"] for record in records) else "no trained model with a provenance in this run"
+    n = f"{sum(record['training_seeds'] for record in records)} trained models"
+    return Sheet("What each method cost, beside its score.", COLUMNS, merged_labels(rows), notes, records, n, missing)
+
+
+def _run(found: Found, model: Trained, weights: str) -> dict[str, Any] | None:
+    provenance = found.json(f"models/{weights}/provenance.json")
+    if provenance is None:
+        return None
+    bench = _benchmark(found, model, weights)
+    gpu = "gpu" in provenance.get("peak_memory_mb", {})
+    wall = provenance.get("wall_seconds")
+    seconds = bench.get("s", wall)
+    return {
+        "wall_hours": None if seconds is None else seconds / 3600,
+        "cpu_hours": bench["cpu_time"] / 3600 if "cpu_time" in bench else None,
+        "gpu_hours": wall * provenance["world_size"] / 3600 if gpu and wall else None,
+        "memory_gb": bench["max_rss"] / 1024 if "max_rss" in bench else None,
+        "updates": provenance.get("steps"),
+        "tokens": _tokens(found, weights, provenance),
+    }
+
+
+def _benchmark(found: Found, model: Trained, weights: str) -> dict[str, float]:
+    """The numbers of the stage's benchmark file; empty where there is none."""
+    _, *rest = weights.split("/")
+    if model.method == "teacher":
+        path = f"benchmarks/teacher/{model.teacher}.tsv"
+    else:
+        path = f"benchmarks/{model.method}/{model.student}/" + "/".join(rest[1:]) + ".tsv"
+    text = found.text(str(Path(path)))
+    row = next(csv.DictReader((text or "").splitlines(), delimiter="\t"), {})
+    found_numbers = {}
+    for key in ("s", "max_rss", "cpu_time"):
+        try:
+            found_numbers[key] = float(row[key])
+        except (KeyError, ValueError, TypeError):  # absent, or Snakemake's "-"
+            continue
+    return found_numbers
+
+
+def _tokens(found: Found, weights: str, provenance: dict[str, Any]) -> float | None:
+    """Tokens sampled: mean response length of each collection times the rollouts; None where nothing was sampled."""
+    rollouts = provenance.get("settings", {}).get("training", {}).get("rollouts")
+    lengths = [entry["response_length"] for entry in found.log(weights) if "response_length" in entry]
+    return rollouts * sum(lengths) if rollouts and lengths else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

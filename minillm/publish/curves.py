@@ -1,0 +1,208 @@
+"""Figures of curves: exposure bias (6), reverse KL during training (8), the mixing ratio (16), two divergences, reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from minillm.config import Style
+from minillm.publish.ablations import STRATEGIES
+from minillm.publish.drawing import Drawing, absent, finished, label_left, legend, line_of, panels
+from minillm.publish.found import Found, Trained, counts
+from minillm.publish.items import ITEMS
+
+NOT_MEASURED = "not measured in this run"
+
+
+def style_of(found: Found) -> Style:
+    """The style; only figures have one."""
+    assert found.settings.style is not None
+    return found.settings.style
+
+
+def nothing(found: Found, line: str = NOT_MEASURED) -> Drawing:
+    """The page that says what is missing from this item."""
+    return absent(style_of(found), ITEMS[found.settings.name].shows, line)
+
+
+def key(style: Style, methods: Sequence[str], model: Trained) -> Line2D:
+    """The legend's entry of a model's method."""
+    return Line2D([], [], label=model.method_label, **line_of(style, methods, model.method))
+
+
+def exposure_bias(found: Found) -> Drawing:
+    """ExAccErr(l) of each student's methods, in percent, with its interval as a band."""
+    style, methods = style_of(found), found.settings.table.methods
+    pages = []
+    for teacher, own in found.pairs():
+        for test in found.settings.table.tests:
+            curves = {m: c for m in own if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
+            if curves:
+                pages.append((teacher, test, curves))
+    if not pages:
+        return nothing(found)
+    figure, grid = panels(style, len(pages), share_y=True)
+    handles, texts = [], []
+    for axes, (teacher, test, curves) in zip(grid, pages, strict=True):
+        for model, metrics in curves.items():
+            looks = line_of(style, methods, model.method)
+            first = metrics[0]
+            every = max(1, len(first["lengths"]) // 8)
+            axes.plot(first["lengths"], _numbers(first["ex_acc_err"]), markevery=every, **looks)
+            if first.get("low"):
+                low, high = _numbers(first["low"]), _numbers(first["high"])
+                axes.fill_between(first["lengths"], low, high, color=looks["color"], alpha=0.15, linewidth=0)
+            handles.append(key(style, methods, model))
+        model, first = next(iter(curves.items()))[0], next(iter(curves.values()))[0]
+        axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
+        axes.set_xlabel("length l (tokens)")
+        axes.axhline(0, color="black", linewidth=0.6)
+        texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
+    label_left(grid, "ExAccErr(l) (%)")
+    legend(figure, handles)
+    caption = "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals."
+    if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
+        caption += " First training seed."
+    return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Values with NaN, which leaves a gap, for null."""
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a dev evaluation's key."""
+    points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _training(found: Found, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
+    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None where there is no log."""
+    style, every = style_of(found), found.settings.table.methods
+    pages = []
+    for teacher, own in found.pairs():
+        for name, label in names.items():
+            curves = []
+            for model in own:
+                logs = {weights: found.log(weights) for weights in model.weights.values()} if model.method in methods else {}
+                curves += [(model, weights, points) for weights, log in logs.items() if (points := _dev_curve(log, name))[0]]
+            if curves:
+                pages.append((teacher, label, curves))
+    if not pages:
+        return None
+    figure, grid = panels(style, len(pages), columns=2 if len(names) > 1 else 3)
+    handles, rows = [], set()
+    for axes, (teacher, label, curves) in zip(grid, pages, strict=True):
+        for model, weights, (steps, values) in curves:
+            axes.plot(steps, values, **line_of(style, every, model.method))
+            handles.append(key(style, every, model))
+            provenance = found.json(f"models/{weights}/provenance.json") or {}
+            rows.add(provenance.get("settings", {}).get("training", {}).get("dev_rows"))
+        axes.set_title(f"{curves[0][0].label} ({teacher.label})")
+        axes.set_xlabel("update")
+        axes.set_ylabel(label)
+    legend(figure, handles)
+    n = "n = " + " or ".join("all dev prompts" if not count else f"{count} dev prompts" for count in sorted(rows, key=str))
+    return finished(figure, style, caption, f"{n}; one line a training seed.")
+
+
+def reverse_kl(found: Found) -> Drawing:
+    """Dev reverse KL against the update, MiniLLM and without each of its strategies."""
+    methods = ("minillm", *STRATEGIES)
+    caption = (
+        "Reverse KL of student and teacher on the student's fresh answers to dev prompts, exact over the vocabulary, mean over tokens "
+        "(the paper: an estimate on training samples, smoothed); lower is nearer to the teacher, not better answers."
+    )
+    lacking = [label for method, label in STRATEGIES.items() if method not in found.settings.table.methods]
+    if lacking:
+        caption += f" Not in this configuration: {', '.join(lacking)}."
+    return _training(found, methods, {"dev_reverse_kl": "dev reverse KL (nats a token)"}, caption) or nothing(found)
+
+
+def divergences(found: Found) -> Drawing:
+    """Dev reverse and forward KL of two methods that differ in their divergence alone."""
+    methods = {
+        m for chosen in found.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
+    }
+    if not methods:
+        return nothing(
+            found, "not measured: this configuration has no two variants that differ in forward and reverse KL alone"
+        )
+    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_forward_kl": "dev forward KL (nats a token)"}
+    caption = "The same on-policy training under forward and under reverse KL as its loss, measured by both on the student's fresh dev answers."
+    return _training(found, sorted(methods), names, caption) or nothing(found)
+
+
+def mixing(found: Found) -> Drawing:
+    """Dev ROUGE-L of the chosen checkpoint against alpha, a line a student."""
+    style, chosen = style_of(found), found.settings.chosen
+    if not any(len(values) > 1 for values in chosen.values()):
+        return nothing(found, "not measured: this configuration has one alpha")
+    lines = []
+    for teacher, own in found.pairs():
+        points = []
+        for model in own:
+            score = found.dev_rouge(model) if model.method in chosen.get(model.student, {}) else None
+            if score is not None:
+                points.append((float(chosen[model.student][model.method]), *score))
+        if points:
+            lines.append((f"{own[0].label} ({teacher.label})", sorted(points)))
+    if not lines:
+        return nothing(found)
+    figure, (axes,) = panels(style, 1)
+    for i, (label, points) in enumerate(lines):
+        x, y, errors = zip(*points, strict=True)
+        bars = [error or 0.0 for error in errors]
+        axes.errorbar(
+            x, y, bars if any(bars) else None, label=label, color=f"{0.65 * i / len(lines):.2f}", marker="osD^v"[i % 5],
+            linestyle=("-", "--", "-.", ":")[i % 4], capsize=2,
+        )  # fmt: skip
+    axes.set_xlabel("α, the teacher's share in the sampling mixture")
+    axes.set_ylabel("dev ROUGE-L")
+    legend(figure, axes.get_legend_handles_labels()[0])
+    caption = (
+        "Dev ROUGE-L of the chosen checkpoint; MiniLLM and variants that differ in α alone. Bars: standard error over training seeds, where "
+        "there are several."
+    )
+    return finished(figure, style, caption, f"n = {sum(len(points) for _, points in lines)} settings.")
+
+
+def reliability(found: Found) -> Drawing:
+    """Accuracy against confidence, bin by bin; a panel a task."""
+    style, methods = style_of(found), found.settings.table.methods
+    pages = []
+    for task in found.names("calibration"):
+        for teacher in dict.fromkeys(m.teacher for m in found.models()):
+            own = {m: c for m in found.models() if m.teacher == teacher and (c := found.calibration(m, task))}
+            if own:
+                pages.append((task, own))
+    if not pages:
+        return nothing(found)
+    figure, grid = panels(style, len(pages), share_y=True)
+    handles: list[Line2D] = [Line2D([], [], color="0.6", linewidth=0.8, label="perfect calibration")]
+    texts = []
+    for axes, (task, models) in zip(grid, pages, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        for model, metrics in models.items():
+            _reliability_curve(axes, metrics[0], line_of(style, methods, model.method))
+            handles.append(key(style, methods, model))
+        axes.set_title(f"{task} ({next(iter(models)).teacher_label})")
+        axes.set_xlabel("confidence (normalised)")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        texts.append(f"{task}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
+    label_left(grid, "accuracy")
+    legend(figure, handles)
+    caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."
+    return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _reliability_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> None:
+    bins = [b for b in metric["bins"] if b["n"]]
+    marker = {**looks, "marker": looks["marker"] or "P"}
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], **marker)

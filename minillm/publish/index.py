@@ -1,0 +1,55 @@
+"""results/<run>/index.md: every result in one line, from the sidecars that tables and figures have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import UserError
+from minillm.files import whole_file
+from minillm.publish.items import ITEMS
+from minillm.publish.style import DASH, markdown
+
+MAIN = (("tables/main.md", "Table 1: ROUGE-L, method by test set"), ("figures/main.png", "Table 1 as bars"),
+        ("tables/estimators.md", "Bias and variance of gradient estimators"), ("report.html", "Snakemake's report of the run"))  # fmt: skip
+
+
+def write_index(run_folder: Path, out: Path) -> None:
+    """index.md (`out`) of the run: link, what it shows, n, and whether it was measured; what was not made is said to be so."""
+    run = Path(run_folder)
+    lines = [f"# Results of the run {markdown(run.resolve().name)}", "", "| Result | Shows | n | State |", "|:--|:--|:--|:--|"]
+    for path, shows in MAIN:
+        if (run / path).exists():
+            lines.append(_line(Path(path).stem, path, shows, "", "made"))
+    for name, item in ITEMS.items():
+        folder, kind = ("tables", "md") if item.kind == "table" else ("figures", "png")
+        sidecar = _sidecar(run / folder / f"{name}.json")
+        if sidecar is None:
+            lines.append(_line(name, "", item.shows, "", "not made"))
+        else:
+            state = (
+                f"missing: {sidecar['missing']}"
+                if sidecar["missing"]
+                else "measured"
+                if sidecar["sources"]
+                else "no measurement in it"
+            )
+            lines.append(_line(name, f"{folder}/{name}.{kind}", sidecar["shows"], sidecar["n"], state))
+    with whole_file(out) as partial:
+        partial.write_text("\n".join([*lines, ""]))
+
+
+def _sidecar(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+        return {key: value[key] for key in ("shows", "n", "missing", "sources")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {error!r}; make it again") from None
+
+
+def _line(name: str, path: str, shows: str, n: str, state: str) -> str:
+    link = f"[{markdown(name)}]({path})" if path else markdown(name)
+    return f"| {link} | {markdown(shows)} | {markdown(n) or DASH} | {markdown(state)} |"

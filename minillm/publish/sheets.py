@@ -1,0 +1,172 @@
+"""Tables 2, 3 and 5: calibration, diversity and loss, and the n-grams behind the diversity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minillm.publish.found import Found, Trained, counts, over_seeds
+from minillm.publish.show import Sheet, decimals, merged_labels
+from minillm.publish.style import DASH
+
+NOT_MEASURED = "not measured in this run"
+
+
+def calibration(found: Found) -> Sheet:
+    """Table 2: expected calibration error and accuracy on each zero-shot task."""
+    tasks = found.names("calibration")
+    rows, records, seen = [], [], []
+    for model in found.models():
+        row = [model.label, model.method_label]
+        for task in tasks:
+            metrics = found.calibration(model, task)
+            seen += metrics
+            ece = over_seeds(metrics, "ece", "ece_error")
+            raw = over_seeds(metrics, "ece_raw", "ece_raw_error")
+            accuracy = over_seeds(metrics, "accuracy", "accuracy_error")
+            row += [decimals(ece, 3), decimals(raw, 3), decimals(accuracy, 1, percent(metrics, "accuracy"))]
+            records += [
+                _record(model, task, metrics)
+                | {"ece": ece and ece[0], "ece_raw": raw and raw[0], "accuracy": accuracy and accuracy[0]}
+            ]
+        rows.append(row)
+    columns = [f"{task}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")]
+    notes = [
+        "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
+        "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence is the probability "
+        "of the chosen label word divided by that of all label words. Raw: the same with the label word's own probability.",
+        "The paper states neither bins, nor label words, nor whether confidences are normalised; compare methods here, not with its values.",
+        *_bins(seen),
+    ]
+    return _sheet("Calibration on zero-shot classification.", columns, rows, notes, records, seen, tasks)
+
+
+def _bins(metrics: list[dict[str, Any]]) -> list[str]:
+    """Bins and label words of each task, as the metric files have them."""
+    texts = {}
+    for metric in metrics:
+        bins = metric.get("bins", [])
+        edges = ", ".join(f"{b['low']:g}" for b in bins) + (f", {bins[-1]['high']:g}" if bins else "")
+        words = metric.get("words")
+        text = f"{len(bins)} bins with the edges {edges}."
+        if words:
+            text += " Label words: " + ", ".join(map(str, words)) + "."
+        texts[text] = str(metric.get("dataset", ""))
+    return [f"{name}: {text}".removeprefix(": ") for text, name in texts.items()]
+
+
+def percent(metrics: list[dict[str, Any]], key: str) -> float:
+    """The factor that makes percent of a value stored as a share (all at most 1) or as percent."""
+    return 100.0 if all(metric.get(key, 0.0) <= 1 for metric in metrics) else 1.0
+
+
+def diversity(found: Found) -> Sheet:
+    """Table 3: the share of distinct n-grams and the loss of the references, on each test set."""
+    tests = list(dict.fromkeys([*found.names("diversity"), *found.names("reference_loss")]))
+    rows, records, sizes = [], [], []
+    seen: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
+    for model in found.models():
+        row = [model.label, model.method_label]
+        for test in tests:
+            metrics = found.metrics("diversity", model, test)
+            nll = found.metrics("reference_loss", model, test)
+            seen, losses = seen + metrics, losses + nll
+            sizes += [metric["ngram"] for metric in metrics]
+            share = over_seeds([distinct(metric) for metric in metrics])
+            row += [decimals(share, 1), decimals(over_seeds(nll), 2)]
+            records.append(
+                _record(model, test, metrics or nll)
+                | {"distinct_percent": share and share[0], "distinct_error": share and share[1]}
+                | dict(zip(("loss", "loss_error"), over_seeds(nll) or (None, None), strict=True))
+            )
+        rows.append(row)
+    size = "/".join(str(n) for n in sorted(set(sizes))) or "4"
+    columns = [f"{found.label(test)}\n{what}" for test in tests for what in (f"Dist-{size} (%)", "loss (nats a token)")]
+    notes = [
+        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
+        "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
+        "Loss: cross-entropy of the test set's references; lower is better.",
+    ]
+    return _sheet(
+        "Diversity of the responses, and loss of the references.", columns, rows, notes, records, seen + losses, tests, found
+    )
+
+
+def distinct(metric: dict[str, Any]) -> dict[str, Any]:
+    """Percent of distinct n-grams of one model, over its sampling seeds."""
+    found = [ngram_counts(seed) for seed in metric["per_seed"].values()]
+    shares = [{"mean": 100 * distinct_ / all_} for all_, distinct_ in found if all_]
+    mean, error = over_seeds(shares) or (None, None)
+    return {"mean": mean, "standard_error": error}
+
+
+def ngram_counts(seed: dict[str, Any]) -> tuple[int, int]:
+    """N and C of one sampling seed."""
+    return (seed["total"], seed["distinct"]) if "total" in seed else (seed["N"], seed["C"])
+
+
+def ngrams(found: Found) -> Sheet:
+    """Table 5: how many n-grams there are (N) and how many different ones (C), seed by seed."""
+    tests = found.names("diversity")
+    seeds = [str(seed) for seed in found.settings.table.sampling_seeds]
+    rows, records, seen = [], [], []
+    for test in tests:
+        for model in found.models():
+            for training_seed, weights in model.weights.items():
+                metric = found.metric("diversity", weights, test)
+                if metric is None:
+                    continue
+                seen.append(metric)
+                own = metric["per_seed"]
+                name = f"{model.label}, {model.method_label}" + (f", seed {training_seed}" if len(model.weights) > 1 else "")
+                row = [found.label(test), name]
+                row += ["{} / {}".format(*ngram_counts(own[s])) if s in own else DASH for s in seeds]
+                rows.append(row)
+                records += [
+                    _record(model, test, [metric])
+                    | {
+                        "training_seed": training_seed,
+                        "sampling_seed": seed,
+                        "ngram": metric["ngram"],
+                        **dict(zip(("N", "C"), ngram_counts(v), strict=True)),
+                    }
+                    for seed, v in own.items()
+                ]
+    columns = [f"seed {seed}\nN / C" for seed in seeds]
+    sheet = _sheet(
+        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests
+    )
+    size = ", ".join(sorted({str(metric["ngram"]) for metric in seen})) or "4"
+    notes = [f"n-grams of {size} tokens, counted over all responses of one sampling seed; Table 3 has C / N."] if seen else []
+    return Sheet(**{**vars(sheet), "columns": ["Test set", "Model", *columns], "notes": [*sheet.notes, *notes]})
+
+
+def _record(model: Trained, test: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "teacher": model.teacher,
+        "student": model.student,
+        "method": model.method,
+        "test": test,
+        "n": metrics[0].get("n") if metrics else None,
+    }
+
+
+def _sheet(
+    caption: str,
+    columns: list[str],
+    rows: list[list[str]],
+    notes: list[str],
+    records: list[dict[str, Any]],
+    seen: list[dict[str, Any]],
+    tests: list[str],
+    found: Found | None = None,
+) -> Sheet:
+    """The sheet; or the honest line where no metric was found."""
+    if not seen:
+        return Sheet(caption, ["Model", "Method", *columns], [], [], [], "", NOT_MEASURED)
+    by_test = {test: next((r["n"] for r in records if r["test"] == test and r["n"]), None) for test in tests}
+    label = found.label if found else str
+    n = "; ".join(f"{label(test)}: n = {count}" for test, count in by_test.items() if count)
+    notes = [*notes, f"{n}." if n else "", f"{DASH}: not evaluated." if any(DASH in row for row in rows) else ""]
+    n = n or ", ".join(map(str, counts(seen)))
+    return Sheet(caption, ["Model", "Method", *columns], merged_labels(rows), [note for note in notes if note], records, n)

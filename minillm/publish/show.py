@@ -1,0 +1,108 @@
+"""One small table as CSV, Markdown and LaTeX: every table but the main one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minillm.files import whole_file
+from minillm.publish.style import DASH, latex, markdown
+
+PAGE = 45  # rows of a page
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to read (`columns`, `rows` of texts, `notes` under it) and its numbers in full (`records`, for the CSV).
+
+    n: what was counted, in words.  missing: what is not there, in a line, where nothing was measured.  texts: columns of running text.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    records: Sequence[dict[str, Any]]
+    n: str = ""
+    missing: str = ""
+    texts: frozenset[int] = field(default_factory=frozenset)
+    left: int = 2  # columns that are set to the left: names
+
+
+def write(sheet: Sheet, out: Path, name: str) -> None:
+    """NAME.csv, NAME.md and NAME.tex in `out`."""
+    columns = list(dict.fromkeys(key for record in sheet.records for key in record)) or list(sheet.columns)
+    with whole_file(out / f"{name}.csv") as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sheet.records)
+    for kind, text in (("md", as_markdown(sheet)), ("tex", as_latex(sheet))):
+        with whole_file(out / f"{name}.{kind}") as partial:
+            partial.write_text(text)
+
+
+def as_markdown(sheet: Sheet) -> str:
+    """The table and its notes."""
+    lines = [f"**{markdown(sheet.caption)}**", ""]
+    if sheet.missing:
+        lines += [f"*{markdown(sheet.missing)}*", ""]
+    if sheet.rows:
+        left = [i < sheet.left or i in sheet.texts for i in range(len(sheet.columns))]
+        lines.append("| " + " | ".join(map(_cell, sheet.columns)) + " |")
+        lines.append("|" + "|".join(":--" if is_left else "--:" for is_left in left) + "|")
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in sheet.rows]
+        lines.append("")
+    return "\n".join([*lines, "  \n".join(map(markdown, sheet.notes)), ""])
+
+
+def _cell(text: str) -> str:
+    return "<br>".join(map(markdown, text.split("\n")))
+
+
+def as_latex(sheet: Sheet) -> str:
+    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence where there is nothing to show."""
+    width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
+    kinds = "".join(
+        rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r") for i in range(len(sheet.columns))
+    )
+    caption = rf"\caption{{{latex(sheet.caption)}}}"
+    note = [rf"\emph{{{latex(sheet.missing)}}}\par"] if sheet.missing else []
+    foot = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", *map(latex, sheet.notes), "}"]
+    head, body = [r"\toprule", _row(sheet.columns), r"\midrule"], [*map(_row, sheet.rows), r"\bottomrule"]
+    if len(sheet.rows) > PAGE:
+        lines = [
+            r"% \usepackage{booktabs,longtable}",
+            *note,
+            rf"\begin{{longtable}}{{{kinds}}}",
+            caption + r" \\",
+            *head,
+            r"\endhead",
+        ]
+        return "\n".join([*lines, *body, r"\end{longtable}", *foot, ""])
+    table = [rf"\begin{{tabular}}{{{kinds}}}", *head, *body, r"\end{tabular}"] if sheet.rows else []
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", caption, *note, *table, *foot, r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(latex(cell).replace("\n", r"\newline ") for cell in cells) + r" \\"
+
+
+def decimals(value: tuple[float, float | None] | None, places: int, scale: float = 1.0) -> str:
+    """ "0.123 ± 0.004" with `places` decimals; a dash for None."""
+    if value is None:
+        return DASH
+    mean, error = value
+    return f"{mean * scale:.{places}f}" + ("" if error is None else f" ± {error * scale:.{places}f}")
+
+
+def merged_labels(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows whose first cell is left empty where it repeats the one above."""
+    shown, before = [], None
+    for row in rows:
+        shown.append([("" if row[0] == before else row[0]), *row[1:]])
+        before = row[0]
+    return shown

@@ -1,0 +1,74 @@
+# Tables and figures beside the main ones: items.py says what each is made of, so that a metric file that is made again re-publishes
+# exactly what reads it. One rule; a figure is the same job with other files.
+from minillm.publish.items import ITEMS
+
+
+def inputs_of(wildcards):
+    """The results that an item is made of, as far as the configuration asks for them."""
+    return [path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)]
+
+
+rule publish_table:
+    input:
+        inputs_of,
+        config="results/{run}/configs/publish/{name}.json",
+        code=lambda wildcards: sources(
+            f"minillm.publish.{ITEMS[wildcards.name].module}"
+        )
+        + sources("minillm.publish.stage"),
+    output:
+        report(
+            "results/{run}/tables/{name}.csv",
+            caption="../workflow/report/item.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
+        collect("results/{{run}}/tables/{{name}}.{kind}", kind=["md", "tex", "json"]),
+    log:
+        "results/{run}/logs/publish/{name}.log",
+    wildcard_constraints:
+        name=one_of(name for name, item in ITEMS.items() if item.kind == "table"),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        folder="tables",
+        shows=lambda wildcards: ITEMS[wildcards.name].shows,
+    shell:
+        "python -m minillm publish --name {wildcards.name} --config {input.config} --run-folder results/{wildcards.run}"
+        " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
+
+
+use rule publish_table as publish_figure with:
+    output:
+        report(
+            "results/{run}/figures/{name}.png",
+            caption="../workflow/report/item.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
+        collect("results/{{run}}/figures/{{name}}.{kind}", kind=["pdf", "json"]),
+    wildcard_constraints:
+        name=one_of(name for name, item in ITEMS.items() if item.kind == "figure"),
+    params:
+        folder="figures",
+        shows=lambda wildcards: ITEMS[wildcards.name].shows,
+
+
+rule index:
+    input:
+        sidecars=[
+            f"results/{{run}}/{item.kind}s/{name}.json" for name, item in ITEMS.items()
+        ],
+        main="results/{run}/tables/main.md",
+        figure="results/{run}/figures/main.png",
+        code=sources("minillm.publish.index"),
+    output:
+        "results/{run}/index.md",
+    log:
+        "results/{run}/logs/index.log",
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm index --run-folder results/{wildcards.run} --out {output} > {log} 2>&1"
