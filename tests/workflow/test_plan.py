@@ -33,7 +33,7 @@ def test_jobs_of_a_fresh_checkout(checkout):
     """Two students (one pruned from the teacher's base), one teacher, two seeds, two test sets, one variant."""
     jobs = checkout.planned()
     assert Counter(job.split()[0] for job in jobs) == {
-        "settings": 31,
+        "settings": 31 + 23,
         "data": 1,
         "base": 3,
         "testset": 2,
@@ -47,6 +47,9 @@ def test_jobs_of_a_fresh_checkout(checkout):
         "rouge": 42,
         "table": 1,
         "figure": 1,
+        "publish_table": 9,
+        "publish_figure": 14,
+        "index": 1,
         "report": 1,
     }
     assert "kd student=short teacher=big seed=20" in jobs
@@ -69,11 +72,16 @@ def test_jobs_of_the_paper(checkout, named):
     output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
     assert counts.pop("total") == sum(counts.values())
-    one_each = dict.fromkeys(("table", "figure", "report", "all"), 1)
+    one_each = dict.fromkeys(("table", "figure", "index", "report", "all"), 1)
     trained = {"base": 12, "teacher": 4, "pseudo": 4, "sft": 9, "kd": 10, "seqkd": 10, "minillm": 10}
-    evaluated = dict.fromkeys(("generate", "rouge"), (4 + 9 + 3 * 10) * 5)
-    settings = 3 + 5 + sum(trained.values()) + 3  # data, test sets, models and pseudo; generate, table, figure
-    assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **one_each}
+    models = 4 + 9 + 3 * 10
+    evaluated = dict.fromkeys(("generate", "rouge"), models * 5)
+    evaluated |= dict.fromkeys(("calibration", "lengths", "diversity", "reference_loss"), models * 2)
+    evaluated |= {"samples": 4, "exposure_bias": 10 * 4}  # a pair and method each
+    published = {"publish_table": 9, "publish_figure": 14}
+    # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all.
+    settings = 3 + 5 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 1 + 1 + 1 + 1)
+    assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **published, **one_each}
 
 
 def test_jobs_of_the_released_checkpoints(checkout):

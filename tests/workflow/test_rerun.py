@@ -7,11 +7,26 @@ from itertools import product
 
 import pytest
 
+from minillm.publish.items import ITEMS
+
 ON_POLICY = ("minillm", "gkd")
 METHODS = ("kd", "seqkd", *ON_POLICY)
 SEEDS = (10, 20)
 TESTS = ("easy", "hard")
-PUBLISHED = {"table", "figure", "report"}
+ENDS = {"index", "report"}
+
+
+def published(*needs):
+    """Tables and figures that are made of one of these kinds of results; of none: all of them."""
+    chosen = {name: item for name, item in ITEMS.items() if not needs or set(item.needs) & set(needs)}
+    return {f"publish_{item.kind} name={name}" for name, item in chosen.items()} | ENDS
+
+
+def item_settings(*kinds):
+    return {f"settings key=publish/{name}" for name, item in ITEMS.items() if item.kind in kinds}
+
+
+SCORED = {"table", "figure"} | published("rouge", "generations")
 
 
 def weights(student, methods=("sft", *METHODS), seeds=SEEDS):
@@ -23,14 +38,14 @@ def evaluated(models, tests=TESTS):
     """Jobs that follow from new weights, or from new tests."""
     return {
         f"{rule} weights={model} test={test}" for rule in ("generate", "rouge") for model in models for test in tests
-    } | PUBLISHED
+    } | SCORED
 
 
 def trained(methods, students=("small", "short"), seeds=SEEDS):
     def rule(method, student):
         return f"minillm student={student} method={method}" if method in ON_POLICY else f"{method} student={student}"
 
-    return {f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)}
+    return {f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)} | published("models")
 
 
 def settings(*keys):
@@ -93,7 +108,9 @@ EXPECTED = {
     one_variants_key: settings(*(f"gkd/{s}/big/{seed}" for s in ("small", "short") for seed in SEEDS))
     | trained(["gkd"])
     | evaluated([*weights("small", ["gkd"]), *weights("short", ["gkd"])]),
-    figure_style: settings("figure") | {"figure", "report"},
+    figure_style: settings("figure")
+    | item_settings("figure")
+    | {"figure", *ENDS, *(f"publish_figure name={name}" for name, item in ITEMS.items() if item.kind == "figure")},
     sample_of_a_test_set: settings("testset/easy") | {"testset tokenizer=letters test=easy"} | evaluated(ALL, ["easy"]),
     two_values_swapped: settings(*(f"{m}/{s}/big/{seed}" for m in ON_POLICY for s in ("small", "short") for seed in SEEDS))
     | trained(ON_POLICY)
@@ -106,8 +123,10 @@ EXPECTED = {
     | settings(*(f"{m}/{s}/big/30" for m in METHODS for s in ("small", "short")))
     | {f"sft student={s} seed=30" for s in ("small", "short")}
     | trained(METHODS, seeds=NEW)
-    | evaluated([*weights("small", seeds=NEW), *weights("short", seeds=NEW)]),
-    generation: settings("generate", "table") | evaluated(ALL),
+    | evaluated([*weights("small", seeds=NEW), *weights("short", seeds=NEW)])
+    | item_settings("table", "figure")
+    | published(),
+    generation: settings("generate", "table") | item_settings("table", "figure") | evaluated(ALL) | published(),
 }
 
 
