@@ -21,7 +21,7 @@ class Checkout:
         # The copy's package, not the installed one; one thread, so that sums are in one order.
         self.environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
-    def snakemake(self, *arguments, timeout=600):
+    def snakemake(self, *arguments, timeout=900):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", CONFIG, *arguments]
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout)
 

@@ -129,3 +129,25 @@ def test_generations_do_not_depend_on_the_batch_size(finished, tmp_path):
     process = finished.stage(*stage, "--launch", '{"eval_batch": 5}')
     assert process.wait(300) == 0, process.stdout.read()
     assert out.read_text() == (run / "generations" / METHODS["sft"] / "embedded-test.jsonl").read_text()
+
+
+def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
+    from minillm.publish.items import ITEMS
+
+    index = (finished.run / "index.md").read_text()
+    for name, item in ITEMS.items():
+        folder = finished.run / f"{item.kind}s"
+        for kind in ("csv", "md", "tex") if item.kind == "table" else ("png", "pdf"):
+            assert (folder / f"{name}.{kind}").stat().st_size > 0, name
+        sidecar = json.loads((folder / f"{name}.json").read_text())
+        assert f"{item.kind}s/{name}." in index
+        assert sidecar["missing"] or sidecar["sources"] or not item.needs, name
+        for source in sidecar["sources"]:
+            assert (finished.run / source).exists() or source.startswith("config/"), (name, source)
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "table5", "table8", "cost", "figure6", "figure7", "reliability"])
+def test_what_the_configuration_measures_is_published(finished, name):
+    kind = "table" if name.startswith("table") or name == "cost" else "figure"
+    sidecar = json.loads((finished.run / f"{kind}s" / f"{name}.json").read_text())
+    assert not sidecar["missing"] and sidecar["sources"] and sidecar["n"]
