@@ -110,7 +110,7 @@ def draw(target: Path) -> None:
             corner = (x - WIDTH / 2, y - HEIGHT / 2)
             style = "round,pad=0,rounding_size=0.08"
             axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, style, facecolor=colour, edgecolor="#4A4F57", linewidth=1.0))
-            axes.text(x, y, name, ha="center", va="center", fontsize=10, color="#1E2227")
+            axes.text(x, y, name.replace("_", "\n"), ha="center", va="center", fontsize=10, color="#1E2227")
     axes.set_xlim(-0.5, max(xs) + 0.5)
     axes.set_ylim(min(ys) - 0.35, max(ys) + 0.35)
     axes.set_aspect("equal")
