@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minillm.config import STAGES, experiment
 from minillm.errors import UserError
+from minillm.publish.items import ITEMS
 from minillm.publish.settings import publish_settings
 from minillm.settings import canonical, launch_values, stage_settings
 from snakemake.common.configfile import load_configfile
@@ -160,6 +161,15 @@ def results_of(kind):
         folder = Path(workflow.basedir).parent / "config" / "paper"
         return sorted(os.path.relpath(path) for path in folder.glob("table*.csv"))
     return metrics_of(kind)
+
+
+def teachers_tests_of(wildcards):
+    return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/tests/{wildcards.test}.jsonl"
+
+
+def results_of_item(wildcards):
+    """The results that a table or figure is made of, as far as the configuration asks for them."""
+    return [path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)]
 
 
 def tokenizer_of(name):

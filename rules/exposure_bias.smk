@@ -11,10 +11,6 @@ EXPOSURE_BIAS = [
 ]
 
 
-def teachers_tests_of(wildcards):
-    return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/tests/{wildcards.test}.jsonl"
-
-
 rule samples:
     input:
         config="results/{run}/configs/samples.json",

@@ -1,16 +1,8 @@
 # Tables and figures beside the main ones: items.py says what each is made of, so that a metric file that is made again re-publishes
 # exactly what reads it. One rule; a figure is the same job with other files.
-from minillm.publish.items import ITEMS
-
-
-def inputs_of(wildcards):
-    """The results that an item is made of, as far as the configuration asks for them."""
-    return [path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)]
-
-
 rule publish_table:
     input:
-        inputs_of,
+        results_of_item,
         config="results/{run}/configs/publish/{name}.json",
         code=lambda wildcards: sources(
             f"minillm.publish.{ITEMS[wildcards.name].module}"
