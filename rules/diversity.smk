@@ -1,12 +1,4 @@
 # Distinct n-grams, from the responses alone; and each model's loss on the references.
-DIVERSITY = [
-    f"results/{RUN}/metrics/{metric}/{weights}/{test}.json"
-    for metric in ("diversity", "reference_loss")
-    for weights in WEIGHTS
-    for test in EXPERIMENT.diversity.tests
-]
-
-
 rule diversity:
     input:
         config="results/{run}/configs/diversity.json",

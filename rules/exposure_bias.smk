@@ -1,16 +1,4 @@
 # Excess accumulated error (docs/evaluation.md): a teacher's samples are drawn once, each of its students draws its own.
-EXPOSURE_BIAS = [
-    f"results/{RUN}/metrics/exposure_bias/{teacher}/{weights}/{test}.json"
-    for teacher, weights in dict.fromkeys(
-        (teacher, student_weights(student, method, teacher, seed))
-        for teacher, student in PAIRS
-        for method in EXPERIMENT.methods
-        for seed in SEEDS
-    )
-    for test in EXPERIMENT.exposure_bias.tests
-]
-
-
 rule samples:
     input:
         config="results/{run}/configs/samples.json",

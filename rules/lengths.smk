@@ -1,11 +1,4 @@
 # ROUGE-L by the length of the first reference, from scores and responses that are there already.
-LENGTHS = [
-    f"results/{RUN}/metrics/lengths/{weights}/{test}.json"
-    for weights in WEIGHTS
-    for test in EXPERIMENT.lengths.tests
-]
-
-
 rule lengths:
     input:
         config="results/{run}/configs/lengths/{test}.json",
