@@ -19,11 +19,12 @@ SECTIONS = {
     "diversity": {"tests": ["easy"]},
 }
 STUDENTS = ["small/sft/seed10", "small/kd/big/seed10", "short/minillm/big/seed20"]
-BIAS = [f"results/plan/metrics/exposure_bias/big/{weights}/easy.json" for weights in STUDENTS]
+BIAS = [f"results/analyses/metrics/exposure_bias/big/{weights}/easy.json" for weights in STUDENTS]
 
 
 def with_sections(checkout, name="analyses.yaml", **changes):
     def edit(config):
+        config["run"] = "analyses"  # apart from what other tests plan in this checkout
         config.update({key: {**values, **changes.get(key, {})} for key, values in SECTIONS.items()})
 
     return checkout.write(name, edit)
@@ -40,8 +41,11 @@ def test_one_set_of_the_teachers_samples_serves_all_students(checkout):
 
 def test_how_the_curve_is_drawn_up_does_not_draw_samples_again(checkout):
     config = with_sections(checkout)
-    targets = [*BIAS, *(f"results/plan/metrics/{kind}/small/sft/seed10/easy.json" for kind in ("lengths", "reference_loss"))]
-    targets.append("results/plan/metrics/diversity/small/sft/seed10/easy.json")
+    targets = [
+        *BIAS,
+        *(f"results/analyses/metrics/{kind}/small/sft/seed10/easy.json" for kind in ("lengths", "reference_loss")),
+    ]
+    targets.append("results/analyses/metrics/diversity/small/sft/seed10/easy.json")
     checkout.snakemake("--cores", "2", *targets, "--configfile", config, "--quiet", "--show-failed-logs")
     assert checkout.planned(*targets, config=config) == set()
     scores = {f"exposure_bias teacher=big weights={weights} test=easy" for weights in STUDENTS}
@@ -58,7 +62,7 @@ def test_how_the_curve_is_drawn_up_does_not_draw_samples_again(checkout):
 
 def test_the_commands_are_ones_that_the_package_takes(checkout):
     metrics = ("lengths", "diversity", "reference_loss")
-    targets = [BIAS[1], *(f"results/plan/metrics/{metric}/big/teacher/hard.json" for metric in metrics)]
+    targets = [BIAS[1], *(f"results/analyses/metrics/{metric}/big/teacher/hard.json" for metric in metrics)]
     targets = [target.replace("/plan/", "/other/") for target in targets]
     config = with_sections(checkout, "other.yaml")
     output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", config, "--config", "run=other").stdout
