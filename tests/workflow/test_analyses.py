@@ -63,7 +63,7 @@ def test_how_the_curve_is_drawn_up_does_not_draw_samples_again(checkout):
 def test_the_commands_are_ones_that_the_package_takes(checkout):
     metrics = ("lengths", "diversity", "reference_loss")
     targets = [BIAS[1], *(f"results/analyses/metrics/{metric}/big/teacher/hard.json" for metric in metrics)]
-    targets = [target.replace("/plan/", "/other/") for target in targets]
+    targets = [target.replace("/analyses/", "/other/") for target in targets]
     config = with_sections(checkout, "other.yaml")
     output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", config, "--config", "run=other").stdout
     found = [words[words.index("minillm") + 1 :] for words in commands(output)]

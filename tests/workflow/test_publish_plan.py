@@ -76,5 +76,10 @@ def test_style_redraws_figures_alone(items):
 
 def test_editing_a_drawing_redraws_it(items):
     path = items.root / "minillm/publish/toy.py"
-    path.write_text(path.read_text() + "\n# edited\n")
-    assert items.planned(*FILES) == published("figure2")
+    text, times = path.read_text(), (path.stat().st_atime, path.stat().st_mtime)
+    path.write_text(text + "\n# edited\n")
+    try:
+        assert items.planned(*FILES) == published("figure2")
+    finally:
+        path.write_text(text)
+        os.utime(path, times)
