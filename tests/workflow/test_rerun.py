@@ -146,7 +146,7 @@ def test_launch_values_cores_and_order_of_keys_rerun_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "jobs"),
     [
-        ("minillm/publish/figures.py", {"figure", "report"}),
+        ("minillm/publish/figures.py", {"figure", *ENDS}),
         ("workflow/report/main_table.rst", {"report"}),
         ("minillm/cli.py", set()),
     ],
