@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from minillm.errors import UserError
 
@@ -48,6 +49,23 @@ def write_json(path: str | Path, value: object) -> None:
     """`value` as indented JSON with a final newline, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path, keys: Mapping[str, type], absent: str, again: str) -> dict[str, Any]:
+    """A JSON object that has `keys`, of these types.
+
+    Raises UserError, one line: `absent` where there is no such file, `again` (what to do) where it is damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: {absent}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}; {again}") from None
+    for key, kind in keys.items():
+        if not isinstance(value, dict) or not isinstance(value.get(key), kind):
+            raise UserError(f"{path}: '{key}' is missing or of the wrong type; {again}")
+    return value
 
 
 def sha256(path: str | Path) -> str:

@@ -200,6 +200,44 @@ def table_settings(config: Experiment) -> TableSettings:
     )
 
 
+def _model_settings(config: Experiment, stage: str, model: str, teacher: str, seed: int, weights: str) -> Any:
+    """Settings of a stage that makes a model, or the teacher's answers; None for any other stage."""
+    first_seed = config.training_seeds[0]  # base models, teachers and their answers are made once
+    dev_sampling = Sampling(max_tokens=config.data.max_response)
+    if stage in ("base", "checkpoint"):
+        spec = config.models[model] if stage == "base" else config.checkpoints[weights]
+        return BaseSettings(stage="base", model=spec, seed=first_seed, precision=config.precision, sampling=dev_sampling)
+    if stage in ("teacher", "sft", "kd", "seqkd"):
+        return TrainSettings(
+            stage=stage,  # type: ignore[arg-type]
+            model=model,
+            teacher=teacher,
+            seed=seed,
+            precision=config.precision,
+            training=for_model(config, stage, model),
+            sampling=dev_sampling,
+        )
+    if stage == "pseudo":
+        return PseudoSettings(
+            stage="pseudo",
+            teacher=teacher,
+            seed=first_seed,
+            precision=config.precision,
+            pseudo=for_model(config, stage, teacher),
+        )
+    if stage == "minillm" or stage in config.variants:
+        return OnPolicySettings(
+            stage="minillm",
+            method=stage,
+            model=model,
+            teacher=teacher,
+            seed=seed,
+            precision=config.precision,
+            training=on_policy(config, stage, model),
+        )
+    return None
+
+
 def stage_settings(
     config: Experiment,
     stage: str,
@@ -212,8 +250,6 @@ def stage_settings(
     weights: str = "",
 ) -> dict[str, Any]:
     """Exactly what one stage depends on, as plain data; `canonical` makes it the text of its settings file."""
-    first_seed = config.training_seeds[0]  # base models, teachers and their answers are made once
-    dev_sampling = Sampling(max_tokens=config.data.max_response)
     settings: Any
     if stage == "data":
         settings = _data_settings(config, tokenizer)
@@ -226,42 +262,6 @@ def stage_settings(
             max_prompt=config.data.max_prompt,
             seed=config.data.seed,
         )
-    elif stage == "base":
-        settings = BaseSettings(
-            stage="base", model=config.models[model], seed=first_seed, precision=config.precision, sampling=dev_sampling
-        )
-    elif stage == "checkpoint":
-        settings = BaseSettings(
-            stage="base", model=config.checkpoints[weights], seed=first_seed, precision=config.precision, sampling=dev_sampling
-        )
-    elif stage in ("teacher", "sft", "kd", "seqkd"):
-        settings = TrainSettings(
-            stage=stage,  # type: ignore[arg-type]
-            model=model,
-            teacher=teacher,
-            seed=seed,
-            precision=config.precision,
-            training=for_model(config, stage, model),
-            sampling=dev_sampling,
-        )
-    elif stage == "pseudo":
-        settings = PseudoSettings(
-            stage="pseudo",
-            teacher=teacher,
-            seed=first_seed,
-            precision=config.precision,
-            pseudo=for_model(config, stage, teacher),
-        )
-    elif stage == "minillm" or stage in config.variants:
-        settings = OnPolicySettings(
-            stage="minillm",
-            method=stage,
-            model=model,
-            teacher=teacher,
-            seed=seed,
-            precision=config.precision,
-            training=on_policy(config, stage, model),
-        )
     elif stage == "generate":
         settings = GenerateSettings(
             stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate
@@ -273,7 +273,8 @@ def stage_settings(
     elif stage == "estimators":
         settings = EstimatorSettings(stage="estimators", study=config.estimators, style=config.style)
     else:
-        settings = analysis_settings(config, stage, test)
+        made = _model_settings(config, stage, model, teacher, seed, weights)
+        settings = made if made is not None else analysis_settings(config, stage, test)
     return dataclasses.asdict(settings)
 
 

@@ -119,32 +119,33 @@ def settings_of(wildcards):
 
 
 def metrics_of(kind):
-    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for; none where it has no such section."""
-    section = getattr(
-        EXPERIMENT, "diversity" if kind == "reference_loss" else kind, None
-    )
-    tests = getattr(section, "tests", None) or getattr(section, "tasks", ())
+    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for."""
     folder = f"results/{RUN}/metrics/{kind}"
-    if kind == "rouge":
-        tests = TESTS
-    if kind == "exposure_bias":  # of students, under each of their teachers
-        return list(
-            dict.fromkeys(
-                f"{folder}/{teacher}/{student_weights(student, method, teacher, seed)}/{test}.json"
-                for teacher, student in PAIRS
-                for method in EXPERIMENT.methods
-                for seed in SEEDS
-                for test in tests
-            )
-        )
     if kind == "human":  # only where there are answers to count
-        return [
-            f"{folder}/{weights}/{section.test}.json"
-            for weights in (HUMAN if section.answers else ())
+        models, tests = HUMAN if EXPERIMENT.human.answers else (), [
+            EXPERIMENT.human.test
         ]
-    if kind == "judge":
-        tests = JUDGED
-    return [f"{folder}/{weights}/{test}.json" for weights in WEIGHTS for test in tests]
+    elif kind == "exposure_bias":  # of students, under each of their teachers
+        models = dict.fromkeys(
+            f"{teacher}/{student_weights(student, method, teacher, seed)}"
+            for teacher, student in PAIRS
+            for method in EXPERIMENT.methods
+            for seed in SEEDS
+        )
+        tests = EXPERIMENT.exposure_bias.tests
+    else:
+        models, tests = (
+            WEIGHTS,
+            {
+                "rouge": TESTS,
+                "lengths": EXPERIMENT.lengths.tests,
+                "diversity": EXPERIMENT.diversity.tests,
+                "reference_loss": EXPERIMENT.diversity.tests,
+                "calibration": TASKS,
+                "judge": JUDGED,
+            }[kind],
+        )
+    return [f"{folder}/{weights}/{test}.json" for weights in models for test in tests]
 
 
 def results_of(kind):
@@ -306,6 +307,6 @@ def compared_with(wildcards):
 
 
 wildcard_constraints:
-    task=one_of(TASKS) or "(?!)",
-    judged=one_of(JUDGED) or "(?!)",
-    minillm=one_of(HUMAN) or "(?!)",
+    task=one_of(TASKS),
+    judged=one_of(JUDGED),
+    minillm=one_of(HUMAN),

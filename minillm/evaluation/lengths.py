@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import read_object, write_json
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
@@ -111,15 +110,8 @@ def response_of(row: dict[str, Any], where: Path) -> list[int]:
 
 def read_metric(path: Path) -> dict[str, Any]:
     """A ROUGE-L metric file.  Raises UserError where it is absent or damaged."""
-    try:
-        metric = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such metric file; score the generations first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; remove it and score again") from None
-    for key, kind in (("ids", list), ("scores", dict)):
-        if not isinstance(metric, dict) or not isinstance(metric.get(key), kind):
-            raise UserError(f"{path}: '{key}' is missing or of the wrong type; remove it and score again")
+    again = "remove it and score again"
+    metric = read_object(path, {"ids": list, "scores": dict}, "no such metric file; score the generations first", again)
     if not all(len(values) == len(metric["ids"]) for values in metric["scores"].values()):
         raise UserError(f"{path}: not one score a row; remove it and score again")
     return metric

@@ -9,7 +9,7 @@ from typing import Any
 
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import read_object, write_json
 from minillm.scores import exact_match, rouge_l
 
 AGAIN = "remove it and generate again"
@@ -57,22 +57,11 @@ def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, di
 
     Raises UserError as `evaluate` does.
     """
-    meta = _meta(path.with_suffix(".meta.json"))
+    keys = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
+    absent = "no such file; it is written with the generations, generate again"
+    meta = read_object(path.with_suffix(".meta.json"), keys, absent, AGAIN)
     rows = _rows(path)
     return meta, rows, _check(path, rows, meta)
-
-
-def _meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it is written with the generations, generate again") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; {AGAIN}") from None
-    for key, kind in (("dataset", str), ("rows", int), ("sampling", dict), ("seeds", list)):
-        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
-            raise UserError(f"{path}: '{key}' is missing or of the wrong type; {AGAIN}")
-    return meta
 
 
 def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:

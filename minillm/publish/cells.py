@@ -18,7 +18,7 @@ from typing import Any
 
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_mean, components, holm, paired_bootstrap, pooled
-from minillm.files import whole_file
+from minillm.files import read_object, whole_file
 from minillm.publish.style import METHOD_NAMES
 from minillm.settings import TableSettings
 
@@ -205,13 +205,8 @@ def labels(settings: TableSettings) -> dict[str, str]:
 
 def _read(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
     """A metric file, checked against the settings: the table must not mix what was sampled in different ways."""
-    try:
-        metric = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; remove it and score again") from None
-    for key, kind in (("dataset", str), ("ids", list), ("per_seed", dict), ("scores", dict), ("sampling", dict)):
-        if not isinstance(metric, dict) or not isinstance(metric.get(key), kind):
-            raise UserError(f"{path}: '{key}' is missing or of the wrong type; remove it and score again")
+    keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
+    metric = read_object(path, keys, "no such metric file; score the generations", "remove it and score again")
     values = metric["per_seed"].values()
     if not metric["ids"] or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         raise UserError(f"{path}: no rows, or a score that is no number; remove it and score again")
