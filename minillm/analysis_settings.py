@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.analyses import Edges, Judge, Task
-from minillm.config import Dataset, Experiment, Precision, Sampling
+from minillm.config import Dataset, Precision, Sampling
 from minillm.strict import STRICT, Count, Natural
 
 
@@ -94,66 +94,3 @@ class HumanSettings:
     stage: Literal["human"]
     prompts: Count = 50
     seed: int = 10
-
-
-def _samples_settings(config: Experiment) -> SamplesSettings:
-    section = config.exposure_bias
-    # The published script samples as it does everywhere at test time (D23).
-    ngram = 6 if section.semantics == "released" else 0
-    return SamplesSettings(
-        stage="samples",
-        prompts=section.prompts,
-        responses=section.responses,
-        seed=section.seed,
-        precision=config.precision,
-        sampling=Sampling(no_repeat_ngram=ngram, max_tokens=section.max_tokens),
-    )
-
-
-def analysis_settings(config: Experiment, stage: str, test: str) -> Any:
-    """Settings of what is measured beside ROUGE-L.  Raises ValueError for any other stage."""
-    if stage == "samples":
-        return _samples_settings(config)
-    if stage == "exposure_bias":
-        section = config.exposure_bias
-        return ExposureBiasSettings(
-            stage="exposure_bias",
-            samples=_samples_settings(config),
-            finished=section.finished,
-            semantics=section.semantics,
-            resamples=section.resamples,
-            level=section.level,
-        )
-    if stage == "lengths":
-        return LengthsSettings(stage="lengths", edges=config.lengths.per_test.get(test, config.lengths.edges))
-    if stage == "diversity":
-        return DiversitySettings(stage="diversity", ngram=config.diversity.ngram, unit=config.diversity.unit)
-    if stage == "reference_loss":
-        return ReferenceLossSettings(
-            stage="reference_loss",
-            loss=config.diversity.loss,
-            max_response=config.data.max_response,
-            precision=config.precision,
-        )
-    if stage == "calibration":
-        return _calibration_settings(config, test)
-    if stage == "judge":
-        return JudgeSettings(stage="judge", judge=config.judge, precision=config.precision)
-    if stage == "human":
-        return HumanSettings(stage="human", prompts=config.human.prompts, seed=config.human.seed)
-    raise ValueError(stage)
-
-
-def _calibration_settings(config: Experiment, name: str) -> CalibrationSettings:
-    task = config.calibration.tasks[name]
-    return CalibrationSettings(
-        stage="calibration",
-        name=name,
-        task=task,
-        dataset=config.datasets[task.dataset],
-        template=config.data.template,
-        bins=config.calibration.bins,
-        max_prompt=config.calibration.max_prompt,
-        seed=config.data.seed,
-        precision=config.precision,
-    )

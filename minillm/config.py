@@ -1,37 +1,23 @@
-"""What can be configured: frozen dataclasses, strictly loaded.
+"""The sections of a configuration: frozen dataclasses, strictly loaded.
 
-These dataclasses are the only source of the schema.  `experiment(raw)` checks a whole configuration (what the YAML files hold
-together); `settings.stage_settings` cuts out of it what one stage depends on.  Anything unknown, of the wrong type or out of range
-is refused with one line that names file and key.
+analyses.py has the sections of what is measured beside ROUGE-L, semantics.py that of the on-policy phase, experiment.py the whole.
+Stages that train import these sections alone, so that a new analysis re-runs no training.
 
 Launch values (`Launch`) say how a stage is run, not what it computes; they are in no stage's settings.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.analyses import (
-    Calibration,
-    Diversity,
-    ExposureBias,
-    Human,
-    Judge,
-    Lengths,
-    check_judgements,
-    check_responses,
-)
-from minillm.errors import UserError
-from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
-from minillm.strict import STRICT, Count, Name, Natural, Positive, Share, hint, merged, parse
+from minillm.semantics import OnPolicy
+from minillm.strict import STRICT, Count, Name, Natural, Positive, Share
 
 Precision = Literal["fp32", "bf16"]
-METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
 
 # --- what there is to work on
@@ -155,10 +141,11 @@ class Data:
 
 @dataclass(frozen=True, config=STRICT)
 class Pair:
-    """One teacher and the students that are distilled from it."""
+    """One teacher and the students that are distilled from it, by `methods` (empty: the run's)."""
 
     teacher: Name
     students: tuple[Name, ...]
+    methods: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -214,176 +201,3 @@ class Launch:
     save_every: Count = 100
     log_every: Count = 10
     tensorboard: bool = False
-
-
-@dataclass(frozen=True, config=STRICT)
-class Experiment:
-    """One configuration: everything that a run's results depend on, and how to run it.
-
-    `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
-    instead of being trained.
-    """
-
-    run: Name
-    tokenizers: dict[Name, Tokenizer]
-    models: dict[Name, Model]
-    datasets: dict[Name, Dataset]
-    data: Data
-    pairs: tuple[Pair, ...]
-    stages: Stages
-    methods: tuple[Name, ...] = METHODS
-    checkpoints: dict[str, Model] = dataclasses.field(default_factory=dict)
-    variants: dict[Name, Variant] = dataclasses.field(default_factory=dict)
-    training_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10,)
-    sampling_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10, 20, 30, 40, 50)
-    precision: Precision = "bf16"
-    generate: Sampling = dataclasses.field(default_factory=Sampling)
-    per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    style: Style = dataclasses.field(default_factory=Style)
-    estimators: Estimators = dataclasses.field(default_factory=Estimators)
-    exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
-    lengths: Lengths = dataclasses.field(default_factory=Lengths)
-    diversity: Diversity = dataclasses.field(default_factory=Diversity)
-    calibration: Calibration = dataclasses.field(default_factory=Calibration)
-    judge: Judge = dataclasses.field(default_factory=Judge)
-    human: Human = dataclasses.field(default_factory=Human)
-
-
-# --- checking a whole configuration
-STAGES = (
-    "data",
-    "testset",
-    "base",
-    "checkpoint",
-    "teacher",
-    "sft",
-    "kd",
-    "pseudo",
-    "seqkd",
-    "minillm",
-    "generate",
-    "rouge",
-    "table",
-    "figure",
-    "estimators",
-    "samples",
-    "exposure_bias",
-    "lengths",
-    "diversity",
-    "reference_loss",
-    "subsets",
-    "calibration",
-    "judge",
-    "human",
-    "publish",
-)
-
-
-def schema() -> dict[str, Any]:
-    """JSON schema of a configuration, for Snakemake's `validate` and for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Experiment).json_schema()}
-
-
-def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
-    """A whole configuration, checked: types and ranges, names that refer to something, tokenizers shared by each pair.
-
-    Raises UserError (one line naming `where` and the key).
-    """
-    config = parse(Experiment, _with_presets(raw, where), where)
-
-    def known(name: str, table: dict[str, Any], key: str) -> None:
-        if name not in table:
-            raise UserError(f"{where}: {key}: there is no '{name}'; {hint(name, table)}")
-
-    for key in ("train", "dev", "corpus"):
-        known(getattr(config.data, key), config.datasets, f"data.{key}")
-    for i, name in enumerate(config.data.tests):
-        known(name, config.datasets, f"data.tests.{i}")
-    check_responses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, where)
-    for i, pair in enumerate(config.pairs):
-        known(pair.teacher, config.models, f"pairs.{i}.teacher")
-        for j, student in enumerate(pair.students):
-            known(student, config.models, f"pairs.{i}.students.{j}")
-            ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
-            if ours != theirs:
-                raise UserError(
-                    f"{where}: pairs.{i}.students.{j}: {student} has the tokenizer '{ours}' and its teacher {pair.teacher} "
-                    f"'{theirs}'; word-level distillation needs one vocabulary"
-                )
-    for name, model in config.models.items():
-        known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
-        _check_model(config, name, model, known, where)
-    for weights, model in config.checkpoints.items():
-        _check_checkpoint(config, weights, model, where)
-    for name, variant in config.variants.items():
-        if name in STAGES:
-            raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
-        check_on_policy(merged(config.stages.minillm, variant.settings, where, f"variants.{name}"), where, f"variants.{name}")
-    for i, method in enumerate(config.methods):
-        known(method, dict.fromkeys((*METHODS, *config.variants)), f"methods.{i}")
-    check_on_policy(config.stages.minillm, where, "stages.minillm")
-    for name, stages in config.per_model.items():
-        known(name, config.models, f"per_model.{name}")
-        for stage, values in stages.items():
-            default = getattr(config.stages, stage, None)
-            if default is None:
-                raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
-            found = merged(default, values, where, f"per_model.{name}.{stage}")
-            if isinstance(found, OnPolicy):
-                check_on_policy(found, where, f"per_model.{name}.{stage}")
-                for label, variant in config.variants.items():
-                    key = f"variants.{label} with per_model.{name}.{stage}"
-                    check_on_policy(merged(found, variant.settings, where, key), where, key)
-    check_judgements(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
-    for stage, values in config.launch.items():
-        if stage != "default" and stage not in STAGES:
-            raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
-        parse(Launch, values, where, f"launch.{stage}")
-    return config
-
-
-def _with_presets(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """`raw` with the presets of on-policy settings filled in; anything of a wrong form is left for the strict check."""
-    raw = copy.deepcopy(raw)
-
-    def fill(holder: Any, key: str, under: str) -> None:
-        if isinstance(holder, dict) and isinstance(holder.get(key), dict):
-            holder[key] = expanded(holder[key], where, under)
-
-    fill(raw.get("stages"), "minillm", "stages.minillm")
-    for section, key in (("variants", "settings"), ("per_model", "minillm")):
-        table = raw.get(section)
-        for name, entry in table.items() if isinstance(table, dict) else ():
-            fill(entry, key, f"{section}.{name}.{key}")
-    return raw
-
-
-def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str) -> None:
-    """A checkpoint stands where a trained model would, comes from a folder or the hub, and has the tokenizer of that model."""
-    key = f"{where}: checkpoints.{weights}"
-    seeds = [f"seed{seed}" for seed in config.training_seeds]
-    places = {f"{pair.teacher}/teacher": pair.teacher for pair in config.pairs}
-    for pair in config.pairs:
-        for student in pair.students:
-            for method in (*METHODS, *config.variants):
-                under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{pair.teacher}"
-                places |= {f"{under}/{seed}": student for seed in seeds}
-    if weights not in places:
-        raise UserError(f"{key}: no model of this run has this place; {hint(weights, places)}")
-    if model.source not in ("folder", "hub") or not model.path:
-        raise UserError(f"{key}: a checkpoint has the source 'folder' or 'hub', and a path")
-    if model.tokenizer != config.models[places[weights]].tokenizer:
-        raise UserError(f"{key}.tokenizer: differs from that of {places[weights]}")
-
-
-def _check_model(config: Experiment, name: str, model: Model, known: Any, where: str) -> None:
-    needs = {"scratch": "architecture", "pruned": "layers"}.get(model.source, "path")
-    if not getattr(model, needs):
-        raise UserError(f"{where}: models.{name}.{needs}: missing; source '{model.source}' needs it")
-    if model.source in ("scratch", "pruned") and model.training is None:
-        raise UserError(f"{where}: models.{name}.training: missing; source '{model.source}' needs it")
-    if model.source == "pruned":
-        known(model.parent, config.models, f"models.{name}.parent")
-        if config.models[model.parent].tokenizer != model.tokenizer:
-            raise UserError(f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}")

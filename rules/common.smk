@@ -7,11 +7,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from minillm.config import STAGES, experiment
 from minillm.errors import UserError
+from minillm.experiment import STAGES, experiment, trained
 from minillm.publish.items import ITEMS
+from minillm.publish.reading import READING
 from minillm.publish.settings import publish_settings
-from minillm.settings import canonical, launch_values, stage_settings
+from minillm.stages import canonical, launch_values, stage_settings
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
 
@@ -48,11 +49,10 @@ THREADS = workflow.resource_settings.cores or 8
 RUN = EXPERIMENT.run
 SEEDS = EXPERIMENT.training_seeds
 TESTS = EXPERIMENT.data.tests
-PAIRS = [
-    (pair.teacher, student) for pair in EXPERIMENT.pairs for student in pair.students
-]
-TEACHERS = list(dict.fromkeys(teacher for teacher, _ in PAIRS))
-STUDENTS = list(dict.fromkeys(student for _, student in PAIRS))
+MAIN = trained(EXPERIMENT, sweeps=False)
+TRAINED = trained(EXPERIMENT, sweeps=True)
+TEACHERS = list(dict.fromkeys(teacher for teacher, *_ in TRAINED))
+STUDENTS = list(dict.fromkeys(student for _, student, _ in TRAINED))
 MODELS = list(EXPERIMENT.models)
 ON_POLICY = ["minillm", *EXPERIMENT.variants]
 
@@ -66,15 +66,16 @@ def student_weights(student, method, teacher, seed):
     )
 
 
-# Every model that is evaluated, as its path below models/.
-WEIGHTS = [f"{teacher}/teacher" for teacher in TEACHERS] + list(
-    dict.fromkeys(
-        student_weights(student, method, teacher, seed)
-        for teacher, student in PAIRS
-        for method in EXPERIMENT.methods
-        for seed in SEEDS
-    )
-)
+def weights_of(students):
+    """Paths below models/ of these students' teachers and of the students, all seeds."""
+    teachers = [f"{teacher}/teacher" for teacher, *_ in students]
+    own = [student_weights(s, m, t, seed) for t, s, m in students for seed in SEEDS]
+    return list(dict.fromkeys([*teachers, *own]))
+
+
+# Models that are evaluated: of the main table, and of the sweeps as well.
+MAIN_WEIGHTS = weights_of(MAIN)
+WEIGHTS = weights_of(TRAINED)
 
 
 def one_of(names):
@@ -118,7 +119,7 @@ def settings_of(wildcards):
     return canonical(stage_settings(EXPERIMENT, stage, **values))
 
 
-def metrics_of(kind):
+def metrics_of(kind, weights=MAIN_WEIGHTS):
     """Metric files of one kind, named by the folder below metrics/, that the configuration asks for."""
     folder = f"results/{RUN}/metrics/{kind}"
     if kind == "human":  # only where there are answers to count
@@ -128,14 +129,13 @@ def metrics_of(kind):
     elif kind == "exposure_bias":  # of students, under each of their teachers
         models = dict.fromkeys(
             f"{teacher}/{student_weights(student, method, teacher, seed)}"
-            for teacher, student in PAIRS
-            for method in EXPERIMENT.methods
+            for teacher, student, method in MAIN
             for seed in SEEDS
         )
         tests = EXPERIMENT.exposure_bias.tests
     else:
         models, tests = (
-            WEIGHTS,
+            weights,
             {
                 "rouge": TESTS,
                 "lengths": EXPERIMENT.lengths.tests,
@@ -145,23 +145,23 @@ def metrics_of(kind):
                 "judge": JUDGED,
             }[kind],
         )
-    return [f"{folder}/{weights}/{test}.json" for weights in models for test in tests]
+    return [f"{folder}/{model}/{test}.json" for model in models for test in tests]
 
 
-def results_of(kind):
+def results_of(kind, weights):
     """Results of one kind of publish/items.py: metrics, models, generations, or the published numbers."""
     if kind == "models":
-        return [f"results/{RUN}/models/{weights}" for weights in WEIGHTS]
+        return [f"results/{RUN}/models/{model}" for model in weights]
     if kind == "generations":
         return [
-            f"results/{RUN}/generations/{weights}/{test}.jsonl"
-            for weights in WEIGHTS
+            f"results/{RUN}/generations/{model}/{test}.jsonl"
+            for model in weights
             for test in TESTS
         ]
     if kind == "paper":
         folder = Path(workflow.basedir).parent / "config" / "paper"
         return sorted(os.path.relpath(path) for path in folder.glob("table*.csv"))
-    return metrics_of(kind)
+    return metrics_of(kind, weights)
 
 
 def teachers_tests_of(wildcards):
@@ -170,7 +170,9 @@ def teachers_tests_of(wildcards):
 
 def results_of_item(wildcards):
     """The results that a table or figure is made of, as far as the configuration asks for them."""
-    return [path for kind in ITEMS[wildcards.name].needs for path in results_of(kind)]
+    item = ITEMS[wildcards.name]
+    weights = WEIGHTS if item.sweeps else MAIN_WEIGHTS
+    return [path for kind in item.needs for path in results_of(kind, weights)]
 
 
 def tokenizer_of(name):
@@ -285,13 +287,12 @@ def same_workflow(wildcards, resources):
 # What is measured besides ROUGE-L (analyses.smk).
 TASKS = list(EXPERIMENT.calibration.tasks)
 JUDGED = EXPERIMENT.judge.tests if EXPERIMENT.judge.kind != "none" else ()
-COMPARED = [method for method in ("sft", "kd", "seqkd") if method in EXPERIMENT.methods]
 
 # MiniLLM's students, whose answers people compare, as paths below models/.
 HUMAN = [
     student_weights(student, "minillm", teacher, SEEDS[0])
-    for teacher, student in PAIRS
-    if EXPERIMENT.human.test and "minillm" in EXPERIMENT.methods
+    for teacher, student, method in MAIN
+    if EXPERIMENT.human.test and method == "minillm"
 ]
 
 
@@ -302,7 +303,11 @@ def answers_of(weights):
 def compared_with(wildcards):
     """What a student's answers are compared with: the baselines of the same pair and seed, and the teacher."""
     student, _, teacher, _ = wildcards.minillm.split("/")
-    others = [student_weights(student, m, teacher, SEEDS[0]) for m in COMPARED]
+    others = [
+        student_weights(student, method, teacher, SEEDS[0])
+        for method in ("sft", "kd", "seqkd")
+        if (teacher, student, method) in MAIN
+    ]
     return [answers_of(weights) for weights in (*others, f"{teacher}/teacher")]
 
 

@@ -26,6 +26,7 @@ rule publish_table:
     params:
         folder="tables",
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
+        reading=lambda wildcards: READING[wildcards.name],
     shell:
         "python -m minillm publish --name {wildcards.name} --config {input.config} --run-folder results/{wildcards.run}"
         " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
@@ -45,6 +46,7 @@ use rule publish_table as publish_figure with:
     params:
         folder="figures",
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
+        reading=lambda wildcards: READING[wildcards.name],
 
 
 rule index:

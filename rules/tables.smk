@@ -3,7 +3,7 @@ rule table:
         config="results/{run}/configs/table.json",
         metrics=collect(
             "results/{{run}}/metrics/rouge/{weights}/{test}.json",
-            weights=WEIGHTS,
+            weights=MAIN_WEIGHTS,
             test=TESTS,
         ),
         code=sources("minillm.publish.tables"),

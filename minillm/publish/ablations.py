@@ -45,8 +45,9 @@ def strategies(found: Found) -> Sheet:
     rows, records = [], []
     n: dict[str, int] = {}
     for _, own in found.pairs():
+        ablated = any(model.method in present for model in own)
         for model in own:
-            if model.method not in ("minillm", *present):
+            if not ablated or model.method not in ("minillm", *present):
                 continue
             values: dict[str, Any] = {"dev": found.dev_rouge(model), **{t: test_rouge(found, model, t) for t in tests}}
             rows.append([model.label, model.method_label, *(decimals(value, 1) for value in values.values())])
@@ -81,7 +82,8 @@ def plain_text(found: Found) -> Sheet:
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for _, own in found.pairs():
-        for model in own:
+        without = {m.method for m in own if chosen.get(m.student, {}).get(m.method) == 0.0}
+        for model in own if without else ():
             coefficient = chosen.get(model.student, {}).get(model.method)
             if coefficient is None or (coefficient != 0 and model.method != "minillm"):
                 continue

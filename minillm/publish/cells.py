@@ -176,15 +176,14 @@ def _cell(row: dict[str, Any]) -> Cell:
 
 def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
     """(teacher, student, method) of every row of the table; a teacher of several pairs has one row of its own."""
-    students: dict[str, list[str]] = {}
+    students: dict[str, dict[str, set[str]]] = {}
     for pair in settings.pairs:
-        known = students.setdefault(pair.teacher, [])
-        known += [student for student in pair.students if student not in known]
-    for teacher, names in students.items():
+        for student in pair.students:
+            students.setdefault(pair.teacher, {}).setdefault(student, set()).update(pair.methods or settings.methods)
+    for teacher, own in students.items():
         yield teacher, "", "teacher"
-        for student in names:
-            for method in settings.methods:
-                yield teacher, student, method
+        for student, methods in own.items():
+            yield from ((teacher, student, method) for method in settings.methods if method in methods)
 
 
 def weights_of(settings: TableSettings, teacher: str, student: str, method: str) -> dict[int, str]:

@@ -84,12 +84,14 @@ def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], lis
 def _training(found: Found, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
     """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None where there is no log."""
     style, every = style_of(found), found.settings.table.methods
+    pairs = [(teacher, [m for m in own if m.method in methods]) for teacher, own in found.pairs()]
+    most = max((len(own) for _, own in pairs), default=0)
     pages = []
-    for teacher, own in found.pairs():
-        for name, label in names.items():
+    for teacher, own in pairs:
+        for name, label in names.items() if len(own) > 1 or most == 1 else ():  # one line alone compares nothing
             curves = []
             for model in own:
-                logs = {weights: found.log(weights) for weights in model.weights.values()} if model.method in methods else {}
+                logs = {weights: found.log(weights) for weights in model.weights.values()}
                 curves += [(model, weights, points) for weights, log in logs.items() if (points := _dev_curve(log, name))[0]]
             if curves:
                 pages.append((teacher, label, curves))
@@ -150,7 +152,7 @@ def mixing(found: Found) -> Drawing:
             score = found.dev_rouge(model) if model.method in chosen.get(model.student, {}) else None
             if score is not None:
                 points.append((float(chosen[model.student][model.method]), *score))
-        if points:
+        if len(points) > 1:
             lines.append((f"{own[0].label} ({teacher.label})", sorted(points)))
     if not lines:
         return nothing(found)

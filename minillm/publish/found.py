@@ -43,7 +43,7 @@ class Found:
     sources: list[str] = field(default_factory=list)
 
     def models(self) -> list[Trained]:
-        """Every model of the main table, in its order."""
+        """Every model that the item is about (of the main table, or of the whole run), in the table's order."""
         table = self.settings.table
         names = labels(table)
         return [

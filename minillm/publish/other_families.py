@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from minillm.config import Pair
 from minillm.publish.cells import Cell, collect
 from minillm.publish.found import Found
 from minillm.publish.show import Sheet, merged_labels
@@ -27,7 +26,7 @@ def other_families(found: Found) -> Sheet:
         return Sheet(
             CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
         )
-    pairs = tuple(Pair(teacher=p.teacher, students=p.students) for p in table.pairs if p.teacher in teachers)
+    pairs = tuple(pair for pair in table.pairs if pair.teacher in teachers)
     settings = dataclasses.replace(table, pairs=pairs)
     cells = collect(settings, found.folder / "metrics")
     found.sources += [source for cell in cells for source in cell.sources.split(";") if source]

@@ -1,7 +1,4 @@
-"""What one table or figure of items.py depends on.
-
-Apart from minillm.settings, on which every stage depends, so that a new item re-runs none of them.
-"""
+"""What one table or figure of items.py depends on."""
 
 from __future__ import annotations
 
@@ -10,9 +7,11 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from minillm.config import Experiment, Style
+from minillm.config import Style
+from minillm.experiment import Experiment, trained
 from minillm.publish.items import ITEMS
-from minillm.settings import TableSettings, canonical, on_policy, table_settings
+from minillm.settings import TableSettings
+from minillm.stages import canonical, on_policy, table_settings
 from minillm.strict import STRICT
 
 
@@ -46,7 +45,7 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
     For the knob "objective": the first methods that are alike and hold both forward and reverse KL.
     """
     groups: dict[str, dict[str, float | str]] = {}
-    for method in config.methods:
+    for method in dict.fromkeys(m for _, s, m in trained(config, sweeps=True) if s == student):
         if method == "minillm" or method in config.variants:
             settings = dataclasses.asdict(on_policy(config, method, student))
             value = settings.pop(knob)
@@ -60,8 +59,8 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
 def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
     """Exactly what the item `name` of items.py depends on, as plain data."""
     item = ITEMS[name]
-    students = dict.fromkeys(student for pair in config.pairs for student in pair.students)
-    table = table_settings(config)
+    students = dict.fromkeys(student for _, student, _ in trained(config, sweeps=item.sweeps))
+    table = table_settings(config, sweeps=item.sweeps)
     settings = PublishSettings(
         stage="publish",
         name=name,

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from minillm.config import Experiment, experiment
+from minillm.experiment import Experiment, experiment
 from minillm.publish.cells import models, weights_of
-from minillm.settings import table_settings
+from minillm.stages import table_settings
 
 REPO = Path(__file__).resolve().parents[2]
 SIZES = {

@@ -17,7 +17,7 @@ import yaml
 from minillm import models, provenance
 from minillm.analyses import Task
 from minillm.analysis_settings import CalibrationSettings
-from minillm.config import Dataset, Launch, experiment
+from minillm.config import Dataset, Launch
 from minillm.corpus import classification, instructions, plain_text
 from minillm.errors import UserError
 from minillm.evaluation.calibration import (
@@ -32,8 +32,9 @@ from minillm.evaluation.calibration import (
     reliability,
     run_stage,
 )
-from minillm.settings import stage_settings
+from minillm.experiment import experiment
 from minillm.sources import read_entries
+from minillm.stages import stage_settings
 from minillm.strict import parse
 from minillm.tokenizers import train_tokenizer
 

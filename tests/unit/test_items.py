@@ -16,6 +16,7 @@ from minillm.errors import UserError
 from minillm.publish.fidelity import published
 from minillm.publish.index import write_index
 from minillm.publish.items import ITEMS
+from minillm.publish.reading import READING
 from minillm.publish.settings import PublishSettings, alike, publish_settings
 from minillm.publish.stage import run_stage
 from minillm.publish.toy import TARGET, Mixture, fit_forward, fit_reverse, reverse_kl
@@ -40,6 +41,10 @@ def published_item(name: str, run: Path, out: Path, **changed: object) -> dict:
     for kind in ("csv", "md", "tex") if ITEMS[name].kind == "table" else ("png", "pdf"):
         assert (out / f"{name}.{kind}").stat().st_size
     return json.loads((out / f"{name}.json").read_text())
+
+
+def test_the_report_says_how_to_read_each() -> None:
+    assert READING.keys() == ITEMS.keys() and all(len(text) > 25 and text.endswith(".") for text in READING.values())
 
 
 @pytest.mark.parametrize("name", ITEMS)
@@ -106,6 +111,23 @@ def test_ablations(run: Path, tmp_path: Path) -> None:
     found = text("table7", run, tmp_path)
     assert "| GPT-2 120M | MiniLLM | 70.0 ± 3.5 | 44.0 ± 0.5 |" in found and r"| w/o L\_PT | 70.0" in found
     assert "teacher-mixed" not in found
+
+
+def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tmp_path: Path) -> None:
+    main = {"pairs": [{"teacher": "xl", "students": ["base", "medium"]}], "methods": ["sft", "minillm"]}
+    scaling = {"teacher": "large", "students": ["base"], "methods": ["seqkd", "minillm"]}
+    swept = main | {"sweeps": [scaling, {"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt"]}]}
+
+    for name in ("figure5", "figure16", "table4", "table7"):
+        assert published_item(name, run, tmp_path / "main", **main)["missing"].startswith("not measured: ")
+        assert published_item(name, run, tmp_path / "swept", **swept)["missing"] == ""
+    for name in ("table4", "table7"):  # of the student that has a variant
+        shown = (tmp_path / f"swept/{name}.md").read_text()
+        assert "GPT-2 120M" in shown and "GPT-2 340M" not in shown and "SFT" not in shown
+    assert published_item("figure16", run, tmp_path / "swept", **swept)["n"] == "n = 2 settings."
+    for name in ("table2", "figure1"):
+        sources = [published_item(name, run, tmp_path / "any", **changed)["sources"] for changed in (main, swept)]
+        assert sources[0] == sources[1] and not any("no-mixing" in source or "large" in source for source in sources[0])
 
 
 def test_table6_holds_other_families_alone(run: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 
-from minillm.config import experiment
 from minillm.errors import UserError
+from minillm.experiment import experiment
 from minillm.rollout_losses import advantages, whitened
 from minillm.semantics import PRESETS, OnPolicy, expanded
 

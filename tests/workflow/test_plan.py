@@ -68,20 +68,43 @@ def test_every_command_is_one_that_the_package_takes(checkout):
 
 @pytest.mark.parametrize("named", [[], ["--configfile", "config/config.yaml"]], ids=["default", "named"])
 def test_jobs_of_the_paper(checkout, named):
-    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets."""
+    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets.
+
+    Beside them 4 more teachers of one student each (Figures 5, 14) and 21 variants (Tables 4, 7, Figures 8, 16, divergences), which are
+    measured by what the tables and figures that show them need.
+    """
     output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
     assert counts.pop("total") == sum(counts.values())
     one_each = dict.fromkeys(("table", "figure", "index", "report", "all"), 1)
-    trained = {"base": 12, "teacher": 4, "pseudo": 4, "sft": 9, "kd": 10, "seqkd": 10, "minillm": 10}
+    trained = {"base": 12, "teacher": 8, "pseudo": 8, "sft": 9, "kd": 10, "seqkd": 10 + 4, "minillm": 10 + 4 + 9 + 6 + 6}
     models = 4 + 9 + 3 * 10
-    evaluated = dict.fromkeys(("generate", "rouge"), models * 5)
-    evaluated |= dict.fromkeys(("calibration", "lengths", "diversity", "reference_loss"), models * 2)
+    every = models + 4 + 2 * 4 + 21
+    evaluated = dict.fromkeys(("generate", "rouge"), every * 5)
+    evaluated |= dict.fromkeys(("calibration", "diversity", "reference_loss"), every * 2) | {"lengths": models * 2}
     evaluated |= {"samples": 4, "exposure_bias": 10 * 4}  # a pair and method each
     published = {"publish_table": 9, "publish_figure": 14}
     # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all.
     settings = 3 + 5 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 1 + 1 + 1 + 1)
     assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **published, **one_each}
+
+
+def test_a_sweep_adds_its_models_and_leaves_the_main_table_alone(checkout):
+    main = {"methods": ["sft", "minillm"]}
+    sweep = {"sweeps": [{"teacher": "big", "students": ["small"], "methods": ["minillm", "gkd"]}]}
+    names = [
+        checkout.write(f"{name}.yaml", lambda c, own=own: c.update(own))
+        for name, own in (("main", main), ("swept", main | sweep))
+    ]
+    before, after = (checkout.planned(config=name) for name in names)
+    seeds = [10, 20]
+    own = {f"minillm student=small method=gkd teacher=big seed={seed}" for seed in seeds}
+    own |= {f"settings key=gkd/small/big/{seed}" for seed in seeds}
+    weights = [f"small/gkd/big/seed{seed}" for seed in seeds]
+    own |= {f"{rule} weights={w} test={test}" for rule in ("generate", "rouge") for w in weights for test in ("easy", "hard")}
+    assert after - before == own and before <= after
+    before, after = (checkout.planned("results/plan/tables/main.md", config=name) for name in names)
+    assert before == after
 
 
 def test_jobs_of_the_released_checkpoints(checkout):
@@ -143,6 +166,11 @@ def test_schema_is_current():
         (lambda c: c["stages"]["kd"].update(lrr=c["stages"]["kd"].pop("lr")), "stages.kd.lrr: unknown key; did you mean 'lr'?"),
         (lambda c: c["stages"]["sft"].update(lr="1e-4"), "stages.sft.lr: .* not the text '1e-4' .*: write 1.0e-4"),
         (lambda c: c["pairs"][0].update(students=["smal"]), "pairs.0.students.0: there is no 'smal'; did you mean 'small'"),
+        (
+            lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"], "methods": ["gdk"]}]),
+            "sweeps.0.methods.0: there is no 'gdk'; did you mean 'gkd'",
+        ),
+        (lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"]}]), "sweeps.0.methods: missing; name the methods"),
         (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
         (
