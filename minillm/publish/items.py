@@ -57,5 +57,6 @@ ITEMS = {
                        knob="alpha", sweeps=True),
     "reliability": _figure("curves", "reliability", "Reliability diagrams of Table 2", "calibration"),
     "size-gap": _figure("scaling", "size_gap", "Share of the teacher's score against how much larger the teacher is", "rouge", sweeps=True),
-    "divergences": _figure("curves", "divergences", "Forward and reverse KL as objectives under one sampler", "models", knob="objective", sweeps=True),
+    "divergences": _figure("curves", "divergences", "Forward and reverse KL as objectives under one sampler", "models",
+                           knob="objective", sweeps=True),
 }  # fmt: skip
