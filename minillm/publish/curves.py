@@ -114,16 +114,18 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
 
 
 def reverse_kl(found: Found) -> Drawing:
-    """Dev reverse KL against the update, MiniLLM and without each of its strategies."""
+    """Dev reverse KL and length of the answers against the update, MiniLLM and without each of its strategies."""
     methods = ("minillm", *STRATEGIES)
     caption = (
         "Reverse KL of student and teacher on the student's fresh answers to dev prompts, exact over the vocabulary, mean over tokens "
-        "(the paper: an estimate on training samples, smoothed); lower is nearer to the teacher, not better answers."
+        "(the paper: an estimate on training samples, smoothed); lower is nearer to the teacher, not better answers. Beside it the mean length "
+        "of these answers."
     )
     lacking = [label for method, label in STRATEGIES.items() if method not in found.settings.table.methods]
     if lacking:
         caption += f" Not in this configuration: {', '.join(lacking)}."
-    return _training(found, methods, {"dev_reverse_kl": "dev reverse KL (nats a token)"}, caption) or nothing(found)
+    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_length": "length of dev answers (tokens)"}
+    return _training(found, methods, names, caption) or nothing(found)
 
 
 def divergences(found: Found) -> Drawing:

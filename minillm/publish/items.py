@@ -50,7 +50,7 @@ ITEMS = {
     "figure5": _figure("scaling", "teacher_sizes", "Figure 5: one student under teachers of several sizes", "judge", "rouge", sweeps=True),
     "figure6": _figure("curves", "exposure_bias", "Figure 6: excess error by exposure bias", "exposure_bias"),
     "figure7": _figure("bars", "lengths", "Figure 7: ROUGE-L by the length of the reference", "lengths"),
-    "figure8": _figure("curves", "reverse_kl", "Figure 8: reverse KL during training", "models", sweeps=True),
+    "figure8": _figure("curves", "reverse_kl", "Figure 8: reverse KL and length of the answers during training", "models", sweeps=True),
     "figure14": _figure("scaling", "teacher_sizes_opt", "Figure 14: like Figure 5, for OPT", "judge", "rouge", sweeps=True),
     "figure15": _figure("bars", "lengths_unni", "Figure 15: like Figure 7, for UnNI", "lengths"),
     "figure16": _figure("curves", "mixing", "Figure 16: dev ROUGE-L against the teacher's share in the sampling mixture", "models",

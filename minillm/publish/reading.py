@@ -33,7 +33,7 @@ READING = {
     "figure7": "ROUGE-L in buckets of the reference's length in tokens. Look at the longest bucket, where exposure bias would "
     "show.",
     "figure8": "Lower means nearer to the teacher on the student's own answers, which is what is minimised. A variant that falls "
-    "and scores badly in Table 4 has found degenerate answers that the teacher rates highly.",
+    "and scores badly in Table 4 has found degenerate answers that the teacher rates highly; their length tells.",
     "figure14": "Like Figure 5, for students of OPT.",
     "figure15": "Like Figure 7, for UnNI.",
     "figure16": "0 samples from the student alone. Look for a broad maximum: there the exact share does not matter.",
