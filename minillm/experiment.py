@@ -27,7 +27,7 @@ from minillm.analyses import (
 from minillm.config import Data, Dataset, Estimators, Launch, Model, Pair, Precision, Sampling, Stages, Style, Tokenizer
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
-from minillm.strict import STRICT, Name, Natural, hint, merged, parse
+from minillm.strict import STRICT, Count, Name, Natural, hint, merged, parse
 
 METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
@@ -39,7 +39,8 @@ class Experiment:
     `pairs` are the rows of the main table; `sweeps` are further models, of `methods` of their own, for the tables and figures that
     compare settings or teachers (publish/items.py), which alone show them.
     `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
-    instead of being trained.
+    instead of being trained.  `cores` maps a stage to the CPU cores of one of its jobs on one machine, where that is not all of them:
+    small jobs then run side by side.
     """
 
     run: Name
@@ -59,6 +60,7 @@ class Experiment:
     generate: Sampling = dataclasses.field(default_factory=Sampling)
     per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    cores: dict[str, Count] = dataclasses.field(default_factory=dict)
     style: Style = dataclasses.field(default_factory=Style)
     estimators: Estimators = dataclasses.field(default_factory=Estimators)
     exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
@@ -155,6 +157,8 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         if stage != "default" and stage not in STAGES:
             raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
         parse(Launch, values, where, f"launch.{stage}")
+    for stage in config.cores:
+        known(stage, dict.fromkeys(STAGES), f"cores.{stage}")
     return config
 
 

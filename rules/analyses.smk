@@ -12,7 +12,7 @@ rule calibration:
         "results/{run}/benchmarks/calibration/{weights}/{task}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("calibration")
     resources:
         mem_mb=16000,
         runtime="2h",
@@ -39,7 +39,7 @@ rule judge:
     localrule: EXPERIMENT.judge.kind != "transformers"
     conda:
         "../environment.yml"
-    threads: THREADS if EXPERIMENT.judge.kind == "transformers" else 1
+    threads: threads_of("judge") if EXPERIMENT.judge.kind == "transformers" else 1
     resources:
         mem_mb=16000,
         runtime="24h",

@@ -12,7 +12,7 @@ rule base:
         "results/{run}/benchmarks/base/{model}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("base")
     resources:
         mem_mb=16000,
         runtime="24h",
@@ -40,7 +40,7 @@ rule checkpoint:
         "results/{run}/benchmarks/checkpoint/{taken}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("base")
     resources:
         mem_mb=16000,
         runtime="4h",

@@ -43,8 +43,15 @@ except UserError as error:
     sys.exit(f"Error: {file_of(problem.split(':')[0])}: {problem}")
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
-# A stage that computes takes the whole machine, so that two never share it; on a cluster the profile's set-threads say more.
-THREADS = workflow.resource_settings.cores or 8
+
+def threads_of(stage):
+    """A stage that computes takes the whole machine, so that two never share it, unless `cores` of the configuration says less.
+
+    On a cluster the profile's set-threads take its place.
+    """
+    machine = workflow.resource_settings.cores or 8
+    return min(machine, EXPERIMENT.cores.get(stage, machine))
+
 
 RUN = EXPERIMENT.run
 SEEDS = EXPERIMENT.training_seeds

@@ -31,7 +31,7 @@ rule reference_loss:
         "results/{run}/benchmarks/reference_loss/{weights}/{test}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("reference_loss")
     resources:
         mem_mb=16000,
         runtime="2h",

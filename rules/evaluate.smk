@@ -14,7 +14,7 @@ rule generate:
         "results/{run}/benchmarks/generate/{weights}/{test}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("generate")
     resources:
         mem_mb=16000,
         runtime="4h",

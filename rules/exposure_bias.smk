@@ -14,7 +14,7 @@ rule samples:
         "results/{run}/benchmarks/samples/{teacher}/{test}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("samples")
     resources:
         mem_mb=16000,
         runtime="4h",
@@ -41,7 +41,7 @@ rule exposure_bias:
         "results/{run}/benchmarks/exposure_bias/{teacher}/{weights}/{test}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("exposure_bias")
     resources:
         mem_mb=32000,
         runtime="8h",

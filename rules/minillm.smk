@@ -14,7 +14,7 @@ rule minillm:
         "results/{run}/benchmarks/{method}/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("minillm")
     resources:
         mem_mb=16000,
         runtime="48h",

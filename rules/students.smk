@@ -14,7 +14,7 @@ rule sft:
         "results/{run}/benchmarks/sft/{student}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("sft")
     resources:
         mem_mb=16000,
         runtime="24h",
@@ -40,7 +40,7 @@ rule kd:
         "results/{run}/benchmarks/kd/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("kd")
     resources:
         mem_mb=16000,
         runtime="24h",
@@ -65,7 +65,7 @@ rule pseudo:
         "results/{run}/benchmarks/pseudo/{tokenizer}/{teacher}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("pseudo")
     resources:
         mem_mb=16000,
         runtime="12h",
@@ -92,7 +92,7 @@ rule seqkd:
         "results/{run}/benchmarks/seqkd/{student}/{teacher}/seed{seed}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("seqkd")
     resources:
         mem_mb=16000,
         runtime="24h",

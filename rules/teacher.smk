@@ -12,7 +12,7 @@ rule teacher:
         "results/{run}/benchmarks/teacher/{model}.tsv"
     conda:
         "../environment.yml"
-    threads: THREADS
+    threads: threads_of("teacher")
     resources:
         mem_mb=16000,
         runtime="24h",
