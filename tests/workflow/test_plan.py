@@ -134,6 +134,13 @@ def test_processes_start_torchrun_and_share_the_cores(checkout):
     assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
 
 
+def test_small_jobs_run_side_by_side_where_the_configuration_says_so(checkout):
+    name = checkout.write("cores.yaml", lambda c: c.update(cores={"generate": 1}))
+    output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
+    assert starts(output)["generate"] == ["OMP_NUM_THREADS=1", "python"]
+    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
+
+
 def test_slurm_profile_plans_without_slurm(checkout):
     profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
     several = {"slurm_partition": "gpu", "gres": "gpu:a100:4", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
@@ -173,6 +180,7 @@ def test_schema_is_current():
         (lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"]}]), "sweeps.0.methods: missing; name the methods"),
         (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
+        (lambda c: c.update(cores={"generat": 1}), "cores.generat: there is no 'generat'; did you mean 'generate'"),
         (
             lambda c: c.update(checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}),
             "checkpoints.small/kd/bg/seed10: no model of this run has this place; did you mean 'small/kd/big/seed10'",
