@@ -45,7 +45,7 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
         for test in tests:
             buckets = {m: _buckets(found, m, test) for m in own}
             sft = next((values for model, values in buckets.items() if model.method == "sft"), {})
-            others = {model: values for model, values in buckets.items() if model.method != "sft" and values}
+            others = {model: buckets[model] for model in found.drawn(own) if model.method != "sft" and buckets[model]}
             if sft and others:
                 pages.append((teacher, test, sft, others))
     if not pages:
@@ -71,7 +71,7 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
         axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={sft[place]['n']}" for place in places])
         axes.axhline(0, color="black", linewidth=0.8)
         model = next(iter(others))
-        axes.set_title(f"{model.label} ({teacher.label}), {found.label(test)}")
+        axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
         axes.set_xlabel("length of the reference (tokens)")
         axes.set_ylabel("ROUGE-L − SFT's")
     legend(figure, handles)
@@ -81,6 +81,7 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
     caption = (
         "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Bars: standard errors "
         "of both, combined as if independent; they share prompts, so that these are wide rather than narrow. First training seed."
+        + found.drawn_note
     )
     return finished(figure, style, caption, n + ".")
 

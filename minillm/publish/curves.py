@@ -40,7 +40,7 @@ def exposure_bias(found: Found) -> Drawing:
     pages = []
     for teacher, own in found.pairs():
         for test in found.settings.table.tests:
-            curves = {m: c for m in own if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
+            curves = {m: c for m in found.drawn(own) if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
             if curves:
                 pages.append((teacher, test, curves))
     if not pages:
@@ -64,7 +64,10 @@ def exposure_bias(found: Found) -> Drawing:
         texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
     label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
-    caption = "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals."
+    caption = (
+        "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals."
+        + found.drawn_note
+    )
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
         caption += " First training seed."
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
@@ -182,7 +185,8 @@ def reliability(found: Found) -> Drawing:
     pages = []
     for task in found.names("calibration"):
         for teacher in dict.fromkeys(m.teacher for m in found.models()):
-            own = {m: c for m in found.models() if m.teacher == teacher and (c := found.calibration(m, task))}
+            every = found.drawn([m for m in found.models() if m.teacher == teacher])
+            own = {m: c for m in every if (c := found.calibration(m, task))}
             if own:
                 pages.append((task, own))
     if not pages:
@@ -203,6 +207,7 @@ def reliability(found: Found) -> Drawing:
     label_left(grid, "accuracy")
     legend(figure, handles)
     caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."
+    caption += found.drawn_note
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
 
 

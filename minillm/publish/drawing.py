@@ -115,15 +115,18 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels, each entry once, in as many columns as the page has room for."""
+    """One legend above all panels, each entry once, in as many columns as the page has room for; the page grows by its rows but one."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return
-    size = matplotlib.rcParams["legend.fontsize"]
-    wide = (0.6 * max(map(len, unique)) + 5) * size  # points: a letter is about 0.6 wide; sample and gaps
-    columns = max(1, min(len(unique), int(72 * figure.get_figwidth() // wide)))
-    columns = -(-len(unique) // -(-len(unique) // columns))  # rows of like length
-    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=columns, frameon=False)
+    size, labels = matplotlib.rcParams["legend.fontsize"], list(unique)
+
+    def width(rows: int) -> float:  # points: a letter is about 0.6 wide, the sample with its gaps 5
+        return sum((0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows))
+
+    rows = next((rows for rows in range(1, len(labels)) if width(rows) <= 72 * figure.get_figwidth()), len(labels))
+    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=-(-len(labels) // rows), frameon=False)
+    figure.set_figheight(figure.get_figheight() + (rows - 1) * 1.6 * size / 72)
 
 
 def label_left(grid: Sequence[Axes], text: str) -> None:

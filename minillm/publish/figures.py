@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from minillm.config import Style
 from minillm.publish.cells import Cell, read_csv
-from minillm.publish.drawing import Looks, fonts, looks_of, save
+from minillm.publish.drawing import Looks, fonts, legend, looks_of, save
 from minillm.publish.style import DASH, METHOD_NAMES
 from minillm.settings import FigureSettings
 
@@ -56,7 +56,7 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     handles: list[Line2D | Patch] = [Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])]
     labels = {c.method: c.method_label for c in cells}
     handles += [_key(method, labels[method], looks) for method in methods]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), frameon=False)
+    legend(figure, handles)
     figure.supxlabel(_note(cells, style), fontsize=0.8 * style.font_size)
     return figure
 

@@ -66,6 +66,21 @@ class Found:
             own = [m for m in every if (m.teacher, m.student) == (teacher, student)]
             yield next(m for m in every if m.teacher == teacher and not m.student), own
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the run has more methods than can be told apart in one panel."""
+        return len(self.settings.table.methods) > 6
+
+    def drawn(self, models: Sequence[Trained]) -> list[Trained]:
+        """Those that a panel shows: where it is `crowded`, the methods of the paper's main table alone."""
+        return [model for model in models if not self.crowded or model.method in METHOD_NAMES]
+
+    @property
+    def drawn_note(self) -> str:
+        """What a caption says of `drawn`, or nothing."""
+        count = len(self.settings.table.methods)
+        return f" Drawn: the four methods of the paper's main table, of {count} in this run." if self.crowded else ""
+
     def text(self, path: str) -> str | None:
         """A file's text; the file becomes a source."""
         try:

@@ -68,7 +68,7 @@ def student_sizes(found: Found) -> Drawing:
     for teacher in teachers:
         points: dict[str, list[tuple[float, float, float]]] = {}
         entries = {}
-        for model in (m for m in every if m.teacher == teacher.teacher and m.student):
+        for model in found.drawn([m for m in every if m.teacher == teacher.teacher and m.student]):
             size, value = _size(found, model.student), score(model)
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
@@ -92,7 +92,9 @@ def student_sizes(found: Found) -> Drawing:
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    return finished(figure, style, f"Score against the student's size. {text} {BARS}", _n(found, tests, label))
+    return finished(
+        figure, style, f"Score against the student's size. {text} {BARS}{found.drawn_note}", _n(found, tests, label)
+    )
 
 
 def teacher_sizes(found: Found) -> Drawing:

@@ -16,7 +16,7 @@ MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#99
 # Of lines: two ways to tell methods apart beside the colour.
 MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
 LINES = {"teacher": "--", "sft": ":", "kd": "-.", "seqkd": "--", "minillm": "-"}
-MORE_MARKERS = "DvPX<>hp"
+MORE_MARKERS = "DvPX<>hpd8H"
 MORE_LINES = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2))]
 
 DASH = "–"
