@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from minillm.config import Style
 from minillm.errors import UserError
@@ -119,7 +120,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return
-    size, labels = matplotlib.rcParams["legend.fontsize"], list(unique)
+    size, labels = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points(), list(unique)
 
     def width(rows: int) -> float:  # points: a letter is about 0.6 wide, the sample with its gaps 5
         return sum((0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows))

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.lines import Line2D
 
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
 from minillm.publish.cells import read_csv
-from minillm.publish.drawing import looks_of
+from minillm.publish.drawing import fonts, legend, looks_of, panels
 from minillm.publish.figures import _draw, draw_main
 from minillm.publish.style import latex, markdown, sampling_text
 from minillm.publish.tables import write_main_table
@@ -250,6 +251,21 @@ def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
     shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
     assert "the teacher was not evaluated" in figure.get_supxlabel().replace("\n", " ")
+
+
+@pytest.mark.parametrize("count", [1, 5, 17])
+def test_the_legend_is_inside_the_page_and_takes_nothing_from_the_panels(count: int) -> None:
+    style = Style()
+    heights = []
+    for entries in (1, count):
+        with fonts(style):
+            figure, (axes,) = panels(style, 1)
+            legend(figure, [Line2D([], [], label=f"MiniLLM (variant number {i})") for i in range(entries)])
+            figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
 
 
 def test_figure_is_drawn_and_reproducible(metrics: Path, tmp_path: Path) -> None:
