@@ -13,8 +13,8 @@ READING = {
     "share by themselves.",
     "table6": "Read like the main table: here the students are of another family than their teacher, with whom they share the "
     "tokenizer.",
-    "table7": "CLS is accuracy on classification, Inst the score on instructions. The paper's claim is that without the pre- "
-    "training loss CLS falls and Inst does not.",
+    "table7": "CLS is accuracy on classification, Inst the score on instructions. The paper's claim is that without the "
+    "pre-training loss CLS falls and Inst does not.",
     "table8": "The prompts were drawn by the run's data seed, none picked by hand; read across the models at the same prompt.",
     "cost": "Hours and tokens of a method's own stage, beside its ROUGE-L. Wall hours compare only where the machines were "
     "alike.",
@@ -39,5 +39,5 @@ READING = {
     "figure16": "0 samples from the student alone. Look for a broad maximum: there the exact share does not matter.",
     "reliability": "On the diagonal confidence equals accuracy; below it a model is overconfident. Bins with few examples scatter.",
     "size-gap": "100% is the teacher's score. Read along the axis: how much is lost as the teacher grows beyond the student.",
-    "divergences": "The same training under two losses, each measured by both divergences: every loss should win on its own axis.",
+    "divergences": "The same training under two losses, each measured by both divergences: does each win on its own axis?",
 }
