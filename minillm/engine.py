@@ -109,6 +109,10 @@ class Engine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed  # only here: it takes seconds, reads DS_ACCELERATOR when imported, and sampling does not need it
 
+        if world.device.type == "cpu":
+            # Sums by gloo. DeepSpeed's own kernel for one host is compiled when first used, under a lock file; a job that is killed
+            # meanwhile leaves the lock, and every later job of the user waits for it without end.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
         self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)

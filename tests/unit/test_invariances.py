@@ -1,6 +1,7 @@
 """What must not change the loss or its gradient: padding, splits, shifts of the logits, padded vocabularies, order.  In both presets."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,14 +127,24 @@ def updates(processes, folder):
     """Weights after one optimizer step under DeepSpeed: {(preset, accumulation): weights}."""
     out = folder / f"{processes}.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run([*command, str(HERE / "one_update.py"), str(out)], check=True, timeout=400)
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
+    subprocess.run([*command, str(HERE / "one_update.py"), str(out)], check=True, timeout=400, env=environment)
     return torch.load(out)
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("updates")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("updates")
+
+
+@pytest.fixture(scope="module")
+def steps(folder):
     return {processes: updates(processes, folder) for processes in (1, 2)}
+
+
+def test_nothing_is_compiled(steps, folder):
+    """Neither a compiler is needed, nor can the lock of a build that was killed stop a later run."""
+    assert not (folder / "compiled").exists()
 
 
 @presets
