@@ -171,6 +171,23 @@ def results_of(kind, weights):
     return metrics_of(kind, weights)
 
 
+def every_metric():
+    """Metric files that some table or figure is made of; asked for by name, so that one that was deleted is made again."""
+    kinds = [
+        (kind, item.sweeps)
+        for item in ITEMS.values()
+        for kind in item.needs
+        if kind not in ("models", "generations", "paper")
+    ]
+    return list(
+        dict.fromkeys(
+            path
+            for kind, sweeps in kinds
+            for path in metrics_of(kind, WEIGHTS if sweeps else MAIN_WEIGHTS)
+        )
+    )
+
+
 def teachers_tests_of(wildcards):
     return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/tests/{wildcards.test}.jsonl"
 
