@@ -162,6 +162,16 @@ def test_only_what_uses_a_file_is_planned(finished, file, jobs):
         os.utime(path, times)
 
 
+def test_a_deleted_metric_is_made_again_with_what_reads_it(finished):
+    path = finished.root / "results/plan/metrics/rouge/small/kd/big/seed10/easy.json"
+    path.rename(path.with_suffix(".away"))
+    try:
+        jobs = {"rouge weights=small/kd/big/seed10 test=easy", "table", "figure"} | published("rouge")
+        assert finished.planned() == jobs
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
 def test_a_moved_checkout_has_nothing_to_do(finished):
     elsewhere = finished.root.with_name("moved")
     finished.root.rename(elsewhere)
