@@ -7,17 +7,18 @@ TORCH_INDEX ?=
 CORES ?= all
 DATA ?= $(MINILLM_DATA)
 PYTEST ?=
+CONFIG ?= config/config.yaml
 
 RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all test lint types mutations format
+.PHONY: help install demo demo-all mini mini-all plan test lint types mutations format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA,'
+	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA, CONFIG,'
 	@echo 'PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package index that torch alone is'
 	@echo "installed from, which chooses its build; empty, pip's own configuration does. On Linux pip's default index has"
 	@echo 'the CUDA build; the page "Get Started" of PyTorch names the URLs of the CPU build and of other CUDA versions.'
@@ -61,6 +62,9 @@ define pipeline
 $(RUN) snakemake --cores $(CORES) --configfile $(2) --show-failed-logs && \
 echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
 endef
+
+plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config/config.yaml) would still run
+	@$(RUN) snakemake -n --cores all --configfile $(CONFIG) 2>&1 | python -m minillm.plan
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest $(PYTEST)

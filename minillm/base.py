@@ -12,10 +12,11 @@ from minillm import models, provenance
 from minillm.config import Launch
 from minillm.data import Corpus, Rows
 from minillm.development import Dev, Example
-from minillm.engine import Engine, start
+from minillm.engine import Engine
 from minillm.files import identity, stage_key, whole_folder
 from minillm.settings import BaseSettings
 from minillm.supervised import count_steps, export, fit, plain_sequences
+from minillm.world import start
 
 
 def run_stage(
@@ -33,7 +34,7 @@ def run_stage(
             models.save_model(model, tokenizer, partial)
             provenance.write(partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision})
         return
-    world = start(settings.seed)
+    world = start(settings.seed, launch.patience)
     examples = plain_text_examples(data, with_rows=parent is not None)
     dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch.eval_batch, settings.seed)
     engine = Engine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,14 @@ class Stage:
     optional: tuple[str, ...] = ()
     launched: bool = False
     several: tuple[str, ...] = ()  # of the paths, those that take more than one
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from minillm.fetch import run_stage
+    from minillm.settings import FetchSettings
+    from minillm.strict import load
+
+    run_stage(load(FetchSettings, args.config), args.out)
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -232,6 +241,7 @@ def _index(args: argparse.Namespace) -> None:
 
 
 STAGES = {
+    "fetch": Stage("one model, tokenizer or data set of the hub into its cache", ("config", "out"), _fetch),
     "data": Stage("training rows, dev rows, corpus and tokenizer", ("config", "out"), _data),
     "testset": Stage("one test set", ("config", "data", "out"), _testset),
     "base": Stage("a base model", ("config", "data", "out", "checkpoints"), _base, ("parent",), launched=True),
@@ -335,6 +345,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; 0 on success, 2 with one line on stderr for what the user can mend."""
     args = parser().parse_args(arguments)
+    if args.stage != "fetch":  # what comes from the hub has come by then (fetch.py); read when its clients are imported
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         STAGES[args.stage].run(args)
     except UserError as error:

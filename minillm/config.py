@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from minillm.semantics import OnPolicy
 from minillm.strict import STRICT, Count, Name, Natural, Positive, Share
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 # --- what there is to work on
@@ -201,3 +201,4 @@ class Launch:
     save_every: Count = 100
     log_every: Count = 10
     tensorboard: bool = False
+    patience: Count = 600  # seconds without a sign of life from another process

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm import objectives, selection
 from minillm.config import Sampling
 from minillm.data import Rows, collate
-from minillm.engine import Engine, World
+from minillm.engine import Engine
 from minillm.files import whole_folder
 from minillm.models import decode, response_logits, response_tokens, save_model, special_tokens, token_logprobs
 from minillm.sampling import sample
 from minillm.scores import rouge_l
+from minillm.world import World
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
 Divergence = Callable[[Tensor, Tensor], Tensor]  # of student and teacher logits, one value a token

@@ -11,12 +11,10 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,59 +24,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from minillm import checkpoints
 from minillm.config import Launch, Training
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy
-
-KEPT = 2  # checkpoints that stay: the newest, and the one before in case the newest is damaged
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among the processes of the stage."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in rank order, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-
-def start(seed: int) -> World:
-    """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them."""
-    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(key, value)
-    cuda = torch.cuda.is_available()
-    if not dist.is_initialized():
-        backend = "nccl" if cuda else "gloo"
-        if os.environ["WORLD_SIZE"] == "1":
-            # A store in memory and no port, so that two stages on one machine cannot collide.
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group(backend)
-    local = int(os.environ["LOCAL_RANK"])
-    if cuda:
-        torch.cuda.set_device(local)
-    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cuda", local) if cuda else torch.device("cpu"))
-    seed_all(seed * 1000 + world.rank)
-    return world
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch: dropout and nothing else depends on them."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+from minillm.world import World, seed_all
 
 
 def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
@@ -116,7 +66,11 @@ class Engine:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
         self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.found = checkpoints.newest(folder, world, self.say)
         self.deepspeed_config = self._config(precision)
+        # float32 weights, two moments, and the weights that are computed with: an upper bound
+        self.checkpoint_bytes = 16 * sum(p.numel() for p in model.parameters())
         self.step = 0
         self.seconds = 0.0
         self._since = time.monotonic()
@@ -131,12 +85,13 @@ class Engine:
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": vectors, "weight_decay": 0.0},  # biases and norms, as in the released code
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
+        groups = [group for group in groups if group["params"]]
+        self._decays = [group["weight_decay"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         self.model: PreTrainedModel = self.engine.module
-        folder.mkdir(parents=True, exist_ok=True)
 
     def _config(self, precision: str) -> dict[str, Any]:
         template = Path(__file__).parent.parent / "config" / "deepspeed" / f"zero{self.launch.zero}.json"
@@ -149,9 +104,12 @@ class Engine:
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": self.settings.clip_norm,
             "bf16": {"enabled": precision == "bf16"},
+            # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
+            **({"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} if precision == "fp16" else {}),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where the optimizer is offloaded
             "steps_per_print": 10**9,
+            **({"checkpoint": {"load_universal": True}} if self.found and self.found.processes != self.world.size else {}),
         }
 
     def mine(self, items: Sequence[Any], length: Callable[[Any], int]) -> list[list[Any]]:
@@ -175,66 +133,73 @@ class Engine:
         assert count == self.accumulation, f"{count} micro-batches instead of {self.accumulation}"
         self.engine.eval()
         self.step += 1
+        self.world.at(f"step {self.step}")
         norm = self.engine.get_global_grad_norm()
-        return {"loss": sum(self.world.gather(total)), "lr": rate, "grad_norm": float(norm) if norm is not None else math.nan}
+        numbers = {
+            "loss": sum(self.world.gather(total)),
+            "lr": rate,
+            "grad_norm": float(norm) if norm is not None else math.nan,
+        }
+        if self.engine.fp16_enabled():
+            numbers["skipped_steps"] = float(self.engine.skipped_steps)
+        return numbers
 
     # --- checkpoints
     def save(self, state: dict[str, Any]) -> None:
         """Everything needed to go on from here; whole or not at all.  `state` is the loop's own (any picklable value)."""
-        final = self.folder / f"step-{self.step:07d}"
-        partial = self.folder / f".partial-{self.step:07d}"
-        if self.world.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.world.barrier()
-        self.engine.save_checkpoint(
-            str(partial),
-            tag="deepspeed",
-            client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
-            save_latest=False,
-        )
-        rng = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        torch.save(rng, partial / f"random-{self.world.rank}.pt")
-        if self.world.rank == 0:
-            torch.save({"step": self.step, "seconds": self.elapsed(), "loop": state}, partial / "state.pt")
-        self.world.barrier()
-        if self.world.rank == 0:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            for old in self._checkpoints()[:-KEPT]:
-                shutil.rmtree(old)
-        self.world.barrier()
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        with checkpoints.saving(self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world) as partial:
+            self.engine.save_checkpoint(
+                str(partial),
+                tag="deepspeed",
+                client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
+                save_latest=False,
+            )
+            rng = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+            if torch.cuda.is_available():
+                rng["cuda"] = torch.cuda.get_rng_state()
+            torch.save(rng, partial / f"random-{self.world.rank}.pt")
+            if self.world.rank == 0:
+                torch.save({"step": self.step, "seconds": self.elapsed(), "loop": state}, partial / "state.pt")
 
     def resume(self) -> dict[str, Any] | None:
-        """Take up the newest checkpoint and return the loop's state, or None where there is none."""
-        found = self._checkpoints()
-        if not found:
+        """Take up the newest whole checkpoint and return the loop's state, or None where there is none.
+
+        Exact with the number of processes that saved it; with another, equal up to the order of sums, and dropout is drawn anew.
+        """
+        found = self.found
+        if found is None:
             return None
-        newest = found[-1]
-        saved = len(list(newest.glob("random-*.pt")))
-        if saved != self.world.size:
-            raise UserError(
-                f"{newest}: saved by {saved} processes, this run has {self.world.size}; use {saved} again or delete this folder"
-            )
-        path, _ = self.engine.load_checkpoint(str(newest), tag="deepspeed")
+        tag = "deepspeed" if found.processes == self.world.size else checkpoints.universal(found, self.world, self.say)
+        path, _ = self.engine.load_checkpoint(str(found.folder), tag=tag)
         if path is None:
-            raise UserError(f"{newest}: damaged checkpoint; delete this folder to go on from the one before")
-        rng = torch.load(newest / f"random-{self.world.rank}.pt", weights_only=False)
-        torch.set_rng_state(rng["torch"])
-        np.random.set_state(rng["numpy"])
-        random.setstate(rng["python"])
-        if "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"])
-        state = torch.load(newest / "state.pt", weights_only=False)
+            raise UserError(f"{found.folder}: DeepSpeed cannot load it; delete this folder to go on from the one before")
+        state = torch.load(found.folder / "state.pt", weights_only=False)
+        if found.processes == self.world.size:
+            rng = torch.load(found.folder / f"random-{self.world.rank}.pt", weights_only=False)
+            torch.set_rng_state(rng["torch"])
+            np.random.set_state(rng["numpy"])
+            random.setstate(rng["python"])
+            if "cuda" in rng and torch.cuda.is_available():
+                torch.cuda.set_rng_state(rng["cuda"])
+        else:
+            self._mend_universal()
+            seed_all(state["step"] * 1000 + self.world.rank)
         self.step, self.seconds, self._since = state["step"], state["seconds"], time.monotonic()
         self.say(f"goes on from step {self.step} of {self.steps}")
         loop: dict[str, Any] = state["loop"]
         return loop
+
+    def _mend_universal(self) -> None:
+        """Undo what DeepSpeed 0.19.8 does to a ZeRO-3 optimizer on loading a universal checkpoint.
+
+        All weights get one and the same step counter, which each of them then advances, and all groups get the first one's weight decay.
+        """
+        optimizer = self.engine.optimizer.optimizer
+        for group, decay in zip(optimizer.param_groups, self._decays, strict=True):
+            group["weight_decay"] = decay
+        for values in optimizer.state.values():
+            if torch.is_tensor(values.get("step")):
+                values["step"] = values["step"].clone()
 
     def elapsed(self) -> float:
         """Seconds of training so far, interruptions left out."""
@@ -246,6 +211,21 @@ class Engine:
             return None
         state: dict[str, Any] = self.engine._zero3_consolidated_16bit_state_dict()
         return state
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The whole weights on every rank, gathered once: for sampling and dev sets (every rank must enter).
+
+        Under ZeRO-3 each forward pass gathers each layer from all ranks, and here the ranks make different numbers of passes: they
+        would wait for each other for ever.  Costs a copy of the model on each device.
+        """
+        if self.launch.zero < 3:
+            yield
+            return
+        from deepspeed.runtime.zero import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(self.engine):
+            yield
 
     # --- interruptions
     @contextmanager

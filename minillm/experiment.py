@@ -73,6 +73,7 @@ class Experiment:
 
 # --- checking a whole configuration
 STAGES = (
+    "fetch",
     "data",
     "testset",
     "base",

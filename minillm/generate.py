@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm import models
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
-from minillm.engine import World, start
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.sampling import sample
 from minillm.settings import GenerateSettings, PseudoSettings
 from minillm.sources import read_tests
+from minillm.world import World, start
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def remove_journals(journal: Path) -> None:
 def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
     rows = read_tests(test)
-    world = start(0)
+    world = start(0, launch.patience)
     tokenizer = models.load_tokenizer(model)
     inputs = {"test": identity(test), "model": identity(model)}
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings), inputs)}")
@@ -142,7 +142,7 @@ def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, mode
 
 def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
     """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
-    world = start(settings.seed)
+    world = start(settings.seed, launch.patience)
     tokenizer = models.load_tokenizer(data / "tokenizer")
     models.check_same_tokenizer(teacher, data / "tokenizer")
     inputs = {"data": identity(data), "teacher": identity(teacher)}

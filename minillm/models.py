@@ -18,7 +18,7 @@ from minillm.sources import resolve_path
 
 transformers_logging.disable_progress_bar()
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

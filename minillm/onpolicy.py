@@ -17,7 +17,7 @@ from minillm import models
 from minillm.config import Launch, Sampling
 from minillm.data import Corpus, Rows
 from minillm.development import Candidates, Dev, answer, losses
-from minillm.engine import Engine, MetricsLog, start
+from minillm.engine import Engine, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
 from minillm.rollout_losses import Task, credit_summary, step_losses, token_divergence
@@ -25,6 +25,7 @@ from minillm.rollouts import Memory, Rollouts, collect
 from minillm.semantics import OnPolicy
 from minillm.settings import OnPolicySettings
 from minillm.supervised import evaluation_steps, export
+from minillm.world import start
 
 INNER = 2**40  # orders of mini-batches come from other keys than orders of prompts
 
@@ -84,13 +85,14 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
     in the shares that the method starts with.
     """
     s, dev, world = task.settings, task.dev, engine.world
-    answers = answer(engine.model, dev, world)
 
     def divergence(q: Any, p: Any) -> Any:
         return token_divergence(s, q, p)
 
-    own = losses(engine.model, answers.examples, dev, world, task.teacher, divergence)
-    gold = losses(engine.model, dev.examples, dev, world, task.teacher if s.student_share < 1 else None, divergence)
+    with engine.whole():
+        answers = answer(engine.model, dev, world)
+        own = losses(engine.model, answers.examples, dev, world, task.teacher, divergence)
+        gold = losses(engine.model, dev.examples, dev, world, task.teacher if s.student_share < 1 else None, divergence)
     objective = s.student_share * own["divergence"] + (1 - s.student_share) * gold.get("divergence", 0.0)
     return {
         "dev_rouge": answers.rouge,
@@ -134,7 +136,7 @@ def run_stage(
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to the checkpoint of best dev ROUGE-L (`out`)."""
     training = settings.training
-    world = start(settings.seed)
+    world = start(settings.seed, launch.patience)
     models.check_same_tokenizer(init, teacher)
     tokenizer = models.load_tokenizer(data / "tokenizer")
     rows = Rows.open(data, "train")

@@ -110,20 +110,21 @@ def collect(
     eos, pad = models.special_tokens(dev.tokenizer)
     # The teacher looks on where it has a share in the sampling, or where its log-probabilities are the rewards.
     watched = settings.alpha > 0 or settings.objective == "minillm" or settings.stop_kl > 0
-    found = sample(
-        engine.model,
-        [rows.prompt(i) for i in mine],
-        [int(rows.ids[i]) for i in mine],
-        Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
-        seed=seed,
-        step=collection,
-        eos=eos,
-        pad=pad,
-        vocabulary=dev.vocabulary,
-        mixture=Mixture(teacher, settings.alpha) if watched else None,
-        record=True,
-        batch=engine.launch.eval_batch,
-    )
+    with engine.whole():
+        found = sample(
+            engine.model,
+            [rows.prompt(i) for i in mine],
+            [int(rows.ids[i]) for i in mine],
+            Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
+            seed=seed,
+            step=collection,
+            eos=eos,
+            pad=pad,
+            vocabulary=dev.vocabulary,
+            mixture=Mixture(teacher, settings.alpha) if watched else None,
+            record=True,
+            batch=engine.launch.eval_batch,
+        )
     own = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, found, strict=True)]
     by_row = {entry.row: entry for part in engine.world.gather(own) for entry in part}
     entries = [by_row[row] if isinstance(row, int) else row for row in plan]

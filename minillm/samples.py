@@ -16,11 +16,11 @@ from minillm import models
 from minillm.analysis_settings import SamplesSettings
 from minillm.config import Launch
 from minillm.data import subset
-from minillm.engine import World, start
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.generate import Question, answer_all, remove_journals
 from minillm.sources import read_tests
+from minillm.world import World, start
 
 AGAIN = "remove it and draw the samples again"
 
@@ -66,7 +66,7 @@ def draw_samples(
 def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Samples of `model` for (a seeded subset of) the prompts of `test`: one prompt a line, sorted by id, and FILE.meta.json."""
     rows = read_tests(test)
-    world = start(0)
+    world = start(0, launch.patience)
     tokenizer = models.load_tokenizer(model)
     inputs = {"test": identity(test), "model": identity(model)}
     raw = dataclasses.asdict(settings)

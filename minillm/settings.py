@@ -16,6 +16,18 @@ from minillm.strict import STRICT, Count, Name
 
 
 @dataclass(frozen=True, config=STRICT)
+class FetchSettings:
+    """`fetch`: one thing of the hub at one revision."""
+
+    stage: Literal["fetch"]
+    kind: Literal["model", "tokenizer", "dataset"]
+    path: str
+    revision: str
+    subset: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DataSettings:
     """`data`: tokenizer, training rows, dev rows and corpus of one tokenizer."""
 

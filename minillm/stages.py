@@ -27,6 +27,7 @@ from minillm.settings import (
     BaseSettings,
     DataSettings,
     EstimatorSettings,
+    FetchSettings,
     FigureSettings,
     GenerateSettings,
     OnPolicySettings,
@@ -50,6 +51,21 @@ def on_policy(config: Experiment, method: str, model: str) -> OnPolicy:
     if method in config.variants:
         settings = merged(settings, config.variants[method].settings, "config", f"variants.{method}")
     return settings
+
+
+def _fetch_settings(config: Experiment, source: str) -> FetchSettings:
+    """`source`: a section of the configuration and a name in it, models/gpt2."""
+    section, name = source.split("/", 1)
+    spec = getattr(config, section)[name]
+    kind = {"models": "model", "checkpoints": "model", "tokenizers": "tokenizer", "datasets": "dataset"}[section]
+    return FetchSettings(
+        stage="fetch",
+        kind=kind,  # type: ignore[arg-type]
+        path=spec.path,
+        revision=spec.revision,
+        subset=getattr(spec, "subset", ""),
+        split=getattr(spec, "split", ""),
+    )
 
 
 def _data_settings(config: Experiment, tokenizer: str) -> DataSettings:
@@ -142,7 +158,9 @@ def stage_settings(
 ) -> dict[str, Any]:
     """Exactly what one stage depends on, as plain data; `canonical` makes it the text of its settings file."""
     settings: Any
-    if stage == "data":
+    if stage == "fetch":
+        settings = _fetch_settings(config, weights)
+    elif stage == "data":
         settings = _data_settings(config, tokenizer)
     elif stage == "testset":
         settings = TestSettings(

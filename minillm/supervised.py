@@ -22,10 +22,11 @@ from minillm import models, objectives, provenance
 from minillm.config import Launch, Training
 from minillm.data import Batch, Rows, collate
 from minillm.development import Candidates, Dev, Example, answer, losses
-from minillm.engine import Engine, MetricsLog, start
+from minillm.engine import Engine, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_folder
 from minillm.settings import TrainSettings
+from minillm.world import host, start
 
 RULES = ("best_rouge", "lowest_loss")
 
@@ -104,7 +105,9 @@ def fit(
 
     engine.engine.eval()
     if engine.step == 0:
-        log.write({key: value for key, value in look().items() if key != "step"})
+        with engine.whole():
+            first = look()
+        log.write({key: value for key, value in first.items() if key != "step"})
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
             numbers = engine.update(parts(batch_of_step(len(examples), settings.batch, engine.step, seed)))
@@ -112,10 +115,15 @@ def fit(
             if engine.step % engine.launch.log_every == 0 or engine.step == engine.steps:
                 log.write(numbers)
             if engine.step in due:
-                entry = look()
-                if rouge:
-                    answers = answer(engine.model, dev, engine.world)
-                    entry |= {"dev_rouge": answers.rouge, "dev_length": answers.mean_length, "dev_finished": answers.finished}
+                with engine.whole():
+                    entry = look()
+                    if rouge:
+                        answers = answer(engine.model, dev, engine.world)
+                        entry |= {
+                            "dev_rouge": answers.rouge,
+                            "dev_length": answers.mean_length,
+                            "dev_finished": answers.finished,
+                        }
                 history.append(entry)
                 log.write({key: value for key, value in entry.items() if key != "step"})
                 candidates.offer(history)
@@ -135,11 +143,12 @@ def export(
     seed: int,
 ) -> None:
     """The chosen models to their output folders (`outputs`: rule -> folder), then the checkpoints go."""
-    engine.world.barrier()
+    hosts = engine.world.gather(host())
     if engine.world.rank == 0:
         run = {
             "seed": seed,
             "world_size": engine.world.size,
+            "hosts": hosts,
             "wall_seconds": round(engine.elapsed(), 1),
             "steps": engine.steps,
             "launch": dataclasses.asdict(engine.launch),
@@ -184,7 +193,7 @@ def run_stage(
     pseudo: Path | None = None,
 ) -> None:
     """Stages teacher, sft, kd and seqkd: train `base` on `data` and leave the models that `outputs` (rule -> folder) asks for."""
-    world = start(settings.seed)
+    world = start(settings.seed, launch.patience)
     inputs = {
         key: identity(path) for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items() if path
     }

@@ -3,6 +3,7 @@ rule calibration:
     input:
         config="results/{run}/configs/calibration/{task}.json",
         model="results/{run}/models/{weights}",
+        hub=hub_of_task,
         code=sources("minillm.evaluation.calibration"),
     output:
         "results/{run}/metrics/calibration/{weights}/{task}.json",

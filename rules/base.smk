@@ -3,6 +3,7 @@ rule base:
         config="results/{run}/configs/base/{model}.json",
         data=data_of,
         parent=parent_of,
+        hub=hub_of_model,
         code=sources("minillm.base"),
     output:
         directory("results/{run}/models/{model}/base"),
@@ -31,6 +32,7 @@ rule checkpoint:
     input:
         config="results/{run}/configs/checkpoint/{taken}.json",
         data=data_of,
+        hub=hub_of_checkpoint,
         code=sources("minillm.base"),
     output:
         directory("results/{run}/models/{taken}"),

@@ -98,6 +98,7 @@ wildcard_constraints:
     test=one_of(TESTS),
     weights=one_of(WEIGHTS),
     taken=one_of(EXPERIMENT.checkpoints),
+    source=r"(models|tokenizers|datasets|checkpoints)/.+",
     method=one_of(ON_POLICY),
     seed=r"\d+",
     key=f"({one_of([*STAGES, *EXPERIMENT.variants])})(/.+)?",
@@ -106,7 +107,7 @@ wildcard_constraints:
 def settings_of(wildcards):
     """Text of a stage's settings file: the same settings always give the same text, and nothing else goes into it."""
     stage, *names = wildcards.key.split("/")
-    if stage == "checkpoint":
+    if stage in ("checkpoint", "fetch"):
         names = ["/".join(names)]
     if stage == "publish":
         return canonical(publish_settings(EXPERIMENT, names[0]))
@@ -115,6 +116,7 @@ def settings_of(wildcards):
         "testset": ["test"],
         "base": ["model"],
         "checkpoint": ["weights"],
+        "fetch": ["weights"],
         "teacher": ["model"],
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
@@ -221,6 +223,38 @@ def pseudo_of(wildcards):
     return f"results/{wildcards.run}/data/{tokenizer_of(wildcards.teacher)}/pseudo/{wildcards.teacher}.jsonl"
 
 
+def fetched(section, *names):
+    """Records of those of `names` in a section of the configuration that come from the hub."""
+    table = getattr(EXPERIMENT, section)
+    return [
+        f"results/{RUN}/hub/{section}/{name}.json"
+        for name in names
+        if table[name].source == "hub"
+    ]
+
+
+def hub_of_data(wildcards):
+    data = EXPERIMENT.data
+    sets = fetched("datasets", data.train, data.dev, data.corpus)
+    return fetched("tokenizers", wildcards.tokenizer) + sets
+
+
+def hub_of_test(wildcards):
+    return fetched("datasets", wildcards.test)
+
+
+def hub_of_task(wildcards):
+    return fetched("datasets", EXPERIMENT.calibration.tasks[wildcards.task].dataset)
+
+
+def hub_of_model(wildcards):
+    return fetched("models", wildcards.model)
+
+
+def hub_of_checkpoint(wildcards):
+    return fetched("checkpoints", wildcards.taken)
+
+
 def parent_of(wildcards):
     """The base model that a pruned one is cut from."""
     parent = EXPERIMENT.models[wildcards.model].parent
@@ -273,17 +307,19 @@ def launch(stage):
         if gpus:
             processes = int(gpus[1])  # of each node
         prefix = f"OMP_NUM_THREADS={max(1, threads // processes)}"
+        # After a SIGTERM torchrun gives the processes so many seconds to save, and not its 30.
+        torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
         run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
         if nodes > 1:
             per_node = os.path.relpath(
                 Path(workflow.basedir) / "scripts" / "per_node.sh"
             )
             return (
-                f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
-                f" {per_node} torchrun --nproc-per-node={processes} --nnodes={nodes} {run}"
+                f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1"
+                f" {per_node} {torchrun} --nnodes={nodes} {run}"
             )
         return (
-            f"{prefix} torchrun --standalone --nproc-per-node={processes} {run}"
+            f"{prefix} {torchrun} --standalone {run}"
             if processes > 1
             else f"{prefix} python {run}"
         )

@@ -16,6 +16,7 @@ rule settings:
 rule data:
     input:
         config="results/{run}/configs/data/{tokenizer}.json",
+        hub=hub_of_data,
         code=sources("minillm.data"),
     output:
         directory("results/{run}/data/{tokenizer}/training"),
@@ -36,6 +37,7 @@ rule testset:
     input:
         config="results/{run}/configs/testset/{test}.json",
         data="results/{run}/data/{tokenizer}/training",
+        hub=hub_of_test,
         code=sources("minillm.data"),
     output:
         rows="results/{run}/data/{tokenizer}/tests/{test}.jsonl",

@@ -32,6 +32,10 @@ rule publish_table:
         " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
 
 
+localrules:
+    publish_figure,  # a rule that uses another does not take its localrule over
+
+
 use rule publish_table as publish_figure with:
     output:
         report(

@@ -22,11 +22,11 @@ from minillm import models
 from minillm.analysis_settings import CalibrationSettings
 from minillm.config import Launch
 from minillm.data import collate, encode, render, subset
-from minillm.engine import start
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
 from minillm.files import identity, write_json
 from minillm.sources import Row, read_entries
+from minillm.world import start
 
 RESAMPLES, BOOTSTRAP_SEED = 1000, 0
 
@@ -44,7 +44,7 @@ class Question:
 
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
     """Accuracy and calibration errors of the model folder `model` on one task, as JSON in `out`."""
-    world = start(0)
+    world = start(0, launch.patience)
     tokenizer = models.load_tokenizer(model)
     loaded = models.load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)

@@ -17,11 +17,11 @@ from minillm.accumulated_error import Totals
 from minillm.analysis_settings import ExposureBiasSettings
 from minillm.config import Launch
 from minillm.data import collate
-from minillm.engine import World, start
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, write_json
 from minillm.generate import remove_journals
 from minillm.samples import Sampled, draw_samples, read_samples
+from minillm.world import World, start
 
 LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
 
@@ -70,7 +70,7 @@ def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, 
 
     Raises UserError where the samples are not this teacher's, or the two have different tokenizers.
     """
-    world = start(0)
+    world = start(0, launch.patience)
     models.check_same_tokenizer(model, teacher)
     tokenizer = models.load_tokenizer(model)
     meta, theirs = read_samples(samples, settings.samples)

@@ -91,8 +91,8 @@ class Local:
 
         from minillm import models
         from minillm.config import Sampling
-        from minillm.engine import start
         from minillm.sampling import sample
+        from minillm.world import start
 
         world = start(0)
         tokenizer = models.load_tokenizer(self.folder)

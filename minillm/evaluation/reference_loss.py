@@ -15,10 +15,10 @@ from minillm import models
 from minillm.analysis_settings import ReferenceLossSettings
 from minillm.config import Launch
 from minillm.data import collate, encode
-from minillm.engine import start
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 from minillm.sources import read_tests
+from minillm.world import start
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids
 
@@ -59,7 +59,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
     The standard error is over rows, for the mean over tokens that of a ratio.  "nll" and "tokens" hold each row's sum and number.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
-    world = start(0)
+    world = start(0, launch.patience)
     tokenizer = models.load_tokenizer(model)
     loaded = models.load_model(model, settings.precision, world.device)
     made = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]

@@ -19,7 +19,8 @@ class Checkout:
         self.folder = folder
         self.run = folder / "results" / "tiny"
         # The copy's package, not the installed one; one thread, so that sums are in one order.
-        self.environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PATH": path}
 
     def snakemake(self, *arguments, timeout=900):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", CONFIG, *arguments]

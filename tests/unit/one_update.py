@@ -12,8 +12,9 @@ import torch
 from onpolicy_case import COUNT, pair, rollouts, settings, task
 
 from minillm.config import Launch
-from minillm.engine import Engine, start
+from minillm.engine import Engine
 from minillm.rollout_losses import step_losses
+from minillm.world import start
 
 
 def flat(model):

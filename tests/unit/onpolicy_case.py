@@ -12,11 +12,12 @@ from tiny_models import make
 
 from minillm.config import Sampling
 from minillm.development import Dev
-from minillm.engine import Engine, World
+from minillm.engine import Engine
 from minillm.rollout_losses import Task, step_losses
 from minillm.rollouts import Entry, Rollouts, together
 from minillm.sampling import Mixture, sample
 from minillm.semantics import PRESETS, OnPolicy
+from minillm.world import World
 
 VOCABULARY, EOS = 11, 0
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])]

@@ -12,12 +12,12 @@ from minillm import provenance
 from minillm.accumulated_error import band, bootstrap, curve, last_length, mean_kl, totals
 from minillm.analysis_settings import ExposureBiasSettings, SamplesSettings
 from minillm.config import Launch, Sampling
-from minillm.engine import World
 from minillm.errors import UserError
 from minillm.evaluation.exposure_bias import measure, run_stage, score, token_kl
 from minillm.objectives import kl
 from minillm.samples import Sampled, draw_samples, read_samples
 from minillm.samples import run_stage as run_samples
+from minillm.world import World
 
 VOCABULARY, EOS, HORIZON = 4, 0, 5
 WORLD = World(0, 1, torch.device("cpu"))

@@ -85,8 +85,18 @@ def test_jobs_of_the_paper(checkout, named):
     evaluated |= {"samples": 4, "exposure_bias": 10 * 4}  # a pair and method each
     published = {"publish_table": 9, "publish_figure": 14}
     # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all.
-    settings = 3 + 5 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 1 + 1 + 1 + 1)
-    assert counts == {"settings": settings, "data": 3, "testset": 3 * 5, **trained, **evaluated, **published, **one_each}
+    fetched = {"fetch": 12 + 3 + 10}  # models, tokenizers, data sets of the hub
+    settings = 3 + 5 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 1 + 1 + 1 + 1) + fetched["fetch"]
+    assert counts == {
+        "settings": settings,
+        **fetched,
+        "data": 3,
+        "testset": 3 * 5,
+        **trained,
+        **evaluated,
+        **published,
+        **one_each,
+    }
 
 
 def test_a_sweep_adds_its_models_and_leaves_the_main_table_alone(checkout):

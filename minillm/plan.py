@@ -1,0 +1,145 @@
+"""`snakemake -n ... | python -m minillm.plan`: what a run would still do: jobs by rule, hours by stage, and the critical path.
+
+Hours are those of earlier runs, from the benchmark files that Snakemake has left in the run's folder: of the same job, else the mean over the
+same rule and model, else over the rule.  What never ran has a dash; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.errors import UserError
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a dry run, with the files that Snakemake lists for it."""
+
+    rule: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    benchmark: str = ""
+
+
+def jobs(text: str) -> list[Job]:
+    """The jobs of the output of `snakemake -n`, in its order."""
+    found = []
+    for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", text, flags=re.MULTILINE)[1:]:
+        rule = re.match(r"(?:local)?(?:rule|checkpoint) (\w+):", block)
+        fields = dict(re.findall(r"^    (input|output|benchmark): (.*)$", block, re.MULTILINE))
+        if rule:
+            files = {key: tuple(fields.get(key, "").split(", ")) for key in ("input", "output")}
+            found.append(Job(rule[1], files["input"], files["output"], fields.get("benchmark", "")))
+    return found
+
+
+def hours_of(planned: Sequence[Job], root: Path) -> dict[int, float]:
+    """Place of a job in `planned` -> hours, for those whose stage has run before; benchmark paths are below `root`."""
+    measured: dict[str, float] = {}
+    for folder in sorted({_stage_folder(job) for job in planned if job.benchmark}):
+        for path in sorted((root / folder).rglob("*.tsv")):
+            seconds = _seconds(path)
+            if seconds is not None:
+                measured[path.relative_to(root).as_posix()] = seconds / 3600
+    found = {}
+    for i, job in enumerate(planned):
+        if job.benchmark in measured:
+            found[i] = measured[job.benchmark]
+        elif job.benchmark:
+            folder = _stage_folder(job)
+            model = folder + job.benchmark.removeprefix(folder).split("/")[0] + "/"
+            alike = [hours for path, hours in measured.items() if path.startswith(model)]
+            alike = alike or [hours for path, hours in measured.items() if path.startswith(folder)]
+            if alike:
+                found[i] = sum(alike) / len(alike)
+    return found
+
+
+def critical_path(planned: Sequence[Job], hours: Mapping[int, float]) -> list[int]:
+    """Places of the jobs of the chain of dependencies that takes longest; what has no hours counts as nothing."""
+    makes = {output: i for i, job in enumerate(planned) for output in job.outputs if output}
+    best: dict[int, tuple[float, tuple[int, ...]]] = {}
+
+    def longest(i: int) -> tuple[float, tuple[int, ...]]:
+        if i not in best:
+            before = {makes[name] for name in planned[i].inputs if name in makes} - {i}
+            total, path = max(
+                (longest(j) for j in sorted(before)), default=(0.0, ()), key=lambda found: (found[0], len(found[1]))
+            )
+            best[i] = total + hours.get(i, 0.0), (*path, i)
+        return best[i]
+
+    return list(
+        max((longest(i) for i in range(len(planned))), default=(0.0, ()), key=lambda found: (found[0], len(found[1])))[1]
+    )
+
+
+def report(planned: Sequence[Job], hours: Mapping[int, float]) -> str:
+    """A table of the rules, and the critical path in one line."""
+    counts = Counter(job.rule for job in planned)
+    lines = ["| Rule | Jobs | Hours a job | Hours |", "|:--|--:|--:|--:|"]
+    for rule, count in counts.items():
+        own = [hours[i] for i, job in enumerate(planned) if job.rule == rule and i in hours]
+        timed = any(job.benchmark for job in planned if job.rule == rule)
+        each = f"{sum(own) / len(own):.3g}" if own else DASH if timed else ""
+        total = "" if not timed else f"{sum(own):.3g}" if len(own) == count else f"> {sum(own):.3g}" if own else DASH
+        lines.append(f"| {rule} | {count} | {each} | {total} |")
+    path = critical_path(planned, hours)
+    known = sum(hours.get(i, 0.0) for i in path)
+    steps = []
+    for i in path:
+        job = planned[i]
+        if job.benchmark:
+            name = job.benchmark.removeprefix(_stage_folder(job)).removesuffix(".tsv")
+            steps.append(f"{job.rule} {name} ({f'{hours[i]:.3g} h' if i in hours else DASH})")
+    unknown = sum(1 for i in path if planned[i].benchmark and i not in hours)
+    return "\n".join(
+        [
+            *lines,
+            f"| all | {len(planned)} | | {sum(hours.values()):.3g} |",
+            "",
+            f"Critical path: {known:.3g} h" + (f" and {unknown} stages that never ran" if unknown else ""),
+            *(f"  {step}" for step in steps),
+        ]
+    )
+
+
+def _stage_folder(job: Job) -> str:
+    """results/<run>/benchmarks/<stage>/ of a benchmark's path."""
+    parts = job.benchmark.split("/")
+    return "/".join(parts[: parts.index("benchmarks") + 2]) + "/" if "benchmarks" in parts else job.benchmark
+
+
+def _seconds(path: Path) -> float | None:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        return float(rows[-1]["s"])
+    except (IndexError, KeyError, ValueError, TypeError):
+        return None
+
+
+def main(lines: Iterable[str]) -> int:
+    """Print the report of a dry run; 0, or 2 with one line where the text is none."""
+    text = "".join(lines)
+    planned = [job for job in jobs(text) if job.rule != "all"]
+    if not planned and "Nothing to be done" not in text:
+        last = text.strip().split("\n")[-1]  # what Snakemake itself complains of
+        raise UserError(f"no dry run on the standard input (snakemake -n --configfile FILE | python -m minillm.plan): {last}")
+    print(report(planned, hours_of(planned, Path())))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.stdin))
+    except UserError as error:
+        sys.exit(f"minillm.plan: error: {error}")

@@ -1,0 +1,157 @@
+"""This process among the processes of a stage: how they join, exchange values, and notice that one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from minillm.errors import UserError
+
+GONE = 70  # exit status of a rank that waited in vain
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the stage."""
+
+    rank: int
+    size: int
+    device: torch.device
+    watch: Watch | None = field(default=None, compare=False)
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def at(self, place: str) -> None:
+        """Where this rank is ("step 12"), for the message of a rank that waits for it in vain."""
+        if self.watch is not None:
+            self.watch.place = place
+
+    def together(self, action: Callable[[], None], what: str) -> None:
+        """`action` on every rank; where one failed with an error of the system, UserError on all that says which and why."""
+        problem = ""
+        try:
+            action()
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            problem = f"{type(error).__name__}: {error}".split("\n")[0]
+        problems = {rank: text for rank, text in enumerate(self.gather(problem)) if text}
+        if problems:
+            rank, text = next(iter(problems.items()))
+            raise UserError(f"{what}: rank {rank}: {text}")
+
+
+class Watch:
+    """A thread that says every few seconds that this rank is alive, and ends the process where another rank has stopped saying so.
+
+    A rank that was stopped, or whose node is gone, leaves the others waiting inside a collective without a word.  The signs of life go
+    through the store at which the ranks met, on `address`; no collective is needed, and clocks of several nodes are not compared.
+    """
+
+    def __init__(self, rank: int, size: int, patience: float, store: dist.Store) -> None:
+        self.rank, self.size, self.patience, self.store = rank, size, patience, store
+        self.place = "start"
+        self._beat = 0
+        self._seen: dict[int, tuple[str, float]] = {}  # rank -> (its newest sign, when it changed)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                silent = self.look(time.monotonic())
+            except (RuntimeError, OSError) as error:  # dist.DistError is a RuntimeError
+                self.end(f"the node of rank 0 does not answer ({str(error).splitlines()[0]})")
+                return
+            if silent:
+                self.end("; ".join(silent))
+                return
+            time.sleep(min(5.0, self.patience / 4))
+
+    def look(self, now: float) -> list[str]:
+        """Give a sign of life, read the others', and describe the ranks that gave none for `patience` seconds."""
+        self._beat += 1
+        self.store.set(f"alive/{self.rank}", f"{self._beat} {self.place}")
+        silent = []
+        for rank in range(self.size):
+            key = f"alive/{rank}"
+            sign = self.store.get(key).decode() if self.store.check([key]) else ""
+            if rank not in self._seen or self._seen[rank][0] != sign:
+                self._seen[rank] = sign, now
+            elif now - self._seen[rank][1] > self.patience:
+                place = sign.partition(" ")[2] or "before its first sign"
+                silent.append(
+                    f"rank {rank} gave no sign of life for {now - self._seen[rank][1]:.0f} s; it was last at: {place}"
+                )
+        return silent
+
+    def end(self, why: str) -> None:
+        """One line, and out: the main thread may hang in a collective for ever."""
+        print(f"minillm: error: rank {self.rank} (at: {self.place}): {why}; run the same command again to go on from the last "
+              "checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(GONE)
+
+
+def start(seed: int, patience: float = 600) -> World:
+    """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them.
+
+    Where a rank is silent for `patience` seconds, or a collective takes so long that all others would long be there, the stage ends.
+    """
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    cuda = torch.cuda.is_available()
+    size = int(os.environ["WORLD_SIZE"])
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if size == 1:
+            # A store in memory and no port, so that two stages on one machine cannot collide.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend)
+    local = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local)
+    rank = dist.get_rank()
+    watch = None
+    if size > 1:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(1.0, min(60.0, patience))))
+        watch = Watch(rank, size, patience, dist.PrefixStore("minillm", store))
+    world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch)
+    hosts = Counter(world.gather(host()))
+    if size > 1 and rank == 0:
+        print(f"{size} processes: {', '.join(f'{count} on {name}' for name, count in hosts.items())}", flush=True)
+    seed_all(seed * 1000 + world.rank)
+    return world
+
+
+def host() -> str:
+    """Name of this machine; on a cluster Slurm's name of the node."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch: dropout and nothing else depends on them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,153 @@
+"""A Slurm cluster of two nodes with GPUs (the one at hand, or one that is started here), and a copied checkout that runs on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+CONFIG = "tests/config/slurm.yaml"
+RUN = "results/slurm"
+MODEL = f"{RUN}/models/tiny-student/minillm/tiny-teacher/seed10"
+TABLE = f"{RUN}/tables/main.csv"
+LOG = f"{RUN}/logs/minillm/tiny-student/tiny-teacher/seed10.log"
+ONE, TWO = {"gres": "gpu:1"}, {"gres": "gpu:1", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """Names of the nodes of a partition `gpu` with at least two."""
+    state = None
+    if not shutil.which("sinfo") or "gpu" not in output_of("sinfo", "-h", "-o", "%P"):
+        state = str(tmp_path_factory.mktemp("slurm"))
+        started = subprocess.run(["bash", str(HERE / "up.sh"), state], capture_output=True, text=True, check=False)
+        if started.returncode == 3:
+            pytest.skip(started.stderr.strip())
+        assert started.returncode == 0, started.stderr
+    nodes = output_of("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N").split()
+    if len(nodes) < 2:
+        pytest.skip("the partition gpu has fewer than two nodes")
+    yield nodes
+    if state:
+        subprocess.run(["bash", str(HERE / "down.sh"), state], check=True)
+
+
+class Checkout:
+    """A copy of the checkout whose profile asks for what the test cluster has; every method runs in its root."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = kept | {"PYTHONPATH": str(root), "PATH": path}
+
+    def profile(self, **resources: dict) -> None:
+        """slurm/config.yaml with small jobs; teacher and MiniLLM on two nodes; `resources` of single rules on top."""
+        profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
+        profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
+        for rule, values in profile["set-resources"].items():
+            values |= {"mem_mb": 3000} | (TWO if rule in ("teacher", "minillm") else ONE) | resources.get(rule, {})
+        # The cluster answers at once, and its files are on one disk.
+        profile |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 3, "seconds-between-status-checks": 3}
+        (self.root / "slurm" / "config.yaml").write_text(yaml.safe_dump(profile))
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """`snakemake --profile slurm` in the background, its output in snakemake.log."""
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        with open(self.root / "snakemake.log", "w") as log:
+            return subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def snakemake(self, *arguments: str, timeout: float = 900) -> str:
+        """The same to its end, which must be good; the output."""
+        process = self.start(*arguments)
+        code = process.wait(timeout=timeout)
+        assert code == 0, self.log()[-6000:]
+        return self.log()
+
+    def cluster(self, *targets: str, config: str = CONFIG) -> tuple[str, ...]:
+        return (*targets, "--profile", "slurm", "--configfile", config)
+
+    def log(self) -> str:
+        return (self.root / "snakemake.log").read_text()
+
+    def read(self, path: str) -> str:
+        return (self.root / path).read_text()
+
+    def json(self, path: str) -> dict:
+        return json.loads(self.read(path))
+
+    def jobs(self) -> dict[str, str]:
+        """Number -> state of the jobs of this checkout's MiniLLM stage in Slurm, ended ones included."""
+        found = {}
+        for line in output_of("squeue", "-h", "--states=all", "-o", "%i|%T|%k|%Z").splitlines():
+            number, state, comment, folder = line.split("|")
+            if "minillm" in comment and folder == str(self.root):
+                found[number] = state
+        return found
+
+    def submitted(self) -> list[str]:
+        """Numbers of the jobs of the rule minillm that Snakemake's output names, in order."""
+        return re.findall(r"SLURM jobid (\d+) .*rule_minillm", self.log())
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.root / RUN / "checkpoints").glob("minillm-*/step-*"))
+
+
+def until(condition, seconds: float = 180, what: str = ""):
+    """The first true value of `condition`, asked four times a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.25)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@pytest.fixture(scope="session")
+def finished(cluster, tmp_path_factory):
+    """A run that nothing disturbed, all tables and figures."""
+    root = tmp_path_factory.mktemp("undisturbed") / "repo"
+    ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", "__pycache__", ".*_cache")
+    shutil.copytree(REPO, root, ignore=ignored)
+    (root / "results").mkdir()
+    checkout = Checkout(root)
+    checkout.profile()
+    (root / "undisturbed.log").write_text(checkout.snakemake(*checkout.cluster()))
+    return checkout
+
+
+@pytest.fixture
+def checkout(finished, tmp_path):
+    """The finished run as far as MiniLLM's initial student: the model of the on-policy stage and what follows from it are still to do."""
+    root = tmp_path / "repo"
+    shutil.copytree(finished.root, root, symlinks=True)
+    shutil.rmtree(root / MODEL)
+    shutil.rmtree(root / RUN / "generations/tiny-student/minillm")
+    (root / TABLE).unlink()
+    found = Checkout(root)
+    found.profile()
+    yield found
+    ours = [number for number, state in found.jobs().items() if state in ("PENDING", "RUNNING", "COMPLETING")]
+    if ours:
+        subprocess.run(["scancel", *ours], check=False)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()

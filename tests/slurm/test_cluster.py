@@ -1,0 +1,168 @@
+"""The chain on a cluster, and what goes wrong there: each ends in the same weights as a run that nothing disturbed.
+
+Slow (docs/running.md): `make test-slurm`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+import yaml
+from conftest import CONFIG, LOG, MODEL, RUN, TABLE, output_of, until
+
+TEACHER = f"{RUN}/models/tiny-teacher/teacher"
+
+
+def weights(checkout, model=MODEL):
+    return hashlib.sha256((checkout.root / model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def table(checkout):
+    return list(csv.DictReader((checkout.root / TABLE).open()))
+
+
+def disturbed(checkout, after=1):
+    """Start the run; its MiniLLM job when that has saved `after` times."""
+    process = checkout.start(*checkout.cluster(TABLE))
+    until(
+        lambda: len(checkout.checkpoints()) >= after or process.poll() is not None, what="a checkpoint of the on-policy stage"
+    )
+    assert process.poll() is None, checkout.log()[-4000:]
+    return process, checkout.submitted()[-1]
+
+
+def ends_well(checkout, finished, process):
+    """The run goes on to its end by itself, from a checkpoint, with the weights and the table of the undisturbed run."""
+    assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
+    assert re.search(r"goes on from step \d+ of", checkout.read(LOG))
+    same_result(checkout, finished)
+
+
+def same_result(checkout, finished):
+    assert weights(checkout) == weights(finished)
+    assert table(checkout) == table(finished)
+    assert not checkout.checkpoints()
+
+
+# --- an undisturbed run
+def test_ten_jobs_and_every_table_and_figure(finished):
+    submitted = re.findall(r"SLURM jobid (\d+)", finished.read("undisturbed.log"))
+    assert len(submitted) == len(set(submitted)) == 10
+    assert (finished.root / RUN / "report.html").is_file()
+
+
+@pytest.mark.parametrize("model", [TEACHER, MODEL])
+def test_on_two_nodes(finished, model):
+    record = finished.json(f"{model}/provenance.json")
+    assert record["world_size"] == 2 and len(set(record["hosts"])) == 2, record["hosts"]
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert "Nothing to be done" in finished.snakemake(*finished.cluster())
+
+
+def test_the_same_result_without_a_cluster(finished, tmp_path):
+    """Two processes on one machine make the same sums, so that the weights are equal to the bit."""
+    local = type(finished)(tmp_path / "repo")
+    subprocess.run(["cp", "-a", str(finished.root), str(local.root)], check=True)
+    subprocess.run(["rm", "-rf", str(local.root / RUN), str(local.root / ".snakemake")], check=True)
+    config = yaml.safe_load((local.root / CONFIG).read_text())
+    config["launch"] |= {"teacher": {"processes": 2}, "minillm": {**config["launch"]["minillm"], "processes": 2}}
+    (local.root / "local.yaml").write_text(yaml.safe_dump(config))
+    local.snakemake("--cores", "2", "--configfile", "local.yaml", TABLE)
+    for model in (TEACHER, MODEL):
+        assert weights(local, model) == weights(finished, model), model
+    assert table(local) == table(finished)
+
+
+# --- disturbed runs
+def test_a_cancelled_job(checkout, finished):
+    process, job = disturbed(checkout)
+    subprocess.run(["scancel", job], check=True)
+    ends_well(checkout, finished, process)
+    assert len(checkout.submitted()) == 2
+
+
+def test_a_requeued_job(checkout, finished):
+    process, job = disturbed(checkout)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    ends_well(checkout, finished, process)
+    assert checkout.submitted() == [job], "the same job, not a new one"
+
+
+def test_a_time_limit(checkout, finished):
+    """SIGTERM comes before the limit: the stage saves, and the next attempt goes on."""
+    checkout.profile(minillm={"slurm_extra": "'--signal=TERM@30'"})
+    process, job = disturbed(checkout)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
+    ends_well(checkout, finished, process)
+    assert len(checkout.submitted()) == 2
+
+
+def ranks():
+    """Rank -> process number, of the training processes of MiniLLM on this machine."""
+    found = {}
+    for line in output_of("ps", "-eo", "pid,args").splitlines():
+        number, _, command = line.strip().partition(" ")
+        if " -m minillm minillm " in f" {command} " and "torchrun" not in command and "torch.distributed" not in command:
+            try:
+                with open(f"/proc/{number}/environ", "rb") as file:
+                    values = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+            except OSError:
+                continue
+            if b"RANK" in values:
+                found[int(values[b"RANK"])] = int(number)
+    return found
+
+
+def test_a_killed_rank(checkout, finished):
+    process, _ = disturbed(checkout)
+    os.kill(ranks()[1], signal.SIGKILL)
+    ends_well(checkout, finished, process)
+    assert len(checkout.submitted()) == 2
+
+
+def test_a_killed_snakemake(checkout, finished):
+    """docs/running.md: cancel what is still in the queue, unlock, run the same command again."""
+    process, job = disturbed(checkout)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkout.jobs()[job] == "RUNNING", "the job knows nothing of it"
+    subprocess.run(["scancel", job], check=True)
+    until(lambda: checkout.jobs()[job] not in ("RUNNING", "COMPLETING"), what="the end of the cancelled job")
+    checkout.snakemake(*checkout.cluster(), "--unlock")
+    again = checkout.start(*checkout.cluster(TABLE))
+    until(lambda: len(checkout.jobs()) == 2, what="the second job")
+    assert sorted(checkout.jobs().values())[0] == "CANCELLED"
+    ends_well(checkout, finished, again)
+    assert len(checkout.jobs()) == 2
+
+
+# --- an edit while a job waits
+def test_an_edit_while_a_job_is_queued(checkout, finished, cluster):
+    """The job takes the settings with which it was planned; the next run plans what the edit changes."""
+    config = yaml.safe_load((checkout.root / CONFIG).read_text())
+    (checkout.root / "edited.yaml").write_text(yaml.safe_dump(config))
+    command = ["sbatch", "--parsable", "-p", "gpu", "-N", str(len(cluster)), "--exclusive", "--wrap", "sleep 600"]
+    blocker = output_of(*command).strip()
+    until(lambda: "RUNNING" in output_of("squeue", "-h", "-j", blocker, "-o", "%T"), what="a job that fills the cluster")
+    try:
+        process = checkout.start(*checkout.cluster(TABLE, config="edited.yaml"))
+        until(lambda: "PENDING" in checkout.jobs().values(), what="a MiniLLM job that waits")
+        config["stages"]["minillm"]["lr"] = 1.0e-4
+        config["stages"]["sft"]["lr"] = 1.0e-4
+        (checkout.root / "edited.yaml").write_text(yaml.safe_dump(config))
+    finally:
+        subprocess.run(["scancel", blocker], check=True)
+    assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
+    assert checkout.json(f"{MODEL}/provenance.json")["settings"]["training"]["lr"] == 5.0e-4
+    same_result(checkout, finished)
+    plan = checkout.snakemake(*checkout.cluster(TABLE, config="edited.yaml"), "-n", "--quiet", "rules")
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", plan, re.MULTILINE))
+    assert counts == {"settings": "2", "sft": "1", "minillm": "1", "generate": "2", "rouge": "2", "table": "1", "total": "9"}

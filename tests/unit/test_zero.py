@@ -1,0 +1,110 @@
+"""ZeRO 1 to 3 on one and two processes: losses of a loop without DeepSpeed, exact resuming, another number of processes."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, OneProcess, Prompts, pair, rollouts, settings, task
+from torch.testing import assert_close
+from zero_case import STEPS, supervised
+
+from minillm.data import collate
+from minillm.engine import learning_rate
+from minillm.rollout_losses import step_losses
+from minillm.supervised import example_loss
+
+HERE = Path(__file__).parent
+KINDS, ZEROS, PROCESSES = ("sft", "minillm"), (1, 2, 3), (1, 2)
+every = pytest.mark.parametrize(("kind", "zero"), list(itertools.product(KINDS, ZEROS)))
+
+
+def start(processes, *arguments):
+    """zero_steps.py as so many processes; what it saved."""
+    prefix = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+    command = [sys.executable, *prefix, str(HERE / "zero_steps.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return torch.load(arguments[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return {processes: start(processes, folder / f"{processes}.pt", folder) for processes in PROCESSES}
+
+
+@pytest.fixture(scope="module")
+def resumed(whole, folder):
+    """(processes that saved, processes that went on) -> the last ten steps."""
+    pairs = itertools.product(PROCESSES, PROCESSES)
+    return {(saved, then): start(then, folder / f"{saved}-{then}.pt", folder, saved) for saved, then in pairs}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """kind -> (losses, weights) of a loop of torch alone: whole batches, AdamW, clipped gradients."""
+    found = {}
+    for kind in KINDS:
+        student, teacher = (model.float() for model in pair())
+        chosen = supervised() if kind == "sft" else settings("paper", lr=1e-3, warmup=2)
+        made = rollouts(student, teacher, chosen) if kind == "minillm" else None
+        decays = [[p for p in student.parameters() if (p.ndim > 1) == matrices] for matrices in (True, False)]
+        groups = [
+            {"params": group, "weight_decay": decay} for group, decay in zip(decays, (chosen.weight_decay, 0.0), strict=True)
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=chosen.betas)
+        student.eval()
+        losses = []
+        for step in range(STEPS):
+            if made is None:
+                examples = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
+                tokens = sum(len(response) for _, response in examples)
+                loss = example_loss(student, collate(examples, EOS), VOCABULARY, tokens, None, 0.0)
+            else:
+                engine = OneProcess(student, COUNT, 1, step=step)
+                loss = sum(step_losses(engine, task(teacher, chosen), made, list(range(COUNT)), {}))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), chosen.clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(chosen, step, STEPS)
+            optimizer.step()
+            losses.append(loss.item())
+        found[kind] = losses, torch.cat([p.detach().flatten() for p in student.parameters()])
+    return found
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+@every
+def test_losses_of_a_loop_without_deepspeed(whole, plain, processes, kind, zero):
+    losses, weights = whole[processes][kind, zero]
+    expected, target = plain[kind]
+    assert len(losses) == STEPS and abs(expected[-1] - expected[0]) > 1e-2, "the steps change the loss"
+    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
+    assert_close(weights, target, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+@every
+def test_resuming_is_exact(whole, resumed, processes, kind, zero):
+    losses, weights = whole[processes][kind, zero]
+    again, same = resumed[processes, processes][kind, zero]
+    assert again == losses[STEPS // 2 :]
+    assert torch.equal(same, weights)
+
+
+@pytest.mark.parametrize(("saved", "then"), [(2, 1), (1, 2)])
+@every
+def test_another_number_of_processes_goes_on(whole, resumed, saved, then, kind, zero):
+    losses, weights = whole[then][kind, zero]
+    again, found = resumed[saved, then][kind, zero]
+    assert max(abs(a - b) for a, b in zip(again, losses[STEPS // 2 :], strict=True)) < 1e-5
+    assert_close(found, weights, atol=1e-4, rtol=1e-3)
