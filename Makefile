@@ -13,7 +13,7 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test lint types mutations format
+.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest $(PYTEST)
+
+test-slurm: $(VENV)/.installed ## a small run, and its faults, on a Slurm cluster at hand or on one that is started here (as root)
+	$(RUN) pytest tests/slurm $(PYTEST)
 
 lint: $(VENV)/.installed ## ruff, snakefmt, snakemake --lint
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES)
