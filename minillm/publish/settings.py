@@ -61,6 +61,11 @@ def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
     item = ITEMS[name]
     students = dict.fromkeys(student for _, student, _ in trained(config, sweeps=item.sweeps))
     table = table_settings(config, sweeps=item.sweeps)
+    if "calibration" in item.needs:
+        tasks = {name: task.label or config.datasets[task.dataset].label for name, task in config.calibration.tasks.items()}
+        table = dataclasses.replace(
+            table, test_labels=table.test_labels | {name: label for name, label in tasks.items() if label}
+        )
     settings = PublishSettings(
         stage="publish",
         name=name,

@@ -86,6 +86,12 @@ def test_calibration(run: Path, tmp_path: Path) -> None:
     assert r"Teacher & 0.123 $\pm$ 0.010" in (tmp_path / "table2.tex").read_text()
 
 
+def test_tasks_go_by_their_labels() -> None:
+    task = {"dataset": "dolly", "prompt": "?", "input": "{x}", "labels": {"0": "no", "1": "yes"}, "label": "SST-2"}
+    found = publish_settings(config(calibration={"tasks": {"sst2": task}}), "table2")
+    assert found["table"]["test_labels"]["sst2"] == "SST-2"
+
+
 def test_calibration_as_the_stage_writes_it(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     flat = json.loads((copy / "metrics/calibration/xl/teacher/sst2.json").read_text())
