@@ -69,10 +69,11 @@ def _letters(style: Style, columns: int, tests: int) -> int:
 def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int) -> None:
     found = {(c.method, c.test): c for c in cells}
     width = GROUP / len(methods)
+    own = [method for method in methods if any(c.method == method for c in cells)]  # not every pair has every method
     labels = []
     for x, test in enumerate(tests):
-        for i, method in enumerate(methods):
-            _bar(axes, x - GROUP / 2 + (i + 0.5) * width, width, found.get((method, test)), looks)
+        for i, method in enumerate(own):
+            _bar(axes, x + (i + 0.5 - len(own) / 2) * width, width, found.get((method, test)), looks)
         teacher = found.get(("teacher", test))
         if teacher is not None and teacher.mean is not None:
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]

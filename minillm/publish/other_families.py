@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from minillm.config import Pair
 from minillm.publish.cells import Cell, collect
 from minillm.publish.found import Found
 from minillm.publish.show import Sheet, merged_labels
@@ -16,17 +17,18 @@ CAPTION = (
 
 
 def other_families(found: Found) -> Sheet:
-    """The main table's cells, for the teachers one of whose students is of another family."""
+    """The main table's cells of those students, and of their teachers."""
     table, labels = found.settings.table, found.settings.models
-    teachers = {
-        p.teacher for p in table.pairs for s in p.students if labels[s].family and labels[s].family != labels[p.teacher].family
-    }
+
+    def other(pair: Pair) -> tuple[str, ...]:
+        return tuple(s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family)
+
+    pairs = tuple(dataclasses.replace(pair, students=other(pair)) for pair in table.pairs if other(pair))
     columns = ["Model", "Method", *(found.label(test) for test in table.tests)]
-    if not teachers:
+    if not pairs:
         return Sheet(
             CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
         )
-    pairs = tuple(pair for pair in table.pairs if pair.teacher in teachers)
     settings = dataclasses.replace(table, pairs=pairs)
     cells = collect(settings, found.folder / "metrics")
     found.sources += [source for cell in cells for source in cell.sources.split(";") if source]

@@ -68,7 +68,7 @@ def student_sizes(found: Found) -> Drawing:
     for teacher in teachers:
         points: dict[str, list[tuple[float, float, float]]] = {}
         entries = {}
-        for model in found.drawn([m for m in every if m.teacher == teacher.teacher and m.student]):
+        for model in found.drawn(_of_its_family(found, [m for m in every if m.teacher == teacher.teacher and m.student])):
             size, value = _size(found, model.student), score(model)
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
@@ -95,6 +95,13 @@ def student_sizes(found: Found) -> Drawing:
     return finished(
         figure, style, f"Score against the student's size. {text} {BARS}{found.drawn_note}", _n(found, tests, label)
     )
+
+
+def _of_its_family(found: Found, models: Sequence[Trained]) -> Sequence[Trained]:
+    """Students of their teacher's family, where there are some: a line through sizes of two families would mean nothing."""
+    families = found.settings.models
+    own = [m for m in models if families[m.student].family == families[m.teacher].family]
+    return own or models
 
 
 def teacher_sizes(found: Found) -> Drawing:
@@ -125,7 +132,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
     for axes, student in zip(grid, several, strict=True):
         points: dict[str, list[tuple[float, float, float]]] = {}
         own = [m for m in found.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
-        for model in own:
+        for model in found.drawn(own):
             value = score(model)
             if value:
                 points.setdefault(model.method, []).append((_size(found, model.teacher) or 0.0, value[0], value[1] or 0.0))
@@ -143,7 +150,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
     return finished(
         figure,
         style,
-        f"One student, teachers of several sizes. {text} {BARS}",
+        f"One student, teachers of several sizes. {text} {BARS}{found.drawn_note}",
         _n(found, tests, label),
     )
 
@@ -157,7 +164,7 @@ def size_gap(found: Found) -> Drawing:
     for teacher, own in found.pairs():
         top = average([test_rouge(found, teacher, test) for test in tests])
         sizes = _size(found, teacher.teacher), _size(found, own[0].student)
-        for model in own:
+        for model in found.drawn(own):
             value = average([test_rouge(found, model, test) for test in tests])
             if value and top and top[0] and sizes[0] and sizes[1]:
                 points.setdefault(model.method, []).append((sizes[0] / sizes[1], 100 * value[0] / top[0], 0.0))
@@ -180,6 +187,7 @@ def size_gap(found: Found) -> Drawing:
     axes.set_ylabel("share of the teacher's ROUGE-L (%)")
     legend(figure, handles)
     caption = f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}."
+    caption += found.drawn_note
     return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
 
 

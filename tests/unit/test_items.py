@@ -141,6 +141,12 @@ def test_table6_holds_other_families_alone(run: Path, tmp_path: Path) -> None:
     assert "| GPT-J 6B | Teacher |" in found and "GPT-2 1.5B" not in found and "it has a block" not in found
 
 
+def test_table6_leaves_the_teachers_own_family_out(run: Path, tmp_path: Path) -> None:
+    published_item("table6", run, tmp_path, pairs=[{"teacher": "j", "students": ["base", "j"]}])
+    found = (tmp_path / "table6.md").read_text()
+    assert "| GPT-J 6B | Teacher |" in found and "| GPT-J 6B | SFT" not in found and "| GPT-2 120M | SFT" in found
+
+
 def test_samples(run: Path, tmp_path: Path) -> None:
     found = text("table8", run, tmp_path)
     assert found == text("table8", run, tmp_path)
