@@ -11,7 +11,8 @@ COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#0
 HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
 # Variants, in the order in which they come: the rest of the palette, each with a hatch of its own.
 MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#999999", "oo"), ("#CC79A7", "////"), ("#0072B2", "...."),
-        ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**")]  # fmt: skip
+        ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**"), ("#F0E442", "////"), ("#999999", "...."),
+        ("#CC79A7", "xxxx"), ("#0072B2", "----"), ("#F0E442", "OO"), ("#999999", "\\\\\\\\")]  # fmt: skip
 
 # Of lines: two ways to tell methods apart beside the colour.
 MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
