@@ -13,7 +13,7 @@ rule publish_table:
             "results/{run}/tables/{name}.csv",
             caption="../workflow/report/item.rst",
             category="Tables",
-            labels={"table": "{name}"},
+            labels=lambda wildcards: {"table": ITEMS[wildcards.name].shows},
         ),
         collect("results/{{run}}/tables/{{name}}.{kind}", kind=["md", "tex", "json"]),
     log:
@@ -42,7 +42,7 @@ use rule publish_table as publish_figure with:
             "results/{run}/figures/{name}.png",
             caption="../workflow/report/item.rst",
             category="Figures",
-            labels={"figure": "{name}"},
+            labels=lambda wildcards: {"figure": ITEMS[wildcards.name].shows},
         ),
         collect("results/{{run}}/figures/{{name}}.{kind}", kind=["pdf", "json"]),
     wildcard_constraints:
