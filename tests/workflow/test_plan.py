@@ -137,10 +137,14 @@ def test_a_checkpoint_stands_for_one_training_alone(checkout):
     assert after - before == {"checkpoint taken=small/kd/big/seed10", "settings key=checkpoint/small/kd/big/seed10"}
 
 
+def torchrun(processes):
+    return ["torchrun", "--shutdown-timeout=110", f"--nproc-per-node={processes}"]
+
+
 def test_processes_start_torchrun_and_share_the_cores(checkout):
     name = checkout.write("processes.yaml", lambda c: c["launch"].update(kd={"processes": 2}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
-    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", "torchrun", "--standalone", "--nproc-per-node=2"]
+    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", *torchrun(2), "--standalone"]
     assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
 
 
@@ -160,10 +164,10 @@ def test_slurm_profile_plans_without_slurm(checkout):
     one, two = (checkout.snakemake("-n", "-p", "--profile", name, "--configfile", PLAN).stdout for name in ("slurm", "nodes"))
 
     assert starts(one)["base"][1:] == ["python"]
-    assert starts(one)["minillm"][1:] == ["torchrun", "--standalone", "--nproc-per-node=4"]
+    assert starts(one)["minillm"][1:] == [*torchrun(4), "--standalone"]
     assert re.search(r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE)
-    srun = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "workflow/scripts/per_node.sh"]
-    assert starts(two)["teacher"][1:] == [*srun, "torchrun", "--nproc-per-node=4", "--nnodes=2"]
+    srun = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "workflow/scripts/per_node.sh"]
+    assert starts(two)["teacher"][1:] == [*srun, *torchrun(4), "--nnodes=2"]
 
 
 def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
