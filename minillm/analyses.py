@@ -60,9 +60,17 @@ class Diversity:
 
 
 def check_responses(
-    exposure_bias: ExposureBias, lengths: Lengths, diversity: Diversity, tests: Collection[str], where: str
+    exposure_bias: ExposureBias,
+    lengths: Lengths,
+    diversity: Diversity,
+    tests: Collection[str],
+    datasets: Collection[str],
+    where: str,
 ) -> None:
-    """Test sets that these sections name are among `tests`, and edges rise.  Raises UserError, one line naming the key."""
+    """Sets that these sections name are among `tests`, for lengths among all `datasets`, and edges rise.
+
+    Raises UserError, one line naming the key.
+    """
     named = {
         "exposure_bias.tests": exposure_bias.tests,
         "lengths.tests": lengths.tests,
@@ -71,8 +79,9 @@ def check_responses(
     }
     for key, names in named.items():
         for name in names:
-            if name not in tests:
-                raise UserError(f"{where}: {key}: '{name}' is not among data.tests; {hint(name, tests)}")
+            known, section = (datasets, "datasets") if key.startswith("lengths") else (tests, "data.tests")
+            if name not in known:
+                raise UserError(f"{where}: {key}: '{name}' is not among {section}; {hint(name, known)}")
     for key, edges in {"edges": lengths.edges, **{f"per_test.{name}": e for name, e in lengths.per_test.items()}}.items():
         if list(edges) != sorted(set(edges)):
             raise UserError(f"{where}: lengths.{key}: {list(edges)} do not rise; write them from small to large")

@@ -122,7 +122,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         known(getattr(config.data, key), config.datasets, f"data.{key}")
     for i, name in enumerate(config.data.tests):
         known(name, config.datasets, f"data.tests.{i}")
-    check_responses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, where)
+    check_responses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, config.datasets, where)
     for i, pair in enumerate(config.pairs):
         _check_pair(config, pair, known, where, f"pairs.{i}")
     for i, pair in enumerate(config.sweeps):

@@ -95,7 +95,7 @@ wildcard_constraints:
     student=one_of(STUDENTS),
     teacher=one_of(TEACHERS),
     tokenizer=one_of(EXPERIMENT.tokenizers),
-    test=one_of(TESTS),
+    test=one_of(dict.fromkeys([*TESTS, *EXPERIMENT.lengths.tests])),  # lengths may ask for sets of their own
     weights=one_of(WEIGHTS),
     taken=one_of(EXPERIMENT.checkpoints),
     source=r"(models|tokenizers|datasets|checkpoints)/.+",

@@ -77,7 +77,7 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
     ("changes", "message"),
     [
         ({"exposure_bias": {"tests": ["esy"]}}, "exposure_bias.tests: 'esy' is not among data.tests; did you mean 'easy'?"),
-        ({"lengths": {"per_test": {"har": [1]}}}, "lengths.per_test: 'har' is not among data.tests; did you mean 'hard'?"),
+        ({"lengths": {"per_test": {"har": [1]}}}, "lengths.per_test: 'har' is not among datasets; did you mean 'hard'?"),
         ({"lengths": {"edges": [10, 5]}}, r"lengths.edges: \[10, 5\] do not rise; write them from small to large"),
         ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not rise"),
         ({"diversity": {"unit": "letters"}}, "diversity.unit: input should be 'tokens' or 'words', not 'letters'"),
@@ -90,3 +90,11 @@ def test_a_wrong_section_is_one_line(changes, message):
     with pytest.raises(UserError) as error:
         experiment(raw)
     assert re.match(f"config: {message}", str(error.value))
+
+
+def test_lengths_of_rows_that_are_no_test_set(checkout):
+    """Their answers are made for this alone: no other evaluation of them is planned."""
+    config = with_sections(checkout, "dev.yaml", lengths={"tests": ["held"], "per_test": {}})
+    jobs = checkout.planned(config=config)
+    assert {job.split()[0] for job in jobs if job.endswith("test=held")} == {"testset", "generate", "rouge", "lengths"}
+    assert "settings key=lengths/held" in jobs
