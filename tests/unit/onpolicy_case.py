@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,9 @@ class OneProcess:
     world: World = dataclasses.field(default_factory=lambda: World(0, 1, torch.device("cpu")))
     step: int = 0
     mine = Engine.mine
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 def settings(preset: str, **changes: Any) -> OnPolicy:
