@@ -173,21 +173,21 @@ def results_of(kind, weights):
     return metrics_of(kind, weights)
 
 
+def weights_of_item(item):
+    """The models that a table or figure is made of."""
+    return WEIGHTS if item.sweeps else MAIN_WEIGHTS
+
+
 def every_metric():
     """Metric files that some table or figure is made of; asked for by name, so that one that was deleted is made again."""
-    kinds = [
-        (kind, item.sweeps)
+    paths = [
+        path
         for item in ITEMS.values()
         for kind in item.needs
         if kind not in ("models", "generations", "paper")
+        for path in metrics_of(kind, weights_of_item(item))
     ]
-    return list(
-        dict.fromkeys(
-            path
-            for kind, sweeps in kinds
-            for path in metrics_of(kind, WEIGHTS if sweeps else MAIN_WEIGHTS)
-        )
-    )
+    return list(dict.fromkeys(paths))
 
 
 def teachers_tests_of(wildcards):
@@ -197,8 +197,9 @@ def teachers_tests_of(wildcards):
 def results_of_item(wildcards):
     """The results that a table or figure is made of, as far as the configuration asks for them."""
     item = ITEMS[wildcards.name]
-    weights = WEIGHTS if item.sweeps else MAIN_WEIGHTS
-    return [path for kind in item.needs for path in results_of(kind, weights)]
+    return [
+        path for kind in item.needs for path in results_of(kind, weights_of_item(item))
+    ]
 
 
 def tokenizer_of(name):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -146,8 +145,3 @@ def checkout(finished, tmp_path):
     ours = [number for number, state in found.jobs().items() if state in ("PENDING", "RUNNING", "COMPLETING")]
     if ours:
         subprocess.run(["scancel", *ours], check=False)
-
-
-def kill_group(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()

@@ -1,6 +1,6 @@
 """The chain on a cluster, and what goes wrong there: each ends in the same weights as a run that nothing disturbed.
 
-Slow (docs/running.md): `make test-slurm`.
+Slow: `make test-slurm`.
 """
 
 from __future__ import annotations
