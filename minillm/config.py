@@ -198,6 +198,7 @@ class Launch:
     processes: Count = 1
     offload: bool = False
     gradient_checkpointing: bool = False
+    teacher_cache: bool = True  # keep the teacher's hidden states of the samples for the inner epochs
     save_every: Count = 100
     log_every: Count = 10
     tensorboard: bool = False

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm import objectives, selection
+from minillm import models, objectives, selection
 from minillm.config import Sampling
 from minillm.data import Rows, collate
 from minillm.engine import Engine
 from minillm.files import whole_folder
-from minillm.models import decode, response_logits, response_tokens, save_model, special_tokens, token_logprobs
+from minillm.models import decode, save_model, special_tokens
 from minillm.sampling import sample
 from minillm.scores import rouge_l
 from minillm.world import World
@@ -66,8 +66,12 @@ def losses(
     world: World,
     teacher: PreTrainedModel | None = None,
     divergence: Divergence | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl", "reverse_kl", and on request "divergence"."""
+    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl", "reverse_kl", and on request "divergence".
+
+    The divergences are those of the distributions at `temperature`, "nll" is the model's own.
+    """
     pad = special_tokens(dev.tokenizer)[1]
     ordered = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))[world.rank :: world.size]
     wanted: dict[str, Divergence] = {}
@@ -77,16 +81,27 @@ def losses(
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
     for first in range(0, len(ordered), dev.batch):
         part = collate(ordered[first : first + dev.batch], pad).to(world.device)
-        logits = response_logits(model, part, dev.vocabulary)
-        totals["nll"] -= token_logprobs(logits, response_tokens(part)).double().sum().item()
-        totals["tokens"] += part.mask.sum().item()
+        theirs = None
         if teacher is not None:
-            theirs = response_logits(teacher, part, dev.vocabulary)
-            for name, function in wanted.items():
-                totals[name] += function(logits, theirs).double().sum().item()
+            theirs = models.frozen_logits(
+                models.response_hidden(teacher, part), models.head_of(teacher, dev.vocabulary, temperature)
+            )
+        tokens = models.response_tokens(part)
+
+        def measures(logits: Tensor, tile: slice, theirs: Any = theirs, tokens: Tensor = tokens) -> Tensor:
+            found = [-models.token_logprobs(logits, tokens[tile])]
+            if theirs is not None:
+                teachers = theirs(tile)
+                found += [function(logits / temperature, teachers) for function in wanted.values()]
+            return torch.stack(found, dim=1)
+
+        sums = models.response_values(model, part, dev.vocabulary, measures).double().sum(0).tolist()
+        totals["tokens"] += part.mask.sum().item()
+        for name, value in zip(("nll", *wanted), sums, strict=True):
+            totals[name] += value
     parts = world.gather(totals)
-    sums = {name: sum(part[name] for part in parts) for name in totals}
-    return {name: value / sums["tokens"] for name, value in sums.items() if name != "tokens"}
+    every = {name: sum(part[name] for part in parts) for name in totals}
+    return {name: value / every["tokens"] for name, value in every.items() if name != "tokens"}
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,11 @@ class Engine:
         self.seconds = 0.0
         self._since = time.monotonic()
         self._stop = False
+        self.training_mode = settings.dropout or launch.gradient_checkpointing
         if launch.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        if not settings.dropout:
-            model.eval()
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            if not settings.dropout:
+                without_dropout(model)
         matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [
@@ -87,7 +88,7 @@ class Engine:
         ]
         groups = [group for group in groups if group["params"]]
         self._decays = [group["weight_decay"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
@@ -123,7 +124,7 @@ class Engine:
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        self.engine.train(self.settings.dropout)
+        self.engine.train(self.training_mode)
         total, count = 0.0, 0
         for loss in losses:
             # DeepSpeed divides by the accumulation steps and averages over ranks; the losses are parts of one sum.
@@ -264,6 +265,16 @@ class Engine:
             disable=None if self.world.rank == 0 else True,
             dynamic_ncols=True,
         )
+
+
+def without_dropout(model: PreTrainedModel) -> None:
+    """Set every rate of dropout to 0: transformers recomputes activations in training mode alone, where dropout would come with it."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def split_batch(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from minillm import config
+from minillm import config, projection
 from minillm.data import Batch
 from minillm.errors import UserError
+from minillm.projection import Function, Head
 from minillm.sources import resolve_path
 
 transformers_logging.disable_progress_bar()
@@ -45,7 +47,24 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
     except Exception as error:  # a damaged file raises many kinds
         raise UserError(f"{folder}: cannot load this model ({first_line(error)}); copy or download it again") from None
+    check_head(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, where: Path) -> None:
+    """UserError where logits are not what `head_of` makes of the last hidden states: some families scale them once more.
+
+    Costs a forward pass of one token on the CPU.
+    """
+    tokens = torch.ones((1, 1), dtype=torch.long)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
+    ours = head_of(model, model.get_output_embeddings().weight.shape[0]).logits(hidden)
+    theirs = model(input_ids=tokens, use_cache=False).logits[:, -1].to(ours.dtype)
+    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
+        raise UserError(
+            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; not supported"
+        )
 
 
 def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
@@ -170,22 +189,82 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad if isinstance(pad, int) else eos
 
 
+def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run `model` (wrapped by DeepSpeed or not) as far as the output matrix, and there `then` in place of the product with it.
+
+    `then` gets the hidden states that predict each valid response token, (valid tokens, width) in the order of `batch.mask`: prompt and
+    padding are dropped before it.  It runs inside the forward pass of the module with the matrix, where ZeRO-3 has gathered the weights
+    and looks for the gradient.
+    """
+    inner: Any = getattr(model, "module", model)
+    head, time, valid = inner.get_output_embeddings(), batch.tokens.shape[1] - batch.start, batch.mask.bool()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+
+    def forward(hidden: Tensor) -> Tensor:
+        return then(hidden[:, -(time + 1) : -1][valid])
+
+    head.forward = forward  # an attribute of the instance, which shadows the method of its class
+    if cap is not None:
+        inner.config.final_logit_softcapping = None  # `then` caps
+    try:
+        output = model(
+            input_ids=batch.tokens,
+            attention_mask=batch.attention,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=time + 1,
+        )
+    finally:
+        del head.forward
+        if cap is not None:
+            inner.config.final_logit_softcapping = cap
+    result: Tensor = output.logits
+    return result
+
+
+def head_of(model: nn.Module, vocabulary: int, temperature: float = 1.0) -> Head:
+    """The model's output matrix as projection.py wants it; its rows past `vocabulary` are never used."""
+    inner: Any = getattr(model, "module", model)
+    module = inner.get_output_embeddings()
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    return Head(module.weight, getattr(module, "bias", None), vocabulary, cap, temperature)
+
+
+@torch.no_grad()
+def response_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states that predict each valid response token, (valid tokens, width): all that is kept of a teacher."""
+    return at_head(model, batch, lambda hidden: hidden)
+
+
+def frozen_logits(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
+    """Logits of a model that is not trained, tile by tile: a function of the tile, for use in a function of projection.py."""
+
+    @torch.no_grad()
+    def logits(part: slice) -> Tensor:
+        return head.logits(hidden[part])
+
+    return logits
+
+
+def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function, temperature: float = 1.0) -> Tensor:
+    """Sum of `function` (projection.loss) over the valid response tokens, a scalar with gradients for the model's weights."""
+    head = head_of(model, vocabulary, temperature)
+    return at_head(model, batch, lambda hidden: projection.loss(function, hidden, head))
+
+
+@torch.no_grad()
+def response_values(model: nn.Module, batch: Batch, vocabulary: int, function: Function) -> Tensor:
+    """`function` (projection.values) of each valid response token, (valid tokens, ...)."""
+    head = head_of(model, vocabulary)
+    return at_head(model, batch, lambda hidden: projection.values(function, hidden, head))
+
+
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
     """Logits that predict each valid response token, float32, shape (valid tokens, vocabulary), in the order of `batch.mask`.
 
-    Prompt positions never go through the output matrix and padding is dropped before anything is computed with it.  Entries
-    past `vocabulary` (padding of the embedding) are cut off, so that a softmax over the rest is renormalised.
+    For few tokens: where there are many, projection.py makes them tile by tile.
     """
-    time = batch.tokens.shape[1] - batch.start
-    output = model(
-        input_ids=batch.tokens,
-        attention_mask=batch.attention,
-        position_ids=batch.positions,
-        use_cache=False,
-        logits_to_keep=time + 1,
-    )
-    logits: Tensor = output.logits[:, -(time + 1) : -1][batch.mask.bool()][:, :vocabulary]
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return at_head(model, batch, head_of(model, vocabulary).logits)
 
 
 def response_tokens(batch: Batch) -> Tensor:

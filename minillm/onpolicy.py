@@ -91,8 +91,9 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
 
     with engine.whole():
         answers = answer(engine.model, dev, world)
-        own = losses(engine.model, answers.examples, dev, world, task.teacher, divergence)
-        gold = losses(engine.model, dev.examples, dev, world, task.teacher if s.student_share < 1 else None, divergence)
+        own = losses(engine.model, answers.examples, dev, world, task.teacher, divergence, s.temperature)
+        on_gold = task.teacher if s.student_share < 1 else None
+        gold = losses(engine.model, dev.examples, dev, world, on_gold, divergence, s.temperature)
     objective = s.student_share * own["divergence"] + (1 - s.student_share) * gold.get("divergence", 0.0)
     return {
         "dev_rouge": answers.rouge,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm import models, objectives
-from minillm.data import Corpus, collate
+from minillm.data import Batch, Corpus, collate
 from minillm.development import Dev
 from minillm.engine import Engine
 from minillm.errors import UserError
@@ -107,55 +107,91 @@ def rollout_loss(
     "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  What is logged
     is added to `numbers`: the terms, and counts of tokens.
     """
-    s, dev = task.settings, task.dev
-    pad = models.special_tokens(dev.tokenizer)[1]
+    s, rows = task.settings, list(part)
+    pad = models.special_tokens(task.dev.tokenizer)[1]
     batch = collate([(rollouts.prompts[i], rollouts.responses[i]) for i in part], pad).to(engine.world.device)
-    valid = rollouts.mask[list(part)].bool()
+    tokens, valid = models.response_tokens(batch), rollouts.mask[rows].bool()
 
     def cut(values: Tensor) -> Tensor:  # (valid tokens,), in the order of the logits
-        return values[list(part)][valid].to(engine.world.device)
+        return values[rows][valid].to(engine.world.device)
 
-    @torch.no_grad()
-    def frozen(model: PreTrainedModel) -> Tensor:
-        return models.response_logits(model, batch, dev.vocabulary) / s.temperature
+    old, w, advantage = cut(rollouts.student_logprobs), cut(weights), cut(credit)
+    teachers = teacher_logits(task, rollouts, rows, batch) if needs_teacher(s) else None
+    initial = frozen_logits(task.anchor, batch, task) if task.anchor is not None else None
+    sums: dict[str, Tensor] = {}
 
-    logits = models.response_logits(engine.engine, batch, dev.vocabulary) / s.temperature
-    mask = torch.ones_like(logits[:, 0])
-    terms: dict[str, Tensor] = {}
-    if s.objective != "minillm":
-        values = token_divergence(s, logits, frozen(task.teacher))
-        terms[s.objective] = objectives.masked_mean(values, mask, denominator=denominator)
-    else:
-        new = models.token_logprobs(logits, models.response_tokens(batch))
-        old, w = cut(rollouts.student_logprobs), cut(weights)
-        terms["long_term"] = objectives.policy_gradient_loss(
-            new, old, cut(credit), mask, weights=w, clip=s.clip or None, surrogate=s.surrogate, denominator=denominator
-        )
-        if s.single_step:
-            terms["single_step"] = objectives.single_step_loss(
-                logits, frozen(task.teacher), mask, weights=w if s.single_step_weights else None, denominator=denominator
+    def values(logits: Tensor, tile: slice) -> Tensor:
+        every = torch.ones_like(logits[:, 0])
+        terms: dict[str, Tensor] = {}
+        if s.objective != "minillm":
+            assert teachers is not None
+            terms[s.objective] = token_divergence(s, logits, teachers(tile)).sum()
+        else:
+            new = models.token_logprobs(logits, tokens[tile])
+            terms["long_term"] = objectives.policy_gradient_loss(
+                new,
+                old[tile],
+                advantage[tile],
+                every,
+                weights=w[tile],
+                clip=s.clip or None,
+                surrogate=s.surrogate,
+                denominator=1,
             )
-        ratio = torch.exp(new.detach() - old) * w
-        clipped = ((ratio - 1.0).abs() > s.clip).sum().item() if s.clip else 0
-        numbers["clipped"] = numbers.get("clipped", 0.0) + clipped
-    if task.anchor is not None:
-        penalty = objectives.reverse_kl(logits, frozen(task.anchor))
-        terms["init_kl"] = s.init_kl * objectives.masked_mean(penalty, mask, denominator=denominator)
-    for name, value in terms.items():
-        numbers[name] = numbers.get(name, 0.0) + value.item()
-    return torch.stack(list(terms.values())).sum()
+            if teachers is not None:
+                weighted = w[tile] if s.single_step_weights else None
+                terms["single_step"] = objectives.single_step_loss(
+                    logits, teachers(tile), every, weights=weighted, denominator=1
+                )
+            if s.clip:
+                ratio = torch.exp(new.detach() - old[tile]) * w[tile]
+                count(sums, "clipped", ((ratio - 1.0).abs() > s.clip).sum())
+        if initial is not None:
+            terms["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial(tile)).sum()
+        for name, value in terms.items():
+            count(sums, name, value.detach())
+        return torch.stack(list(terms.values()))
+
+    loss = models.response_loss(engine.engine, batch, task.dev.vocabulary, values, s.temperature) / denominator
+    for name, total in sums.items():
+        numbers[name] = numbers.get(name, 0.0) + (total if name == "clipped" else total / denominator).item()
+    return loss
+
+
+def count(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def needs_teacher(settings: OnPolicy) -> bool:
+    """Whether the loss on the samples looks at the teacher's whole distributions."""
+    return settings.objective != "minillm" or settings.single_step
+
+
+def frozen_logits(model: PreTrainedModel, batch: Batch, task: Task) -> Callable[[slice], Tensor]:
+    """Logits of a model that is not trained, a tile of the batch's valid tokens at a time."""
+    head = models.head_of(model, task.dev.vocabulary, task.settings.temperature)
+    return models.frozen_logits(models.response_hidden(model, batch), head)
+
+
+def teacher_logits(task: Task, rollouts: Rollouts, rows: Sequence[int], batch: Batch) -> Callable[[slice], Tensor]:
+    """The teacher's, from the hidden states that were kept when the samples were drawn, or from a pass of its own."""
+    if rollouts.teacher_hidden is None:
+        return frozen_logits(task.teacher, batch, task)
+    hidden = torch.cat([rollouts.teacher_hidden[i] for i in rows]).to(batch.tokens.device)
+    return models.frozen_logits(hidden, models.head_of(task.teacher, task.dev.vocabulary, task.settings.temperature))
 
 
 def plain_text_parts(engine: Engine, task: Task) -> tuple[list[list[int]], float]:
     """(this rank's chunks of the step's plain text, one list a micro-batch; the normaliser of all ranks' plain text)."""
     s, corpus = task.settings, task.corpus
-    count = s.lm_batch or s.batch
+    # At most once each: a corpus shorter than a batch is used whole.
+    count = min(s.lm_batch or s.batch, len(corpus)) if s.lm_coef else 0
     if count % engine.world.size:
         raise UserError(
             f"lm_batch: {count} chunks cannot be split evenly over {engine.world.size} processes; change one of them"
+            + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
         )
-    # At most once each: a corpus shorter than a batch is used whole.
-    chosen = batch_of_step(len(corpus), min(count, len(corpus)), engine.step, task.seed + PLAIN) if s.lm_coef else []
+    chosen = batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
     mine = chosen[engine.world.rank :: engine.world.size]
     tokens = sum(len(corpus.chunk(i)) - 1 for i in chosen)
     return [mine[k :: engine.accumulation] for k in range(engine.accumulation)], float(

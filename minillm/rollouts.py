@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from minillm import models, objectives
 from minillm.config import Sampling
 from minillm.counts import repetition
-from minillm.data import Rows
+from minillm.data import Rows, collate
 from minillm.development import Dev
 from minillm.engine import Engine
 from minillm.sampling import Mixture, Record, sample
@@ -62,6 +63,8 @@ class Rollouts:
     """One collection, the same on every rank: prompts, responses, and per token (rows, time) what was known when it was drawn.
 
     `mask` is 1 on response tokens, right-padded.  Where a response was not sampled just now, the recorded values are 0.
+    `teacher_hidden`, of each row (length, width), on the CPU: what the teacher's logits are made of again in the inner epochs, at the
+    cost of its output matrix alone; None where they are not kept.
     """
 
     prompts: list[np.ndarray]
@@ -71,6 +74,7 @@ class Rollouts:
     teacher_logprobs: Tensor
     reverse_kl: Tensor
     summary: dict[str, float]
+    teacher_hidden: list[Tensor] | None = None
 
 
 def choose(rows: Rows, settings: OnPolicy, memory: Memory, collection: int, seed: int) -> list[int | Entry]:
@@ -110,6 +114,7 @@ def collect(
     eos, pad = models.special_tokens(dev.tokenizer)
     # The teacher looks on where it has a share in the sampling, or where its log-probabilities are the rewards.
     watched = settings.alpha > 0 or settings.objective == "minillm" or settings.stop_kl > 0
+    keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
     with engine.whole():
         found = sample(
             engine.model,
@@ -125,11 +130,31 @@ def collect(
             record=True,
             batch=engine.launch.eval_batch,
         )
-    own = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, found, strict=True)]
-    by_row = {entry.row: entry for part in engine.world.gather(own) for entry in part}
-    entries = [by_row[row] if isinstance(row, int) else row for row in plan]
+        own = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, found, strict=True)]
+        by_row = {entry.row: entry for part in engine.world.gather(own) for entry in part}
+        entries = [by_row[row] if isinstance(row, int) else row for row in plan]
+        hidden = teacher_hidden(engine, teacher, rows, entries, pad) if keep else None
     memory.store(entries, settings.replay)
-    return together(rows, entries, watched)
+    return dataclasses.replace(together(rows, entries, watched), teacher_hidden=hidden)
+
+
+def teacher_hidden(engine: Engine, teacher: PreTrainedModel, rows: Rows, entries: Sequence[Entry], pad: int) -> list[Tensor]:
+    """The teacher's hidden states at each token of each response, (length, width), on the CPU; the same on every rank.
+
+    Kept from the sampling where it looked on; of all other responses from one pass, which the ranks share.
+    """
+    found = {i: e.record.teacher_hidden for i, e in enumerate(entries) if e.record and e.record.teacher_hidden is not None}
+    missing = sorted((i for i in range(len(entries)) if i not in found), key=lambda i: len(entries[i].response))
+    mine = missing[engine.world.rank :: engine.world.size]
+    own: dict[int, Tensor] = {}
+    for first in range(0, len(mine), engine.launch.micro_batch):
+        part = mine[first : first + engine.launch.micro_batch]
+        batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(engine.world.device)
+        hidden = models.response_hidden(teacher, batch).cpu()
+        own.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))
+    if missing:
+        found |= {i: values for part in engine.world.gather(own) for i, values in part.items()}
+    return [found[i] for i in range(len(entries))]
 
 
 def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:

@@ -6,24 +6,22 @@ not depend on the batch it is in, its neighbours, their order, the number of pro
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn import functional
+from transformers import PreTrainedModel
 
 from minillm.config import Sampling
-from minillm.objectives import kl
+from minillm.decoding import Decoder
+from minillm.errors import UserError
+from minillm.filters import Filters
 
+BLOCK = 256  # entries of the vocabulary that are summed up at once where a token is drawn
 COMPACT_AT = 0.75  # drop finished rows once fewer than this share is alive: each drop copies the KV cache
 
 
@@ -40,7 +38,8 @@ class Record:
     """What was known when each token was drawn, (length,) float32 each.
 
     Log-probabilities of the token under student, teacher and mixture; and of its position, summed over the vocabulary, the reverse
-    KL to the teacher and the student's entropy (both in nats).  Without a teacher, the teacher's are the student's.
+    KL to the teacher and the student's entropy (both in nats).  Without a teacher, the teacher's are the student's.  `teacher_hidden`
+    (length, width), in the teacher's precision and on the CPU, is what its output matrix makes the position's logits of.
     """
 
     student_logprobs: np.ndarray
@@ -48,6 +47,7 @@ class Record:
     mixture_logprobs: np.ndarray
     reverse_kl: np.ndarray
     entropy: np.ndarray
+    teacher_hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,46 +67,22 @@ def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarr
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by inverse transform: the first whose cumulative probability exceeds u; never one of probability 0."""
-    cumulative = probabilities.double().cumsum(-1)
-    return (
-        torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:], right=True)
-        .squeeze(-1)
-        .clamp(max=probabilities.shape[-1] - 1)
-    )
+    """One token a row by inverse transform: the first whose cumulative probability exceeds u; never one of probability 0; -1 for NaN.
 
-
-class _Decoder:
-    """One model, its KV cache, and the logits of the next position."""
-
-    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
-        self.model, self.vocabulary = model, vocabulary
-        self.cache = DynamicCache(config=model.config)
-
-    def logits(self, tokens: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=attention,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1, : self.vocabulary].float()  # (batch, vocabulary)
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-
-
-def _filters(sampling: Sampling) -> LogitsProcessorList:
-    filters = LogitsProcessorList()
-    if sampling.no_repeat_ngram:
-        filters.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
-    if sampling.top_k:
-        filters.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        filters.append(TopPLogitsWarper(sampling.top_p))
-    return filters
+    `probabilities` (batch, vocabulary), `uniform` (batch,) float64.  First the block of entries, then the entry in it, so that one pass over
+    the vocabulary is enough and only block sums are taken in float64.
+    """
+    blocks = functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1).double()
+    cumulative = sums.cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, target, right=True).clamp(max=sums.shape[-1] - 1)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)  # (batch, BLOCK)
+    before = cumulative.gather(-1, block) - sums.gather(-1, block)
+    place = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
+    last = torch.where(inside > 0, torch.arange(BLOCK, device=inside.device), -1).amax(-1, keepdim=True)
+    token = block * BLOCK + torch.minimum(place, last)  # rounding may overshoot
+    return torch.where(target.isnan(), -1, token).squeeze(-1)
 
 
 @torch.no_grad()
@@ -132,7 +108,7 @@ def sample(
     or with `record` they raise ValueError, for then the recorded values would not be those of the policy.
     Batches hold prompts of similar length; `vocabulary` cuts off padded entries, which can never be sampled.
     """
-    if (mixture or record) and _filters(sampling):
+    if (mixture or record) and Filters(sampling, ()):
         raise ValueError("rollouts take a temperature only: no top-k, top-p or n-gram block")
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: dict[int, Response] = {}
@@ -157,56 +133,106 @@ def _sample_batch(
 ) -> list[Response]:
     device = next(model.parameters()).device
     size, width, horizon = len(prompts), max(map(len, prompts)), sampling.max_tokens
-    history = torch.full((size, width + horizon), pad, dtype=torch.long)
-    attention = torch.zeros((size, width + horizon), dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        history[i, width - len(prompt) : width] = torch.from_numpy(prompt.astype(np.int64))
-        attention[i, width - len(prompt) :] = 1
-    history, attention = history.to(device), attention.to(device)
+    history, attention = (values.to(device) for values in _left_padded(prompts, width + horizon, pad))
     uniform = torch.from_numpy(numbers).to(device)
     records = torch.zeros((5, size, horizon), device=device)
     lengths = torch.full((size,), horizon, device=device)
     finished = torch.zeros(size, dtype=torch.bool, device=device)
-
-    decoders = [_Decoder(model, vocabulary)] + ([_Decoder(mixture.teacher, vocabulary)] if mixture else [])
-    filters = _filters(sampling)
+    both = [model, mixture.teacher] if mixture else [model]
+    decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in both]
+    kept: list[tuple[Tensor, Tensor]] = []  # (rows, the teacher's hidden states) of each position
+    filters = Filters(sampling, prompts)
     alive = torch.arange(size, device=device)  # rows of the caches -> rows of the batch
+    start = 0  # the first column that the caches hold
     tokens, positions = history[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
     for t in range(horizon):
         end = width + t
-        # The teacher's part first only where there is one: index 0 is always the student.
-        logits = [decoder.logits(tokens, attention[alive, :end], positions) / sampling.temperature for decoder in decoders]
+        hidden = [decoder.hidden(tokens, attention[alive, start:end], positions) for decoder in decoders]
+        logits = [decoder.head.logits(values) for decoder, values in zip(decoders, hidden, strict=True)]
         if filters:
-            logits[0] = filters(history[alive, :end], logits[0])  # type: ignore[arg-type]
-        student = logits[0].log_softmax(-1)
-        teacher = logits[-1].log_softmax(-1) if mixture else student
-        log_mixture = student
-        if mixture and mixture.alpha:
-            log_mixture = torch.logaddexp(teacher + np.log(mixture.alpha), student + np.log1p(-mixture.alpha))
-        chosen = draw(log_mixture.exp(), uniform[alive, t])
-        if record:
-            for k, values in enumerate((student, teacher, log_mixture)):
-                records[k, alive, t] = values.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-            records[3, alive, t] = kl(student, teacher)
-            records[4, alive, t] = -torch.xlogy(student.exp(), student.exp()).sum(-1)
+            logits[0] = filters(alive, logits[0])
+        chosen, noted = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
+        if noted is not None:
+            records[:, alive, t] = noted.to(records.dtype)
+        if record and mixture:
+            kept.append((alive, hidden[1]))
+        if filters:
+            filters.add(alive, chosen)
         running = ~finished[alive]
         history[alive, end] = torch.where(running, chosen, pad)
         ends = running & (chosen == eos)
         lengths[alive[ends]] = t + 1
         finished[alive[ends]] = True
         still = ~finished[alive]
-        remaining = int(still.sum())  # a synchronisation point on a GPU, once a position
+        remaining, broken = torch.stack(
+            [still.sum(), (chosen < 0).sum()]
+        ).tolist()  # the one synchronisation point of a position
+        if broken:
+            raise UserError(
+                f"{model.name_or_path or type(model).__name__}: its logits are not numbers (NaN); it has diverged or is damaged"
+            )
         if remaining == 0 or t + 1 == horizon:
             break
         if remaining <= COMPACT_AT * len(alive):
-            for decoder in decoders:
-                decoder.keep(still.nonzero().squeeze(-1))
             alive = alive[still]
+            first = int(attention[alive].argmax(-1).min()) if all(d.croppable for d in decoders) else start
+            for decoder in decoders:
+                decoder.keep(still.nonzero().squeeze(-1), first - start)
+            start = first
         tokens = history[alive, end : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
 
-    out, values_of = history[:, width:].cpu().numpy().astype(np.int32), records.cpu().numpy()
-    return [
-        Response(out[i, :length], ended, Record(*values_of[:, i, :length]) if record else None)
-        for i, (length, ended) in enumerate(zip(lengths.tolist(), finished.tolist(), strict=True))
-    ]
+    return _responses(history[:, width:], lengths, finished, records if record else None, _by_row(kept, size))
+
+
+def _left_padded(prompts: Sequence[np.ndarray], width: int, pad: int) -> tuple[Tensor, Tensor]:
+    """(tokens, attention), (batch, width) each: prompts end at one column, with room for the responses, which are attended to."""
+    history = torch.full((len(prompts), width), pad, dtype=torch.long)
+    attention = torch.zeros((len(prompts), width), dtype=torch.long)
+    end = max(map(len, prompts))
+    for i, prompt in enumerate(prompts):
+        history[i, end - len(prompt) : end] = torch.from_numpy(prompt.astype(np.int64))
+        attention[i, end - len(prompt) :] = 1
+    return history, attention
+
+
+def _responses(
+    tokens: Tensor, lengths: Tensor, finished: Tensor, records: Tensor | None, states: Tensor | None
+) -> list[Response]:
+    """Each row's own part of the tensors, on the CPU."""
+    out, ends = tokens.cpu().numpy().astype(np.int32), zip(lengths.tolist(), finished.tolist(), strict=True)
+    noted = None if records is None else records.cpu().numpy()
+    responses = []
+    for i, (length, ended) in enumerate(ends):
+        record = None if noted is None else Record(*noted[:, i, :length])
+        if record is not None and states is not None:
+            record = dataclasses.replace(record, teacher_hidden=states[i, :length].clone())
+        responses.append(Response(out[i, :length], ended, record))
+    return responses
+
+
+def _position(logits: list[Tensor], alpha: float, uniform: Tensor, record: bool) -> tuple[Tensor, Tensor | None]:
+    """(a token a row (batch,), on request the five values of a `Record` (5, batch)); `logits` of the student, and of the teacher if any."""
+    if not record and (len(logits) == 1 or not alpha):
+        return draw(logits[0].softmax(-1), uniform), None
+    student = logits[0].log_softmax(-1)
+    teacher = logits[1].log_softmax(-1) if len(logits) > 1 else student
+    q = student.exp()
+    mixed = torch.lerp(q, teacher.exp(), alpha) if alpha else q
+    chosen = draw(mixed, uniform)
+    if not record:
+        return chosen, None
+    at = chosen.unsqueeze(-1)
+    of_token = torch.cat([student.gather(-1, at), teacher.gather(-1, at), mixed.gather(-1, at).log()], -1).T
+    gap = (q * (student - teacher)).sum(-1)  # all logits are finite: filters are refused here
+    return chosen, torch.cat([of_token, gap[None], -(q * student).sum(-1)[None]])
+
+
+def _by_row(kept: list[tuple[Tensor, Tensor]], size: int) -> Tensor | None:
+    """Hidden states (rows, positions, width) on the CPU, from those of the living rows of each position."""
+    if not kept:
+        return None
+    states = kept[0][1].new_zeros(size, len(kept), kept[0][1].shape[-1])
+    for t, (alive, hidden) in enumerate(kept):
+        states[alive, t] = hidden
+    return states.cpu()

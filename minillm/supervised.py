@@ -35,13 +35,20 @@ def example_loss(
     model: torch.nn.Module, batch: Batch, vocabulary: int, denominator: float, teacher: PreTrainedModel | None, kd_ratio: float
 ) -> Tensor:
     """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens."""
-    logits = models.response_logits(model, batch, vocabulary)
-    values = -models.token_logprobs(logits, models.response_tokens(batch))
+    tokens = models.response_tokens(batch)
+    theirs = None
     if teacher is not None and kd_ratio > 0:
-        with torch.no_grad():
-            theirs = models.response_logits(teacher, batch, vocabulary)
-        values = (1 - kd_ratio) * values + kd_ratio * objectives.forward_kl(logits, theirs)
-    return values.sum() / denominator
+        theirs = models.frozen_logits(models.response_hidden(teacher, batch), models.head_of(teacher, vocabulary))
+
+    def values(logits: Tensor, part: slice) -> Tensor:
+        found = torch.zeros_like(logits[:, 0])
+        if kd_ratio < 1 or theirs is None:
+            found = found - (1 - kd_ratio if theirs else 1.0) * models.token_logprobs(logits, tokens[part])
+        if theirs is not None:
+            found = found + kd_ratio * objectives.forward_kl(logits, theirs(part))
+        return found
+
+    return models.response_loss(model, batch, vocabulary, values) / denominator
 
 
 def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 TESTS = "tests/unit/test_invariances.py"
+TILES = "tests/unit/test_projection.py"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ MUTATIONS = [
         "total = values.numel()", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
-        "each micro-batch has its own mean", "rollout_losses.py", "    terms: dict[str, Tensor] = {}\n",
-        "    terms: dict[str, Tensor] = {}\n    denominator = mask.sum()\n", f"{TESTS}::test_micro_batches",
+        "each micro-batch has its own mean", "rollout_losses.py", "    sums: dict[str, Tensor] = {}\n",
+        "    sums: dict[str, Tensor] = {}\n    denominator = valid.sum()\n", f"{TESTS}::test_micro_batches",
     ),
     Mutation(
         "accumulation is not undone", "engine.py", "loss * (self.accumulation * self.world.size)", "loss * self.world.size",
@@ -55,19 +56,26 @@ MUTATIONS = [
         "return _full(student_logits), ", f"{TESTS}::test_shift_of_the_logits",
     ),
     Mutation(
-        "padded entries are scored", "models.py", "[batch.mask.bool()][:, :vocabulary]", "[batch.mask.bool()]",
+        "padded entries are scored", "projection.py", "self.weight[: self.vocabulary]", "self.weight",
         f"{TESTS}::test_padded_vocabulary",
     ),
     Mutation(
-        "padded entries can be drawn", "sampling.py", "output.logits[:, -1, : self.vocabulary].float()",
-        "output.logits[:, -1].float()", f"{TESTS}::test_padded_vocabulary",
+        "kept hidden states of other rows", "rollout_losses.py", "rollouts.teacher_hidden[i] for i in rows",
+        "rollouts.teacher_hidden[i] for i in sorted(rows)", f"{TILES}::test_kept_hidden_states_give_the_same_loss",
+    ),
+    Mutation(
+        "one block's gradient of the matrix", "projection.py", "used.addmm_(slopes.t(), hidden[block])",
+        "used.copy_(slopes.t() @ hidden[block])", f"{TILES}::test_every_divergence_exactly",
+    ),
+    Mutation(
+        "the cap is forgotten", "projection.py", "if self.softcap is not None", "if False", f"{TILES}::test_families",
     ),
     Mutation(
         "masks come from token values", "data.py", "attention[i, first:] = 1",
         "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
     ),
     Mutation(
-        "advantages of other rows", "rollout_losses.py", "return values[list(part)][valid]", "return values[: len(part)][valid]",
+        "advantages of other rows", "rollout_losses.py", "return values[rows][valid]", "return values[: len(rows)][valid]",
         f"{TESTS}::test_order_of_rows",
     ),
     Mutation(
@@ -79,8 +87,8 @@ MUTATIONS = [
         "tests/unit/test_objectives.py::test_policy_gradient_loss",
     ),
     Mutation(
-        "mixture weights change places", "sampling.py", "teacher + np.log(mixture.alpha), student + np.log1p(-mixture.alpha)",
-        "student + np.log(mixture.alpha), teacher + np.log1p(-mixture.alpha)", 
+        "mixture weights change places", "sampling.py", "torch.lerp(q, teacher.exp(), alpha)",
+        "torch.lerp(teacher.exp(), q, alpha)",
         "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",
     ),
     Mutation(

@@ -46,8 +46,12 @@ def token_kl(
     for first in range(0, len(order), batch):
         part = order[first : first + batch]
         rows = collate([examples[i] for i in part], pad).to(device)
-        logits = [models.response_logits(model, rows, vocabulary) for model in (student, teacher)]
-        values = objectives.forward_kl(*logits).double().cpu().numpy()
+        theirs = models.frozen_logits(models.response_hidden(teacher, rows), models.head_of(teacher, vocabulary))
+
+        def distance(logits: torch.Tensor, tile: slice, theirs: Any = theirs) -> torch.Tensor:
+            return objectives.forward_kl(logits, theirs(tile))
+
+        values = models.response_values(student, rows, vocabulary, distance).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
         found.update(zip(part, np.split(values, ends), strict=True))
     return [found[i] for i in range(len(examples))]

@@ -46,8 +46,12 @@ def losses(model: PreTrainedModel, examples: Sequence[Example], *, vocabulary: i
     for first in range(0, len(order), batch):
         part = order[first : first + batch]
         rows = collate([examples[i] for i in part], pad).to(device)
-        logits = models.response_logits(model, rows, vocabulary)
-        values = -models.token_logprobs(logits, models.response_tokens(rows)).double().cpu().numpy()
+        tokens = models.response_tokens(rows)
+
+        def loss(logits: torch.Tensor, tile: slice, tokens: torch.Tensor = tokens) -> torch.Tensor:
+            return -models.token_logprobs(logits, tokens[tile])
+
+        values = models.response_values(model, rows, vocabulary, loss).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
         found.update((i, float(v.sum())) for i, v in zip(part, np.split(values, ends), strict=True))
     return [found[i] for i in range(len(examples))]

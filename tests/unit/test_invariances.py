@@ -12,8 +12,9 @@ from onpolicy_case import COUNT, EOS, gradient, pair, rollouts, settings, task
 from torch.nn import functional
 from torch.testing import assert_close
 
-from minillm import models, rollout_losses
+from minillm import rollout_losses
 from minillm.data import Batch, collate
+from minillm.projection import Head
 
 presets = pytest.mark.parametrize("preset", ["paper", "released"])
 HERE = Path(__file__).parent
@@ -67,13 +68,13 @@ def test_micro_batches(preset, micro_batch):
 def test_shift_of_the_logits(monkeypatch, preset):
     student, made, work = build(preset)
     before = gradient(student, made, work)
-    original = models.response_logits
+    original = Head.finish
 
-    def shifted(model, batch, vocabulary):
-        logits = original(model, batch, vocabulary)
+    def shifted(head, product):
+        logits = original(head, product)
         return logits + 5 * torch.randn(len(logits), 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(8))
 
-    monkeypatch.setattr(models, "response_logits", shifted)
+    monkeypatch.setattr(Head, "finish", shifted)
     assert_same(before, gradient(student, made, work))
 
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tiny_models import FAMILIES, make
+from transformers import NoRepeatNGramLogitsProcessor
 
 from minillm.config import Sampling
 from minillm.data import collate
-from minillm.models import response_logits, response_tokens, token_logprobs
+from minillm.errors import UserError
+from minillm.filters import NgramBlock
+from minillm.models import response_hidden, response_logits, response_tokens, token_logprobs
 from minillm.sampling import Mixture, draw, sample, uniforms
 
 VOCABULARY, EOS = 11, 0
@@ -126,3 +129,67 @@ def test_random_numbers_belong_to_rows_and_positions():
     whole = uniforms(1, 2, [5, 6, 7], 8)
     assert (uniforms(1, 2, [7], 4)[0] == whole[2, :4]).all()
     assert len(np.unique(np.concatenate([whole, uniforms(2, 2, [5, 6, 7], 8), uniforms(1, 3, [5, 6, 7], 8)]))) == 72
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ngrams_are_blocked_as_transformers_does(size):
+    """Growing rows of a small vocabulary, against the processor that reads each whole row again."""
+    random = np.random.default_rng(size)
+    prompts = [random.integers(0, 4, 5), random.integers(0, 4, 5)]
+    ours, theirs = NgramBlock(size, prompts), NoRepeatNGramLogitsProcessor(size)
+    rows = torch.from_numpy(np.stack(prompts))
+    blocked = 0
+    for _ in range(12):
+        logits = torch.randn(2, 5)
+        expected = theirs(rows, logits)
+        assert torch.equal(ours.block([0, 1], logits), expected)
+        blocked += int(expected.isinf().sum())
+        drawn = torch.from_numpy(random.integers(0, 4, 2))
+        for row, token in enumerate(drawn.tolist()):
+            ours.add(row, token)
+        rows = torch.cat([rows, drawn[:, None]], 1)
+    assert blocked > 3
+
+
+def test_temperature_is_that_of_both_models():
+    """Recorded values are those of logits divided by the temperature."""
+    student, teacher = make("llama", 1), make("llama", 2)
+    found = sample(
+        student, PROMPTS, ROWS, Sampling(max_tokens=12, temperature=0.7), seed=1, step=2, eos=EOS, pad=0, vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, 0.3), record=True,
+    )  # fmt: skip
+    batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, found, strict=True)], 0)
+    with torch.no_grad():
+        q, p = (token_logprobs(response_logits(m, batch, VOCABULARY) / 0.7, response_tokens(batch)) for m in (student, teacher))
+    for name, expected in (("student_logprobs", q), ("teacher_logprobs", p)):
+        assert torch.allclose(torch.from_numpy(np.concatenate([getattr(r.record, name) for r in found])), expected, atol=1e-4)
+
+
+def test_top_p_keeps_the_smallest_set_of_that_probability():
+    model, prompt, count = make("llama", 1), PROMPTS[0], 5000
+    found = sample(
+        model, [prompt] * count, range(count), Sampling(max_tokens=1, top_p=0.6), seed=5, step=0, eos=EOS, pad=0,
+        vocabulary=VOCABULARY, batch=5000,
+    )  # fmt: skip
+    with torch.no_grad():
+        p = model(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1).numpy()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(p[order].cumsum(), 0.6)) + 1]
+    observed = np.bincount([r.tokens[0] for r in found], minlength=VOCABULARY)
+    assert 1 < len(kept) < VOCABULARY and set(np.flatnonzero(observed)) == set(kept)
+    assert chisquare(observed[kept], count * p[kept] / p[kept].sum()).pvalue > 1e-3
+
+
+def test_a_model_that_has_diverged():
+    model = make("llama", 1)
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="its logits are not numbers"):
+        run(model)
+
+
+def test_the_teachers_hidden_states_are_those_of_one_pass():
+    student, teacher = make("gpt2", 1), make("llama", 2)
+    found = run(student, mixture=Mixture(teacher, 0.3), record=True)
+    batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, found, strict=True)], 0)
+    states = torch.cat([r.record.teacher_hidden for r in found])
+    assert torch.allclose(states, response_hidden(teacher, batch), atol=1e-5)
