@@ -92,6 +92,50 @@ def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits:
     return plain[settings.objective](student_logits, teacher_logits)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a micro-batch's loss takes as given: of each valid token, (tokens,) in the order of the logits; frozen models' logits by tile."""
+
+    tokens: Tensor
+    old_logprobs: Tensor
+    weights: Tensor
+    advantages: Tensor
+    teacher: Callable[[slice], Tensor] | None
+    initial: Callable[[slice], Tensor] | None
+
+
+def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> dict[str, Tensor]:
+    """The loss of a tile's tokens by name, each a sum over them.
+
+    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.
+    """
+    s, every = settings, torch.ones_like(logits[:, 0])
+    found: dict[str, Tensor] = {}
+    if s.objective != "minillm":
+        assert known.teacher is not None
+        found[s.objective] = token_divergence(s, logits, known.teacher(tile)).sum()
+    else:
+        new, old, w = models.token_logprobs(logits, known.tokens[tile]), known.old_logprobs[tile], known.weights[tile]
+        found["long_term"] = objectives.policy_gradient_loss(
+            new, old, known.advantages[tile], every, weights=w, clip=s.clip or None, surrogate=s.surrogate, denominator=1
+        )
+        if known.teacher is not None:
+            weighted = w if s.single_step_weights else None
+            found["single_step"] = objectives.single_step_loss(
+                logits, known.teacher(tile), every, weights=weighted, denominator=1
+            )
+    if known.initial is not None:
+        found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, known.initial(tile)).sum()
+    return found
+
+
+def clipped(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> Tensor:
+    """How many of a tile's tokens have a ratio that the surrogate clips."""
+    new = models.token_logprobs(logits.detach(), known.tokens[tile])
+    ratio = torch.exp(new - known.old_logprobs[tile]) * known.weights[tile]
+    return ((ratio - 1.0).abs() > settings.clip).sum()
+
+
 def rollout_loss(
     engine: Engine,
     task: Task,
@@ -104,67 +148,39 @@ def rollout_loss(
 ) -> Tensor:
     """This micro-batch's share of the loss on the samples, a sum over its tokens divided by `denominator`.
 
-    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  What is logged
-    is added to `numbers`: the terms, and counts of tokens.
+    What is logged is added to `numbers`: the terms, and counts of tokens.
     """
     s, rows = task.settings, list(part)
     pad = models.special_tokens(task.dev.tokenizer)[1]
     batch = collate([(rollouts.prompts[i], rollouts.responses[i]) for i in part], pad).to(engine.world.device)
-    tokens, valid = models.response_tokens(batch), rollouts.mask[rows].bool()
+    valid = rollouts.mask[rows].bool()
 
     def cut(values: Tensor) -> Tensor:  # (valid tokens,), in the order of the logits
         return values[rows][valid].to(engine.world.device)
 
-    old, w, advantage = cut(rollouts.student_logprobs), cut(weights), cut(credit)
-    teachers = teacher_logits(task, rollouts, rows, batch) if needs_teacher(s) else None
-    initial = frozen_logits(task.anchor, batch, task) if task.anchor is not None else None
+    known = Known(
+        models.response_tokens(batch),
+        cut(rollouts.student_logprobs),
+        cut(weights),
+        cut(credit),
+        teacher_logits(task, rollouts, rows, batch) if s.objective != "minillm" or s.single_step else None,
+        frozen_logits(task.anchor, batch, task) if task.anchor is not None else None,
+    )
     sums: dict[str, Tensor] = {}
 
     def values(logits: Tensor, tile: slice) -> Tensor:
-        every = torch.ones_like(logits[:, 0])
-        terms: dict[str, Tensor] = {}
-        if s.objective != "minillm":
-            assert teachers is not None
-            terms[s.objective] = token_divergence(s, logits, teachers(tile)).sum()
-        else:
-            new = models.token_logprobs(logits, tokens[tile])
-            terms["long_term"] = objectives.policy_gradient_loss(
-                new,
-                old[tile],
-                advantage[tile],
-                every,
-                weights=w[tile],
-                clip=s.clip or None,
-                surrogate=s.surrogate,
-                denominator=1,
-            )
-            if teachers is not None:
-                weighted = w[tile] if s.single_step_weights else None
-                terms["single_step"] = objectives.single_step_loss(
-                    logits, teachers(tile), every, weights=weighted, denominator=1
-                )
-            if s.clip:
-                ratio = torch.exp(new.detach() - old[tile]) * w[tile]
-                count(sums, "clipped", ((ratio - 1.0).abs() > s.clip).sum())
-        if initial is not None:
-            terms["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial(tile)).sum()
-        for name, value in terms.items():
-            count(sums, name, value.detach())
-        return torch.stack(list(terms.values()))
+        found = terms(s, logits, tile, known)
+        logged = {name: value.detach() for name, value in found.items()}
+        if s.objective == "minillm" and s.clip:
+            logged["clipped"] = clipped(s, logits, tile, known) * denominator  # a count, not a share of the loss
+        for name, value in logged.items():
+            sums[name] = sums[name] + value if name in sums else value
+        return torch.stack(list(found.values()))
 
     loss = models.response_loss(engine.engine, batch, task.dev.vocabulary, values, s.temperature) / denominator
     for name, total in sums.items():
-        numbers[name] = numbers.get(name, 0.0) + (total if name == "clipped" else total / denominator).item()
+        numbers[name] = numbers.get(name, 0.0) + (total / denominator).item()
     return loss
-
-
-def count(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value
-
-
-def needs_teacher(settings: OnPolicy) -> bool:
-    """Whether the loss on the samples looks at the teacher's whole distributions."""
-    return settings.objective != "minillm" or settings.single_step
 
 
 def frozen_logits(model: PreTrainedModel, batch: Batch, task: Task) -> Callable[[slice], Tensor]:
