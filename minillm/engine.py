@@ -243,10 +243,10 @@ class Engine:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def stop_if_asked(self, state: dict[str, Any]) -> None:
-        """Save and leave with exit status 143 if any rank got a signal."""
+    def stop_if_asked(self, save: Callable[[], None]) -> None:
+        """`save` and leave with exit status 143 if any rank got a signal."""
         if any(self.world.gather(self._stop)):
-            self.save(state)
+            save()
             self.say(f"stopped by a signal after step {self.step} of {self.steps}; run the same command again to go on")
             raise SystemExit(143)
 

@@ -8,6 +8,7 @@ every rank holds the whole collection and takes its share of each mini-batch.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
             state = {"history": history, "rollouts": rollouts, "memory": memory}
             if engine.step in due or engine.step % engine.launch.save_every == 0:
                 engine.save(state)
-            engine.stop_if_asked(state)
+            engine.stop_if_asked(partial(engine.save, state))
     return history
 
 

@@ -26,19 +26,30 @@ from minillm.engine import Engine, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_folder
 from minillm.settings import TrainSettings
+from minillm.teacher_cache import TeacherCache
 from minillm.world import host, start
 
 RULES = ("best_rouge", "lowest_loss")
 
 
 def example_loss(
-    model: torch.nn.Module, batch: Batch, vocabulary: int, denominator: float, teacher: PreTrainedModel | None, kd_ratio: float
+    model: torch.nn.Module,
+    batch: Batch,
+    vocabulary: int,
+    denominator: float,
+    teacher: PreTrainedModel | None,
+    kd_ratio: float,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens."""
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens.
+
+    `hidden` are the teacher's hidden states, (valid tokens, width), where they are known already.
+    """
     tokens = models.response_tokens(batch)
     theirs = None
     if teacher is not None and kd_ratio > 0:
-        theirs = models.frozen_logits(models.response_hidden(teacher, batch), models.head_of(teacher, vocabulary))
+        states = models.response_hidden(teacher, batch) if hidden is None else hidden
+        theirs = models.frozen_logits(states, models.head_of(teacher, vocabulary))
 
     def values(logits: Tensor, part: slice) -> Tensor:
         found = torch.zeros_like(logits[:, 0])
@@ -49,6 +60,23 @@ def example_loss(
         return found
 
     return models.response_loss(model, batch, vocabulary, values) / denominator
+
+
+def teacher_cache(
+    engine: Engine, teacher: PreTrainedModel, examples: Sequence[Example], settings: Training
+) -> TeacherCache | None:
+    """Where the teacher's hidden states are kept from one epoch to the next; None where that is not wanted or does not pay.
+
+    It takes more than one epoch, room on the disk, and processes that all see one file as the others left it: those of one machine.
+    """
+    lengths = [len(response) for _, response in examples]
+    width, dtype = teacher.get_output_embeddings().weight.shape[1], teacher.dtype
+    if not engine.launch.teacher_cache or settings.epochs <= 1 or len(set(engine.world.gather(host()))) > 1:
+        return None
+    if not all(engine.world.gather(TeacherCache.fits(engine.folder, lengths, width, dtype))):
+        engine.say(f"{engine.folder}: no room for the teacher's hidden states; it is run anew in each epoch")
+        return None
+    return TeacherCache(engine.folder / "teacher", lengths, width, dtype, engine.world)
 
 
 def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -95,6 +123,7 @@ def fit(
     pad = models.special_tokens(dev.tokenizer)[1]
     kd_ratio = settings.kd_ratio if settings.loss == "kd" else 0.0
     due = evaluation_steps(engine.steps, settings.evaluations)
+    cache = teacher_cache(engine, teacher, examples, settings) if teacher is not None and kd_ratio else None
 
     def look() -> dict[str, Any]:
         mixed_in = teacher if kd_ratio else None
@@ -104,11 +133,16 @@ def fit(
         return {"step": engine.step, "dev_loss": found["nll"], "dev_objective": objective}
 
     def parts(chosen: Sequence[int]) -> Iterator[Tensor]:
-        global_batch = [examples[i] for i in chosen]
-        denominator = sum(len(response) for _, response in global_batch)
-        for part in engine.mine(global_batch, length=lambda e: len(e[0]) + len(e[1])):
-            batch = collate(part, pad).to(engine.world.device)
-            yield example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio)
+        denominator = sum(len(examples[i][1]) for i in chosen)
+        for part in engine.mine(chosen, length=lambda i: len(examples[i][0]) + len(examples[i][1])):
+            batch = collate([examples[i] for i in part], pad).to(engine.world.device)
+            known = cached(cache, teacher, part, batch) if cache and teacher else None
+            yield example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio, known)
+
+    def save() -> None:
+        if cache:
+            cache.save()
+        engine.save({"history": history})
 
     engine.engine.eval()
     if engine.step == 0:
@@ -135,9 +169,14 @@ def fit(
                 log.write({key: value for key, value in entry.items() if key != "step"})
                 candidates.offer(history)
             if engine.step in due or engine.step % engine.launch.save_every == 0:
-                engine.save({"history": history})
-            engine.stop_if_asked({"history": history})
+                save()
+            engine.stop_if_asked(save)
     return history
+
+
+def cached(cache: TeacherCache, teacher: PreTrainedModel, examples: Sequence[int], batch: Batch) -> Tensor:
+    """The teacher's hidden states of these examples, computed as one batch where one of them is new."""
+    return cache.hidden(examples, lambda: models.response_hidden(teacher, batch), batch.tokens.device)
 
 
 def export(

@@ -10,7 +10,7 @@ STUDENT, TEACHER = "tiny-student", "tiny-teacher"
 
 
 def commands(checkout, out):
-    """The stages that are killed; SFT has dropout on (GPT-2's 0.1)."""
+    """The stages that are killed; SFT has dropout on (GPT-2's 0.1), KD reads the teacher's hidden states in its second epoch."""
     run = checkout.run
     data, models = run / "data" / "embedded" / "training", run / "models"
     shared = [
@@ -32,11 +32,14 @@ def commands(checkout, out):
         "--init",
         out / "init",
     ]
+    kd = ["kd", "--config", run / f"configs/kd/{STUDENT}/{TEACHER}/10.json", "--base", models / STUDENT / "base"]
+    kd += ["--teacher", models / TEACHER / "teacher", "--out", out / "model"]
     config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
     init, teacher = models / STUDENT / "init" / "seed10", models / TEACHER / "teacher"
     minillm = ["minillm", "--config", config, "--init", init, "--teacher", teacher, "--out", out / "model"]
     return {
         "sft": (sft + shared, f"{STUDENT}/sft/seed10"),
+        "kd": (kd + shared, f"{STUDENT}/kd/{TEACHER}/seed10"),
         "minillm": (minillm + shared, f"{STUDENT}/minillm/{TEACHER}/seed10"),
     }
 
@@ -49,7 +52,7 @@ def wait_for_checkpoint(process, folder):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("stage", ["sft", "minillm"])
+@pytest.mark.parametrize("stage", ["sft", "kd", "minillm"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_going_on_is_exact(finished, tmp_path, stage, how):
     command, uninterrupted = commands(finished, tmp_path)[stage]
