@@ -137,8 +137,8 @@ def whiten(
 
     `statistics` are (mean, variance) of the whole global mini-batch where `values` are only a part of it.
     """
-    values = _full(values)
     valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    values = torch.where(valid, _full(values), 0.0)
     if statistics is None:
         mean = masked_mean(values, valid)
         statistics = mean, masked_mean((values - mean) ** 2, valid)

@@ -1,5 +1,6 @@
 """The presets against the formulas of paper and released code, computed by hand; every switch and every ablation changes the gradient."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 
 from minillm.errors import UserError
-from minillm.experiment import experiment
+from minillm.experiment import experiment, on_policy
 from minillm.rollout_losses import advantages, whitened
 from minillm.semantics import PRESETS, OnPolicy, expanded
 
@@ -179,11 +180,40 @@ def test_variants_and_presets_in_a_configuration(plan):
         "gkd": {"label": "GKD", "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5}}
     }
     plan["methods"] = ["sft", "minillm", "gkd"]
-    found = experiment(plan)
-    assert found.stages.minillm.whiten == "positions" and found.stages.minillm.collections == 2
+    found = on_policy(experiment(plan), "minillm", "short")
+    assert found.whiten == "positions" and found.collections == 2
     plan["methods"].append("gdk")
     with pytest.raises(UserError, match=r"methods.3: there is no 'gdk'; did you mean 'gkd'"):
         experiment(plan)
+
+
+def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
+    """preset < stage < model < variant, wherever the preset is named and whatever the other keys are."""
+    plan["stages"]["minillm"] = {"lr": 1e-3, "batch": 4, "rollouts": 8, "whiten": "tokens", "gamma": 0.9}
+    plan["methods"] = ["sft", "minillm", "paper", "plain"]
+    plan["per_model"] = {"small": {"minillm": {"lr": 2e-3, "clip": 0.3}}, "short": {"minillm": {"semantics": "released"}}}
+    plan["variants"] = {
+        "paper": {"label": "As printed", "settings": {"semantics": "paper", "gamma": 0.8}},
+        "plain": {"label": "Defaults", "settings": {"semantics": "default"}},
+    }
+    found = experiment(plan)
+
+    def given(method, model, *keys):
+        values = dataclasses.asdict(on_policy(found, method, model))
+        return tuple(values[key] for key in keys)
+
+    keys = ("lr", "batch", "rollouts", "whiten", "gamma", "clip")
+    assert given("minillm", "small", *keys) == (2e-3, 4, 8, "tokens", 0.9, 0.3)
+    assert given("paper", "small", *keys) == (2e-3, 4, 8, "tokens", 0.8, 0.3)
+    assert given("paper", "big", *keys) == (1e-3, 4, 8, "tokens", 0.8, 0.2)
+    # What is given nowhere is the preset's, of the last place that names one; 447 collections are those of `released`.
+    rest = ("surrogate", "lm_kd_ratio", "reward_scale", "collections")
+    assert given("minillm", "small", *rest) == ("ppo", 0.5, 1.0, 312)
+    assert given("paper", "small", *rest) == ("paper", 0.0, 1.0, 312)
+    assert given("minillm", "short", *rest) == ("ppo", 0.5, 0.5, 447)
+    assert given("paper", "short", *rest) == ("paper", 0.0, 1.0, 312)
+    assert given("plain", "short", *rest) == ("ppo", 0.5, 1.0, 312)
+    assert given("paper", "small", "semantics") == ("paper",) and given("minillm", "big", "semantics") == ("default",)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +222,9 @@ def test_variants_and_presets_in_a_configuration(plan):
         ({"student_share": 0.5}, "student_share: the long term needs samples of the present student"),
         ({"replay": 10}, "replay: the long term needs"),
         ({"advantage": "centred"}, "advantage: 'centred' stands for the single-step term"),
+        ({"advantage": "expected", "include_current": True}, "advantage: 'expected' is of the rewards that follow"),
+        ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' is of the rewards that follow"),
+        ({"semantics": ["paper"]}, "semantics: there is no preset"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
     ],
