@@ -2,9 +2,15 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 
 from minillm.errors import UserError
@@ -92,34 +98,63 @@ def test_presets_reproduce_the_formulas(preset):
     assert abs(other - expected) > 0.1
 
 
-SWITCHES = {
-    "single_step_weights": False,  # D1
-    "include_current": True,  # D2
-    "gamma": 0.95,  # D3
-    "length_norm": False,  # D5
-    "whiten": "tokens",  # D6
-    "reward_scale": 0.5,  # D7
-    "reward_clip": 0.1,
-    "surrogate": "ppo",  # D8
-    "clip": 0.05,
-    "importance": "product",  # D9
-    "lm_coef": 0.5,  # D10
-    "lm_kd_ratio": 0.5,
-    "normaliser": "tokens",
-    "advantage": "expected",
-    "single_step": False,
-    "objective": "forward_kl",
-}
+# Each key that changes the loss, with every value that `paper` does not have.
+SWITCHES = [
+    ("single_step_weights", False),  # D1
+    ("include_current", True),  # D2
+    ("gamma", 0.95),  # D3
+    ("length_norm", False),  # D5
+    ("whiten", "tokens"),  # D6
+    ("whiten", "positions"),
+    ("reward_scale", 0.5),  # D7
+    ("reward_clip", 0.1),
+    ("surrogate", "ppo"),  # D8
+    ("clip", 0.05),
+    ("importance", "product"),  # D9
+    ("importance", "none"),
+    ("lm_coef", 0.5),  # D10
+    ("lm_kd_ratio", 0.5),
+    ("normaliser", "tokens"),
+    ("advantage", "expected"),
+    ("advantage", "centred"),
+    ("single_step", False),
+    ("objective", "forward_kl"),
+    ("objective", "reverse_kl"),
+    ("objective", "jensen_shannon"),
+    ("objective", "skew_forward_kl"),
+    ("objective", "skew_reverse_kl"),
+    ("objective", "total_variation"),
+    ("temperature", 0.7),
+]
 
 
-@pytest.mark.parametrize(("key", "value"), SWITCHES.items(), ids=SWITCHES)
+@pytest.mark.parametrize(("key", "value"), SWITCHES, ids=[f"{key}-{value}" for key, value in SWITCHES])
 def test_every_switch_changes_the_gradient(key, value):
     student, teacher = pair()
-    base = settings("paper")
+    context = {"single_step": False} if value == "centred" else {}  # which it needs
+    base, changed = settings("paper", **context), settings("paper", **context | {key: value})
     made = rollouts(student, teacher, base)
     _, before = gradient(student, made, task(teacher, base))
-    _, after = gradient(student, made, task(teacher, settings("paper", **{key: value})))
+    _, after = gradient(student, made, task(teacher, changed))
     assert max((after[n] - before[n]).abs().max().item() for n in before) > 1e-6
+
+
+def test_every_switch_is_there():
+    schedule = {"lr", "rollouts", "batch", "inner_epochs", "collections"}
+    assert set(PRESETS["paper"]) - schedule - {"dropout"} <= {key for key, _ in SWITCHES}
+    paper = dataclasses.asdict(settings("paper"))
+    for key, kind in typing.get_type_hints(OnPolicy).items():
+        if typing.get_origin(kind) is typing.Literal and key not in ("semantics", "schedule"):
+            assert set(typing.get_args(kind)) == {paper[key]} | {value for name, value in SWITCHES if name == key}
+
+
+def test_dropout_changes_the_step_that_is_made(tmp_path):
+    """D12, under the Engine, which puts the model into its mode."""
+    command = [sys.executable, str(Path(__file__).parent / "dropout_update.py"), str(tmp_path / "out.pt")]
+    subprocess.run(command, check=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    without, again, with_dropout = torch.load(tmp_path / "out.pt")
+    assert torch.equal(without, again)
+    assert (with_dropout - without).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("preset", ["paper", "released", "default"])
@@ -160,6 +195,16 @@ def test_whitening_over_positions_counts_the_horizon_not_the_padding():
     found = whitened(values, mask, settings("released"))
     assert found[0, 0].item() == pytest.approx((3.0 - mean) / deviation, rel=1e-5)
     assert found[1, 1].item() == 0.0
+
+
+def test_whitening_over_positions_of_large_values_that_hardly_differ():
+    """The mean of the squares less the square of the mean is negative here, in float32."""
+    values = 1000.0 + torch.arange(14.0).reshape(2, 7) / 64
+    assert ((values**2).mean() - values.mean() ** 2).item() < 0
+    found = whitened(values, torch.ones(2, 7), settings("released", max_tokens=7))
+    exact = values.double()
+    expected = (exact - exact.mean()) / (exact.var(correction=0) + 1e-8).sqrt()
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_presets_fill_in_only_what_is_not_given():
@@ -245,8 +290,4 @@ def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
 
 @pytest.fixture
 def plan():
-    from pathlib import Path
-
-    import yaml
-
     return yaml.safe_load((Path(__file__).parents[1] / "config" / "plan.yaml").read_text())
