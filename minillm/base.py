@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from minillm import models, provenance
-from minillm.config import Launch
+from minillm.config import Launch, Model
 from minillm.data import Corpus, Rows
 from minillm.development import Dev, Example
 from minillm.engine import Engine
 from minillm.files import identity, stage_key, whole_folder
 from minillm.settings import BaseSettings
 from minillm.supervised import count_steps, export, fit, plain_sequences
+from minillm.tokenizers import check_ids, own_tokenizer
 from minillm.world import start
 
 
@@ -28,6 +30,8 @@ def run_stage(
     inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
     raw = dataclasses.asdict(settings)
     model = models.base_model(spec, tokenizer, settings.seed, parent)
+    if spec.source != "scratch":
+        compare_tokenizers(spec, tokenizer, parent)
     if spec.training is None:
         model = torch.nn.Module.to(model, models.DTYPES[settings.precision])
         with whole_folder(out) as partial:
@@ -49,6 +53,18 @@ def run_stage(
     teacher = models.load_model(parent, settings.precision, world.device) if parent else None
     history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
     export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
+
+
+def compare_tokenizers(spec: Model, run: PreTrainedTokenizerBase, parent: Path | None) -> None:
+    """UserError where the model's own tokenizer gives other ids than the run's; of one without a tokenizer this is said.
+
+    Done here, since the run's tokenizer is what goes into the model's folder: later stages see nothing else.
+    """
+    own = models.load_tokenizer(parent) if parent else own_tokenizer(spec)
+    if own is None:
+        print(f"{spec.path}: comes without a tokenizer; only the number of its tokens was compared with the run's")
+    else:
+        check_ids(own, run, spec.path or str(parent))
 
 
 def plain_text_examples(data: Path, with_rows: bool) -> list[Example]:

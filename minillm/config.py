@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from minillm.semantics import OnPolicy
@@ -150,14 +150,19 @@ class Pair:
 
 @dataclass(frozen=True, config=STRICT)
 class Stages:
-    """Settings of the stages for every model; `per_model` overrides single keys for one."""
+    """Settings of the stages for every model; `per_model` overrides single keys for one.
+
+    `minillm` holds the keys that are given, and no defaults, since a preset comes before a default (`experiment.on_policy`).
+    """
 
     teacher: Training
     sft: Training
     kd: Training
     seqkd: Training
     pseudo: Pseudo = dataclasses.field(default_factory=Pseudo)
-    minillm: OnPolicy = dataclasses.field(default_factory=OnPolicy)
+    minillm: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(OnPolicy).json_schema())] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

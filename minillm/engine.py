@@ -30,6 +30,8 @@ from minillm.errors import UserError
 from minillm.semantics import OnPolicy
 from minillm.world import World, seed_all
 
+METRICS = "metrics.jsonl"
+
 
 def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
     """Rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then constant or a cosine down to `min_lr`."""
@@ -73,6 +75,7 @@ class Engine:
         self.checkpoint_bytes = 16 * sum(p.numel() for p in model.parameters())
         self.step = 0
         self.seconds = 0.0
+        self.logged = 0  # bytes of metrics.jsonl when the checkpoint was saved
         self._since = time.monotonic()
         self._stop = False
         self.training_mode = settings.dropout or launch.gradient_checkpointing
@@ -160,7 +163,10 @@ class Engine:
                 rng["cuda"] = torch.cuda.get_rng_state()
             torch.save(rng, partial / f"random-{self.world.rank}.pt")
             if self.world.rank == 0:
-                torch.save({"step": self.step, "seconds": self.elapsed(), "loop": state}, partial / "state.pt")
+                log = self.folder / METRICS
+                logged = log.stat().st_size if log.exists() else 0
+                entry = {"step": self.step, "seconds": self.elapsed(), "logged": logged, "loop": state}
+                torch.save(entry, partial / "state.pt")
 
     def resume(self) -> dict[str, Any] | None:
         """Take up the newest whole checkpoint and return the loop's state, or None where there is none.
@@ -186,6 +192,7 @@ class Engine:
             self._mend_universal()
             seed_all(state["step"] * 1000 + self.world.rank)
         self.step, self.seconds, self._since = state["step"], state["seconds"], time.monotonic()
+        self.logged = state["logged"]
         self.say(f"goes on from step {self.step} of {self.steps}")
         loop: dict[str, Any] = state["loop"]
         return loop
@@ -292,16 +299,20 @@ def split_batch(batch: int, micro_batch: int, processes: int) -> tuple[int, int]
 
 
 class MetricsLog:
-    """metrics.jsonl, one object a logged step; on resuming, lines after the checkpoint's step are dropped.  Rank 0 writes."""
+    """metrics.jsonl, one object a logged step.  Rank 0 writes.
+
+    On resuming it is cut to what it held when the checkpoint was saved: steps do not say which lines these are, since what a step
+    begins with is logged after the checkpoint of the same number.
+    """
 
     def __init__(self, engine: Engine, name: str) -> None:
-        self.path, self.engine, self.name = engine.folder / "metrics.jsonl", engine, name
+        self.path, self.engine, self.name = engine.folder / METRICS, engine, name
         self.writer = None
         if engine.world.rank != 0:
             return
         if self.path.exists():
-            whole = self.path.read_text().split("\n")[:-1]  # a kill may have cut the last line short
-            self.path.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= engine.step))
+            kept = self.path.read_bytes()[: engine.logged]
+            self.path.write_bytes(kept[: kept.rfind(b"\n") + 1])  # whole lines, where the disk lost a part of it
         if engine.launch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -7,7 +7,6 @@ file and key.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from minillm.analyses import (
 )
 from minillm.config import Data, Dataset, Estimators, Launch, Model, Pair, Precision, Sampling, Stages, Style, Tokenizer
 from minillm.errors import UserError
-from minillm.semantics import OnPolicy, Variant, check_on_policy, expanded
+from minillm.semantics import OnPolicy, Variant, check_on_policy, combined
 from minillm.strict import STRICT, Count, Name, Natural, hint, merged, parse
 
 METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
@@ -112,7 +111,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
     Raises UserError (one line naming `where` and the key).
     """
-    config = parse(Experiment, _with_presets(raw, where), where)
+    config = parse(Experiment, raw, where)
 
     def known(name: str, table: dict[str, Any], key: str) -> None:
         if name not in table:
@@ -134,25 +133,22 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         _check_model(config, name, model, known, where)
     for weights, model in config.checkpoints.items():
         _check_checkpoint(config, weights, model, where)
-    for name, variant in config.variants.items():
+    for name in config.variants:
         if name in STAGES:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
-        check_on_policy(merged(config.stages.minillm, variant.settings, where, f"variants.{name}"), where, f"variants.{name}")
+    for student in ("", *(name for name, stages in config.per_model.items() if "minillm" in stages)):
+        for method in ("minillm", *config.variants):
+            on_policy(config, method, student, where)
     for i, method in enumerate(config.methods):
         known(method, _methods(config), f"methods.{i}")
-    check_on_policy(config.stages.minillm, where, "stages.minillm")
     for name, stages in config.per_model.items():
         known(name, config.models, f"per_model.{name}")
         for stage, values in stages.items():
             default = getattr(config.stages, stage, None)
             if default is None:
                 raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
-            found = merged(default, values, where, f"per_model.{name}.{stage}")
-            if isinstance(found, OnPolicy):
-                check_on_policy(found, where, f"per_model.{name}.{stage}")
-                for label, variant in config.variants.items():
-                    key = f"variants.{label} with per_model.{name}.{stage}"
-                    check_on_policy(merged(found, variant.settings, where, key), where, key)
+            if stage != "minillm":
+                merged(default, values, where, f"per_model.{name}.{stage}")
     check_judgements(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
     for stage, values in config.launch.items():
         if stage != "default" and stage not in STAGES:
@@ -161,6 +157,24 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for stage in config.cores:
         known(stage, dict.fromkeys(STAGES), f"cores.{stage}")
     return config
+
+
+def on_policy(config: Experiment, method: str, model: str, where: str = "config") -> OnPolicy:
+    """Settings of MiniLLM or a variant of it for one student: the preset, then the common keys, the model's, the variant's.
+
+    Raises UserError where they mean nothing together.
+    """
+    given, names = [config.stages.minillm], []
+    if "minillm" in config.per_model.get(model, {}):
+        given.append(config.per_model[model]["minillm"])
+        names.append(f"per_model.{model}.minillm")
+    if method in config.variants:
+        given.append(config.variants[method].settings)
+        names.insert(0, f"variants.{method}")
+    under = " with ".join(names) or "stages.minillm"
+    settings = combined(given, where, under)
+    check_on_policy(settings, where, under)
+    return settings
 
 
 def trained(config: Experiment, *, sweeps: bool) -> list[tuple[str, str, str]]:
@@ -192,22 +206,6 @@ def _check_pair(config: Experiment, pair: Pair, known: Any, where: str, key: str
                 f"{where}: {key}.students.{j}: {student} has the tokenizer '{ours}' and its teacher {pair.teacher} "
                 f"'{theirs}'; word-level distillation needs one vocabulary"
             )
-
-
-def _with_presets(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """`raw` with the presets of on-policy settings filled in; anything of a wrong form is left for the strict check."""
-    raw = copy.deepcopy(raw)
-
-    def fill(holder: Any, key: str, under: str) -> None:
-        if isinstance(holder, dict) and isinstance(holder.get(key), dict):
-            holder[key] = expanded(holder[key], where, under)
-
-    fill(raw.get("stages"), "minillm", "stages.minillm")
-    for section, key in (("variants", "settings"), ("per_model", "minillm")):
-        table = raw.get(section)
-        for name, entry in table.items() if isinstance(table, dict) else ():
-            fill(entry, key, f"{section}.{name}.{key}")
-    return raw
 
 
 def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str) -> None:

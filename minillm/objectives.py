@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGEST = 40.0  # logarithm of the largest ratio: far beyond any that is met, and its square, in a gradient's norm, is finite
+
 
 def _full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -88,9 +90,9 @@ def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | N
     `denominator` is the number of valid tokens of the whole global batch where `values` are only a part of it: then the parts'
     means add up to the mean of the whole.
     """
-    total = torch.where(mask.bool(), values, 0.0).sum()
+    total = torch.where(mask.bool(), _full(values), 0.0).sum()
     if denominator is None:
-        denominator = mask.sum()
+        denominator = mask.sum(dtype=total.dtype)  # a sum in bf16 stands still at 256
     return total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(min=1.0)
 
 
@@ -135,8 +137,8 @@ def whiten(
 
     `statistics` are (mean, variance) of the whole global mini-batch where `values` are only a part of it.
     """
-    values = _full(values)
     valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    values = torch.where(valid, _full(values), 0.0)
     if statistics is None:
         mean = masked_mean(values, valid)
         statistics = mean, masked_mean((values - mean) ** 2, valid)
@@ -171,13 +173,18 @@ def policy_gradient_loss(
 
     ratio = exp(logprobs - old_logprobs) * weights, which is q_theta / p~ when `weights` are the importance weights at sampling
     time.  surrogate "ppo" is max(-A ratio, -A clip(ratio)), "paper" is -A min(ratio, clip(ratio)): they differ for A < 0.
-    Raises ValueError for any other surrogate.
+    A ratio above exp(40) counts as exp(40), with no gradient.  Raises ValueError for any other surrogate.
     """
-    ratio = torch.exp(torch.where(mask.bool(), _full(logprobs) - _full(old_logprobs).detach(), 0.0))
+    counted = mask.bool()  # where the ratio is not 0: under a mask anything may lie, and a weight of 0 has no logarithm
+    exponent = _full(logprobs) - _full(old_logprobs).detach()
     if weights is not None:
-        ratio = ratio * weights.detach()
+        weights = _full(weights).detach()
+        counted = counted & (weights > 0)
+        # One exponential: of two, the first can be infinite and the second 0.
+        exponent = exponent + torch.where(counted, weights, 1.0).log()
+    ratio = torch.where(counted, exponent, 0.0).clamp(max=LARGEST).exp() * counted
     clipped = ratio if clip is None else ratio.clamp(1.0 - clip, 1.0 + clip)
-    advantages = _full(advantages).detach()
+    advantages = torch.where(mask.bool(), _full(advantages).detach(), 0.0)
     if surrogate == "ppo":
         loss = torch.maximum(-advantages * ratio, -advantages * clipped)
     elif surrogate == "paper":
@@ -196,7 +203,10 @@ def single_step_loss(
     denominator: Tensor | float | None = None,
 ) -> Tensor:
     """The single-step term of Eq. 3 (with `weights` that of Eq. 5): the masked mean of the exact reverse KL of each token."""
+    valid = mask.bool()
+    if not valid.all():  # a gradient of 0 is NaN behind the softmax of a NaN
+        student_logits, teacher_logits = (x.masked_fill(~valid.unsqueeze(-1), 0.0) for x in (student_logits, teacher_logits))
     values = reverse_kl(student_logits, teacher_logits)
     if weights is not None:
-        values = values * weights.detach()
+        values = values * torch.where(valid, weights.detach(), 0.0)
     return masked_mean(values, mask, denominator=denominator)

@@ -70,7 +70,9 @@ def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
         return objectives.whiten(values, mask)
     total = len(values) * settings.max_tokens
     mean = objectives.masked_mean(values, mask, denominator=total)
-    variance = objectives.masked_mean(values**2, mask, denominator=total) - mean**2
+    present = objectives.masked_mean(torch.ones_like(values), mask, denominator=total)
+    # Squares of differences, not the difference of squares, which float32 can leave negative.
+    variance = objectives.masked_mean((values - mean) ** 2, mask, denominator=total) + (1 - present) * mean**2
     return objectives.whiten(values, mask, statistics=(mean, variance))
 
 

@@ -1,25 +1,26 @@
 """Settings of the on-policy phase, and their presets: the objective as the paper states it, and as the released code computes it.
 
-A preset only sets keys of `OnPolicy`; whatever a configuration says itself stays as it says.  docs/method.md has the table
-key -> paper -> released code -> default, and why.
+A preset only sets keys of `OnPolicy`; whatever a configuration says itself stays as it says, wherever it says it: preset < stage <
+model < variant.  docs/method.md has the table key -> paper -> released code -> default, and why.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.errors import UserError
-from minillm.strict import STRICT, Count, Natural, Positive, Share, hint
+from minillm.strict import STRICT, Count, Natural, Positive, Share, hint, parse
 
 
 @dataclass(frozen=True, config=STRICT)
 class OnPolicy:
     """The on-policy phase: where samples come from, which loss is taken on them, and how to train (docs/method.md).
 
-    `semantics` names a preset (semantics.py) that fills in what is not given.  `collections` times, `rollouts` prompts are
+    `semantics` names a preset (semantics.py) that fills in what is given nowhere.  `collections` times, `rollouts` prompts are
     answered, then follow `inner_epochs` passes over them in mini-batches of `batch`.
 
     Samples: `alpha` is the teacher's share in the sampling mixture (Eq. 4).  `student_share` of the rows are answered by the
@@ -29,8 +30,9 @@ class OnPolicy:
     Loss: `objective` "minillm" is single-step plus long term; every other is the mean of that divergence on the samples
     (`beta` is the Jensen-Shannon's, `skew` the alpha of the skewed ones).  `advantage` is that of the long term: "returns"; "expected":
     each following reward replaced by its conditional mean, minus the reverse KL of its position; "centred": this reward too,
-    plus the reverse KL here, which is its baseline, and stands for the single-step term.  `clip` 0 and `reward_clip` 0 are none.
-    `lm_coef` weighs the pre-training loss, in which `lm_kd_ratio` is the share of forward KL to the teacher.
+    plus the reverse KL here, which is its baseline, and stands for the single-step term.  Without `single_step` the long term has
+    this token's reward only with `include_current`, or where it is "centred".  `clip` 0 and `reward_clip` 0 are none.  `lm_coef`
+    weighs the pre-training loss, in which `lm_kd_ratio` is the share of forward KL to the teacher.
 
     Guard, off at 0: `init_kl` weighs a reverse KL to the initial student; training stops where the mean length (`stop_length`) or the
     reverse KL (`stop_kl`) of a collection exceeds that many times the first collection's.
@@ -152,10 +154,19 @@ def expanded(values: dict[str, Any], where: str, under: str) -> dict[str, Any]:
 
     Raises UserError for a preset that there is not.
     """
-    name = values.get("semantics", "default")
+    name = str(values.get("semantics", "default"))
     if name not in PRESETS:
-        raise UserError(f"{where}: {under}.semantics: there is no preset '{name}'; {hint(str(name), PRESETS)}")
+        raise UserError(f"{where}: {under}.semantics: there is no preset '{name}'; {hint(name, PRESETS)}")
     return {**PRESETS[name], **values}
+
+
+def combined(given: Sequence[dict[str, Any]], where: str, under: str) -> OnPolicy:
+    """Settings from the keys that each place of a configuration gives, a later place before an earlier one, the preset before none.
+
+    Raises UserError, one line naming `where` and the key below `under`.
+    """
+    values = {key: value for place in given for key, value in place.items()}
+    return parse(OnPolicy, expanded(values, where, under), where, under)
 
 
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
@@ -168,5 +179,7 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
         problem = f"{key}: the long term needs samples of the present student; choose another objective or leave this off"
     elif settings.advantage == "centred" and settings.single_step:
         problem = "advantage: 'centred' stands for the single-step term; set single_step: false"
+    elif settings.advantage == "expected" and settings.include_current:
+        problem = "advantage: 'expected' is of the rewards that follow, not of the token's own; set include_current: false"
     if problem:
         raise UserError(f"{where}: {under}.{problem}")

@@ -21,8 +21,7 @@ from minillm.analysis_settings import (
     SamplesSettings,
 )
 from minillm.config import Launch, Sampling
-from minillm.experiment import METHODS, Experiment, trained
-from minillm.semantics import OnPolicy
+from minillm.experiment import METHODS, Experiment, on_policy, trained
 from minillm.settings import (
     BaseSettings,
     DataSettings,
@@ -40,17 +39,9 @@ from minillm.strict import merged, parse
 
 
 def for_model(config: Experiment, stage: str, model: str) -> Any:
-    """Settings of `stage` for `model`: the common ones with the model's own keys replaced."""
+    """Settings of a supervised `stage`, or of `pseudo`, for `model`: the common ones with the model's own keys replaced."""
     values = config.per_model.get(model, {}).get(stage, {})
     return merged(getattr(config.stages, stage), values, "config", f"per_model.{model}.{stage}")
-
-
-def on_policy(config: Experiment, method: str, model: str) -> OnPolicy:
-    """Settings of MiniLLM or a variant of it for one student: the common ones, then the model's keys, then the variant's."""
-    settings: OnPolicy = for_model(config, "minillm", model)
-    if method in config.variants:
-        settings = merged(settings, config.variants[method].settings, "config", f"variants.{method}")
-    return settings
 
 
 def _fetch_settings(config: Experiment, source: str) -> FetchSettings:

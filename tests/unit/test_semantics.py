@@ -1,13 +1,20 @@
 """The presets against the formulas of paper and released code, computed by hand; every switch and every ablation changes the gradient."""
 
+import dataclasses
 import math
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 
 from minillm.errors import UserError
-from minillm.experiment import experiment
+from minillm.experiment import experiment, on_policy
 from minillm.rollout_losses import advantages, whitened
 from minillm.semantics import PRESETS, OnPolicy, expanded
 
@@ -91,34 +98,63 @@ def test_presets_reproduce_the_formulas(preset):
     assert abs(other - expected) > 0.1
 
 
-SWITCHES = {
-    "single_step_weights": False,  # D1
-    "include_current": True,  # D2
-    "gamma": 0.95,  # D3
-    "length_norm": False,  # D5
-    "whiten": "tokens",  # D6
-    "reward_scale": 0.5,  # D7
-    "reward_clip": 0.1,
-    "surrogate": "ppo",  # D8
-    "clip": 0.05,
-    "importance": "product",  # D9
-    "lm_coef": 0.5,  # D10
-    "lm_kd_ratio": 0.5,
-    "normaliser": "tokens",
-    "advantage": "expected",
-    "single_step": False,
-    "objective": "forward_kl",
-}
+# Each key that changes the loss, with every value that `paper` does not have.
+SWITCHES = [
+    ("single_step_weights", False),  # D1
+    ("include_current", True),  # D2
+    ("gamma", 0.95),  # D3
+    ("length_norm", False),  # D5
+    ("whiten", "tokens"),  # D6
+    ("whiten", "positions"),
+    ("reward_scale", 0.5),  # D7
+    ("reward_clip", 0.1),
+    ("surrogate", "ppo"),  # D8
+    ("clip", 0.05),
+    ("importance", "product"),  # D9
+    ("importance", "none"),
+    ("lm_coef", 0.5),  # D10
+    ("lm_kd_ratio", 0.5),
+    ("normaliser", "tokens"),
+    ("advantage", "expected"),
+    ("advantage", "centred"),
+    ("single_step", False),
+    ("objective", "forward_kl"),
+    ("objective", "reverse_kl"),
+    ("objective", "jensen_shannon"),
+    ("objective", "skew_forward_kl"),
+    ("objective", "skew_reverse_kl"),
+    ("objective", "total_variation"),
+    ("temperature", 0.7),
+]
 
 
-@pytest.mark.parametrize(("key", "value"), SWITCHES.items(), ids=SWITCHES)
+@pytest.mark.parametrize(("key", "value"), SWITCHES, ids=[f"{key}-{value}" for key, value in SWITCHES])
 def test_every_switch_changes_the_gradient(key, value):
     student, teacher = pair()
-    base = settings("paper")
+    context = {"single_step": False} if value == "centred" else {}  # which it needs
+    base, changed = settings("paper", **context), settings("paper", **context | {key: value})
     made = rollouts(student, teacher, base)
     _, before = gradient(student, made, task(teacher, base))
-    _, after = gradient(student, made, task(teacher, settings("paper", **{key: value})))
+    _, after = gradient(student, made, task(teacher, changed))
     assert max((after[n] - before[n]).abs().max().item() for n in before) > 1e-6
+
+
+def test_every_switch_is_there():
+    schedule = {"lr", "rollouts", "batch", "inner_epochs", "collections"}
+    assert set(PRESETS["paper"]) - schedule - {"dropout"} <= {key for key, _ in SWITCHES}
+    paper = dataclasses.asdict(settings("paper"))
+    for key, kind in typing.get_type_hints(OnPolicy).items():
+        if typing.get_origin(kind) is typing.Literal and key not in ("semantics", "schedule"):
+            assert set(typing.get_args(kind)) == {paper[key]} | {value for name, value in SWITCHES if name == key}
+
+
+def test_dropout_changes_the_step_that_is_made(tmp_path):
+    """D12, under the Engine, which puts the model into its mode."""
+    command = [sys.executable, str(Path(__file__).parent / "dropout_update.py"), str(tmp_path / "out.pt")]
+    subprocess.run(command, check=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    without, again, with_dropout = torch.load(tmp_path / "out.pt")
+    assert torch.equal(without, again)
+    assert (with_dropout - without).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("preset", ["paper", "released", "default"])
@@ -161,6 +197,16 @@ def test_whitening_over_positions_counts_the_horizon_not_the_padding():
     assert found[1, 1].item() == 0.0
 
 
+def test_whitening_over_positions_of_large_values_that_hardly_differ():
+    """The mean of the squares less the square of the mean is negative here, in float32."""
+    values = 1000.0 + torch.arange(14.0).reshape(2, 7) / 64
+    assert ((values**2).mean() - values.mean() ** 2).item() < 0
+    found = whitened(values, torch.ones(2, 7), settings("released", max_tokens=7))
+    exact = values.double()
+    expected = (exact - exact.mean()) / (exact.var(correction=0) + 1e-8).sqrt()
+    assert (found - expected).abs().max() < 1e-5
+
+
 def test_presets_fill_in_only_what_is_not_given():
     assert expanded({"semantics": "released", "gamma": 1.0}, "f", "k")["gamma"] == 1.0
     assert expanded({"semantics": "released"}, "f", "k")["whiten"] == "positions"
@@ -179,11 +225,40 @@ def test_variants_and_presets_in_a_configuration(plan):
         "gkd": {"label": "GKD", "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5}}
     }
     plan["methods"] = ["sft", "minillm", "gkd"]
-    found = experiment(plan)
-    assert found.stages.minillm.whiten == "positions" and found.stages.minillm.collections == 2
+    found = on_policy(experiment(plan), "minillm", "short")
+    assert found.whiten == "positions" and found.collections == 2
     plan["methods"].append("gdk")
     with pytest.raises(UserError, match=r"methods.3: there is no 'gdk'; did you mean 'gkd'"):
         experiment(plan)
+
+
+def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
+    """preset < stage < model < variant, wherever the preset is named and whatever the other keys are."""
+    plan["stages"]["minillm"] = {"lr": 1e-3, "batch": 4, "rollouts": 8, "whiten": "tokens", "gamma": 0.9}
+    plan["methods"] = ["sft", "minillm", "paper", "plain"]
+    plan["per_model"] = {"small": {"minillm": {"lr": 2e-3, "clip": 0.3}}, "short": {"minillm": {"semantics": "released"}}}
+    plan["variants"] = {
+        "paper": {"label": "As printed", "settings": {"semantics": "paper", "gamma": 0.8}},
+        "plain": {"label": "Defaults", "settings": {"semantics": "default"}},
+    }
+    found = experiment(plan)
+
+    def given(method, model, *keys):
+        values = dataclasses.asdict(on_policy(found, method, model))
+        return tuple(values[key] for key in keys)
+
+    keys = ("lr", "batch", "rollouts", "whiten", "gamma", "clip")
+    assert given("minillm", "small", *keys) == (2e-3, 4, 8, "tokens", 0.9, 0.3)
+    assert given("paper", "small", *keys) == (2e-3, 4, 8, "tokens", 0.8, 0.3)
+    assert given("paper", "big", *keys) == (1e-3, 4, 8, "tokens", 0.8, 0.2)
+    # What is given nowhere is the preset's, of the last place that names one; 447 collections are those of `released`.
+    rest = ("surrogate", "lm_kd_ratio", "reward_scale", "collections")
+    assert given("minillm", "small", *rest) == ("ppo", 0.5, 1.0, 312)
+    assert given("paper", "small", *rest) == ("paper", 0.0, 1.0, 312)
+    assert given("minillm", "short", *rest) == ("ppo", 0.5, 0.5, 447)
+    assert given("paper", "short", *rest) == ("paper", 0.0, 1.0, 312)
+    assert given("plain", "short", *rest) == ("ppo", 0.5, 1.0, 312)
+    assert given("paper", "small", "semantics") == ("paper",) and given("minillm", "big", "semantics") == ("default",)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +267,9 @@ def test_variants_and_presets_in_a_configuration(plan):
         ({"student_share": 0.5}, "student_share: the long term needs samples of the present student"),
         ({"replay": 10}, "replay: the long term needs"),
         ({"advantage": "centred"}, "advantage: 'centred' stands for the single-step term"),
+        ({"advantage": "expected", "include_current": True}, "advantage: 'expected' is of the rewards that follow"),
+        ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' is of the rewards that follow"),
+        ({"semantics": ["paper"]}, "semantics: there is no preset"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
     ],
@@ -212,8 +290,4 @@ def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
 
 @pytest.fixture
 def plan():
-    from pathlib import Path
-
-    import yaml
-
     return yaml.safe_load((Path(__file__).parents[1] / "config" / "plan.yaml").read_text())
