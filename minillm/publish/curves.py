@@ -39,7 +39,7 @@ def exposure_bias(found: Found) -> Drawing:
     style, methods = style_of(found), found.settings.table.methods
     pages = []
     for teacher, own in found.pairs():
-        for test in found.settings.table.tests:
+        for test in found.names("exposure_bias"):
             curves = {m: c for m in found.drawn(own) if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
             if curves:
                 pages.append((teacher, test, curves))
@@ -199,11 +199,11 @@ def reliability(found: Found) -> Drawing:
         for model, metrics in models.items():
             _reliability_curve(axes, metrics[0], line_of(style, methods, model.method))
             handles.append(key(style, methods, model))
-        axes.set_title(f"{task} ({next(iter(models)).teacher_label})")
+        axes.set_title(f"{found.label(task)} ({next(iter(models)).teacher_label})")
         axes.set_xlabel("confidence (normalised)")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        texts.append(f"{task}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
+        texts.append(f"{found.label(task)}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
     label_left(grid, "accuracy")
     legend(figure, handles)
     caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."

@@ -35,7 +35,7 @@ READING = {
     "figure8": "Lower means nearer to the teacher on the student's own answers, which is what is minimised. A variant that falls "
     "and scores badly in Table 4 has found degenerate answers that the teacher rates highly; their length tells.",
     "figure14": "Like Figure 5, for students of OPT.",
-    "figure15": "Like Figure 7, for UnNI.",
+    "figure15": "Like Figure 7, for another set.",
     "figure16": "0 samples from the student alone. Look for a broad maximum: there the exact share does not matter.",
     "reliability": "On the diagonal confidence equals accuracy; below it a model is overconfident. Bins with few examples scatter.",
     "size-gap": "100% is the teacher's score. Read along the axis: how much is lost as the teacher grows beyond the student.",
