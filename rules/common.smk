@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minillm.errors import UserError
 from minillm.experiment import STAGES, SUBSETS, experiment, seeds_of, trained
+from minillm.publish import captions
 from minillm.publish.items import ITEMS
 from minillm.publish.reading import READING
 from minillm.publish.settings import asked, publish_settings
@@ -60,6 +61,13 @@ def threads_of(stage):
 
 
 RUN = EXPERIMENT.run
+
+# What the report's captions show of results that are there; nothing else reads it.
+config["main_table"] = captions.main_table(Path("results") / RUN)
+config["details"] = {
+    name: captions.details(Path("results") / RUN, item.kind, name)
+    for name, item in ITEMS.items()
+}
 SEEDS = EXPERIMENT.training_seeds
 TESTS = EXPERIMENT.data.tests
 MAIN = trained(EXPERIMENT, sweeps=False)

@@ -92,7 +92,7 @@ def strategies(found: Found) -> Sheet:
 def dev_n(rows: set[int | None]) -> str:
     """The n of dev scores, in words; nothing where it is not recorded."""
     known = sorted(row for row in rows if row is not None)
-    return "dev: n = " + " or ".join(str(row) if row else "all dev rows" for row in known) if known else ""
+    return f"dev: n = {' or '.join(map(str, known))}" if known else ""
 
 
 def plain_text(found: Found) -> Sheet:
@@ -107,6 +107,7 @@ def plain_text(found: Found) -> Sheet:
     tests = found.settings.table.tests
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
+    models: list[Trained] = []
     compared = False
     for _, own in found.pairs():
         without = {m.method for m in own if chosen.get(m.student, {}).get(m.method) == 0.0}
@@ -130,11 +131,15 @@ def plain_text(found: Found) -> Sheet:
                 record |= {name: value and value[0], **columns_of(value and value[0], theirs[name], f"{name}_")}
             who = {"teacher": model.teacher, "student": model.student, "method": model.method}
             records.append({**who, "lm_coef": coefficient, **record})
+            models.append(model)
+    kinds = {"calibration": found.names("calibration"), "judge": found.names("judge"), "rouge": tests}
+    n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in found.sizes(kind, names, models)))
     notes = [
         f"CLS: mean accuracy over {', '.join(map(found.label, found.names('calibration'))) or 'the classification tasks'}. Inst: mean over "
         f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran; "
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
         *([BESIDE] if compared else []),
+        f"{n}." if n else "",
         f"{DASH}: not evaluated.",
     ]
     missing = (
@@ -142,4 +147,4 @@ def plain_text(found: Found) -> Sheet:
         if any(record[key] is not None for record in records for key in ("cls", "inst", "rougeL"))
         else "not measured in this run"
     )
-    return Sheet(caption, columns, merged_labels(rows), notes, records, "", missing)
+    return Sheet(caption, columns, merged_labels(rows), [note for note in notes if note], records, n, missing)

@@ -156,6 +156,11 @@ class Found:
         }
         return {name: comparisons for name, comparisons in pages.items() if comparisons}
 
+    def sizes(self, kind: str, names: Sequence[str], models: Sequence[Trained]) -> list[str]:
+        """ "DollyEval: n = 500" of each set that some of `models` were measured on."""
+        found = {name: counts([m for model in models for m in self.metrics(kind, model, name)]) for name in names}
+        return [f"{self.label(name)}: n = {' or '.join(map(str, own))}" for name, own in found.items() if own]
+
     def label(self, test: str) -> str:
         """A test set's label."""
         return self.settings.table.test_labels.get(test, test)
@@ -169,10 +174,14 @@ class Found:
             raise UserError(f"{self.folder}/models/{weights}/metrics.jsonl: not JSON: {error}") from None
 
     def dev_rows(self, model: Trained) -> int | None:
-        """How many dev rows chose the checkpoint (0: all); None where it is not recorded."""
+        """How many dev rows a model was evaluated on in training; None where it is not recorded."""
         provenance = self.json(f"models/{next(iter(model.weights.values()))}/provenance.json") or {}
         rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
-        return rows if isinstance(rows, int) else None
+        if rows != 0:
+            return rows if isinstance(rows, int) else None
+        card = self.json(f"data/{self.settings.models[model.name].tokenizer}/training/card.json") or {}  # 0: all there are
+        kept = card.get("dev", {}).get("kept")
+        return kept if isinstance(kept, int) else None
 
     def dev_rouge(self, model: Trained) -> tuple[float, float | None] | None:
         """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""

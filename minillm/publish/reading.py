@@ -18,8 +18,8 @@ READING = {
     "table8": "The prompts were drawn by the run's data seed, none picked by hand; read across the models at the same prompt.",
     "cost": "Hours and tokens of a method's own stage, beside its ROUGE-L. Wall hours compare only where the machines were "
     "alike.",
-    "fidelity": "One line a published cell. Read the difference together with the interval; a cell marked unverified was never "
-    "compared with its source and measures no fidelity. A dash: not measured in this run.",
+    "fidelity": "One line a published number. Read the difference together with the interval; a cell marked unverified was never "
+    "compared with its source and measures no fidelity, a digitised one was read off a figure. A dash: not measured in this run.",
     "figure1": "Higher is better; the dashed line is the teacher. A method that distils well comes near that line with a small "
     "student.",
     "figure2": "One target with two modes. The forward fit covers both and the void between them, the reverse fit keeps to the "

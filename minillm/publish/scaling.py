@@ -46,12 +46,7 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
 
 def _n(found: Found, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
-    texts = []
-    kind = "judge" if label.startswith("judge") else "rouge"
-    for test in tests:
-        sizes = {m["n"] for model in found.models() for m in found.metrics(kind, model, test) if m.get("n")}
-        texts.append(f"{found.label(test)}: n = {' or '.join(map(str, sorted(sizes)))}" if sizes else "")
-    return "; ".join(filter(None, texts)) + "."
+    return "; ".join(found.sizes("judge" if label.startswith("judge") else "rouge", tests, found.models())) + "."
 
 
 def _size(found: Found, name: str) -> float | None:

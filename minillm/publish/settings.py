@@ -17,10 +17,11 @@ from minillm.strict import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class ModelLabel:
-    """Family and size of a model, as the paper's tables name them."""
+    """Family and size of a model, as the paper's tables name them, and the tokenizer under whose name its data lie."""
 
     family: str
     size: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -95,7 +96,11 @@ def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
         stage="publish",
         name=name,
         table=table,
-        models={model: ModelLabel(config.models[model].family, config.models[model].size) for model in sorted(table.labels)},
+        models={
+            name: ModelLabel(model.family, model.size, model.tokenizer)
+            for name, model in sorted(config.models.items())
+            if name in table.labels
+        },
         asked=sets,
         chosen={student: alike(config, student, item.knob) for student in students} if item.knob else {},
         seed=config.data.seed,

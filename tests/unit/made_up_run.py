@@ -23,6 +23,7 @@ SIZES = {
     "base": ("GPT-2", "120M"),
     "medium": ("GPT-2", "340M"),
 }
+BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n7200.0\t2:00:00\t2048.0\t10800.0\n"
 JUDGE = {"kind": "openai", "model": "some-judge"}
 METHODS = ["sft", "seqkd", "minillm", "no-mixing", "no-pt", "forward-kl", "reverse-kl"]
 VARIANTS = {
@@ -96,14 +97,20 @@ def make(folder: Path, config: Experiment) -> Path:
             for task in ("boolq", "sst2"):
                 put(folder, f"metrics/calibration/{weights}/{task}.json", calibration(task))
             train(folder, weights, method, strength)
-            stage = "teacher/xl" if not student else f"{method}/{weights.replace('/' + method, '')}"
-            put(folder, f"benchmarks/{stage}.tsv", "s\th:m:s\tmax_rss\tcpu_time\n7200.0\t2:00:00\t2048.0\t10800.0\n")
+            put(folder, f"benchmarks/base/{student or teacher}.tsv", BENCHMARK)
+            stage = f"teacher/{teacher}" if not student else f"{method}/{weights.replace('/' + method, '')}"
+            put(folder, f"benchmarks/{stage}.tsv", BENCHMARK)
     compared = [
         weights
         for _, student, method in models(table)
         for weights in weights_of(table, _, student, method).values()
         if method != "minillm"
     ]
+    put(folder, "data/letters/training/card.json", {"train": {"response_tokens": {"mean": 50.0}}})
+    answers = [{"split": split, "response_tokens": [1] * n} for split, n in (("train", 20), ("train", 40), ("dev", 99))]
+    for teacher in ("xl", "large", "j"):
+        put(folder, f"data/letters/pseudo/{teacher}.jsonl", "".join(json.dumps(answer) + "\n" for answer in answers))
+        put(folder, f"benchmarks/pseudo/letters/{teacher}.tsv", BENCHMARK)
     human(folder, "base/minillm/xl/seed10", [f"results/made/generations/{weights}/dolly.jsonl" for weights in compared])
     return folder
 
@@ -132,7 +139,12 @@ def exposure(strength: float) -> dict[str, Any]:
     lengths = list(range(1, 101))
     curve = [30 + length / (4 + strength) for length in lengths]
     band = {"low": [v - 3 for v in curve], "high": [v + 3 for v in curve]}
-    return {"n": 12, "responses": 10, "lengths": lengths, "ex_acc_err": [None, *curve[1:]], **band}
+    draws = {
+        "50": [curve[49] + noise for noise in (-9.0, 0.0, 9.0)],
+        "100": [0.0],
+    }  # the prompts that were drawn move every method alike
+    kept = {"mean_at": 80, "ids": list(range(12)), "draws": draws}
+    return {"n": 12, "responses": 10, "lengths": lengths, "ex_acc_err": [None, *curve[1:]], **band, **kept}
 
 
 def lengths(strength: float) -> dict[str, Any]:
@@ -162,5 +174,6 @@ def train(folder: Path, weights: str, method: str, strength: float) -> None:
     chosen = {"chosen": {"step": 32, "dev_rouge": 20 + strength}}
     put(folder, f"models/{weights}/metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries if method != "sft"))
     put(folder, f"models/{weights}/selection.json", chosen)
+    how = {"batch": 32} if method in ("teacher", "sft", "seqkd") else {"rollouts": 64}
     provenance = {"wall_seconds": 3600.0, "world_size": 2, "steps": 32, "peak_memory_mb": {"resident": 1000.0, "gpu": 900.0}}
-    put(folder, f"models/{weights}/provenance.json", provenance | {"settings": {"training": {"dev_rows": 100, "rollouts": 64}}})
+    put(folder, f"models/{weights}/provenance.json", provenance | {"settings": {"training": {"dev_rows": 100} | how}})

@@ -126,7 +126,7 @@ def test_students_t_by_hand() -> None:
 
 
 def test_the_interval_covers_what_another_training_would_give() -> None:
-    """Three trainings on 60 prompts, which trainings share: with both variances 95% of the intervals hold the mean."""
+    """Three trainings on the same 60 prompts: with both variances 95% of the intervals hold the mean."""
     rng = np.random.default_rng(3)
     both = prompts_alone = 0
     for _ in range(1000):
@@ -141,7 +141,7 @@ def test_the_interval_covers_what_another_training_would_give() -> None:
 
 
 def test_error_of_a_ratio() -> None:
-    """Of one set by the delta method: the deviation of (ours - ratio * theirs) over the mean of theirs and the root of n; prompts are shared."""
+    """Of one set by the delta method: the deviation of (ours - ratio * theirs) over the mean of theirs and the root of n."""
     rng = np.random.default_rng(9)
     theirs = rng.normal(30, 6, 400)
     ours = 0.5 * theirs + rng.normal(0, 1, 400)
