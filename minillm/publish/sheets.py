@@ -51,8 +51,12 @@ def calibration(found: Found) -> Sheet:
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
         "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence is the probability "
         "of the chosen label word divided by that of all label words. Raw: the same with the label word's own probability.",
-        "The paper states neither bins, nor label words, nor whether confidences are normalised; its values stand beside the raw ECE, which "
-        "is the likelier reading (docs/evaluation.md), and are comparable at most roughly.",
+        "The paper states neither bins, nor label words, nor whether confidences are normalised; "
+        + (
+            "its values stand beside the raw ECE, the likelier reading (docs/evaluation.md), and are comparable at most roughly."
+            if compared
+            else "compare methods here, not with its values."
+        ),
         BESIDE if compared else "",
         *_bins(found, seen),
     ]
@@ -73,7 +77,7 @@ def _bins(found: Found, metrics: list[dict[str, Any]]) -> list[str]:
         words = metric.get("words")
         text = f"{len(bins)} bins with the edges {edges}."
         if words:
-            text += " Label words: " + ", ".join(map(str, words)) + "."
+            text += " Label words: " + ", ".join(str(word).strip() for word in words) + "."
         texts[text] = found.label(str(metric.get("dataset", "")))
     return [f"{name}: {text}".removeprefix(": ") for text, name in texts.items()]
 
@@ -171,7 +175,7 @@ def ngrams(found: Found) -> Sheet:
                 ]
     columns = [f"seed {seed}\nN / C" for seed in seeds]
     sheet = _sheet(
-        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests
+        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests, found
     )
     size = ", ".join(sorted({str(metric["ngram"]) for metric in seen})) or "4"
     notes = [f"n-grams of {size} tokens, counted over all responses of one sampling seed; Table 3 has C / N."] if seen else []
@@ -196,14 +200,13 @@ def _sheet(
     records: list[dict[str, Any]],
     seen: list[dict[str, Any]],
     tests: list[str],
-    found: Found | None = None,
+    found: Found,
 ) -> Sheet:
     """The sheet; or the honest line where no metric was found."""
     if not seen:
         return Sheet(caption, ["Model", "Method", *columns], [], [], [], "", NOT_MEASURED)
     by_test = {test: next((r["n"] for r in records if r["test"] == test and r["n"]), None) for test in tests}
-    label = found.label if found else str
-    n = "; ".join(f"{label(test)}: n = {count}" for test, count in by_test.items() if count)
+    n = "; ".join(f"{found.label(test)}: n = {count}" for test, count in by_test.items() if count)
     notes = [*notes, f"{n}." if n else "", f"{DASH}: not evaluated." if any(DASH in row for row in rows) else ""]
     n = n or ", ".join(map(str, counts(seen)))
     return Sheet(caption, ["Model", "Method", *columns], merged_labels(rows), [note for note in notes if note], records, n)

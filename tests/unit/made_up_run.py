@@ -111,7 +111,11 @@ def make(folder: Path, config: Experiment) -> Path:
     for teacher in ("xl", "large", "j"):
         put(folder, f"data/letters/pseudo/{teacher}.jsonl", "".join(json.dumps(answer) + "\n" for answer in answers))
         put(folder, f"benchmarks/pseudo/letters/{teacher}.tsv", BENCHMARK)
-    human(folder, "base/minillm/xl/seed10", [f"results/made/generations/{weights}/dolly.jsonl" for weights in compared])
+    human(
+        folder,
+        "base/minillm/xl/seed10",
+        [f"results/made/generations/{weights}/dolly.jsonl" for weights in dict.fromkeys(compared)],
+    )
     return folder
 
 
