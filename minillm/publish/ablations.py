@@ -134,9 +134,11 @@ def plain_text(found: Found) -> Sheet:
             models.append(model)
     kinds = {"calibration": found.names("calibration"), "judge": found.names("judge"), "rouge": tests}
     n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in found.sizes(kind, names, models)))
+    judges = sorted({judge_of(metric) for model in models for metric in _judged(found, model)})
     notes = [
         f"CLS: mean accuracy over {', '.join(map(found.label, found.names('calibration'))) or 'the classification tasks'}. Inst: mean over "
-        f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran; "
+        f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran "
+        f"(judge: {', '.join(judges) or 'none'}); "
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
         *([BESIDE] if compared else []),
         f"{n}." if n else "",

@@ -84,63 +84,63 @@ def collect(settings: TableSettings, metrics: Path, paper: Mapping[Key, Publishe
     rows.  Different teachers may be: which prompts are dropped as too long depends on the tokenizer, which only a pair shares.
     """
     names = labels(settings)
-    cells = []
-    scores: list[list[float]] = []  # of each cell, one a prompt
-    trainings: list[Part | None] = []  # of each cell
-    rows: dict[tuple[str, str], tuple[list[int], Path]] = {}
+    found: list[tuple[Cell, list[float], Part | None]] = []
+    rows: dict[
+        tuple[str, str], tuple[list[int], Path]
+    ] = {}  # teacher, test -> ids of the rows, and the first file that has them
     for teacher, student, method in models(settings):
         for test in settings.tests:
-            cell = Cell(
-                teacher,
-                student,
-                names.get(student, ""),
-                names[teacher],
-                method,
-                METHOD_NAMES.get(method) or settings.method_labels[method],
-                test,
-                settings.test_labels.get(test, test),
-            )
-            cell = _beside(cell, settings, paper or {})
-            found: dict[int, dict[int, float]] = {}
-            answers: list[list[float]] = []  # of every seed, one score a prompt
-            sources = []
-            for seed, weights in weights_of(settings, teacher, student, method).items():
-                path = metrics / "rouge" / weights / f"{test}.json"
-                if path.exists():
-                    metric = _read(path, settings, test)
-                    ids, other = rows.setdefault((teacher, test), (metric["ids"], path))
-                    if metric["ids"] != ids:
-                        raise UserError(f"{path}: its rows are not those of {other}; generate and score both again")
-                    found[seed] = {int(s): value for s, value in metric["per_seed"].items()}
-                    answers += metric["scores"].values()
-                    sources.append(f"metrics/rouge/{weights}/{test}.json")
-            own = [math.fsum(column) / len(column) for column in zip(*answers, strict=True)]
-            training = part([math.fsum(seeds.values()) / len(seeds) for seeds in found.values()]) if found else None
-            if found:
-                mean, error, over = pooled(found)
-                if error is None and len(own) > 1:  # a single run
-                    error = _error_over_prompts(own)
-                    over = f"prompts (bootstrap), {over}"
-                variances = components(found)
-                low, high = _interval(mean, own, training, "/".join((teacher, student, method, test)))
-                cell = dataclasses.replace(
-                    cell,
-                    n=len(ids),
-                    rows=hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8],
-                    mean=mean,
-                    standard_error=error,
-                    over=over,
-                    low=low,
-                    high=high,
-                    between_variance=variances.between,
-                    within_variance=variances.within,
-                    sources=";".join(sources),
-                )
-            cells.append(_judged(cell, settings, metrics))
-            scores.append(own)
-            trainings.append(training)
+            label = METHOD_NAMES.get(method) or settings.method_labels[method]
+            who = (teacher, student, names.get(student, ""), names[teacher], method, label)
+            cell = Cell(*who, test, settings.test_labels.get(test, test))
+            cell, own, training = _scored(_beside(cell, settings, paper or {}), settings, metrics, rows)
+            found.append((_judged(cell, settings, metrics), own, training))
+    cells, scores, trainings = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
     best = significant_leads([(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores, trainings)
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
+
+
+def _scored(
+    cell: Cell, settings: TableSettings, metrics: Path, rows: dict[tuple[str, str], tuple[list[int], Path]]
+) -> tuple[Cell, list[float], Part | None]:
+    """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; and what training seeds add to the mean's variance."""
+    seeds: dict[int, dict[int, float]] = {}
+    answers: list[list[float]] = []  # of every seed, one score a prompt
+    sources = []
+    for seed, weights in weights_of(settings, cell.teacher, cell.student, cell.method).items():
+        path = metrics / "rouge" / weights / f"{cell.test}.json"
+        if path.exists():
+            metric = _read(path, settings, cell.test)
+            ids, other = rows.setdefault((cell.teacher, cell.test), (metric["ids"], path))
+            if metric["ids"] != ids:
+                raise UserError(f"{path}: its rows are not those of {other}; generate and score both again")
+            seeds[seed] = {int(s): value for s, value in metric["per_seed"].items()}
+            answers += metric["scores"].values()
+            sources.append(f"metrics/rouge/{weights}/{cell.test}.json")
+    if not seeds:
+        return cell, [], None
+    scores = [math.fsum(column) / len(column) for column in zip(*answers, strict=True)]
+    training = part([math.fsum(values.values()) / len(values) for values in seeds.values()])
+    mean, error, over = pooled(seeds)
+    if error is None and len(scores) > 1:  # a single run
+        error = _error_over_prompts(scores)
+        over = f"prompts (bootstrap), {over}"
+    variances = components(seeds)
+    low, high = _interval(mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test)))
+    cell = dataclasses.replace(
+        cell,
+        n=len(ids),
+        rows=hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8],
+        mean=mean,
+        standard_error=error,
+        over=over,
+        low=low,
+        high=high,
+        between_variance=variances.between,
+        within_variance=variances.within,
+        sources=";".join(sources),
+    )
+    return cell, scores, training
 
 
 def _error_over_prompts(scores: Sequence[float]) -> float | None:
