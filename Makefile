@@ -40,8 +40,6 @@ demo: $(VENV)/.installed ## the whole pipeline on the embedded corpus: minutes o
 	@$(call pipeline,demo,config/demo.yaml)
 
 demo-all: $(VENV)/.installed ## the demo with every on-policy method (ablations, GKD, ImitKD, DistiLLM ...) and the study of estimators
-	@$(RUN) snakemake --cores $(CORES) --configfile config/demo.yaml config/demo-all.yaml --show-failed-logs \
-	  results/demo-all/tables/estimators.md
 	@$(call pipeline,demo-all,config/demo.yaml config/demo-all.yaml)
 
 mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder

@@ -38,11 +38,28 @@ class ExposureBias:
 
 @dataclass(frozen=True, config=STRICT)
 class Lengths:
-    """ROUGE-L by the length of the first reference in tokens: edges e1 < e2 give [0, e1], [e1 + 1, e2], [e2 + 1, inf)."""
+    """ROUGE-L by the length of the first reference in tokens: edges e1 < e2 give [0, e1], [e1 + 1, e2], [e2 + 1, inf).
+
+    Figure 15 shows those of `tests` that `figure15` names (in the paper UnNI), Figure 7 all others (in the paper S-NI).
+    """
 
     tests: tuple[Name, ...] = ()
+    figure15: tuple[Name, ...] = ()
     edges: Edges = (5, 10)
     per_test: dict[Name, Edges] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Subsets:
+    """Where the rows of S-NI or UnNI come from, short references and long (stage `subsets`): a folder, or a repository of the hub.
+
+    In it lie task files, or the published folders by length. A data set takes the rows up by its path: {source: folder, path:
+    "subsets:NAME"} all of them, "subsets:NAME/11_" (or 0_5, 6_10) those of one bucket.
+    """
+
+    source: Literal["folder", "hub"]
+    path: Annotated[str, Field(min_length=1)]
+    revision: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -75,11 +92,14 @@ def check_responses(
         "exposure_bias.tests": exposure_bias.tests,
         "lengths.tests": lengths.tests,
         "lengths.per_test": tuple(lengths.per_test),
+        "lengths.figure15": lengths.figure15,
         "diversity.tests": diversity.tests,
     }
     for key, names in named.items():
         for name in names:
             known, section = (datasets, "datasets") if key.startswith("lengths") else (tests, "data.tests")
+            if key == "lengths.figure15":
+                known, section = lengths.tests, "lengths.tests"
             if name not in known:
                 raise UserError(f"{where}: {key}: '{name}' is not among {section}; {hint(name, known)}")
     for key, edges in {"edges": lengths.edges, **{f"per_test.{name}": e for name, e in lengths.per_test.items()}}.items():

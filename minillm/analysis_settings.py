@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.analyses import Edges, Judge, Task
+from minillm.analyses import Edges, Judge, Subsets, Task
 from minillm.config import Dataset, Precision, Sampling
 from minillm.strict import STRICT, Count, Natural
 
@@ -34,6 +34,14 @@ class ExposureBiasSettings:
     semantics: Literal["paper", "released"]
     resamples: Count
     level: Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class SubsetsSettings:
+    """`subsets`: where the rows come from."""
+
+    stage: Literal["subsets"]
+    rows: Subsets
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -128,7 +128,7 @@ def _table(args: argparse.Namespace) -> None:
     from minillm.settings import TableSettings
     from minillm.strict import load
 
-    write_main_table(load(TableSettings, args.config), args.metrics, args.out)
+    write_main_table(load(TableSettings, args.config), args.metrics, args.out, args.paper or Path("config/paper"))
 
 
 def _figure(args: argparse.Namespace) -> None:
@@ -190,9 +190,14 @@ def _reference_loss(args: argparse.Namespace) -> None:
 
 
 def _subsets(args: argparse.Namespace) -> None:
-    from minillm.sni import subsets
+    from minillm.analysis_settings import SubsetsSettings
+    from minillm.sni import folder_of, subsets
+    from minillm.strict import load
 
-    subsets(args.source, args.out, args.tokenizer)
+    if (args.source is None) == (args.config is None):
+        raise UserError("give the folder with --source, or --config with the settings that name it")
+    source = args.source or folder_of(load(SubsetsSettings, args.config).rows)
+    subsets(source, args.out, args.tokenizer)
 
 
 def _calibration(args: argparse.Namespace) -> None:
@@ -272,7 +277,7 @@ STAGES = {
     ),
     "generate": Stage("responses of a model to a test set", ("config", "test", "model", "out"), _generate, launched=True),
     "rouge": Stage("ROUGE-L of responses", ("generations", "out"), _rouge),
-    "table": Stage("the main table", ("config", "metrics", "out"), _table),
+    "table": Stage("the main table", ("config", "metrics", "out"), _table, ("paper",)),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
     "publish": Stage("one more table or figure", ("config", "name", "run-folder", "out"), _publish, ("paper",)),
     "index": Stage("list of the results", ("run-folder", "out"), _index),
@@ -291,7 +296,7 @@ STAGES = {
     "reference_loss": Stage(
         "loss of a model on the references", ("config", "test", "model", "out"), _reference_loss, launched=True
     ),
-    "subsets": Stage("test sets by length, from S-NI's tasks or UnNI", ("source", "out"), _subsets, ("tokenizer",)),
+    "subsets": Stage("test sets by length, from S-NI's tasks or UnNI", ("out",), _subsets, ("source", "config", "tokenizer")),
     "calibration": Stage(
         "accuracy and calibration on a classification task", ("config", "model", "out"), _calibration, launched=True
     ),

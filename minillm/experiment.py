@@ -20,6 +20,7 @@ from minillm.analyses import (
     Human,
     Judge,
     Lengths,
+    Subsets,
     check_judgements,
     check_responses,
 )
@@ -28,6 +29,7 @@ from minillm.errors import UserError
 from minillm.semantics import OnPolicy, Variant, check_on_policy, combined
 from minillm.strict import STRICT, Count, Name, Natural, hint, merged, parse
 
+SUBSETS = "subsets:"  # begins the path of a data set that the stage `subsets` makes
 METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
 
@@ -36,7 +38,7 @@ class Experiment:
     """One configuration: everything that a run's results depend on, and how to run it.
 
     `pairs` are the rows of the main table; `sweeps` are further models, of `methods` of their own, for the tables and figures that
-    compare settings or teachers (publish/items.py), which alone show them.
+    compare settings or teachers (publish/items.py), which alone show them; they are trained with the first training seed alone.
     `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
     instead of being trained.  `cores` maps a stage to the CPU cores of one of its jobs on one machine, where that is not all of them:
     small jobs then run side by side.
@@ -60,6 +62,7 @@ class Experiment:
     per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     cores: dict[str, Count] = dataclasses.field(default_factory=dict)
+    subsets: dict[Name, Subsets] = dataclasses.field(default_factory=dict)
     style: Style = dataclasses.field(default_factory=Style)
     estimators: Estimators = dataclasses.field(default_factory=Estimators)
     exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
@@ -128,6 +131,9 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         _check_pair(config, pair, known, where, f"sweeps.{i}")
         if not pair.methods:
             raise UserError(f"{where}: sweeps.{i}.methods: missing; name the methods that are trained beside the main table's")
+    for name, dataset in config.datasets.items():
+        if dataset.path.startswith(SUBSETS):
+            known(dataset.path.removeprefix(SUBSETS).split("/")[0], config.subsets, f"datasets.{name}.path")
     for name, model in config.models.items():
         known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
         _check_model(config, name, model, known, where)
@@ -188,6 +194,12 @@ def trained(config: Experiment, *, sweeps: bool) -> list[tuple[str, str, str]]:
             for method in pair.methods or config.methods
         )
     )
+
+
+def seeds_of(config: Experiment, teacher: str, student: str, method: str) -> tuple[int, ...]:
+    """Training seeds of a student: all of them in the main table, the first alone in a sweep."""
+    main = (teacher, student, method) in trained(config, sweeps=False)
+    return config.training_seeds if main else config.training_seeds[:1]
 
 
 def _methods(config: Experiment) -> dict[str, None]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from minillm import sni
+from minillm.analyses import Subsets
 from minillm.errors import UserError
 from minillm.files import sha256, write_json
 from minillm.settings import FetchSettings
@@ -41,6 +43,9 @@ def run_stage(settings: FetchSettings, out: Path) -> None:
 def _repository(settings: FetchSettings) -> dict[str, Any]:
     from huggingface_hub import snapshot_download
 
+    if settings.kind == "subsets":
+        folder = sni.folder_of(Subsets(source="hub", path=settings.path, revision=settings.revision))
+        return {"commit": folder.name, "files": _hashes(folder)}
     tokenizer = settings.kind == "tokenizer"
     ignored = IGNORED if tokenizer else IGNORED + (["*.bin", "*.pt"] if _has_safetensors(settings) else [])
     folder = Path(

@@ -20,7 +20,7 @@ class FetchSettings:
     """`fetch`: one thing of the hub at one revision."""
 
     stage: Literal["fetch"]
-    kind: Literal["model", "tokenizer", "dataset"]
+    kind: Literal["model", "tokenizer", "dataset", "subsets"]
     path: str
     revision: str
     subset: str = ""
@@ -117,7 +117,11 @@ class GenerateSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class TableSettings:
-    """`table`: rows and columns of the main table, and what its spread ranges over; `methods` are those of all pairs, in order."""
+    """`table`: rows and columns of the main table, and what its spread ranges over; `methods` are those of all pairs, in order.
+
+    `sweeps`: further models, of the first training seed alone.  `judged`: test sets with a column for the judge's score, which holds
+    dashes where no real judge (`judge`, in words) is configured.
+    """
 
     stage: Literal["table"]
     run: str
@@ -130,6 +134,9 @@ class TableSettings:
     training_seeds: tuple[int, ...]
     sampling_seeds: tuple[int, ...]
     sampling: Sampling
+    sweeps: tuple[Pair, ...] = ()
+    judged: tuple[str, ...] = ()
+    judge: str = ""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from minillm.analyses import Subsets
 from minillm.config import Dataset
 from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.files import whole_file, write_json
-from minillm.sources import read_rows
+from minillm.sources import read_rows, resolve_path
 
 BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}  # the paper's, in tokens of the first reference
 PUBLISHED = {"0_2": "0_5", "3_5": "0_5", "3_6": "0_5", "6_10": "6_10", "11_": "11_"}  # the released folders are finer
@@ -27,7 +28,8 @@ def subsets(source: Path, out: Path, tokenizer: Path | None) -> None:
 
     In the published layout (0_2, 3_5 or 3_6, 6_10, 11_, each with valid.jsonl) the folders say how long a reference is.  Task files
     (task*.json, in `source` or its folder tasks/) are of the tasks that test_tasks.txt lists, and are measured with the `tokenizer`
-    folder; without one there is no length subset.  Raises UserError where `source` is of neither layout or damaged.
+    folder; without one there is no length subset.  A subset that no row belongs to is an empty file.  Raises UserError where `source` is of
+    neither layout or damaged.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the one with task*.json, or with 0_2, 3_5, 6_10 and 11_")
@@ -37,7 +39,7 @@ def subsets(source: Path, out: Path, tokenizer: Path | None) -> None:
     found = {name: [row for row in rows if row["bucket"] == name] for name in BUCKETS}
     _write(out, rows)
     for name, entries in found.items():
-        if entries:
+        if published or count:
             _write(out.with_suffix(f".{name}.jsonl"), entries)
     card = {
         "source": str(source),
@@ -47,6 +49,27 @@ def subsets(source: Path, out: Path, tokenizer: Path | None) -> None:
         "tasks": len({row["topic"] for row in rows}),
     }
     write_json(out.with_suffix(".card.json"), card)
+
+
+def folder_of(rows: Subsets) -> Path:
+    """The folder of a configuration's entry of `subsets`; of a repository its copy in the hub's cache, which is fetched where it can be.
+
+    Raises UserError where the hub's client fails.
+    """
+    if rows.source == "folder":
+        return resolve_path(rows.path, "subsets")
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{name}/valid.jsonl" for name in PUBLISHED]
+    try:
+        return Path(
+            snapshot_download(rows.path, repo_type="dataset", revision=rows.revision or "main", allow_patterns=patterns)
+        )
+    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"subsets: cannot load '{rows.path}' from the hub ({reason}); check name, revision and network"
+        ) from None
 
 
 def bucket_of(tokens: int) -> str:

@@ -19,9 +19,10 @@ from minillm.analysis_settings import (
     LengthsSettings,
     ReferenceLossSettings,
     SamplesSettings,
+    SubsetsSettings,
 )
 from minillm.config import Launch, Sampling
-from minillm.experiment import METHODS, Experiment, on_policy, trained
+from minillm.experiment import METHODS, SUBSETS, Experiment, on_policy, trained
 from minillm.settings import (
     BaseSettings,
     DataSettings,
@@ -37,6 +38,8 @@ from minillm.settings import (
 )
 from minillm.strict import merged, parse
 
+REAL_JUDGES = ("openai", "transformers")  # a stand-in judges nothing
+
 
 def for_model(config: Experiment, stage: str, model: str) -> Any:
     """Settings of a supervised `stage`, or of `pseudo`, for `model`: the common ones with the model's own keys replaced."""
@@ -48,7 +51,8 @@ def _fetch_settings(config: Experiment, source: str) -> FetchSettings:
     """`source`: a section of the configuration and a name in it, models/gpt2."""
     section, name = source.split("/", 1)
     spec = getattr(config, section)[name]
-    kind = {"models": "model", "checkpoints": "model", "tokenizers": "tokenizer", "datasets": "dataset"}[section]
+    kinds = {"models": "model", "checkpoints": "model", "tokenizers": "tokenizer", "datasets": "dataset", "subsets": "subsets"}
+    kind = kinds[section]
     return FetchSettings(
         stage="fetch",
         kind=kind,  # type: ignore[arg-type]
@@ -75,10 +79,28 @@ def _data_settings(config: Experiment, tokenizer: str) -> DataSettings:
     )
 
 
+def subset_file(run: str, path: str) -> str:
+    """The file behind a data set's path "subsets:NAME" (all rows) or "subsets:NAME/BUCKET", as the stage `subsets` leaves it."""
+    return f"results/{run}/data/subsets/{path.removeprefix(SUBSETS).replace('/', '.')}.jsonl"
+
+
+def _test_settings(config: Experiment, test: str) -> TestSettings:
+    dataset = config.datasets[test]
+    if dataset.path.startswith(SUBSETS):
+        dataset = dataclasses.replace(dataset, path=subset_file(config.run, dataset.path))
+    return TestSettings(
+        stage="testset",
+        name=test,
+        dataset=dataset,
+        template=config.data.template,
+        max_prompt=config.data.max_prompt,
+        seed=config.data.seed,
+    )
+
+
 def table_settings(config: Experiment, *, sweeps: bool = False) -> TableSettings:
     """Of the main table; with `sweeps`, of every model of the run.  Methods in the order of the configuration."""
-    pairs = (*config.pairs, *config.sweeps) if sweeps else config.pairs
-    students = trained(config, sweeps=sweeps)
+    students, judge = trained(config, sweeps=sweeps), config.judge
     used = {name for teacher, student, _ in students for name in (teacher, student)}
     methods = [
         method for method in dict.fromkeys((*config.methods, *METHODS, *config.variants)) if method in {m for *_, m in students}
@@ -86,7 +108,8 @@ def table_settings(config: Experiment, *, sweeps: bool = False) -> TableSettings
     return TableSettings(
         stage="table",
         run=config.run,
-        pairs=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in pairs),
+        pairs=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.pairs),
+        sweeps=config.sweeps if sweeps else (),
         methods=tuple(methods),
         method_labels={name: config.variants[name].label for name in methods if name in config.variants},
         labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
@@ -95,6 +118,8 @@ def table_settings(config: Experiment, *, sweeps: bool = False) -> TableSettings
         training_seeds=config.training_seeds,
         sampling_seeds=config.sampling_seeds,
         sampling=config.generate,
+        judged=config.judge.tests,
+        judge=f"{judge.kind} {judge.model}" if judge.kind in REAL_JUDGES else "",
     )
 
 
@@ -154,14 +179,7 @@ def stage_settings(
     elif stage == "data":
         settings = _data_settings(config, tokenizer)
     elif stage == "testset":
-        settings = TestSettings(
-            stage="testset",
-            name=test,
-            dataset=config.datasets[test],
-            template=config.data.template,
-            max_prompt=config.data.max_prompt,
-            seed=config.data.seed,
-        )
+        settings = _test_settings(config, test)
     elif stage == "generate":
         settings = GenerateSettings(
             stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate
@@ -218,6 +236,8 @@ def analysis_settings(config: Experiment, stage: str, test: str) -> Any:
             resamples=section.resamples,
             level=section.level,
         )
+    if stage == "subsets":
+        return SubsetsSettings(stage="subsets", rows=config.subsets[test])
     if stage == "lengths":
         return LengthsSettings(stage="lengths", edges=config.lengths.per_test.get(test, config.lengths.edges))
     if stage == "diversity":

@@ -8,11 +8,18 @@ import sys
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.experiment import STAGES, experiment, trained
+from minillm.experiment import STAGES, SUBSETS, experiment, seeds_of, trained
+from minillm.publish import captions
 from minillm.publish.items import ITEMS
 from minillm.publish.reading import READING
-from minillm.publish.settings import publish_settings
-from minillm.stages import canonical, launch_values, stage_settings
+from minillm.publish.settings import asked, publish_settings
+from minillm.stages import (
+    REAL_JUDGES,
+    canonical,
+    launch_values,
+    stage_settings,
+    subset_file,
+)
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
 
@@ -54,6 +61,13 @@ def threads_of(stage):
 
 
 RUN = EXPERIMENT.run
+
+# What the report's captions show of results that are there; nothing else reads it.
+config["main_table"] = captions.main_table(Path("results") / RUN)
+config["details"] = {
+    name: captions.details(Path("results") / RUN, item.kind, name)
+    for name, item in ITEMS.items()
+}
 SEEDS = EXPERIMENT.training_seeds
 TESTS = EXPERIMENT.data.tests
 MAIN = trained(EXPERIMENT, sweeps=False)
@@ -76,7 +90,11 @@ def student_weights(student, method, teacher, seed):
 def weights_of(students):
     """Paths below models/ of these students' teachers and of the students, all seeds."""
     teachers = [f"{teacher}/teacher" for teacher, *_ in students]
-    own = [student_weights(s, m, t, seed) for t, s, m in students for seed in SEEDS]
+    own = [
+        student_weights(s, m, t, seed)
+        for t, s, m in students
+        for seed in seeds_of(EXPERIMENT, t, s, m)
+    ]
     return list(dict.fromkeys([*teachers, *own]))
 
 
@@ -98,7 +116,8 @@ wildcard_constraints:
     test=one_of(dict.fromkeys([*TESTS, *EXPERIMENT.lengths.tests])),  # lengths may ask for sets of their own
     weights=one_of(WEIGHTS),
     taken=one_of(EXPERIMENT.checkpoints),
-    source=r"(models|tokenizers|datasets|checkpoints)/.+",
+    source=r"(models|tokenizers|datasets|checkpoints|subsets)/.+",
+    subset=one_of(EXPERIMENT.subsets),
     method=one_of(ON_POLICY),
     seed=r"\d+",
     key=f"({one_of([*STAGES, *EXPERIMENT.variants])})(/.+)?",
@@ -121,6 +140,7 @@ def settings_of(wildcards):
         "sft": ["model", "seed"],
         "pseudo": ["teacher"],
         "lengths": ["test"],
+        "subsets": ["test"],
         "calibration": ["test"],
     }.get(stage, ["model", "teacher", "seed"])
     values = dict(zip(keys, names))
@@ -128,36 +148,26 @@ def settings_of(wildcards):
     return canonical(stage_settings(EXPERIMENT, stage, **values))
 
 
-def metrics_of(kind, weights=MAIN_WEIGHTS):
-    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for."""
+def metrics_of(kind, weights=MAIN_WEIGHTS, item=""):
+    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for (`item`: that it shows)."""
     folder = f"results/{RUN}/metrics/{kind}"
-    if kind == "human":  # only where there are answers to count
-        models, tests = HUMAN if EXPERIMENT.human.answers else (), [
-            EXPERIMENT.human.test
-        ]
+    models = weights
+    if kind == "human":
+        models = HUMAN
     elif kind == "exposure_bias":  # of students, under each of their teachers
         models = dict.fromkeys(
             f"{teacher}/{student_weights(student, method, teacher, seed)}"
             for teacher, student, method in MAIN
             for seed in SEEDS
         )
-        tests = EXPERIMENT.exposure_bias.tests
-    else:
-        models, tests = (
-            weights,
-            {
-                "rouge": TESTS,
-                "lengths": EXPERIMENT.lengths.tests,
-                "diversity": EXPERIMENT.diversity.tests,
-                "reference_loss": EXPERIMENT.diversity.tests,
-                "calibration": TASKS,
-                "judge": JUDGED,
-            }[kind],
-        )
-    return [f"{folder}/{model}/{test}.json" for model in models for test in tests]
+    return [
+        f"{folder}/{model}/{test}.json"
+        for model in models
+        for test in asked(EXPERIMENT, kind, item)
+    ]
 
 
-def results_of(kind, weights):
+def results_of(kind, weights, item):
     """Results of one kind of publish/items.py: metrics, models, generations, or the published numbers."""
     if kind == "models":
         return [f"results/{RUN}/models/{model}" for model in weights]
@@ -169,8 +179,8 @@ def results_of(kind, weights):
         ]
     if kind == "paper":
         folder = Path(workflow.basedir).parent / "config" / "paper"
-        return sorted(os.path.relpath(path) for path in folder.glob("table*.csv"))
-    return metrics_of(kind, weights)
+        return sorted(os.path.relpath(path) for path in folder.glob("*.csv"))
+    return metrics_of(kind, weights, item)
 
 
 def weights_of_item(item):
@@ -182,10 +192,10 @@ def every_metric():
     """Metric files that some table or figure is made of; asked for by name, so that one that was deleted is made again."""
     paths = [
         path
-        for item in ITEMS.values()
+        for name, item in ITEMS.items()
         for kind in item.needs
         if kind not in ("models", "generations", "paper")
-        for path in metrics_of(kind, weights_of_item(item))
+        for path in metrics_of(kind, weights_of_item(item), name)
     ]
     return list(dict.fromkeys(paths))
 
@@ -198,7 +208,9 @@ def results_of_item(wildcards):
     """The results that a table or figure is made of, as far as the configuration asks for them."""
     item = ITEMS[wildcards.name]
     return [
-        path for kind in item.needs for path in results_of(kind, weights_of_item(item))
+        path
+        for kind in item.needs
+        for path in results_of(kind, weights_of_item(item), wildcards.name)
     ]
 
 
@@ -242,6 +254,12 @@ def hub_of_data(wildcards):
 
 def hub_of_test(wildcards):
     return fetched("datasets", wildcards.test)
+
+
+def subset_of_test(wildcards):
+    """The file that the rule `subsets` makes, where a test set is one of its."""
+    path = EXPERIMENT.datasets[wildcards.test].path
+    return [subset_file(RUN, path)] if path.startswith(SUBSETS) else []
 
 
 def hub_of_task(wildcards):
@@ -347,7 +365,7 @@ def same_workflow(wildcards, resources):
 
 # What is measured besides ROUGE-L (analyses.smk).
 TASKS = list(EXPERIMENT.calibration.tasks)
-JUDGED = EXPERIMENT.judge.tests if EXPERIMENT.judge.kind != "none" else ()
+JUDGED = asked(EXPERIMENT, "judge")
 
 # MiniLLM's students, whose answers people compare, as paths below models/.
 HUMAN = [
@@ -355,6 +373,17 @@ HUMAN = [
     for teacher, student, method in MAIN
     if EXPERIMENT.human.test and method == "minillm"
 ]
+
+
+def further_results():
+    """Pages for annotators, where the configuration names a test set; the study of estimators, where it has that section, be it empty."""
+    pages = [f"human/{weights}/{EXPERIMENT.human.test}.html" for weights in HUMAN]
+    study = (
+        ["tables/estimators.md", "figures/estimators.png"]
+        if "estimators" in config
+        else []
+    )
+    return [f"results/{RUN}/{path}" for path in pages + study]
 
 
 def answers_of(weights):

@@ -33,11 +33,35 @@ rule data:
         "python -m minillm data --config {input.config} --out {output} > {log} 2>&1"
 
 
+# The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); what task files hold is measured in the first teacher's tokens.
+rule subsets:
+    input:
+        config="results/{run}/configs/subsets/{subset}.json",
+        data=f"results/{{run}}/data/{tokenizer_of(TEACHERS[0])}/training",
+        hub=lambda wildcards: fetched("subsets", wildcards.subset),
+        code=sources("minillm.sni"),
+    output:
+        rows="results/{run}/data/subsets/{subset}.jsonl",
+        parts=collect(
+            "results/{{run}}/data/subsets/{{subset}}.{part}",
+            part=["0_5.jsonl", "6_10.jsonl", "11_.jsonl", "card.json"],
+        ),
+    log:
+        "results/{run}/logs/subsets/{subset}.log",
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm subsets --config {input.config} --tokenizer {input.data}/tokenizer"
+        " --out {output.rows} > {log} 2>&1"
+
+
 rule testset:
     input:
         config="results/{run}/configs/testset/{test}.json",
         data="results/{run}/data/{tokenizer}/training",
         hub=hub_of_test,
+        subset=subset_of_test,
         code=sources("minillm.data"),
     output:
         rows="results/{run}/data/{tokenizer}/tests/{test}.jsonl",

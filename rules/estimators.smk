@@ -4,8 +4,20 @@ rule estimators:
         config="results/{run}/configs/estimators.json",
         code=sources("minillm.publish.estimators"),
     output:
-        collect("results/{{run}}/tables/estimators.{kind}", kind=["csv", "md"]),
-        collect("results/{{run}}/figures/estimators.{kind}", kind=["png", "pdf"]),
+        report(
+            "results/{run}/tables/estimators.csv",
+            caption="../workflow/report/estimators.rst",
+            category="Tables",
+            labels={"table": "Bias and variance of gradient estimators"},
+        ),
+        report(
+            "results/{run}/figures/estimators.png",
+            caption="../workflow/report/estimators.rst",
+            category="Figures",
+            labels={"figure": "Bias and variance of gradient estimators"},
+        ),
+        "results/{run}/tables/estimators.md",
+        "results/{run}/figures/estimators.pdf",
     log:
         "results/{run}/logs/estimators.log",
     localrule: True

@@ -60,6 +60,7 @@ rule index:
         ],
         main="results/{run}/tables/main.md",
         figure="results/{run}/figures/main.png",
+        further=further_results(),
         code=sources("minillm.publish.index"),
     output:
         "results/{run}/index.md",

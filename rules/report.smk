@@ -7,7 +7,7 @@ rule report:
         captions=collect(
             "{folder}/report/{name}.rst",
             folder=FOLDER,
-            name=["workflow", "main_table", "main_figure", "item"],
+            name=["workflow", "main_table", "main_figure", "item", "estimators"],
         ),
     output:
         "results/{run}/report.html",

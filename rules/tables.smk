@@ -6,6 +6,8 @@ rule table:
             weights=MAIN_WEIGHTS,
             test=TESTS,
         ),
+        judged=metrics_of("judge") if EXPERIMENT.judge.kind in REAL_JUDGES else [],
+        paper=results_of("paper", [], ""),
         code=sources("minillm.publish.tables"),
     output:
         csv=report(

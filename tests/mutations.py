@@ -127,6 +127,29 @@ MUTATIONS = [
         "a text can end the page's script", "evaluation/human.py", '.replace("<", "\\\\u003c")', "",
         "tests/unit/test_human.py::test_the_page_is_one_blind_file",
     ),
+    Mutation(
+        "percent are taken for shares", "publish/bars.py", 'low, high = comparison["intervals"][outcome]',
+        'low, high = (100 * bound for bound in comparison["intervals"][outcome])',
+        "tests/unit/test_items.py::test_human_intervals_are_drawn_where_they_are",
+    ),
+    Mutation(
+        "any loss is set beside the published one", "publish/sheets.py", 'metric.get("loss") == PAPERS_LOSS for', "True for",
+        "tests/unit/test_items.py::test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same",
+    ),
+    Mutation(
+        "a lead of one training is bold", "publish/cells.py", "if not trainings:", "if True:",
+        "tests/unit/test_publish.py::test_a_lead_of_one_training_alone_is_not_bold",
+    ),
+    Mutation(
+        "replies are kept as they come", "evaluation/judges.py",
+        'return text.replace(self._key, "***") if self.settings.key_variable else text', "return text",
+        "tests/unit/test_judge.py::test_a_reply_that_repeats_the_key_is_kept_without_it",
+    ),
+    Mutation(
+        "each student draws other prompts", "accumulated_error.py", "np.random.Philox(key=[seed, prompts])",
+        "np.random.Philox(key=[seed, int(student.kl.sum() * 1e3)])",
+        "tests/unit/test_exposure_bias.py::test_draws_of_two_students_are_of_the_same_prompts",
+    ),
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from minillm.generate import remove_journals
 from minillm.samples import Sampled, draw_samples, read_samples
 from minillm.world import World, start
 
+GRID = 16  # lengths of which the bootstrap's draws are kept
 LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
 
 
@@ -135,9 +136,19 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
             "student": plain(student.alive.sum(0)[first : first + length]),
             "teacher": plain(teacher.alive.sum(0)[first : first + length]),
         },
+        "draws": _kept(draws, settings.samples.sampling.max_tokens, length),
         # Of each prompt: the mean KL of a token, over all tokens of its responses.
         "kl": {name: plain(t.kl.sum(1) / t.alive.sum(1)) for name, t in (("student", student), ("teacher", teacher))},
     }
+
+
+def _kept(draws: np.ndarray, positions: int, length: int) -> dict[str, Any]:
+    """ExAccErr of every draw at a few lengths, the same ones for every student: draw k took the same prompts for each of them.
+
+    So the difference of two students' draws is a paired bootstrap over prompts.
+    """
+    lengths = sorted({-(-positions * i // GRID) for i in range(1, GRID + 1)})
+    return {str(at): [v if v is None else round(v, 3) for v in plain(draws[:, at - 1])] for at in lengths if at <= length}
 
 
 def plain(values: np.ndarray) -> list[float | None]:

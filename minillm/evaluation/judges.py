@@ -132,9 +132,9 @@ def _chat(tokenizer: Any, prompt: str) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of a model folder, by its configuration and the names and sizes of its files: large weights are not read."""
+    """Of a model folder: the content of all its files, weights too, so that another fine-tuning is another judge."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    text = "\n".join([sha256(folder / "config.json"), *(f"{path.name} {path.stat().st_size}" for path in files)])
+    text = "\n".join(f"{path.name} {sha256(path)}" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -223,7 +223,7 @@ class Endpoint:
                     temperature=self.settings.temperature,
                     max_tokens=self.settings.max_tokens,
                 )
-                return _content(answer.http_response.text)
+                return self._blanked(_content(self._blanked(answer.http_response.text)))  # before a cut, and once unescaped
             except openai.APIStatusError as error:
                 reason, asked_for = f"status {error.status_code}", error.response.headers.get("retry-after")
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
@@ -247,11 +247,15 @@ class Endpoint:
             wait = max(wait, float(asked_for or 0))
         return min(wait, LONGEST_WAIT)
 
+    def _blanked(self, text: str) -> str:
+        """`text` without the key, which an endpoint may repeat."""
+        return text.replace(self._key, "***") if self.settings.key_variable else text
+
     def _refused(self, status: int, text: str) -> str:
         where = f"{self.settings.base_url}: status {status}"
         if status in (401, 403):  # the endpoint may repeat a part of the key
             return f"{where}: the key in ${self.settings.key_variable} was refused; check it"
-        line = " ".join(text.replace(self._key, "***").split())[:200]
+        line = " ".join(self._blanked(text).split())[:200]
         return f"{where} for the model '{self.settings.model}': {line}; check judge.model and judge.base_url"
 
 

@@ -18,20 +18,21 @@ AGAIN = "remove it and generate again"
 def evaluate(generations: Path, out: Path) -> None:
     """ROUGE-L and exact match of the responses in `generations` (and FILE.meta.json beside it) to the metric file `out`.
 
-    "mean" is over the seeds' means over rows (0 to 100), "standard_error" over the seeds' means (null for one seed), and
-    "scores" holds each row's ROUGE-L in the order of "ids".  Raises UserError, one line naming file and line, where a line
-    is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
+    "mean" is over the seeds' means over rows (0 to 100), "standard_error" over the seeds' means (null for one seed), as
+    is "exact_match_error"; "scores" holds each row's ROUGE-L in the order of "ids".  Raises UserError, one line naming file and
+    line, where a line is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
     """
     generations = Path(generations)
     meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
-    exact: list[float] = []
+    exact: dict[str, float] = {}
     for seed in meta["seeds"]:
         answers = [rows[seed][id_] for id_ in ids]
         rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
-        exact += [exact_match(row["response"], row["references"]) for row in answers]
+        exact[str(seed)] = math.fsum(exact_match(row["response"], row["references"]) for row in answers) / len(answers)
     per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
     mean, error = mean_and_error(per_seed.values())
+    exact_mean, exact_error = mean_and_error(exact.values())
     write_json(
         out,
         {
@@ -45,7 +46,8 @@ def evaluate(generations: Path, out: Path) -> None:
             "per_seed": per_seed,
             "ids": ids,
             "scores": rouge,
-            "exact_match": math.fsum(exact) / len(exact),
+            "exact_match": exact_mean,
+            "exact_match_error": exact_error,
             "sampling": meta["sampling"],
             "sources": [str(generations)],
         },

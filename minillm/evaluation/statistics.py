@@ -148,6 +148,58 @@ def paired_bootstrap(
     return Comparison(float(differences.mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (resamples + 1)))
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of the independent parts that the variance of a mean (or of a difference of means) is the sum of."""
+
+    variance: float
+    freedom: float  # degrees of freedom of its estimate
+
+
+def part(values: Sequence[float]) -> Part | None:
+    """What the spread of independent `values` gives the variance of their mean; None for fewer than two."""
+    error = mean_and_error(values)[1]
+    return None if error is None else Part(error**2, len(values) - 1)
+
+
+def _error_and_freedom(parts: Sequence[Part]) -> tuple[float, float]:
+    """Standard error, and degrees of freedom of its estimate (Satterthwaite 1946)."""
+    total = math.fsum(own.variance for own in parts)
+    weight = math.fsum(own.variance**2 / own.freedom for own in parts)
+    return math.sqrt(total), total**2 / weight if weight else math.inf
+
+
+def t_interval(mean: float, parts: Sequence[Part], level: float = 0.95) -> tuple[float, float]:
+    """Interval by Student's t of a mean whose variance is the sum of `parts`."""
+    error, freedom = _error_and_freedom(parts)
+    reach = error * float(stats.t.ppf((1 + level) / 2, freedom))
+    return mean - reach, mean + reach
+
+
+def t_test(difference: float, parts: Sequence[Part]) -> float:
+    """Two-sided p of a difference of means whose variance is the sum of `parts`."""
+    error, freedom = _error_and_freedom(parts)
+    if error == 0:
+        return float(difference == 0)
+    return float(2 * stats.t.sf(abs(difference) / error, freedom))
+
+
+def ratio_error(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
+) -> float:
+    """Bootstrap standard error of 100 x (mean of the sets' mean scores of ours) / (that of theirs).
+
+    Of each test set the prompts are drawn again, for both models the same.  Raises ValueError where the two have other prompts.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    sums = np.zeros((2, resamples))
+    for a, b in zip(ours, theirs, strict=True):
+        pairs = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])  # ValueError where they differ in length
+        rows = generator.integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
+        sums += pairs[:, rows].mean(-1)
+    return float(np.std(100.0 * sums[0] / sums[1], ddof=1))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the order given: those at or below a level are significant together at that level."""
     adjusted = [0.0] * len(p_values)

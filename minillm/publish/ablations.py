@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minillm.publish.found import Found, Trained, average, over_seeds
+from minillm.publish.found import Found, Trained, judge_of, over_seeds
+from minillm.publish.paper import BESIDE, GPT4, beside
+from minillm.publish.paper import columns as columns_of
 from minillm.publish.show import Sheet, decimals, merged_labels
 from minillm.publish.style import DASH
 
@@ -18,20 +20,31 @@ def test_rouge(found: Found, model: Trained, test: str) -> tuple[float, float | 
 
 def inst_score(found: Found, model: Trained) -> tuple[float, float | None] | None:
     """Mean judge score over the test sets that were judged by a real judge; None where there is none."""
-    metrics = {test: found.metrics("judge", model, test) for test in found.names("judge")}
-    if any(metric.get("stand_in", True) for own in metrics.values() for metric in own):
+    if any(metric.get("stand_in", True) for metric in _judged(found, model)):
         return None
-    return average([over_seeds(own) for own in metrics.values()])
+    return found.average("judge", model, found.names("judge"))
+
+
+def inst_is_gpt4(found: Found, model: Trained) -> bool:
+    """Whether GPT-4 judged all of it, as in the paper."""
+    return all(is_gpt4(metric) for metric in _judged(found, model))
+
+
+def _judged(found: Found, model: Trained) -> list[dict[str, Any]]:
+    return [metric for test in found.names("judge") for metric in found.metrics("judge", model, test)]
+
+
+def is_gpt4(metric: dict[str, Any]) -> bool:
+    """Whether a judge metric is of GPT-4: of no stand-in, nor of another model whose name begins so."""
+    return not metric.get("stand_in", True) and bool(GPT4.fullmatch(judge_of(metric)))
 
 
 def class_accuracy(found: Found, model: Trained) -> tuple[float, float | None] | None:
     """Mean accuracy over the classification tasks, in percent."""
-    cells = [over_seeds(found.calibration(model, task), "accuracy", "accuracy_error") for task in found.names("calibration")]
-    mean = average(cells)
-    if mean is None:
-        return None
-    scale = 100.0 if all(cell is None or cell[0] <= 1 for cell in cells) else 1.0
-    return mean[0] * scale, None if mean[1] is None else mean[1] * scale
+    own = [metric for task in found.names("calibration") for metric in found.calibration(model, task)]
+    mean = found.average("calibration", model, found.names("calibration"), "accuracy", "accuracy_error")
+    scale = 100.0 if all(metric["accuracy"] <= 1 for metric in own) else 1.0
+    return mean and (mean[0] * scale, None if mean[1] is None else mean[1] * scale)
 
 
 def strategies(found: Found) -> Sheet:
@@ -44,29 +57,42 @@ def strategies(found: Found) -> Sheet:
         return Sheet(caption, columns, [], [], [], "", f"not measured: this configuration has none of {', '.join(STRATEGIES)}")
     rows, records = [], []
     n: dict[str, int] = {}
+    compared, dev_rows = False, set()
     for _, own in found.pairs():
         ablated = any(model.method in present for model in own)
         for model in own:
             if not ablated or model.method not in ("minillm", *present):
                 continue
             values: dict[str, Any] = {"dev": found.dev_rouge(model), **{t: test_rouge(found, model, t) for t in tests}}
-            rows.append([model.label, model.method_label, *(decimals(value, 1) for value in values.values())])
+            theirs = {name: found.published("4", model, name, "rougeL") for name in values}
+            compared = compared or any(value and theirs[name] for name, value in values.items())
+            shown = (beside(decimals(value, 1), value and value[0], theirs[name]) for name, value in values.items())
+            rows.append([model.label, model.method_label, *shown])
             records += [
-                {"teacher": model.teacher, "student": model.student, "method": model.method, "set": name,
-                 "mean": value and value[0], "standard_error": value and value[1]}
+                {"teacher": model.teacher, "student": model.student, "method": model.method, "set": name, "training_seeds": len(model.weights),
+                 "mean": value and value[0], "standard_error": value and value[1], **columns_of(value and value[0], theirs[name])}
                 for name, value in values.items()
             ]  # fmt: skip
+            dev_rows.add(found.dev_rows(model))
             n |= {t: m[0]["n"] for t in tests if (m := found.metrics("rouge", model, t))}
     lacking = [STRATEGIES[method] for method in STRATEGIES if method not in present]
     notes = [
         "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as in the main table. The two "
         "are not comparable with each other.",
-        "; ".join(f"{found.label(t)}: n = {count}" for t, count in n.items()),
+        "; ".join(filter(None, [dev_n(dev_rows), *(f"{found.label(t)}: n = {count}" for t, count in n.items())])),
+        "±: standard error over training seeds, where a row has several (the variants have the first alone); else over sampling seeds.",
+        BESIDE if compared else "",
         f"Not in this configuration: {', '.join(lacking)}." if lacking else "",
         f"{DASH}: not evaluated." if any(DASH in row for row in rows) else "",
     ]
     missing = "" if any(record["mean"] is not None for record in records) else "not measured in this run"
     return Sheet(caption, columns, merged_labels(rows), [note for note in notes if note], records, notes[1], missing)
+
+
+def dev_n(rows: set[int | None]) -> str:
+    """The n of dev scores, in words; nothing where it is not recorded."""
+    known = sorted(row for row in rows if row is not None)
+    return f"dev: n = {' or '.join(map(str, known))}" if known else ""
 
 
 def plain_text(found: Found) -> Sheet:
@@ -81,6 +107,8 @@ def plain_text(found: Found) -> Sheet:
     tests = found.settings.table.tests
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
+    models: list[Trained] = []
+    compared = False
     for _, own in found.pairs():
         without = {m.method for m in own if chosen.get(m.student, {}).get(m.method) == 0.0}
         for model in own if without else ():
@@ -90,16 +118,30 @@ def plain_text(found: Found) -> Sheet:
             values = {
                 "cls": class_accuracy(found, model),
                 "inst": inst_score(found, model),
-                "rougeL": average([test_rouge(found, model, test) for test in tests]),
+                "rougeL": found.average("rouge", model, tests),
             }
-            rows.append([model.label, model.method_label, *(decimals(value, 1) for value in values.values())])
-            record: dict[str, Any] = {key: value and value[0] for key, value in values.items()}
+            theirs = {key: found.published("7", model, "average", key) for key in values}
+            if not inst_is_gpt4(found, model):
+                theirs["inst"] = None
+            compared = compared or any(value and theirs[key] for key, value in values.items())
+            shown = (beside(decimals(value, 1), value and value[0], theirs[key]) for key, value in values.items())
+            rows.append([model.label, model.method_label, *shown])
+            record: dict[str, Any] = {}
+            for name, value in values.items():
+                record |= {name: value and value[0], **columns_of(value and value[0], theirs[name], f"{name}_")}
             who = {"teacher": model.teacher, "student": model.student, "method": model.method}
             records.append({**who, "lm_coef": coefficient, **record})
+            models.append(model)
+    kinds = {"calibration": found.names("calibration"), "judge": found.names("judge"), "rouge": tests}
+    n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in found.sizes(kind, names, models)))
+    judges = sorted({judge_of(metric) for model in models for metric in _judged(found, model)})
     notes = [
-        f"CLS: mean accuracy over {', '.join(found.names('calibration')) or 'the classification tasks'}. Inst: mean over "
-        f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran; "
+        f"CLS: mean accuracy over {', '.join(map(found.label, found.names('calibration'))) or 'the classification tasks'}. Inst: mean over "
+        f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran "
+        f"(judge: {', '.join(judges) or 'none'}); "
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
+        *([BESIDE] if compared else []),
+        f"{n}." if n else "",
         f"{DASH}: not evaluated.",
     ]
     missing = (
@@ -107,4 +149,4 @@ def plain_text(found: Found) -> Sheet:
         if any(record[key] is not None for record in records for key in ("cls", "inst", "rougeL"))
         else "not measured in this run"
     )
-    return Sheet(caption, columns, merged_labels(rows), notes, records, "", missing)
+    return Sheet(caption, columns, merged_labels(rows), [note for note in notes if note], records, n, missing)

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from minillm.evaluation.statistics import paired_bootstrap
 from minillm.publish.curves import nothing, style_of
 from minillm.publish.drawing import Drawing, finished, legend, looks_of, panels
 from minillm.publish.found import Found, Trained
@@ -17,29 +18,11 @@ OUTCOMES = {"win": ("#0072B2", ""), "tie": ("0.85", "////"), "loss": ("#D55E00",
 
 
 def lengths(found: Found) -> Drawing:
-    """Figure 7: S-NI, or where there is none every test set but UnNI."""
-    tests = found.settings.table.tests
-    wanted = [test for test in tests if _is(found, test, "sni")] or [
-        test for test in tests if not _is(found, test, "unni", "uni")
-    ]
-    return _lengths(found, wanted, "")
-
-
-def lengths_unni(found: Found) -> Drawing:
-    """Figure 15: UnNI."""
-    return _lengths(found, [test for test in found.settings.table.tests if _is(found, test, "unni", "uni")], "UnNI")
-
-
-def _is(found: Found, test: str, *names: str) -> bool:
-    """Whether a test set has one of these names or labels, whatever the case and the punctuation."""
-    own = {"".join(filter(str.isalnum, text.lower())) for text in (test, found.label(test))}
-    return bool(own & set(names))
-
-
-def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
-    style, methods = style_of(found), found.settings.table.methods
+    """Figures 7 and 15: the sets that the configuration's `lengths` names for it."""
+    style, methods, tests = style_of(found), found.settings.table.methods, found.names("lengths")
     if not tests:
-        return nothing(found, f"not measured: this configuration has no test set {name}")
+        key = "lengths.figure15" if found.settings.name == "figure15" else "lengths.tests"
+        return nothing(found, f"not measured: this configuration names no set for it in {key}")
     pages = []
     for teacher, own in found.pairs():
         for test in tests:
@@ -61,35 +44,52 @@ def _lengths(found: Found, tests: list[str], name: str) -> Drawing:
             for x, place in enumerate(places):
                 if place not in values:
                     continue
-                difference = values[place]["mean"] - sft[place]["mean"]
-                errors = [e for b in (values, sft) if (e := b[place].get("standard_error")) is not None]
+                difference, ends = _compared(values[place], sft[place], f"{test}/{model.student}/{model.method}/{place}")
                 at = x - GROUP / 2 + (i + 0.5) * width
                 axes.bar(at, difference, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
-                if len(errors) == 2:
-                    axes.errorbar(at, difference, math.hypot(*errors), color="black", linewidth=0.8, capsize=1.8)
+                if ends:
+                    reach = [[difference - ends[0]], [ends[1] - difference]]
+                    axes.errorbar(at, difference, reach, color="black", linewidth=0.8, capsize=1.8)
             handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=model.method_label))
-        axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={sft[place]['n']}" for place in places])
+        axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={len(sft[place])}" for place in places])
         axes.axhline(0, color="black", linewidth=0.8)
         model = next(iter(others))
         axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
         axes.set_xlabel("length of the reference (tokens)")
         axes.set_ylabel("ROUGE-L − SFT's")
     legend(figure, handles)
-    n = "; ".join(
-        dict.fromkeys(f"{found.label(test)}: n = {sum(bucket['n'] for bucket in sft.values())}" for _, test, sft, _ in pages)
-    )
+    n = "; ".join(dict.fromkeys(f"{found.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages))
     caption = (
-        "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Bars: standard errors "
-        "of both, combined as if independent; they share prompts, so that these are wide rather than narrow. First training seed."
+        "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error bars: 95% intervals of the "
+        "difference by paired bootstrap over prompts, scores averaged over sampling seeds. First training seed."
         + found.drawn_note
     )
     return finished(figure, style, caption, n + ".")
 
 
-def _buckets(found: Found, model: Trained, test: str) -> dict[tuple[int, int | None], dict[str, Any]]:
-    """(low, high) -> bucket with a mean, first training seed."""
-    metrics = found.metrics("lengths", model, test)[:1]
-    return {(b["low"], b["high"]): b for metric in metrics for b in metric["buckets"] if b["n"] and b["mean"] is not None}
+def _compared(ours: dict[int, float], theirs: dict[int, float], name: str) -> tuple[float, tuple[float, float] | None]:
+    """Difference of the mean scores of a bucket, and its interval; None for the interval of one prompt."""
+    ids = sorted(ours.keys() & theirs.keys())
+    first, second = [ours[i] for i in ids], [theirs[i] for i in ids]
+    if len(ids) < 2:
+        return math.fsum(first) - math.fsum(second), None
+    found = paired_bootstrap(first, second, name)
+    return found.difference, (found.low, found.high)
+
+
+def _buckets(found: Found, model: Trained, test: str) -> dict[tuple[int, int | None], dict[int, float]]:
+    """(low, high) -> the score of each prompt of the bucket by its id, first training seed; empty buckets are left out."""
+    metric = next(iter(found.metrics("lengths", model, test)), None)
+    if metric is None:
+        return {}
+    rows = list(zip(metric["ids"], metric["reference_tokens"], metric["scores"], strict=True))
+    buckets = {
+        (b["low"], b["high"]): {
+            i: score for i, length, score in rows if length >= b["low"] and (b["high"] is None or length <= b["high"])
+        }
+        for b in metric["buckets"]
+    }
+    return {place: scores for place, scores in buckets.items() if scores}
 
 
 def _range(low: int, high: int | None) -> str:
@@ -147,7 +147,7 @@ def _stack(axes: Axes, y: int, comparison: dict[str, Any]) -> None:
                 bbox={"facecolor": "white", "pad": 1, "linewidth": 0},
             )
         if outcome != "tie":
-            low, high = (100 * bound for bound in comparison["intervals"][outcome])
+            low, high = comparison["intervals"][outcome]  # in percent
             at, ends = (share, (low, high)) if outcome == "win" else (100 - share, (100 - high, 100 - low))
             axes.errorbar(
                 at,

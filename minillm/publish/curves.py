@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from minillm.config import Style
-from minillm.publish.ablations import STRATEGIES
+from minillm.publish.ablations import STRATEGIES, dev_n
 from minillm.publish.drawing import Drawing, absent, finished, label_left, legend, line_of, panels
 from minillm.publish.found import Found, Trained, counts
 from minillm.publish.items import ITEMS
@@ -39,7 +39,7 @@ def exposure_bias(found: Found) -> Drawing:
     style, methods = style_of(found), found.settings.table.methods
     pages = []
     for teacher, own in found.pairs():
-        for test in found.settings.table.tests:
+        for test in found.names("exposure_bias"):
             curves = {m: c for m in found.drawn(own) if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
             if curves:
                 pages.append((teacher, test, curves))
@@ -47,30 +47,58 @@ def exposure_bias(found: Found) -> Drawing:
         return nothing(found)
     figure, grid = panels(style, len(pages), share_y=True)
     handles, texts = [], []
+    compared: list[str] = []
     for axes, (teacher, test, curves) in zip(grid, pages, strict=True):
         for model, metrics in curves.items():
             looks = line_of(style, methods, model.method)
-            first = metrics[0]
-            every = max(1, len(first["lengths"]) // 8)
-            axes.plot(first["lengths"], _numbers(first["ex_acc_err"]), markevery=every, **looks)
-            if first.get("low"):
-                low, high = _numbers(first["low"]), _numbers(first["high"])
-                axes.fill_between(first["lengths"], low, high, color=looks["color"], alpha=0.15, linewidth=0)
+            _error_curve(axes, metrics[0], looks)
             handles.append(key(style, methods, model))
         model, first = next(iter(curves.items()))[0], next(iter(curves.values()))[0]
         axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
         axes.set_xlabel("length l (tokens)")
         axes.axhline(0, color="black", linewidth=0.6)
         texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
+        compared += _compared(f"{model.label} on {found.label(test)}", {m: metrics[0] for m, metrics in curves.items()})
     label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
     caption = (
-        "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals."
-        + found.drawn_note
+        "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals over prompts. Pale: "
+        "fewer than a tenth of the responses of either kind are left." + found.drawn_note + "".join(compared)
     )
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
         caption += " First training seed."
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _error_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> None:
+    """ExAccErr(l) with its band, pale behind the last length that enough responses reach."""
+    lengths, values = np.array(metric["lengths"]), _numbers(metric["ex_acc_err"])
+    enough = lengths <= (metric.get("mean_at") or 0)
+    every = max(1, len(lengths) // 8)
+    axes.plot(lengths, np.where(enough, values, np.nan), markevery=every, **looks)
+    pale = np.where(~enough | np.append(~enough[1:], False), values, np.nan)  # from the last point of the other part on
+    axes.plot(lengths, pale, color=looks["color"], linestyle=looks["linestyle"], linewidth=0.8, alpha=0.35)
+    if metric.get("low"):
+        low, high = _numbers(metric["low"]), _numbers(metric["high"])
+        axes.fill_between(lengths, low, high, where=enough, color=looks["color"], alpha=0.15, linewidth=0)
+
+
+def _compared(where: str, curves: dict[Trained, dict[str, Any]]) -> list[str]:
+    """MiniLLM's ExAccErr minus each other method's at the longest kept length that enough responses reach: paired bootstrap over prompts."""
+    ours = next((metric for model, metric in curves.items() if model.method == "minillm"), None)
+    reach = min((metric.get("mean_at") or 0 for metric in curves.values()), default=0)
+    common = set.intersection(*(set(metric.get("draws") or {}) for metric in curves.values()))
+    at = max((int(length) for length in common if int(length) <= reach), default=0)
+    if ours is None or not at:
+        return []
+    texts = []
+    for model, metric in curves.items():
+        values = [own["ex_acc_err"][at - 1] for own in (ours, metric)]
+        if metric is not ours and None not in values and metric.get("ids") == ours.get("ids"):
+            draws = _numbers(ours["draws"][str(at)]) - _numbers(metric["draws"][str(at)])
+            low, high = np.nanquantile(draws, [0.025, 0.975])
+            texts.append(f"{model.method_label} {values[0] - values[1]:+.1f} ({low:+.1f} to {high:+.1f})")
+    return [f" {where}, l = {at}: MiniLLM minus {', '.join(texts)}; 95%, paired bootstrap over prompts."] if texts else []
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
@@ -95,7 +123,7 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
             curves = []
             for model in own:
                 logs = {weights: found.log(weights) for weights in model.weights.values()}
-                curves += [(model, weights, points) for weights, log in logs.items() if (points := _dev_curve(log, name))[0]]
+                curves += [(model, points) for log in logs.values() if (points := _dev_curve(log, name))[0]]
             if curves:
                 pages.append((teacher, label, curves))
     if not pages:
@@ -103,17 +131,15 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
     figure, grid = panels(style, len(pages), columns=2 if len(names) > 1 else 3)
     handles, rows = [], set()
     for axes, (teacher, label, curves) in zip(grid, pages, strict=True):
-        for model, weights, (steps, values) in curves:
+        for model, (steps, values) in curves:
             axes.plot(steps, values, **line_of(style, every, model.method))
             handles.append(key(style, every, model))
-            provenance = found.json(f"models/{weights}/provenance.json") or {}
-            rows.add(provenance.get("settings", {}).get("training", {}).get("dev_rows"))
+            rows.add(found.dev_rows(model))
         axes.set_title(f"{curves[0][0].label} ({teacher.label})")
         axes.set_xlabel("update")
         axes.set_ylabel(label)
     legend(figure, handles)
-    n = "n = " + " or ".join("all dev prompts" if not count else f"{count} dev prompts" for count in sorted(rows, key=str))
-    return finished(figure, style, caption, f"{n}; one line a training seed.")
+    return finished(figure, style, caption, "; ".join(filter(None, [dev_n(rows), "one line a training seed."])))
 
 
 def reverse_kl(found: Found) -> Drawing:
@@ -176,7 +202,11 @@ def mixing(found: Found) -> Drawing:
         "Dev ROUGE-L of the chosen checkpoint; MiniLLM and variants that differ in α alone. Bars: standard error over training seeds, where "
         "there are several."
     )
-    return finished(figure, style, caption, f"n = {sum(len(points) for _, points in lines)} settings.")
+    n = dev_n(
+        {found.dev_rows(model) for _, own in found.pairs() for model in own if model.method in chosen.get(model.student, {})}
+    )
+    settings = sum(len(points) for _, points in lines)
+    return finished(figure, style, caption, f"{n}; {settings} settings." if n else f"{settings} settings.")
 
 
 def reliability(found: Found) -> Drawing:
@@ -199,11 +229,11 @@ def reliability(found: Found) -> Drawing:
         for model, metrics in models.items():
             _reliability_curve(axes, metrics[0], line_of(style, methods, model.method))
             handles.append(key(style, methods, model))
-        axes.set_title(f"{task} ({next(iter(models)).teacher_label})")
+        axes.set_title(f"{found.label(task)} ({next(iter(models)).teacher_label})")
         axes.set_xlabel("confidence (normalised)")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        texts.append(f"{task}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
+        texts.append(f"{found.label(task)}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
     label_left(grid, "accuracy")
     legend(figure, handles)
     caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."

@@ -12,6 +12,7 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
 from minillm.publish.cells import labels, models, weights_of
+from minillm.publish.paper import Key, Published
 from minillm.publish.settings import PublishSettings
 from minillm.publish.style import METHOD_NAMES
 
@@ -36,10 +37,11 @@ class Trained:
 
 @dataclass
 class Found:
-    """What was found; `sources` collects the files that were read, relative to the run's folder."""
+    """What was found; `sources` collects the files that were read, relative to the run's folder.  `paper`: the published numbers."""
 
     settings: PublishSettings
     folder: Path
+    paper: Mapping[Key, Published] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
 
     def models(self) -> list[Trained]:
@@ -65,6 +67,12 @@ class Found:
         for teacher, student in dict.fromkeys((m.teacher, m.student) for m in every if m.student):
             own = [m for m in every if (m.teacher, m.student) == (teacher, student)]
             yield next(m for m in every if m.teacher == teacher and not m.student), own
+
+    def published(self, table: str, model: Trained, name: str, metric: str) -> Published | None:
+        """The paper's number for a model, in its table of that name ("2"); None where it has none, or it is not known."""
+        named = self.settings.models
+        own, teacher = (f"{named[key].family} {named[key].size}" for key in (model.name, model.teacher))
+        return self.paper.get((table, own, teacher, model.method_label, name, metric))
 
     @property
     def crowded(self) -> bool:
@@ -119,23 +127,39 @@ class Found:
         """Calibration of each training seed, as `calibration_of` has it."""
         return [calibration_of(metric) for metric in self.metrics("calibration", model, task)]
 
+    def average(
+        self, kind: str, model: Trained, names: Sequence[str], mean: str = "mean", error: str = "standard_error"
+    ) -> tuple[float, float | None] | None:
+        """Unweighted mean of a metric over several sets: of each training seed, then over seeds; None where no seed has all sets."""
+        seeds = []
+        for weights in model.weights.values():
+            own = [metric for name in names if (metric := self.metric(kind, weights, name)) is not None]
+            if kind == "calibration":
+                own = [calibration_of(metric) for metric in own]
+            found = average([over_seeds([metric], mean, error) for metric in own]) if len(own) == len(names) else None
+            if found is not None:
+                seeds.append({"mean": found[0], "standard_error": found[1]})
+        return over_seeds(seeds)
+
     def names(self, kind: str) -> list[str]:
-        """Names of the configuration's test sets that metrics/<kind> has; calibration has tasks of its own."""
-        found = {path.stem for path in (self.folder / "metrics" / kind).rglob("*.json")}
-        if kind == "calibration":
-            return sorted(found)
-        return [test for test in self.settings.table.tests if test in found]
+        """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>."""
+        return list(self.settings.asked.get(kind, ()))
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
-        """Human comparisons of MiniLLM by the files below metrics/human, each as `comparison_of` has it; those without an answer left out."""
-        root = self.folder / "metrics" / "human"
-        names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.json"))
+        """Human comparisons of each MiniLLM student, first training seed, each as `comparison_of` has it; those without an answer left out."""
+        ours = [next(iter(model.weights.values())) for model in self.models() if model.method == "minillm"]
+        names = [f"{weights}/{test}" for weights in ours for test in self.names("human")]
         found = {name: self.json(f"metrics/human/{name}.json") or {} for name in names}
         methods = {weights: model.method for model in self.models() for weights in model.weights.values()}
         pages = {
             name: [comparison_of(c, methods) for c in page.get("comparisons", ()) if c["n"]] for name, page in found.items()
         }
         return {name: comparisons for name, comparisons in pages.items() if comparisons}
+
+    def sizes(self, kind: str, names: Sequence[str], models: Sequence[Trained]) -> list[str]:
+        """ "DollyEval: n = 500" of each set that some of `models` were measured on."""
+        found = {name: counts([m for model in models for m in self.metrics(kind, model, name)]) for name in names}
+        return [f"{self.label(name)}: n = {' or '.join(map(str, own))}" for name, own in found.items() if own]
 
     def label(self, test: str) -> str:
         """A test set's label."""
@@ -148,6 +172,16 @@ class Found:
             return [json.loads(line) for line in text.split("\n") if line]
         except ValueError as error:
             raise UserError(f"{self.folder}/models/{weights}/metrics.jsonl: not JSON: {error}") from None
+
+    def dev_rows(self, model: Trained) -> int | None:
+        """How many dev rows a model was evaluated on in training; None where it is not recorded."""
+        provenance = self.json(f"models/{next(iter(model.weights.values()))}/provenance.json") or {}
+        rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
+        if rows != 0:
+            return rows if isinstance(rows, int) else None
+        card = self.json(f"data/{self.settings.models[model.name].tokenizer}/training/card.json") or {}  # 0: all there are
+        kept = card.get("dev", {}).get("kept")
+        return kept if isinstance(kept, int) else None
 
     def dev_rouge(self, model: Trained) -> tuple[float, float | None] | None:
         """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""
@@ -198,7 +232,7 @@ def calibration_of(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_of(comparison: Mapping[str, Any], methods: Mapping[str, str]) -> dict[str, Any]:
-    """A human comparison flat: `against` as a method's name (given weights -> method), counts, and intervals in shares from 0 to 1."""
+    """A human comparison flat: `against` as a method's name (given weights -> method), counts, and intervals in percent."""
     method = next(
         (method for weights, method in methods.items() if f"/{weights}/" in comparison["against"]), comparison["against"]
     )

@@ -12,7 +12,9 @@ from minillm.publish.items import ITEMS
 from minillm.publish.style import DASH, markdown
 
 MAIN = (("tables/main.md", "Table 1: ROUGE-L, method by test set"), ("figures/main.png", "Table 1 as bars"),
-        ("tables/estimators.md", "Bias and variance of gradient estimators"), ("report.html", "Snakemake's report of the run"))  # fmt: skip
+        ("tables/estimators.md", "Bias and variance of gradient estimators"),
+        ("figures/estimators.png", "The same, drawn"))  # fmt: skip
+REPORT = ("report.html", "Snakemake's report of the run: all of this in one file")
 
 
 def write_index(run_folder: Path, out: Path) -> None:
@@ -36,6 +38,10 @@ def write_index(run_folder: Path, out: Path) -> None:
                 else "no measurement in it"
             )
             lines.append(_line(name, f"{folder}/{name}.{kind}", sidecar["shows"], sidecar["n"], state))
+    for page in sorted((run / "human").rglob("*.html")):
+        name = page.relative_to(run / "human").with_suffix("").as_posix()
+        lines.append(_line(f"page {name}", f"human/{name}.html", "Blind pairs for annotators", "", "made"))
+    lines.append(_line("report", *REPORT, "", "made from this list"))
     with whole_file(out) as partial:
         partial.write_text("\n".join([*lines, ""]))
 

@@ -8,8 +8,7 @@ from minillm.config import Pair
 from minillm.publish.cells import Cell, collect
 from minillm.publish.found import Found
 from minillm.publish.show import Sheet, merged_labels
-from minillm.publish.style import number
-from minillm.publish.tables import footnotes
+from minillm.publish.tables import footnotes, headings, texts
 
 CAPTION = (
     "ROUGE-L of students of another family than their teacher's. The main table, which has a block a teacher, holds them too."
@@ -24,26 +23,26 @@ def other_families(found: Found) -> Sheet:
         return tuple(s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family)
 
     pairs = tuple(dataclasses.replace(pair, students=other(pair)) for pair in table.pairs if other(pair))
-    columns = ["Model", "Method", *(found.label(test) for test in table.tests)]
+    columns = ["Model", "Method", *headings(table)]
     if not pairs:
         return Sheet(
             CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
         )
     settings = dataclasses.replace(table, pairs=pairs)
-    cells = collect(settings, found.folder / "metrics")
+    cells = collect(settings, found.folder / "metrics", found.paper)
     found.sources += [source for cell in cells for source in cell.sources.split(";") if source]
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         lines.setdefault((cell.teacher, cell.student, cell.method), []).append(cell)
     rows = [
         [own[0].student_label or own[0].teacher_label, own[0].method_label]
-        + [number(cell.mean, cell.standard_error) + "*" * cell.best for cell in own]
+        + [text + "*" * best for cell in own for text, best in texts(settings, cell)]
         for own in lines.values()
     ]
     n = "; ".join(f"{found.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n)
     n = "; ".join(dict.fromkeys(n.split("; ")))
     notes = [
-        note.replace("Bold:", "*:").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)
+        note.replace("Bold: ", "*: ").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)
     ]
     missing = "" if n else "not measured in this run"
     return Sheet(CAPTION, columns, merged_labels(rows), [*notes, n], [dataclasses.asdict(c) for c in cells], n, missing)

@@ -18,8 +18,8 @@ READING = {
     "table8": "The prompts were drawn by the run's data seed, none picked by hand; read across the models at the same prompt.",
     "cost": "Hours and tokens of a method's own stage, beside its ROUGE-L. Wall hours compare only where the machines were "
     "alike.",
-    "fidelity": "One line a published cell. Read the difference together with the interval; a cell marked unverified was never "
-    "compared with its source and measures no fidelity. A dash: not measured in this run.",
+    "fidelity": "One line a published number. Read the difference together with the interval; a cell marked unverified was never "
+    "compared with its source and measures no fidelity, a digitised one was read off a figure. A dash: not measured in this run.",
     "figure1": "Higher is better; the dashed line is the teacher. A method that distils well comes near that line with a small "
     "student.",
     "figure2": "One target with two modes. The forward fit covers both and the void between them, the reverse fit keeps to the "
@@ -35,7 +35,7 @@ READING = {
     "figure8": "Lower means nearer to the teacher on the student's own answers, which is what is minimised. A variant that falls "
     "and scores badly in Table 4 has found degenerate answers that the teacher rates highly; their length tells.",
     "figure14": "Like Figure 5, for students of OPT.",
-    "figure15": "Like Figure 7, for UnNI.",
+    "figure15": "Like Figure 7, for another set.",
     "figure16": "0 samples from the student alone. Look for a broad maximum: there the exact share does not matter.",
     "reliability": "On the diagonal confidence equals accuracy; below it a model is overconfident. Bins with few examples scatter.",
     "size-gap": "100% is the teacher's score. Read along the axis: how much is lost as the teacher grows beyond the student.",

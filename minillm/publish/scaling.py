@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from minillm.publish.ablations import test_rouge
+from minillm.evaluation.statistics import ratio_error
 from minillm.publish.curves import key, nothing, style_of
 from minillm.publish.drawing import Drawing, finished, label_left, legend, line_of, panels
-from minillm.publish.found import Found, Trained, average, judge_of, over_seeds, parameters
+from minillm.publish.found import Found, Trained, judge_of, parameters
 
 BARS = "Bars: standard error over seeds, where there are several. The methods' points of one size are set side by side."
 Score = Callable[[Trained], tuple[float, float | None] | None]
@@ -29,7 +29,7 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
         names = ", ".join(map(found.label, judged))
         judge = judge_of(metrics[0])
         return (
-            lambda model: average([over_seeds(found.metrics("judge", model, test)) for test in judged]),
+            lambda model: found.average("judge", model, judged),
             "judge's score (%)",
             f"Mean over {names} of the judge's score ({judge}), as a ratio of totals with the references.",
             judged,
@@ -37,7 +37,7 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
     tests = list(table.tests)
     why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
     return (
-        lambda model: average([test_rouge(found, model, test) for test in tests]),
+        lambda model: found.average("rouge", model, tests),
         "mean ROUGE-L",
         f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {', '.join(map(found.label, tests))}.",
         tests,
@@ -46,12 +46,7 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
 
 def _n(found: Found, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
-    texts = []
-    kind = "judge" if label.startswith("judge") else "rouge"
-    for test in tests:
-        sizes = {m["n"] for model in found.models() for m in found.metrics(kind, model, test) if m.get("n")}
-        texts.append(f"{found.label(test)}: n = {' or '.join(map(str, sorted(sizes)))}" if sizes else "")
-    return "; ".join(filter(None, texts)) + "."
+    return "; ".join(found.sizes("judge" if label.startswith("judge") else "rouge", tests, found.models())) + "."
 
 
 def _size(found: Found, name: str) -> float | None:
@@ -118,7 +113,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
     style, methods = style_of(found), found.settings.table.methods
     score, label, text, tests = scores(found)
     teachers: dict[str, list[str]] = {}
-    for pair in found.settings.table.pairs:
+    for pair in (*found.settings.table.pairs, *found.settings.table.sweeps):
         for student in pair.students:
             family = found.settings.models[student].family
             if wanted(family) and _size(found, pair.teacher) and found.settings.models[pair.teacher].family == family:
@@ -162,12 +157,11 @@ def size_gap(found: Found) -> Drawing:
     points: dict[str, list[tuple[float, float, float]]] = {}
     handles = []
     for teacher, own in found.pairs():
-        top = average([test_rouge(found, teacher, test) for test in tests])
         sizes = _size(found, teacher.teacher), _size(found, own[0].student)
         for model in found.drawn(own):
-            value = average([test_rouge(found, model, test) for test in tests])
-            if value and top and top[0] and sizes[0] and sizes[1]:
-                points.setdefault(model.method, []).append((sizes[0] / sizes[1], 100 * value[0] / top[0], 0.0))
+            share = _share(found, model, teacher, tests)
+            if share and sizes[0] and sizes[1]:
+                points.setdefault(model.method, []).append((sizes[0] / sizes[1], *share))
                 handles.append(key(style, methods, model))
     ratios = {ratio for values in points.values() for ratio, _, _ in values}
     if len(ratios) < 2:
@@ -186,9 +180,30 @@ def size_gap(found: Found) -> Drawing:
     axes.set_xlabel("teacher's parameters / student's")
     axes.set_ylabel("share of the teacher's ROUGE-L (%)")
     legend(figure, handles)
-    caption = f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}."
+    caption = (
+        f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}. Bars: "
+        "standard error by bootstrap over prompts, the same for student and teacher; with that over training seeds where there are several."
+    )
     caption += found.drawn_note
     return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
+
+
+def _share(found: Found, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
+    """Percent of the teacher's mean ROUGE-L over `tests` that a student reaches, and its standard error; None where a score is missing."""
+    ours = [_by_prompt(found.metrics("rouge", model, test)) for test in tests]
+    theirs = [_by_prompt(found.metrics("rouge", teacher, test)) for test in tests]
+    mean, top = found.average("rouge", model, tests), found.average("rouge", teacher, tests)
+    if mean is None or top is None or not top[0]:
+        return None
+    several = len(found.metrics("rouge", model, tests[0])) > 1
+    trainings = 100 * (mean[1] or 0.0) / top[0] if several else 0.0
+    return 100 * mean[0] / top[0], math.hypot(ratio_error(ours, theirs), trainings)
+
+
+def _by_prompt(metrics: Sequence[dict]) -> list[float]:
+    """ROUGE-L of each prompt, a mean over all seeds."""
+    columns = zip(*(scores for metric in metrics for scores in metric["scores"].values()), strict=True)
+    return [math.fsum(column) / len(column) for column in columns]
 
 
 def _shifts(points: dict[str, list[tuple[float, float, float]]]) -> list[float]:

@@ -11,29 +11,32 @@ from minillm.config import Style
 from minillm.experiment import Experiment, trained
 from minillm.publish.items import ITEMS
 from minillm.settings import TableSettings
-from minillm.stages import canonical, on_policy, table_settings
+from minillm.stages import REAL_JUDGES, canonical, on_policy, table_settings
 from minillm.strict import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelLabel:
-    """Family and size of a model, as the paper's tables name them."""
+    """Family and size of a model, as the paper's tables name them, and the tokenizer under whose name its data lie."""
 
     family: str
     size: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, config=STRICT)
 class PublishSettings:
     """`publish`: one table or figure (publish/items.py); `style` is None for a table.
 
-    models: label and size of each model.  chosen: student -> method -> value of the on-policy key that the item ranges over.
+    models: label and size of each model.  asked: kind of results -> names of the sets (calibration: tasks) that it is made of; what else
+    lies in metrics/ is no part of it.  chosen: student -> method -> value of the on-policy key that the item ranges over.
     """
 
     stage: Literal["publish"]
     name: str
     table: TableSettings
     models: dict[str, ModelLabel]
+    asked: dict[str, tuple[str, ...]]
     chosen: dict[str, dict[str, float | str]]
     seed: int
     style: Style | None
@@ -56,21 +59,49 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
     return next((group for group in groups.values() if "minillm" in group), {})
 
 
+def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
+    """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>; of `item`, those that it shows."""
+    lengths = config.lengths
+    if kind == "lengths" and item == "figure7":
+        return tuple(test for test in lengths.tests if test not in lengths.figure15)
+    if kind == "lengths" and item == "figure15":
+        return lengths.figure15
+    if kind == "judge" and (config.judge.kind == "none" or (item == "table6" and config.judge.kind not in REAL_JUDGES)):
+        return ()
+    return {
+        "rouge": config.data.tests,
+        "lengths": lengths.tests,
+        "exposure_bias": config.exposure_bias.tests,
+        "diversity": config.diversity.tests,
+        "reference_loss": config.diversity.tests,
+        "calibration": tuple(config.calibration.tasks),
+        "judge": config.judge.tests,
+        "human": (config.human.test,)
+        if config.human.test and config.human.answers
+        else (),  # where there is something to count
+    }[kind]
+
+
 def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
     """Exactly what the item `name` of items.py depends on, as plain data."""
     item = ITEMS[name]
     students = dict.fromkeys(student for _, student, _ in trained(config, sweeps=item.sweeps))
     table = table_settings(config, sweeps=item.sweeps)
-    if "calibration" in item.needs:
-        tasks = {name: task.label or config.datasets[task.dataset].label for name, task in config.calibration.tasks.items()}
-        table = dataclasses.replace(
-            table, test_labels=table.test_labels | {name: label for name, label in tasks.items() if label}
-        )
+    sets = {kind: asked(config, kind, name) for kind in item.needs if kind not in ("models", "generations", "paper")}
+    tasks = config.calibration.tasks if "calibration" in sets else {}
+    more = {name: config.datasets[name].label or name for name in sets.get("lengths", ())}  # some are no test set
+    more |= {name: task.label or config.datasets[task.dataset].label or name for name, task in tasks.items()}
+    table = dataclasses.replace(table, test_labels=table.test_labels | more)
     settings = PublishSettings(
         stage="publish",
         name=name,
         table=table,
-        models={model: ModelLabel(config.models[model].family, config.models[model].size) for model in sorted(table.labels)},
+        models={
+            name: ModelLabel(model.family, model.size, model.tokenizer)
+            for name, model in sorted(config.models.items())
+            if name in table.labels
+        },
+        asked=sets,
         chosen={student: alike(config, student, item.knob) for student in students} if item.knob else {},
         seed=config.data.seed,
         style=config.style if item.kind == "figure" else None,

@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from minillm.publish.found import Found, Trained, counts, over_seeds
+from minillm.publish.paper import BESIDE, beside
+from minillm.publish.paper import columns as beside_columns
 from minillm.publish.show import Sheet, decimals, merged_labels
 from minillm.publish.style import DASH
 
 NOT_MEASURED = "not measured in this run"
+PAPERS_LOSS = "released"  # the paper's Table 3 has the loss that the published script prints
+LOSSES = {
+    "tokens": "Loss: cross-entropy of the first reference, mean over all tokens of the test set, the EOS among them; lower is better. The "
+    "paper's Table 3 has another one (released), so that its values are not comparable and not shown.",
+    "released": "Loss: as the published script prints it, and the paper's Table 3 has it: cross-entropy of the first reference without EOS, "
+    "mean over rows of each row's mean; lower is better.",
+}
 
 
 def calibration(found: Found) -> Sheet:
     """Table 2: expected calibration error and accuracy on each zero-shot task."""
     tasks = found.names("calibration")
-    rows, records, seen = [], [], []
+    rows, records, seen, compared = [], [], [], False
     for model in found.models():
         row = [model.label, model.method_label]
         for task in tasks:
@@ -22,25 +31,44 @@ def calibration(found: Found) -> Sheet:
             seen += metrics
             ece = over_seeds(metrics, "ece", "ece_error")
             raw = over_seeds(metrics, "ece_raw", "ece_raw_error")
-            accuracy = over_seeds(metrics, "accuracy", "accuracy_error")
-            row += [decimals(ece, 3), decimals(raw, 3), decimals(accuracy, 1, percent(metrics, "accuracy"))]
+            accuracy = scaled(over_seeds(metrics, "accuracy", "accuracy_error"), percent(metrics, "accuracy"))
+            theirs = {metric: found.published("2", model, task, metric) for metric in ("ece", "accuracy")}
+            row += [
+                decimals(ece, 3),
+                beside(decimals(raw, 3), raw and raw[0], theirs["ece"], 3),
+                beside(decimals(accuracy, 1), accuracy and accuracy[0], theirs["accuracy"]),
+            ]
+            compared = compared or bool(metrics and any(theirs.values()))
             records += [
                 _record(model, task, metrics)
                 | {"ece": ece and ece[0], "ece_raw": raw and raw[0], "accuracy": accuracy and accuracy[0]}
+                | beside_columns(raw and raw[0], theirs["ece"], "ece_raw_")
+                | beside_columns(accuracy and accuracy[0], theirs["accuracy"], "accuracy_")
             ]
         rows.append(row)
-    columns = [f"{task}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")]
+    columns = [f"{found.label(task)}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")]
     notes = [
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
         "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence is the probability "
         "of the chosen label word divided by that of all label words. Raw: the same with the label word's own probability.",
-        "The paper states neither bins, nor label words, nor whether confidences are normalised; compare methods here, not with its values.",
-        *_bins(seen),
+        "The paper states neither bins, nor label words, nor whether confidences are normalised; "
+        + (
+            "its values stand beside the raw ECE, the likelier reading (docs/evaluation.md), and are comparable at most roughly."
+            if compared
+            else "compare methods here, not with its values."
+        ),
+        BESIDE if compared else "",
+        *_bins(found, seen),
     ]
-    return _sheet("Calibration on zero-shot classification.", columns, rows, notes, records, seen, tasks)
+    return _sheet("Calibration on zero-shot classification.", columns, rows, notes, records, seen, tasks, found)
 
 
-def _bins(metrics: list[dict[str, Any]]) -> list[str]:
+def scaled(value: tuple[float, float | None] | None, scale: float) -> tuple[float, float | None] | None:
+    """A value and its error in another unit."""
+    return value and (value[0] * scale, None if value[1] is None else value[1] * scale)
+
+
+def _bins(found: Found, metrics: list[dict[str, Any]]) -> list[str]:
     """Bins and label words of each task, as the metric files have them."""
     texts = {}
     for metric in metrics:
@@ -49,8 +77,8 @@ def _bins(metrics: list[dict[str, Any]]) -> list[str]:
         words = metric.get("words")
         text = f"{len(bins)} bins with the edges {edges}."
         if words:
-            text += " Label words: " + ", ".join(map(str, words)) + "."
-        texts[text] = str(metric.get("dataset", ""))
+            text += " Label words: " + ", ".join(str(word).strip() for word in words) + "."
+        texts[text] = found.label(str(metric.get("dataset", "")))
     return [f"{name}: {text}".removeprefix(": ") for text, name in texts.items()]
 
 
@@ -65,6 +93,7 @@ def diversity(found: Found) -> Sheet:
     rows, records, sizes = [], [], []
     seen: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
+    compared = False
     for model in found.models():
         row = [model.label, model.method_label]
         for test in tests:
@@ -73,11 +102,22 @@ def diversity(found: Found) -> Sheet:
             seen, losses = seen + metrics, losses + nll
             sizes += [metric["ngram"] for metric in metrics]
             share = over_seeds([distinct(metric) for metric in metrics])
-            row += [decimals(share, 1), decimals(over_seeds(nll), 2)]
+            loss = over_seeds(nll)
+            own = all(metric["ngram"] == 4 for metric in metrics), all(metric.get("loss") == PAPERS_LOSS for metric in nll)
+            theirs = [
+                found.published("3", model, test, m) if same else None for m, same in zip(("dist4", "loss"), own, strict=True)
+            ]
+            row += [
+                beside(decimals(share, 1), share and share[0], theirs[0]),
+                beside(decimals(loss, 2), loss and loss[0], theirs[1], 2),
+            ]
+            compared = compared or any(theirs)
             records.append(
                 _record(model, test, metrics or nll)
                 | {"distinct_percent": share and share[0], "distinct_error": share and share[1]}
-                | dict(zip(("loss", "loss_error"), over_seeds(nll) or (None, None), strict=True))
+                | dict(zip(("loss", "loss_error"), loss or (None, None), strict=True))
+                | beside_columns(share and share[0], theirs[0], "distinct_")
+                | beside_columns(loss and loss[0], theirs[1], "loss_")
             )
         rows.append(row)
     size = "/".join(str(n) for n in sorted(set(sizes))) or "4"
@@ -85,7 +125,8 @@ def diversity(found: Found) -> Sheet:
     notes = [
         f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
         "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
-        "Loss: cross-entropy of the test set's references; lower is better.",
+        *(LOSSES[name] for name in LOSSES if any(metric.get("loss") == name for metric in losses)),
+        BESIDE if compared else "",
     ]
     return _sheet(
         "Diversity of the responses, and loss of the references.", columns, rows, notes, records, seen + losses, tests, found
@@ -134,7 +175,7 @@ def ngrams(found: Found) -> Sheet:
                 ]
     columns = [f"seed {seed}\nN / C" for seed in seeds]
     sheet = _sheet(
-        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests
+        "N-grams of the responses: all (N) and distinct (C).", columns, merged_labels(rows), [], records, seen, tests, found
     )
     size = ", ".join(sorted({str(metric["ngram"]) for metric in seen})) or "4"
     notes = [f"n-grams of {size} tokens, counted over all responses of one sampling seed; Table 3 has C / N."] if seen else []
@@ -159,14 +200,13 @@ def _sheet(
     records: list[dict[str, Any]],
     seen: list[dict[str, Any]],
     tests: list[str],
-    found: Found | None = None,
+    found: Found,
 ) -> Sheet:
     """The sheet; or the honest line where no metric was found."""
     if not seen:
         return Sheet(caption, ["Model", "Method", *columns], [], [], [], "", NOT_MEASURED)
     by_test = {test: next((r["n"] for r in records if r["test"] == test and r["n"]), None) for test in tests}
-    label = found.label if found else str
-    n = "; ".join(f"{label(test)}: n = {count}" for test, count in by_test.items() if count)
+    n = "; ".join(f"{found.label(test)}: n = {count}" for test, count in by_test.items() if count)
     notes = [*notes, f"{n}." if n else "", f"{DASH}: not evaluated." if any(DASH in row for row in rows) else ""]
     n = n or ", ".join(map(str, counts(seen)))
     return Sheet(caption, ["Model", "Method", *columns], merged_labels(rows), [note for note in notes if note], records, n)

@@ -10,6 +10,7 @@ from minillm.errors import UserError
 from minillm.files import write_json
 from minillm.publish.found import Found
 from minillm.publish.items import ITEMS
+from minillm.publish.paper import numbers
 from minillm.publish.settings import PublishSettings
 from minillm.strict import hint
 
@@ -27,13 +28,13 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
             f"--name: '{name}', but --config holds the settings of '{settings.name}'; give the settings of '{name}'"
         )
     item = ITEMS[name]
-    found = Found(settings, Path(run_folder))
+    found = Found(settings, Path(run_folder), numbers(Path(paper or "config/paper")) if "paper" in item.needs else {})
     make = getattr(importlib.import_module(f"minillm.publish.{item.module}"), item.function)
     made: Any
     if item.kind == "table":
         from minillm.publish.show import write
 
-        made = make(found, Path(paper or "config/paper")) if "paper" in item.needs else make(found)
+        made = make(found)
         write(made, Path(out), name)
     else:
         from minillm.publish.drawing import fonts, save

@@ -1,4 +1,4 @@
-"""The main table: ROUGE-L of every teacher, student and method on every test set, as CSV, Markdown and LaTeX."""
+"""The main table: ROUGE-L (and a judge's score) of every teacher, student and method on every test set, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 
 from minillm.files import whole_file
 from minillm.publish.cells import LEVEL, Cell, collect, write_csv
+from minillm.publish.paper import BESIDE, Published, beside, numbers
 from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sampling_text
 from minillm.settings import TableSettings
 
 
-def write_main_table(settings: TableSettings, metrics: Path, out: Path) -> None:
+def write_main_table(settings: TableSettings, metrics: Path, out: Path, paper: Path | None = None) -> None:
     """main.csv (long form), main.md and main.tex in `out`, from the metric files below `metrics` (results/<run>/metrics).
 
-    A missing metric file gives a dash.  Raises UserError where one is damaged or was made with other settings.
+    `paper`: the folder of published numbers, which stand beside those that were measured of the same model.  A missing metric
+    file gives a dash.  Raises UserError where one is damaged or was made with other settings.
     """
-    cells = collect(settings, Path(metrics))
+    cells = collect(settings, Path(metrics), numbers(Path(paper)) if paper else {})
     notes = footnotes(settings, cells)
     write_csv(cells, Path(out) / "main.csv")
     for name, text in (("main.md", _markdown(settings, cells, notes)), ("main.tex", _latex(settings, cells, notes))):
@@ -29,7 +31,12 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
-        notes.append("A standard error over sampling seeds says nothing about training again with another seed.")
+        notes.append("A standard error over sampling seeds or prompts says nothing about training again with another seed.")
+    if settings.judged:
+        who = f"judge: {settings.judge}" if settings.judge else "no judge scored this run; a stand-in's scores are not shown"
+        notes.append(f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who}).")
+    if any(c.published is not None and c.mean is not None for c in cells):
+        notes.append(BESIDE)
     if any(_fewer(settings, c) for c in cells):
         notes.append(
             f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not comparable with "
@@ -43,7 +50,7 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
             f"Not every teacher's block was tested on the same rows of {', '.join(others)} (prompts too long in the block's "
             "tokenizer are dropped); compare within a block."
         )
-    if any(c.mean is None for c in cells):
+    if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
         notes.append(f"{DASH}: not evaluated.")
     return notes
 
@@ -54,10 +61,14 @@ def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
     count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
     if not count:
         return []
+    how = "paired bootstrap over prompts, scores averaged over seeds"
+    if any(c.student and c.training_seeds > 1 for c in cells):
+        how = "Student's t of the paired difference, variances over prompts and over training seeds added"
     text = (
-        f"Bold: ahead of every other method of that student and test set (paired bootstrap over prompts, scores averaged over seeds, "
-        f"Holm's correction over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g}); it compares these models, not trainings."
+        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, "
+        f"Holm's correction over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
     )
+    text += "." if "training" in how else "; it compares these models, not trainings."
     return [text if any(c.best for c in cells) else f"No cell is bold. {text}"]
 
 
@@ -95,12 +106,33 @@ def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
     return "".join(f"; {text} ({', '.join(names)})" for text, names in zip(texts, found.values(), strict=True))
 
 
+def headings(settings: TableSettings) -> list[str]:
+    """Of the columns: a test set's, and before it that of the judge where one is asked to score the set."""
+    labels = {test: settings.test_labels.get(test, test) for test in settings.tests}
+    return [
+        head
+        for test in settings.tests
+        for head in ([f"{labels[test]}, judge"] if test in settings.judged else []) + [labels[test]]
+    ]
+
+
+def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
+    """The text in each of a test set's columns, and whether it is bold; behind it the published number, where there is one."""
+    other = None if cell.published is None else Published(cell.published, cell.published_status, "")
+    rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
+    shown = [(beside(rouge, cell.mean, other), cell.best)]
+    if cell.test in settings.judged:
+        other = None if cell.judged_published is None else Published(cell.judged_published, cell.judged_published_status, "")
+        shown.insert(0, (beside(number(cell.judged, cell.judged_error), cell.judged, other), False))
+    return shown
+
+
 @dataclass(frozen=True)
 class _Block:
     """A teacher and its students, as texts."""
 
-    counts: list[str]  # "n = 500" of each test set; a dash for n where nothing was evaluated on it
-    lines: list[tuple[str, str, list[tuple[str, bool]]]]  # model label, method label, a text a test set and whether it is bold
+    counts: list[str]  # "n = 500" of each column; a dash for n where nothing was evaluated on it
+    lines: list[tuple[str, str, list[tuple[str, bool]]]]  # model label, method label, a text a column and whether it is bold
 
 
 def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
@@ -109,17 +141,22 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
     for teacher in dict.fromkeys(c.teacher for c in cells):
         own = [c for c in cells if c.teacher == teacher]
         counts = {c.test: c.n for c in own if c.n is not None}
+        judged = {c.test: c.judged_n for c in own if c.judged_n is not None}
         lines: dict[tuple[str, str], list[Cell]] = {}
         for c in own:
             lines.setdefault((c.student, c.method), []).append(c)
         blocks.append(
             _Block(
-                [f"n = {counts.get(test, DASH)}" for test in settings.tests],
+                [
+                    f"n = {n.get(test, DASH)}"
+                    for test in settings.tests
+                    for n in ([judged] if test in settings.judged else []) + [counts]
+                ],
                 [
                     (
                         line[0].student_label or line[0].teacher_label,
                         line[0].method_label,
-                        [(number(c.mean, c.standard_error) + FEWER * _fewer(settings, c), c.best) for c in line],
+                        [text for c in line for text in texts(settings, c)],
                     )
                     for line in lines.values()
                 ],
@@ -128,14 +165,10 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
     return blocks
 
 
-def _test_labels(settings: TableSettings) -> list[str]:
-    return [settings.test_labels.get(test, test) for test in settings.tests]
-
-
 def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
     lines = []
     for block in _blocks(settings, cells):
-        heads = [f"{markdown(label)}<br>{n}" for label, n in zip(_test_labels(settings), block.counts, strict=True)]
+        heads = [f"{markdown(label)}<br>{n}" for label, n in zip(headings(settings), block.counts, strict=True)]
         lines += [f"**Teacher: {markdown(block.lines[0][0])}**", ""]
         lines += ["| " + " | ".join(["Model", "Method", *heads]) + " |", "|:--|:--|" + "--:|" * len(heads)]
         for label, method, values in block.lines:
@@ -146,7 +179,7 @@ def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> s
 
 
 def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
-    labels = _test_labels(settings)
+    labels = headings(settings)
     blocks = _blocks(settings, cells)
     alike = all(block.counts == blocks[0].counts for block in blocks)  # else each block says its own n
     lines = [

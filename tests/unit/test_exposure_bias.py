@@ -189,6 +189,20 @@ def test_alive_and_zero_by_hand():
     assert last_length(student, student, 1, semantics="paper") == 3
 
 
+def test_draws_of_two_students_are_of_the_same_prompts():
+    """The second student's KL is the first's and the teacher's together, so that its error is 100 points above it in every draw."""
+    rng = np.random.default_rng(4)
+    kl_of = {name: rng.gamma(2.0, 1.0, (30, 1, 5)) for name in ("first", "teacher")}
+    kl_of["second"] = kl_of["first"] + kl_of["teacher"]
+    found = {name: totals(values, 5) for name, values in kl_of.items()}
+    first, second = (measure(bias(settings(responses=1)), found[name], found["teacher"]) for name in ("first", "second"))
+    assert set(first["draws"]) == {"1", "2", "3", "4", "5"}
+    for at, draws in first["draws"].items():
+        assert len(draws) == first["resamples"] and np.std(draws) > 3
+        assert np.array(second["draws"][at]) - np.array(draws) == pytest.approx(100, abs=2e-3)
+    assert first["standard_error"] == pytest.approx(np.std(first["draws"]["5"], ddof=1), abs=1e-2)
+
+
 def test_the_curve_ends_where_no_response_is_left():
     student, teacher = totals([[[1.0, 2.0]], [[1.0]]], 4), totals([[[1.0, 1.0, 1.0]], [[1.0]]], 4)
     values = measure(bias(settings(responses=1)), student, teacher)

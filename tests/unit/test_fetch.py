@@ -66,6 +66,25 @@ def test_one_file_of_a_data_set(tmp_path: Path) -> None:
     assert record["commit"] == COMMIT and list(record["files"]) == ["deep/valid.jsonl"]
 
 
+def test_the_folders_by_length_of_a_data_set(tmp_path: Path) -> None:
+    """Fetched, and made into one file from the cache, with the hub switched off."""
+    row = b'{"instruction": "a", "output": "b"}\n'
+    files = {"0_2/valid.jsonl": row, "11_/valid.jsonl": row, "11_/valid.txt": b"a"}
+    folder = cached(tmp_path / "home", "dataset", "owner/set", files)
+    done = fetch(tmp_path, kind="subsets", path="owner/set")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["commit"] == COMMIT and {"0_2/valid.jsonl", "11_/valid.jsonl"} <= set(record["files"])
+    config, out = tmp_path / "subsets.json", tmp_path / "made/all.jsonl"
+    rows = {"source": "hub", "path": "owner/set", "revision": COMMIT}
+    config.write_text(json.dumps({"stage": "subsets", "rows": rows}))
+    done = stage(tmp_path / "home", "subsets", "--config", config, "--out", out, offline=False)
+    assert done.returncode == 0, done.stderr
+    assert (
+        json.loads(out.with_suffix(".card.json").read_text())["subsets"] == {"0_5": 1, "6_10": 0, "11_": 1} and folder.is_dir()
+    )
+
+
 @pytest.mark.parametrize("kind", ["model", "tokenizer", "dataset"])
 def test_what_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     done = fetch(tmp_path, kind=kind, path="nobody/nothing", revision="abc")

@@ -23,7 +23,7 @@ from minillm.cli import main
 from minillm.errors import UserError
 from minillm.evaluation.answers import question
 from minillm.evaluation.judge import LAYOUT, REQUEST, evaluate, parse_scores, request
-from minillm.evaluation.judges import Endpoint
+from minillm.evaluation.judges import KEPT, Endpoint, _fingerprint
 from minillm.scores import rouge_l
 
 KEY = "sk-secret-0123456789"
@@ -123,6 +123,12 @@ class Handler(BaseHTTPRequestHandler):
             first = prompt.split("Assistant 1's Answer]\n")[1]
             scores = "8 4" if first.startswith("red blue green") else "4 8"
             self._reply(200, json.dumps({"choices": [{"message": {"content": f"{scores}\nWhy."}}]}))
+        elif what == "repeats":
+            why = f"Asked with {self.headers['authorization']}"
+            self._reply(200, json.dumps({"choices": [{"message": {"content": f"4 8\n{why}."}}]}))
+        elif what == "repeats-garbage":
+            padding = "x" * (KEPT - 10)  # the key lies across the place where such a reply is cut
+            self._reply(200, f"{padding}{self.headers['authorization']}", "text/html")
         elif what == "words":
             self._reply(200, json.dumps({"choices": [{"message": {"content": "I like the first."}}]}))
         elif what == "garbage":
@@ -192,6 +198,34 @@ def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, cap
     assert len(server.prompts) == 16 and (tmp_path / "m.json").read_bytes() == before
     assert "8 verdicts wanted, 8 of them cached, 0 calls to make" in capfd.readouterr().out
     no_key(tmp_path, output.out, output.err)
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it(server: Server, tmp_path: Path) -> None:
+    server.script = ["repeats-garbage", *["repeats"] * 50]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    kept = [reply for path in (tmp_path / "cache").rglob("*.json") for reply in read(path)["replies"]]
+    assert len(kept) == 9 and sum("Asked with Bearer ***." in reply for reply in kept) == 8
+    no_key(tmp_path)
+    for text in kept:
+        assert KEY[:6] not in text
+
+
+def test_an_endpoint_without_a_key_may_say_none() -> None:
+    endpoint = Endpoint(analyses.Judge(kind="openai", model="m", key_variable=""))
+    pytest.importorskip("openai", reason="openai is not installed here")
+    endpoint._client()
+    assert endpoint._blanked("4 8\nnone is better") == "4 8\nnone is better"
+
+
+def test_another_fine_tuning_is_another_judge(tmp_path: Path) -> None:
+    """Weights of the same size: what was judged by the one must not be taken for the other's."""
+    for name, weights in (("a", b"0000"), ("b", b"0001"), ("c", b"0000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    found = [_fingerprint(tmp_path / name) for name in "abc"]
+    assert found[0] == found[2] != found[1]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_metric_by_hand(tmp_path: Path) -> None:
         "ids": [3, 7],
         "scores": {"10": pytest.approx([100, 0]), "20": pytest.approx([100, 50])},
         "exact_match": pytest.approx(50),
+        "exact_match_error": 0,
         "sampling": {"temperature": 1.0},
         "sources": [str(path)],
     }

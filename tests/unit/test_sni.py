@@ -78,6 +78,17 @@ def test_published_folders(tmp_path):
     assert json.loads((tmp_path / "all.card.json").read_text())["layout"] == "published"
 
 
+def test_the_folder_may_be_a_configurations(tmp_path):
+    (tmp_path / "sinst/11_").mkdir(parents=True)
+    (tmp_path / "sinst/11_/valid.jsonl").write_text(json.dumps({"instruction": "do", "output": "e"}) + "\n")
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"stage": "subsets", "rows": {"source": "folder", "path": str(tmp_path / "sinst")}}))
+    assert main(["subsets", "--config", str(config), "--out", str(tmp_path / "all.jsonl")]) == 0
+    assert len(lines(tmp_path / "all.jsonl")) == 1
+    assert (tmp_path / "all.0_5.jsonl").read_text() == ""  # a subset without rows is there all the same
+    assert main(["subsets", "--out", str(tmp_path / "none.jsonl")]) == 2
+
+
 def test_buckets():
     assert [bucket_of(n) for n in (0, 5, 6, 10, 11, 400)] == ["0_5", "0_5", "6_10", "6_10", "11_", "11_"]
 

@@ -9,12 +9,17 @@ import pytest
 
 from minillm.evaluation.statistics import (
     Components,
+    Part,
     bootstrap_mean,
     components,
     holm,
     mean_and_error,
     paired_bootstrap,
+    part,
     pooled,
+    ratio_error,
+    t_interval,
+    t_test,
 )
 
 
@@ -105,6 +110,46 @@ def test_p_of_no_difference_is_evenly_spread() -> None:
     rng = np.random.default_rng(8)
     p = [paired_bootstrap(*rng.normal(size=(2, 40)), str(i), resamples=200).p for i in range(300)]
     assert 0.01 < np.mean(np.array(p) <= 0.05) < 0.1
+
+
+def test_students_t_by_hand() -> None:
+    own = part([1.0, 2.0, 3.0])  # s^2 / n = 1 / 3, two degrees of freedom, of which t is 4.303
+    assert own == Part(pytest.approx(1 / 3), 2) and part([1.0]) is None
+    assert t_interval(2.0, [own]) == (pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3), pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3))
+    both = [
+        Part(1.0, 2),
+        Part(1.0, 2),
+    ]  # variance 2, Satterthwaite's degrees of freedom 2^2 / (1/2 + 1/2) = 4, of which t is 2.776
+    assert t_interval(0.0, both)[1] == pytest.approx(2.776 * 2**0.5, abs=1e-3)
+    assert t_test(2.776 * 2**0.5, both) == pytest.approx(0.05, abs=1e-4)
+    assert t_test(0.0, [Part(0.0, 1)]) == 1 and t_test(0.1, [Part(0.0, 1)]) == 0
+
+
+def test_the_interval_covers_what_another_training_would_give() -> None:
+    """Three trainings on the same 60 prompts: with both variances 95% of the intervals hold the mean."""
+    rng = np.random.default_rng(3)
+    both = prompts_alone = 0
+    for _ in range(1000):
+        scores = 20 + rng.normal(0, 1, (3, 1)) + rng.normal(0, 3, (1, 60)) + rng.normal(0, 2, (3, 60))
+        prompts, trainings = part(list(scores.mean(0))), part(list(scores.mean(1)))
+        assert prompts and trainings
+        for parts in ([prompts, trainings], [prompts]):
+            low, high = t_interval(float(scores.mean()), parts)
+            both += len(parts) == 2 and low <= 20 <= high
+            prompts_alone += len(parts) == 1 and low <= 20 <= high
+    assert 0.94 < both / 1000 < 0.99 and prompts_alone / 1000 < 0.85
+
+
+def test_error_of_a_ratio() -> None:
+    """Of one set by the delta method: the deviation of (ours - ratio * theirs) over the mean of theirs and the root of n."""
+    rng = np.random.default_rng(9)
+    theirs = rng.normal(30, 6, 400)
+    ours = 0.5 * theirs + rng.normal(0, 1, 400)
+    expected = 100 * np.std(ours - ours.mean() / theirs.mean() * theirs) / theirs.mean() / 20
+    assert ratio_error([list(ours)], [list(theirs)]) == pytest.approx(expected, rel=0.1)
+    assert ratio_error([list(0.5 * theirs)] * 2, [list(theirs)] * 2) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError):
+        ratio_error([[1.0, 2.0]], [[1.0]])
 
 
 def test_holm_by_hand() -> None:

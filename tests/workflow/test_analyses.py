@@ -98,3 +98,30 @@ def test_lengths_of_rows_that_are_no_test_set(checkout):
     jobs = checkout.planned(config=config)
     assert {job.split()[0] for job in jobs if job.endswith("test=held")} == {"testset", "generate", "rouge", "lengths"}
     assert "settings key=lengths/held" in jobs
+
+
+def test_rows_of_every_length_come_from_the_folders(checkout):
+    """A data set of `subsets` is made first, and Figure 15 shows it alone; Figure 7 the others."""
+
+    def edit(config):
+        config["run"] = "subsets"
+        config["subsets"] = {"all": {"source": "folder", "path": "somewhere"}}
+        config["datasets"]["full"] = {"source": "folder", "path": "subsets:all"}
+        config["lengths"] = {"tests": ["easy", "full"], "figure15": ["full"]}
+
+    name = checkout.write("subsets.yaml", edit)
+    jobs = checkout.planned(config=name)
+    assert {"subsets subset=all", "settings key=subsets/all", "testset tokenizer=letters test=full"} <= jobs
+    figures = [checkout.planned(f"results/subsets/figures/figure{n}.png", config=name) for n in (7, 15)]
+    assert [{job.split("test=")[1] for job in own if job.startswith("lengths ")} for own in figures] == [{"easy"}, {"full"}]
+    target = "results/subsets/data/letters/tests/full.jsonl"
+    checkout.snakemake("--cores", "2", target, "--configfile", name, "--quiet", "--show-failed-logs")
+    assert checkout.planned(target, config=name) == set()
+
+
+def test_the_page_and_the_estimators_belong_to_a_run_that_has_their_sections(checkout):
+    before = checkout.planned()
+    for section, value, rule in (("human", {"test": "easy"}, "human_page"), ("estimators", {}, "estimators")):
+        name = checkout.write(f"{section}.yaml", lambda c, section=section, value=value: c.update({section: value}))
+        added = {job.split()[0] for job in checkout.planned(config=name) - before}
+        assert rule in added and added <= {rule, "settings"} and not [job for job in before if job.startswith(rule)]

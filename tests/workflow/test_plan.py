@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
 
 from minillm.cli import parser
+from minillm.experiment import experiment
 from minillm.schema import text
+from minillm.stages import stage_settings
 
 REPO = Path(__file__).resolve().parents[2]
 PLAN = "tests/config/plan.yaml"
@@ -68,30 +72,35 @@ def test_every_command_is_one_that_the_package_takes(checkout):
 
 @pytest.mark.parametrize("named", [[], ["--configfile", "config/config.yaml"]], ids=["default", "named"])
 def test_jobs_of_the_paper(checkout, named):
-    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets.
+    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets, 3 seeds.
 
     Beside them 4 more teachers of one student each (Figures 5, 14) and 21 variants (Tables 4, 7, Figures 8, 16, divergences), which are
-    measured by what the tables and figures that show them need.
+    trained with one seed and measured by what the tables and figures that show them need; and S-NI and UnNI of all lengths (Figures 7, 15).
     """
     output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
     assert counts.pop("total") == sum(counts.values())
     one_each = dict.fromkeys(("table", "figure", "index", "report", "all"), 1)
-    trained = {"base": 12, "teacher": 8, "pseudo": 8, "sft": 9, "kd": 10, "seqkd": 10 + 4, "minillm": 10 + 4 + 9 + 6 + 6}
-    models = 4 + 9 + 3 * 10
+    trained = {"base": 12, "teacher": 8, "pseudo": 8, "sft": 3 * 9, "kd": 3 * 10}
+    trained |= {"seqkd": 3 * 10 + 4, "minillm": 3 * 10 + 4 + 9 + 6 + 6}
+    models = 4 + 3 * (9 + 3 * 10)
     every = models + 4 + 2 * 4 + 21
-    evaluated = dict.fromkeys(("generate", "rouge"), every * 5)
+    evaluated = dict.fromkeys(("generate", "rouge"), every * 5 + models * 2)
     evaluated |= dict.fromkeys(("calibration", "diversity", "reference_loss"), every * 2) | {"lengths": models * 2}
-    evaluated |= {"samples": 4, "exposure_bias": 10 * 4}  # a pair and method each
+    evaluated |= {"samples": 4, "exposure_bias": 3 * 10 * 4}  # a pair, method and seed each
+    one_each["estimators"] = 1
     published = {"publish_table": 9, "publish_figure": 14}
-    # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all.
-    fetched = {"fetch": 12 + 3 + 10}  # models, tokenizers, data sets of the hub
-    settings = 3 + 5 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 1 + 1 + 1 + 1) + fetched["fetch"]
+    # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all: lengths,
+    # calibration, subsets, samples, exposure_bias, diversity, reference_loss, human, estimators.
+    fetched = {"fetch": 12 + 3 + 10 + 2}  # models, tokenizers, data sets of the hub, folders by length
+    settings = 3 + 7 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 2 + 6) + fetched["fetch"]
     assert counts == {
         "settings": settings,
         **fetched,
         "data": 3,
-        "testset": 3 * 5,
+        "testset": 3 * (5 + 2),
+        "subsets": 2,
+        "human_page": 10,
         **trained,
         **evaluated,
         **published,
@@ -107,11 +116,8 @@ def test_a_sweep_adds_its_models_and_leaves_the_main_table_alone(checkout):
         for name, own in (("main", main), ("swept", main | sweep))
     ]
     before, after = (checkout.planned(config=name) for name in names)
-    seeds = [10, 20]
-    own = {f"minillm student=small method=gkd teacher=big seed={seed}" for seed in seeds}
-    own |= {f"settings key=gkd/small/big/{seed}" for seed in seeds}
-    weights = [f"small/gkd/big/seed{seed}" for seed in seeds]
-    own |= {f"{rule} weights={w} test={test}" for rule in ("generate", "rouge") for w in weights for test in ("easy", "hard")}
+    own = {"minillm student=small method=gkd teacher=big seed=10", "settings key=gkd/small/big/10"}  # the first seed alone
+    own |= {f"{rule} weights=small/gkd/big/seed10 test={test}" for rule in ("generate", "rouge") for test in ("easy", "hard")}
     assert after - before == own and before <= after
     before, after = (checkout.planned("results/plan/tables/main.md", config=name) for name in names)
     assert before == after
@@ -123,8 +129,28 @@ def test_jobs_of_the_released_checkpoints(checkout):
         "-n", "--cores", "2", "--quiet", "rules", "--configfile", "config/config.yaml", "config/released.yaml"
     ).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
-    assert counts["checkpoint"] == 3 + 7 * 4 and counts["generate"] == counts["rouge"] == 5 * counts["checkpoint"]
-    assert not {"base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm"} & set(counts)
+    assert counts["checkpoint"] == 3 + 7 * 4 and counts["generate"] == counts["rouge"] == (5 + 2) * counts["checkpoint"]
+    assert not {"base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm", "judge"} & set(counts)
+
+
+def test_jobs_of_a_judge(checkout):
+    """The released checkpoints with an endpoint: three sets of each model, which the main table reads; no key is needed to plan it."""
+    files = ["config/config.yaml", "config/released.yaml", "config/judge.yaml"]
+    output = checkout.snakemake("-n", "--cores", "2", "--configfile", *files).stdout
+    assert len(re.findall(r"^(?:local)?rule judge:", output, re.MULTILINE)) == 3 * 31
+    table = re.search(r"^(?:local)?rule table:\n    input: (.*)", output, re.MULTILINE)
+    assert table and table[1].count("results/released/metrics/judge/") == 3 * 31
+
+
+def test_the_paper_measures_its_own_loss_on_every_length(checkout):
+    configs = [load_configfile(str(REPO / f"config/{name}.yaml")) for name in ("models", "datasets", "config", "released")]
+    raw: dict = {}
+    for config in configs:
+        update_config(raw, config)
+    run = experiment(raw)
+    assert run.diversity.loss == "released"
+    built = stage_settings(run, "testset", test="sni_all")["dataset"]
+    assert built["path"] == "results/released/data/subsets/sni.jsonl" and not set(run.lengths.tests) & set(run.data.tests)
 
 
 def test_a_checkpoint_stands_for_one_training_alone(checkout):
