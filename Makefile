@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
-TRL_VENV ?= .venv-trl
+TRL_VENV ?= $(VENV)/trl
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CORES ?= all

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import breakdown, child, report, roofline, scaling, speed
-from benchmarks.shapes import FIXED, REAL, Shape
+from benchmarks.shapes import FIXED, LARGE, REAL, Shape
 from benchmarks.sides import Ours
 from benchmarks.workload import Setting
 from minillm.world import World, start
@@ -26,16 +26,17 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - BEGIN:5.0f} s] {text}", flush=True)
 
 
-def speeds(full: bool, world: World) -> dict[str, Any]:
+def speeds(full: bool, sizes: dict[str, Any], world: World) -> dict[str, Any]:
     """(shape, precision) -> both sides' seconds; quick takes half the rows at real lengths, where the reference is slow."""
     real = REAL if full else dataclasses.replace(REAL, batch=8)
     asked = [("fixed", FIXED, "bf16", 3, 2), ("real", real, "bf16", 3, 1)]
     if full:
         asked += [("fixed", FIXED, "fp32", 3, 2), ("real", real, "fp32", 3, 1)]
     found = {}
-    for name, shape, precision, repeats, updates in asked:
+    for name, plain, precision, repeats, updates in asked:
         say(f"seconds, {name} {precision}")
-        if shape is FIXED:
+        shape = dataclasses.replace(plain, **sizes)
+        if name == "fixed":
             speed.warm_up(shape, precision, world)
         found[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say)
     return found
@@ -57,10 +58,11 @@ def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
     return points
 
 
-def memories(full: bool) -> dict[str, Any]:
+def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
     """One point a process; where one does not fit into the machine, its row says so."""
     found: dict[str, Any] = {}
-    for side, precision, shape in memory_points(full):
+    for side, precision, plain in memory_points(full):
+        shape = dataclasses.replace(plain, **sizes)
         name = f"{side} {precision} V{shape.vocabulary} B{shape.batch} T{shape.prompt}+{shape.response}"
         try:
             found[name] = child.ask("benchmarks.memory", shape, side=side, precision=precision)
@@ -71,9 +73,18 @@ def memories(full: bool) -> dict[str, Any]:
     return found
 
 
-def scales(full: bool) -> list[dict[str, Any]]:
+def used(shape: Shape, precision: str, world: World) -> dict[str, float]:
+    """How much of the machine an iteration of ours uses."""
+    setting = Setting(shape, precision, world)
+    side = Ours(setting, shape, setting.make())
+    side.update(side.rollout())
+    return breakdown.utilisation(side, shape, precision, world.device)
+
+
+def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for what, shape, processes in scaling.points(full):
+    for what, plain, processes in scaling.points(full):
+        shape = dataclasses.replace(plain, **sizes)
         names = {
             "processes": f"{processes} process(es)",
             "vocabulary": f"V = {shape.vocabulary}",
@@ -90,27 +101,27 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="fp32 too, more points: up to an hour on two cores instead of 15 minutes"
     )
+    parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     asked = parser.parse_args()
     world = start(0)
+    sizes: dict[str, Any] = LARGE if asked.large else {}
     precisions = ("bf16", "fp32") if asked.full else ("bf16",)
     found: dict[str, Any] = {"machine": report.machine()}
     found["roofline"] = {precision: roofline.roofline(precision, world.device) for precision in precisions}
     for precision, values in found["roofline"].items():
         say(f"roofline {precision}: {values['roofline']:.0f} GFLOP/s")
     if "speed" in asked.only:
-        found["speed"] = speeds(asked.full, world)
+        found["speed"] = speeds(asked.full, sizes, world)
     if "memory" in asked.only:
-        found["memory"] = memories(asked.full)
+        found["memory"] = memories(asked.full, sizes)
     if "utilisation" in asked.only:
-        setting = Setting(FIXED, "bf16", world)
-        side = Ours(setting, FIXED, setting.make())
-        side.update(side.rollout())
-        found["utilisation"] = {"fixed bf16": breakdown.utilisation(side, FIXED, "bf16", world.device)}
+        found["utilisation"] = {"fixed bf16": used(dataclasses.replace(FIXED, **sizes), "bf16", world)}
     if "scaling" in asked.only:
-        found["scaling"] = scales(asked.full)
+        found["scaling"] = scales(asked.full, sizes)
     mode = ("full" if asked.full else "quick") if tuple(asked.only) == SECTIONS else "-".join(asked.only)
+    mode += "-large" if asked.large else ""
     path = report.write(found, asked.out, mode)
     say(f"written: {path} and its .json")
     print(report.summary(found), flush=True)

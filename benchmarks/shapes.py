@@ -46,6 +46,9 @@ FIXED = Shape()
 # tokens in 24 GB: 8 rows at a time, the pipeline's default.
 REAL = Shape(micro_batch=8, prompt=256, response=256, text=512, real=True)
 
+# What --large puts in the place of both models: GPT-2's medium and XL, for a GPU.
+LARGE = {"student": Size(24, 1024), "teacher": Size(48, 1600)}
+
 # Tokens of Dolly's training rows at the quantiles 0, 5, ... 100%; `python -m benchmarks.lengths` prints these two lines.
 PROMPTS = ()
 RESPONSES = ()
