@@ -34,11 +34,12 @@ class Trl:
     """The worker process."""
 
     def __init__(self, python: str, folder: Path, precision: str) -> None:
-        self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.trl_worker", str(folder), precision],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(folder / "trl.log", "w"), text=True,
-        )  # fmt: skip
         self.log = folder / "trl.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [python, "-m", "benchmarks.trl_worker", str(folder), precision],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
 
     def step(self) -> dict[str, float]:
         """One step.  RuntimeError with the end of its log where it has died."""

@@ -35,7 +35,7 @@ class Stops:
 
     def __init__(self, model: PreTrainedModel, eos: int, lengths: dict[int, int]) -> None:
         self.model, self.passes = model, 0
-        table = torch.zeros(max(lengths) + 1, dtype=torch.long)
+        table = torch.zeros(max(lengths) + 2, dtype=torch.long)  # the last entry is for all longer prompts
         for prompt, response in lengths.items():
             table[prompt] = response
         weight = model.get_output_embeddings().weight

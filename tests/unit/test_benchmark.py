@@ -16,7 +16,7 @@ from minillm.world import World
 
 # Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which the reference whitens.
 TINY = Shape(
-    vocabulary=37, batch=5, micro_batch=5, prompt=60, response=40, text=50, real=True, student=Size(1, 16), teacher=Size(2, 32)
+    vocabulary=37, batch=6, micro_batch=6, prompt=60, response=40, text=50, real=True, student=Size(1, 16), teacher=Size(2, 32)
 )
 
 
@@ -65,7 +65,15 @@ def gradient(student, loss):
 
 
 def test_reference_computes_the_loss_and_gradient_of_the_preset_released(setting, ours):
-    made, student = ours.rollout(), ours.engine.model
+    student = ours.engine.model
+    for model in (
+        student,
+        setting.teacher,
+    ):  # EOS like any other token, where it comes by itself: a forced one is not the model's
+        model.base_model.wte.weight.data[EOS] = model.base_model.wte.weight.data[FIRST].flip(0)
+    ours.data.stops.clear()
+    made = ours.rollout()
+    assert len({len(response) for response in made.responses}) > 1, "some must be padded"
     reference = Reference(student, setting.teacher, ours.chosen, TINY.prompt, TINY.response, EOS, PAD)
     samples = given(reference, made)
     width = made.mask.shape[1]
