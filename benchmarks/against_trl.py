@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,14 @@ from benchmarks.workload import Setting, make_model
 from minillm.world import World, start
 
 REPEATS = 5
-LIKE = {
+RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # of this process; the worker is no part of its world
+LIKE: dict[str, Any] = {
     "alpha": 0.0, "lm_coef": 0.0, "inner_epochs": 1, "whiten": "none", "reward_scale": 1.0, "reward_clip": 0.0, "importance": "none",
     "include_current": True, "gamma": 0.95,
 }  # fmt: skip
@@ -35,10 +43,11 @@ class Trl:
 
     def __init__(self, python: str, folder: Path, precision: str) -> None:
         self.log = folder / "trl.log"
+        alone = {key: value for key, value in os.environ.items() if key not in RANKS}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [python, "-m", "benchmarks.trl_worker", str(folder), precision],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=alone,
             )  # fmt: skip
 
     def step(self) -> dict[str, float]:
@@ -75,7 +84,7 @@ def compare(python: str, precision: str, world: World) -> dict[str, Any]:
     data = setting.make()
     for name, size, seed in (("student", FIXED.student, 1), ("teacher", FIXED.teacher, 2)):
         make_model(size, FIXED, seed).save_pretrained(setting.folder / name)
-        data.tokenizer.save_pretrained(setting.folder / name)
+    data.tokenizer.save_pretrained(setting.folder / "tokenizer")
     prompts = [" ".join(f"t{token}" for token in data.rows.prompt(i)) for i in range(FIXED.batch)]
     request = {"prompts": prompts, "response": FIXED.response, "gamma": LIKE["gamma"]}
     (setting.folder / "prompts.json").write_text(json.dumps(request))
@@ -89,7 +98,7 @@ def compare(python: str, precision: str, world: World) -> dict[str, Any]:
         theirs.append(trl.step())
         say(f"{precision} {repeat + 1}/{REPEATS}: ours {mine[-1]:.2f} s, TRL {theirs[-1]['seconds']:.2f} s")
     trl.close()
-    memory = child.ask("benchmarks.memory", FIXED, side="ours", precision=precision, **LIKE)
+    memory = child.ask("benchmarks.memory", FIXED, side="ours", precision=precision, warm=True, **LIKE)
     values = {
         "ours": {"seconds": spread(mine)["median"], "above": memory["above"]},
         "trl": {"seconds": spread([t["seconds"] for t in theirs])["median"], "above": max(t["above"] for t in theirs)},

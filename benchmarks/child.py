@@ -35,5 +35,5 @@ def asked() -> tuple[Shape, dict[str, Any]]:
     """In the child: the shape and the rest of the request."""
     request = json.loads(sys.argv[1])
     values = request.pop("shape")
-    sizes = {name: Size(**values.pop(name)) for name in ("student", "teacher")}
+    sizes: dict[str, Any] = {name: Size(**values.pop(name)) for name in ("student", "teacher")}
     return Shape(**values, **sizes), request

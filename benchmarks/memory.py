@@ -20,16 +20,21 @@ from benchmarks.sides import SIDES
 from benchmarks.workload import Setting
 from minillm.world import start
 
-SMALL = {"prompt": 2, "response": 2, "text": 4, "real": False}  # the tokens of the floor's step
+SMALL: dict[str, Any] = {"prompt": 2, "response": 2, "text": 4, "real": False}  # the tokens of the floor's step
 
 
-def run(side: str, shape: Shape, precision: str, **changes: Any) -> dict[str, float]:
-    """Megabytes of this very process: resident, floor, rollout, update, above, net; `changes` are keys of OnPolicy."""
+def run(side: str, shape: Shape, precision: str, warm: bool = False, **changes: Any) -> dict[str, float]:
+    """Megabytes of this very process: resident, floor, rollout, update, above, net; `changes` are keys of OnPolicy.
+
+    With `warm` the resident size is taken after an iteration of the shape itself, as TRL's is: kernels made at first use count there.
+    """
     meter, setting = Meter(), Setting(shape, precision, start(0))
     small = dataclasses.replace(shape, **SMALL)
     short = SIDES[side](setting, small, setting.make(small), **changes)
     long = SIDES[side](setting, shape, setting.make(), short.engine, **changes)
     short.update(short.rollout())  # the optimizer's state is made
+    if warm:
+        long.update(long.rollout())
     resident = meter.held()
 
     def above(part: Callable[[], Any]) -> tuple[float, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+from functools import partial
 
 from benchmarks import child
 from benchmarks.shapes import FIXED, Shape
@@ -33,12 +35,17 @@ def run(shape: Shape, precision: str, repeats: int) -> None:
     times: dict[str, list[float]] = {"rollout": [], "update": [], "iteration": []}
     for repeat in range(repeats + 1):
         rollout, made = seconds(side.rollout)
-        updates, _ = seconds(lambda made=made: [side.update(made) for _ in range(2)])
+        updates = [seconds(partial(side.update, made))[0] for _ in range(2)]
         if repeat:
-            for name, value in zip(times, (rollout, updates / 2, rollout + shape.inner_epochs * updates / 2), strict=True):
+            update = statistics.mean(updates)
+            for name, value in {
+                "rollout": rollout,
+                "update": update,
+                "iteration": rollout + shape.inner_epochs * update,
+            }.items():
                 times[name].append(value)
     if world.rank == 0:
-        print(json.dumps({name: sorted(values)[len(values) // 2] for name, values in times.items()}))
+        print(json.dumps({name: statistics.median(values) for name, values in times.items()}))
 
 
 if __name__ == "__main__":

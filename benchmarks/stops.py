@@ -19,10 +19,10 @@ SIZE, SCALE = 8.0, 5.0  # norms of b and of EOS's embedding: its logit is -SCALE
 @torch.no_grad()
 def silence(model: PreTrainedModel, eos: int) -> None:
     """Set a GPT-2's last bias and its embedding of `eos` such that it is never drawn."""
-    bias = model.base_model.ln_f.bias
+    bias = model.base_model.get_parameter("ln_f.bias")
     direction = torch.nn.functional.normalize(torch.randn(len(bias)), dim=0)
     bias.copy_(SIZE * direction)
-    model.get_output_embeddings().weight[eos] = -SCALE * direction
+    model.get_output_embeddings().get_parameter("weight")[eos] = -SCALE * direction
 
 
 class Stops:
@@ -38,7 +38,7 @@ class Stops:
         table = torch.zeros(max(lengths) + 2, dtype=torch.long)  # the last entry is for all longer prompts
         for prompt, response in lengths.items():
             table[prompt] = response
-        weight = model.get_output_embeddings().weight
+        weight = model.get_output_embeddings().get_parameter("weight")
         self.table = table.to(weight.device)
         direction = torch.nn.functional.normalize(weight[eos].detach().float(), dim=0)
         self.hidden = (20.0 * direction).to(weight.dtype)  # logit of EOS: 20 SCALE

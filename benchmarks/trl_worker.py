@@ -1,7 +1,7 @@
 """TRL's MiniLLM trainer, step by step on demand.  Runs in TRL's own environment and imports nothing of the package.
 
-`python -m benchmarks.trl_worker FOLDER PRECISION`: FOLDER has student/, teacher/ (with a tokenizer) and prompts.json.  For each
-line on the standard input it makes one optimizer step (sampling included) and prints {"seconds": ..., "tokens": ..., "above": ...},
+`python -m benchmarks.trl_worker FOLDER PRECISION`: FOLDER has student/, teacher/, tokenizer/ and prompts.json.  For each
+line on the standard input it makes one optimizer step (sampling included) and prints {"seconds": ..., "above": ...},
 `above` being the peak memory of the step in MB less what is held after the first step.
 """
 
@@ -18,7 +18,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZE
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
 from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer  # noqa: E402
 
 from benchmarks.meter import Meter  # noqa: E402
@@ -48,7 +48,7 @@ class OnDemand(TrainerCallback):
 
 def main(folder: Path, precision: str) -> None:
     asked = json.loads((folder / "prompts.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     batch, bf16 = len(asked["prompts"]), precision == "bf16"
     config = MiniLLMConfig(
         output_dir=str(folder / "trl"), max_steps=FOREVER, per_device_train_batch_size=batch, gradient_accumulation_steps=1,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.shapes import Shape, Size, real_lengths
@@ -41,11 +42,11 @@ class Data:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Words "t0", "t1", ... as ids 0, 1, ...; EOS and PAD differ."""
-    words = {f"t{i}": i for i in range(vocabulary)}
+    """The word "t7" is token 7, and so on; EOS and PAD have names that are no part of another's."""
+    words = {"<eos>": EOS, "<pad>": PAD} | {f"t{i}": i for i in range(FIRST, vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="t2"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="t0", pad_token="t1", padding_side="left")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", padding_side="left")
 
 
 def make_model(size: Size, shape: Shape, seed: int) -> PreTrainedModel:
@@ -102,7 +103,7 @@ class Setting:
         self.shape, self.precision, self.world = shape, precision, world
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
-        self.teacher = make_model(shape.teacher, shape, 2).to(world.device, DTYPES[precision])
+        self.teacher = nn.Module.to(make_model(shape.teacher, shape, 2), world.device, DTYPES[precision])
 
     def make(self, shape: Shape | None = None) -> Data:
         """Data of the setting's shape, or of another one for the same models."""
