@@ -2,6 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
+TRL_VENV ?= $(VENV)/trl
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CORES ?= all
@@ -13,10 +14,10 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format
+.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format bench bench-full bench-profile bench-trl
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA, CONFIG,'
 	@echo 'PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package index that torch alone is'
@@ -82,3 +83,22 @@ mutations: $(VENV)/.installed ## break the code in named ways, one at a time, an
 
 format: $(VENV)/.installed ## put the files into shape
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
+
+bench: $(VENV)/.installed ## time and memory beside the published passes, bf16: 15 minutes on two quiet cores; fails where a target is missed
+	@$(RUN) python -m benchmarks.run
+
+bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths: an hour
+	@$(RUN) python -m benchmarks.run --full
+
+bench-profile: $(VENV)/.installed ## where the time of one iteration goes
+	@$(RUN) python -m benchmarks.breakdown
+
+bench-trl: $(VENV)/.installed $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in an environment of its own
+	@$(RUN) python -m benchmarks.against_trl --python $(abspath $(TRL_VENV))/bin/python
+
+# The last version of TRL with that trainer; whatever it shares with this package in the locked version.
+$(TRL_VENV)/.installed: requirements.lock
+	$(PYTHON) -m venv $(TRL_VENV)
+	. $(TRL_VENV)/bin/activate && pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
+	. $(TRL_VENV)/bin/activate && pip install --quiet 'trl==1.14.2' -c requirements.lock
+	@touch $@

@@ -1,0 +1,124 @@
+"""Like for like with TRL 1.14.2's MiniLLM trainer: `python -m benchmarks.against_trl --python PATH` (`make bench-trl` sets it up).
+
+One step is 16 prompts of 64 tokens, 64 sampled tokens each, one update, from the same weights.  What that trainer lacks is off here:
+teacher-mixed sampling, plain text, whitening, scaled and clipped rewards, further inner epochs.  Rows have equal lengths, for it
+scores GPT-2 with left padding at wrong positions, and counts padding.  "bf16" is each side's own: autocast there, bf16 weights with
+float32 copies in the optimizer here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks import child, report
+from benchmarks.run import say
+from benchmarks.shapes import FIXED
+from benchmarks.sides import Ours
+from benchmarks.speed import seconds, spread
+from benchmarks.workload import Setting, make_model
+from minillm.world import World, start
+
+REPEATS = 5
+RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # of this process; the worker is no part of its world
+LIKE: dict[str, Any] = {
+    "alpha": 0.0, "lm_coef": 0.0, "inner_epochs": 1, "whiten": "none", "reward_scale": 1.0, "reward_clip": 0.0, "importance": "none",
+    "include_current": True, "gamma": 0.95,
+}  # fmt: skip
+
+
+class Trl:
+    """The worker process."""
+
+    def __init__(self, python: str, folder: Path, precision: str) -> None:
+        self.log = folder / "trl.log"
+        alone = {key: value for key, value in os.environ.items() if key not in RANKS}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [python, "-m", "benchmarks.trl_worker", str(folder), precision],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=alone,
+            )  # fmt: skip
+
+    def step(self) -> dict[str, float]:
+        """One step.  RuntimeError with the end of its log where it has died."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = answer_of(self.process.stdout)
+        if answer is None:
+            raise RuntimeError(f"TRL's trainer ended: {self.log.read_text()[-3000:]}")
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer_of(stream: IO[str]) -> dict[str, float] | None:
+    """The next line of JSON, whatever else is printed."""
+    for line in stream:
+        if line.startswith('{"seconds"'):
+            found: dict[str, float] = json.loads(line)
+            return found
+    return None
+
+
+def compare(python: str, precision: str, world: World) -> dict[str, Any]:
+    """Both sides in alternation after one step each that is left out; memory in processes of their own."""
+    setting = Setting(FIXED, precision, world)
+    data = setting.make()
+    for name, size, seed in (("student", FIXED.student, 1), ("teacher", FIXED.teacher, 2)):
+        make_model(size, FIXED, seed).save_pretrained(setting.folder / name)
+    data.tokenizer.save_pretrained(setting.folder / "tokenizer")
+    prompts = [" ".join(f"t{token}" for token in data.rows.prompt(i)) for i in range(FIXED.batch)]
+    request = {"prompts": prompts, "response": FIXED.response, "gamma": LIKE["gamma"]}
+    (setting.folder / "prompts.json").write_text(json.dumps(request))
+
+    ours, trl = Ours(setting, FIXED, data, **LIKE), Trl(python, setting.folder, precision)
+    ours.update(ours.rollout())
+    trl.step()
+    mine, theirs = [], []
+    for repeat in range(REPEATS):
+        mine.append(seconds(lambda: ours.update(ours.rollout()))[0])
+        theirs.append(trl.step())
+        say(f"{precision} {repeat + 1}/{REPEATS}: ours {mine[-1]:.2f} s, TRL {theirs[-1]['seconds']:.2f} s")
+    trl.close()
+    memory = child.ask("benchmarks.memory", FIXED, side="ours", precision=precision, warm=True, **LIKE)
+    values = {
+        "ours": {"seconds": spread(mine)["median"], "above": memory["above"]},
+        "trl": {"seconds": spread([t["seconds"] for t in theirs])["median"], "above": max(t["above"] for t in theirs)},
+    }
+    ratios = {key: values["trl"][key] / values["ours"][key] for key in ("seconds", "above")}
+    return values | {"ratios": ratios, "all": {"ours": mine, "trl": theirs}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", required=True, help="the interpreter of an environment with trl==1.14.2")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    asked = parser.parse_args()
+    world = start(0)
+    found: dict[str, Any] = {"machine": report.machine()}
+    found["trl"] = {precision: compare(asked.python, precision, world) for precision in ("fp32", "bf16")}
+    say(f"written: {report.write(found, asked.out, 'trl')} and its .json")
+    print(report.summary(found))
+    sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
+
+
+if __name__ == "__main__":
+    main()

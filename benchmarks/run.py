@@ -1,0 +1,132 @@
+"""The benchmark: `python -m benchmarks.run` (quick, bf16) or `--full`.  docs/performance.md says what each part measures.
+
+Exit status 1 where a target is missed.  Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import breakdown, child, report, roofline, scaling, speed
+from benchmarks.shapes import FIXED, LARGE, REAL, Shape
+from benchmarks.sides import Ours
+from benchmarks.workload import Setting
+from minillm.world import World, start
+
+SECTIONS = ("speed", "memory", "utilisation", "scaling")
+BEGIN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - BEGIN:5.0f} s] {text}", flush=True)
+
+
+def speeds(full: bool, sizes: dict[str, Any], world: World) -> dict[str, Any]:
+    """(shape, precision) -> both sides' seconds; quick takes half the rows at real lengths, where the reference is slow."""
+    real = REAL if full else dataclasses.replace(REAL, batch=8)
+    asked = [("fixed", FIXED, "bf16", 3, 2), ("real", real, "bf16", 3, 1)]
+    if full:
+        asked += [("fixed", FIXED, "fp32", 3, 2), ("real", real, "fp32", 3, 1)]
+    found = {}
+    for name, plain, precision, repeats, updates in asked:
+        say(f"seconds, {name} {precision}")
+        shape = dataclasses.replace(plain, **sizes)
+        if name == "fixed":
+            speed.warm_up(shape, precision, world)
+        found[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say)
+    return found
+
+
+def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
+    """(side, precision, shape) of each process."""
+    large, small = (dataclasses.replace(FIXED, vocabulary=v) for v in (152064, 2048))
+    points = [("ours", "bf16", shape) for shape in (small, FIXED, large)] + [("reference", "bf16", FIXED)]
+    if full:
+        points += [("reference", "bf16", shape) for shape in (small, large)]
+        points += [("ours", "fp32", shape) for shape in (small, FIXED, large)] + [("reference", "fp32", FIXED)]
+        for batch in (8, 32):
+            shape = dataclasses.replace(FIXED, batch=batch, micro_batch=batch)
+            points += [("ours", "bf16", shape), ("reference", "bf16", shape)]
+        for side in (32, 128):
+            shape = dataclasses.replace(FIXED, prompt=side, response=side, text=2 * side)
+            points += [("ours", "bf16", shape), ("reference", "bf16", shape)]
+    return points
+
+
+def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
+    """One point a process; where one does not fit into the machine, its row says so."""
+    found: dict[str, Any] = {}
+    for side, precision, plain in memory_points(full):
+        shape = dataclasses.replace(plain, **sizes)
+        name = f"{side} {precision} V{shape.vocabulary} B{shape.batch} T{shape.prompt}+{shape.response}"
+        try:
+            found[name] = child.ask("benchmarks.memory", shape, side=side, precision=precision)
+            say(f"{name}: {found[name]['above']:.0f} MB above, net {found[name]['net']:.0f}")
+        except RuntimeError as error:
+            found[name] = {"error": str(error).splitlines()[0]}
+            say(str(error))
+    return found
+
+
+def used(shape: Shape, precision: str, world: World) -> dict[str, float]:
+    """How much of the machine an iteration of ours uses."""
+    setting = Setting(shape, precision, world)
+    side = Ours(setting, shape, setting.make())
+    side.update(side.rollout())
+    return breakdown.utilisation(side, shape, precision, world.device)
+
+
+def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for what, plain, processes in scaling.points(full):
+        shape = dataclasses.replace(plain, **sizes)
+        names = {
+            "processes": f"{processes} process(es)",
+            "vocabulary": f"V = {shape.vocabulary}",
+            "tokens": f"{shape.prompt} + {shape.response} tokens",
+        }
+        times = child.ask("benchmarks.scaling", shape, processes, precision="bf16", repeats=3 if full else 2)
+        found.append({"name": names[what], "processes": processes, "shape": dataclasses.asdict(shape), **times})
+        say(f"{names[what]}: {times['iteration']:.2f} s an iteration")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--full", action="store_true", help="fp32 too, more points: up to an hour on two cores instead of 15 minutes"
+    )
+    parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    asked = parser.parse_args()
+    world = start(0)
+    sizes: dict[str, Any] = LARGE if asked.large else {}
+    precisions = ("bf16", "fp32") if asked.full else ("bf16",)
+    found: dict[str, Any] = {"machine": report.machine()}
+    found["roofline"] = {precision: roofline.roofline(precision, world.device) for precision in precisions}
+    for precision, values in found["roofline"].items():
+        say(f"roofline {precision}: {values['roofline']:.0f} GFLOP/s")
+    if "speed" in asked.only:
+        found["speed"] = speeds(asked.full, sizes, world)
+    if "memory" in asked.only:
+        found["memory"] = memories(asked.full, sizes)
+    if "utilisation" in asked.only:
+        found["utilisation"] = {"fixed bf16": used(dataclasses.replace(FIXED, **sizes), "bf16", world)}
+    if "scaling" in asked.only:
+        found["scaling"] = scales(asked.full, sizes)
+    mode = ("full" if asked.full else "quick") if tuple(asked.only) == SECTIONS else "-".join(asked.only)
+    mode += "-large" if asked.large else ""
+    path = report.write(found, asked.out, mode)
+    say(f"written: {path} and its .json")
+    print(report.summary(found), flush=True)
+    sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The two sides of a comparison, with one interface: `rollout` is one collection, `update` one optimizer step on all of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.reference import Reference, Samples
+from benchmarks.shapes import Shape
+from benchmarks.stops import Stops
+from benchmarks.workload import EOS, PAD, Data, Setting, settings
+from minillm.config import Sampling
+from minillm.development import Dev
+from minillm.engine import Engine
+from minillm.rollout_losses import Task, step_losses
+from minillm.rollouts import Memory, Rollouts, collect
+
+
+class Ours:
+    """The package.  `changes` are keys of OnPolicy; an `engine` given is used on, with other data."""
+
+    def __init__(self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any) -> None:
+        self.chosen, self.data = settings(shape, **changes), data
+        self.engine = engine or setting.engine("ours", self.chosen)
+        sampling = Sampling(max_tokens=self.chosen.max_tokens)
+        dev = Dev([], [], data.tokenizer, sampling, shape.vocabulary, shape.batch, 0)
+        self.task = Task(setting.teacher, None, data.corpus, dev, self.chosen, 0)
+        self.collection = 0
+
+    def rollout(self) -> Rollouts:
+        with stopping([self.engine.model, self.task.teacher], self.data.stops):
+            made = collect(
+                self.engine, self.task.teacher, self.data.rows, self.task.dev, self.chosen, Memory(1.0), self.collection, 0
+            )
+        self.collection += 1
+        return made
+
+    def update(self, made: Rollouts) -> float:
+        """Returns the loss."""
+        return self.engine.update(step_losses(self.engine, self.task, made, list(range(len(made.responses))), {}))["loss"]
+
+    @staticmethod
+    def tokens(made: Rollouts) -> int:
+        """Response tokens of a collection."""
+        return int(made.mask.sum())
+
+
+class Released:
+    """The reference, with an optimizer step by the same engine.  Collections go through it chunk by chunk of `micro_batch` rows."""
+
+    def __init__(self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any) -> None:
+        self.chosen, self.shape, self.data = settings(shape, **changes), shape, data
+        self.engine = engine or setting.engine("reference", self.chosen)
+        self.model = Reference(self.engine.model, setting.teacher, self.chosen, shape.prompt, shape.response, EOS, PAD)
+        self.generator = torch.Generator(setting.world.device).manual_seed(0)
+
+    def rollout(self) -> list[Samples]:
+        prompts = [self.data.rows.prompt(i) for i in range(len(self.data.rows))]
+        size = self.shape.micro_batch
+        with stopping([self.model.student, self.model.teacher], self.data.stops):
+            return [self.model.rollout(prompts[i : i + size], self.generator) for i in range(0, len(prompts), size)]
+
+    def update(self, made: list[Samples]) -> float:
+        """Returns the loss."""
+        count = self.shape.batch if self.chosen.lm_coef else 0
+        texts = [self.data.corpus.chunk((self.engine.step * count + i) % len(self.data.corpus)) for i in range(count)]
+        return self.engine.update(self.model.losses(self.engine.engine, made, texts))["loss"]
+
+    @staticmethod
+    def tokens(made: list[Samples]) -> int:
+        """Response tokens of a collection."""
+        return sum(int(chunk.mask.sum()) for chunk in made)
+
+
+@contextlib.contextmanager
+def stopping(both: Sequence[PreTrainedModel], stops: dict[int, int]) -> Iterator[None]:
+    """Responses end at their planned lengths; nothing is hooked where there is nothing to force."""
+    with contextlib.ExitStack() as stack:
+        if stops:
+            for model in both:
+                stack.enter_context(Stops(model, EOS, stops))
+        yield
+
+
+SIDES: dict[str, Any] = {"ours": Ours, "reference": Released}

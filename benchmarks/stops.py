@@ -1,0 +1,61 @@
+"""Responses of a given length from a model with random weights: EOS never comes by itself, and comes where it is planned.
+
+GPT-2's last layer norm ends in a bias b.  With an embedding of EOS along -b its logit is about -40 nats everywhere, and a hidden state
+along -b gives +100: no change to how anything samples, and nothing that a sampler would notice.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+SIZE, SCALE = 8.0, 5.0  # norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number)
+
+
+@torch.no_grad()
+def silence(model: PreTrainedModel, eos: int) -> None:
+    """Set a GPT-2's last bias and its embedding of `eos` such that it is never drawn."""
+    bias = model.base_model.get_parameter("ln_f.bias")
+    direction = torch.nn.functional.normalize(torch.randn(len(bias)), dim=0)
+    bias.copy_(SIZE * direction)
+    model.get_output_embeddings().get_parameter("weight")[eos] = -SCALE * direction
+
+
+class Stops:
+    """While entered, a silenced model that samples ends each response with `eos` at its planned length.
+
+    `lengths` maps the length of a prompt to that of its response, EOS included; prompts of one batch differ in length.  A pass of
+    several tokens starts a batch, and each pass of one token goes on by one position, whichever rows are left: a row's prompt
+    length is its position less the passes so far.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos: int, lengths: dict[int, int]) -> None:
+        self.model, self.passes = model, 0
+        table = torch.zeros(max(lengths) + 2, dtype=torch.long)  # the last entry is for all longer prompts
+        for prompt, response in lengths.items():
+            table[prompt] = response
+        weight = model.get_output_embeddings().get_parameter("weight")
+        self.table = table.to(weight.device)
+        direction = torch.nn.functional.normalize(weight[eos].detach().float(), dim=0)
+        self.hidden = (20.0 * direction).to(weight.dtype)  # logit of EOS: 20 SCALE
+
+    def __enter__(self) -> Stops:
+        self.handle = self.model.base_model.register_forward_hook(self._force, with_kwargs=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.handle.remove()
+
+    def _force(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if kwargs.get("past_key_values") is None and not kwargs.get("use_cache"):
+            return output  # not sampling
+        hidden: Tensor = output.last_hidden_state  # (rows, tokens, width)
+        self.passes = 0 if hidden.shape[1] > 1 else self.passes + 1
+        prompts = kwargs["position_ids"][:, -1] + 1 - self.passes
+        ends = self.table[prompts.clamp(max=len(self.table) - 1)] == self.passes + 1
+        hidden[:, -1] = torch.where(ends.unsqueeze(-1), self.hidden, hidden[:, -1])
+        return output

@@ -1,0 +1,70 @@
+"""TRL's MiniLLM trainer, step by step on demand.  Runs in TRL's own environment and imports nothing of the package.
+
+`python -m benchmarks.trl_worker FOLDER PRECISION`: FOLDER has student/, teacher/, tokenizer/ and prompts.json.  For each
+line on the standard input it makes one optimizer step (sampling included) and prints {"seconds": ..., "above": ...},
+`above` being the peak memory of the step in MB less what is held after the first step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
+from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer  # noqa: E402
+
+from benchmarks.meter import Meter  # noqa: E402
+
+FOREVER = 10_000
+
+
+class OnDemand(TrainerCallback):
+    """Waits for a line before each step, and says what the step took."""
+
+    def __init__(self) -> None:
+        self.meter, self.resident = Meter(), 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not sys.stdin.readline():
+            os._exit(0)  # the other side is done
+        self.meter.begin()
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        seconds = time.perf_counter() - self.begin
+        peak = self.meter.peak()
+        first = not self.resident
+        self.resident = self.resident or self.meter.held()
+        print(json.dumps({"seconds": seconds, "above": 0.0 if first else peak - self.resident}), flush=True)
+
+
+def main(folder: Path, precision: str) -> None:
+    asked = json.loads((folder / "prompts.json").read_text())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    batch, bf16 = len(asked["prompts"]), precision == "bf16"
+    config = MiniLLMConfig(
+        output_dir=str(folder / "trl"), max_steps=FOREVER, per_device_train_batch_size=batch, gradient_accumulation_steps=1,
+        num_generations=1, num_iterations=1, max_completion_length=asked["response"], temperature=1.0, gamma=asked["gamma"],
+        length_normalization=True, loss_type="bnpo", beta=0.0, learning_rate=5e-6, adam_beta2=0.95, weight_decay=1e-6,
+        use_cpu=not torch.cuda.is_available(), bf16=bf16, gradient_checkpointing=False, report_to="none",
+        logging_strategy="no", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.bfloat16 if bf16 else torch.float32)
+    trainer = MiniLLMTrainer(
+        model=student, teacher_model=teacher, args=config, processing_class=tokenizer, callbacks=[OnDemand()],
+        train_dataset=Dataset.from_dict({"prompt": asked["prompts"]}),
+    )  # fmt: skip
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,117 @@
+"""Models and data of a measurement, made from a Shape through the package's public entry points.
+
+Weights and tokens are random: time and memory do not depend on their values.  Both sides of a comparison get models with the same
+weights, the same prompts and the same plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.shapes import Shape, Size, real_lengths
+from benchmarks.stops import silence
+from minillm.config import Launch
+from minillm.data import Corpus, Rows
+from minillm.engine import Engine
+from minillm.models import DTYPES
+from minillm.semantics import PRESETS, OnPolicy
+from minillm.world import World
+
+EOS, PAD, FIRST = 0, 1, 2  # ids; texts are drawn from FIRST up
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data folder's rows and plain text; `stops` are the response lengths to force, by prompt length (each length is there once)."""
+
+    rows: Rows
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerFast
+    stops: dict[int, int]
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """The word "t7" is token 7, and so on; EOS and PAD have names that are no part of another's."""
+    words = {"<eos>": EOS, "<pad>": PAD} | {f"t{i}": i for i in range(FIRST, vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="t2"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+
+
+def make_model(size: Size, shape: Shape, seed: int) -> PreTrainedModel:
+    """A random GPT-2 in float32, in evaluation mode, that never draws EOS by itself."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=shape.vocabulary, n_positions=max(shape.width, shape.text), n_embd=size.width, n_layer=size.layers,
+        n_head=max(1, size.width // 64), bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    silence(model, EOS)
+    return model
+
+
+def make_data(shape: Shape, folder: Path, seed: int = 0) -> Data:
+    """Rows and plain text of random tokens, written and read back as the data stage leaves them."""
+    generator = np.random.default_rng(seed)
+    if shape.real:
+        prompts, responses = real_lengths(shape.batch, (shape.prompt, shape.response), seed)
+    else:
+        prompts, responses = [shape.prompt] * shape.batch, [shape.response] * shape.batch
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, lengths: Sequence[int], values: Any) -> None:
+        np.save(folder / f"{name}.tokens.npy", generator.integers(FIRST, shape.vocabulary, sum(lengths)).astype(np.int32))
+        np.save(folder / f"{name}.lengths.npy", np.asarray(values, dtype=np.int32))
+
+    pairs = list(zip(prompts, responses, strict=True))
+    write("train", [p + r for p, r in pairs], pairs)
+    write("corpus", [shape.text] * shape.batch, [shape.text] * shape.batch)
+    (folder / "train.jsonl").write_text("".join(json.dumps({"id": i}) + "\n" for i in range(shape.batch)))
+    stops = {p: r for p, r in pairs if r < shape.response} if shape.real else {}
+    return Data(Rows.open(folder, "train"), Corpus.open(folder), tokenizer(shape.vocabulary), stops)
+
+
+def settings(shape: Shape, **changes: Any) -> OnPolicy:
+    """The preset `released`, at the size of the shape; `changes` are keys of OnPolicy."""
+    size = {
+        "semantics": "released",
+        "rollouts": shape.batch,
+        "batch": shape.batch,
+        "inner_epochs": shape.inner_epochs,
+        "max_tokens": shape.response,
+        "warmup": 0,
+        "collections": 1000,
+    }
+    return OnPolicy(**(PRESETS["released"] | size | changes))
+
+
+class Setting:
+    """What both sides share: the processes, the precision, the weights of both models."""
+
+    def __init__(self, shape: Shape, precision: str, world: World) -> None:
+        self.shape, self.precision, self.world = shape, precision, world
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = Path(self._folder.name)
+        self.teacher = nn.Module.to(make_model(shape.teacher, shape, 2), world.device, DTYPES[precision])
+
+    def make(self, shape: Shape | None = None) -> Data:
+        """Data of the setting's shape, or of another one for the same models."""
+        shape = shape or self.shape
+        return make_data(shape, self.folder / f"data-{shape.prompt}-{shape.response}-{shape.text}-{shape.real}")
+
+    def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000) -> Engine:
+        """A student of its own under DeepSpeed."""
+        launch = Launch(zero=1, micro_batch=self.shape.micro_batch, eval_batch=max(32, self.shape.batch))
+        student = make_model(self.shape.student, self.shape, 1)
+        return Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)

@@ -1,0 +1,121 @@
+"""The benchmark compares like with like: its reference computes the loss and gradient that the package computes on the same samples."""
+
+import numpy as np
+import pytest
+import torch
+from onpolicy_case import OneProcess
+from torch.testing import assert_close
+
+from benchmarks.reference import Reference
+from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
+from benchmarks.sides import SIDES, Ours
+from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
+from minillm.config import Launch
+from minillm.rollout_losses import step_losses
+from minillm.world import World
+
+# Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which the reference whitens.
+TINY = Shape(
+    vocabulary=37, batch=6, micro_batch=6, prompt=60, response=40, text=50, real=True, student=Size(1, 16), teacher=Size(2, 32)
+)
+
+
+class Alone(OneProcess):
+    """As much of an Engine as a collection asks for, too."""
+
+    def __init__(self, student):
+        super().__init__(student, TINY.batch, 1)
+        self.model, self.launch = student, Launch()
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting(TINY, "fp32", World(0, 1, torch.device("cpu")))
+
+
+@pytest.fixture
+def ours(setting):
+    """Random models are all but equal: weights are made larger, so that rewards, ratios and divergences are far from 0."""
+    student, setting.teacher = (make_model(size, TINY, seed) for seed, size in enumerate((TINY.student, TINY.teacher)))
+    for model in (student, setting.teacher):
+        model.base_model.wte.weight.data[FIRST:] *= 20
+    return Ours(setting, TINY, setting.make(), Alone(student))
+
+
+def given(reference, made):
+    """The samples of the package as the reference keeps them, its second generation left out."""
+    prompt, attention = reference.prompts(made.prompts)
+    tokens, mask = reference.responses(made.responses, reference.response)
+    answers = tokens.masked_fill(mask == 0, -1)
+    nothing = torch.zeros((*answers.shape, TINY.vocabulary), dtype=torch.bool)
+    return reference.score(prompt, attention, answers, nothing, answers, nothing)
+
+
+def entropy(model, texts):
+    """Mean over the positions of the texts that have a next token, of the entropy of the model's distribution."""
+    with torch.no_grad():
+        logs = [model(torch.from_numpy(text.astype(np.int64))[None]).logits[0, :-1].log_softmax(-1) for text in texts]
+    return -(torch.cat(logs).exp() * torch.cat(logs)).sum(-1).mean().item()
+
+
+def gradient(student, loss):
+    student.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in student.named_parameters()}
+
+
+def test_reference_computes_the_loss_and_gradient_of_the_preset_released(setting, ours):
+    student = ours.engine.model
+    for model in (
+        student,
+        setting.teacher,
+    ):  # EOS like any other token, where it comes by itself: a forced one is not the model's
+        model.base_model.wte.weight.data[EOS] = model.base_model.wte.weight.data[FIRST].flip(0)
+    ours.data.stops.clear()
+    made = ours.rollout()
+    assert len({len(response) for response in made.responses}) > 1, "some must be padded"
+    reference = Reference(student, setting.teacher, ours.chosen, TINY.prompt, TINY.response, EOS, PAD)
+    samples = given(reference, made)
+    width = made.mask.shape[1]
+    assert_close(samples.mask[:, :width], made.mask.long())
+    assert_close(samples.logprobs[:, :width], made.student_logprobs, atol=1e-4, rtol=1e-4)
+    for p in student.parameters():  # samples are of an earlier student, as from the second inner epoch on
+        p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+
+    numbers = {}
+    [mine] = step_losses(ours.engine, ours.task, made, list(range(TINY.batch)), numbers)
+    texts = [ours.data.corpus.chunk(i) for i in range(TINY.batch)]  # all there are
+    terms = reference.terms(student, samples, texts)
+    assert terms["long_term"].item() == pytest.approx(numbers["long_term"], abs=1e-4)
+    assert terms["single_step"].item() == pytest.approx(numbers["single_step"], rel=1e-4)
+    # its plain-text term has cross-entropy with the teacher where ours has KL: the teacher's entropy lies between, a constant
+    constant = ours.chosen.lm_kd_ratio * entropy(setting.teacher, texts)
+    assert terms["plain_text"].item() == pytest.approx(numbers["plain_text"] + constant, rel=1e-4)
+    a, b = gradient(student, mine), gradient(student, sum(terms.values()))
+    largest = max(value.abs().max() for value in a.values())
+    for name in a:
+        assert_close(a[name], b[name], atol=1e-4 * float(largest), rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_responses_end_where_they_are_planned(setting, ours, side):
+    chosen = SIDES[side](setting, TINY, ours.data, ours.engine)
+    made = chosen.rollout()
+    masks = made.mask if side == "ours" else torch.cat([chunk.mask for chunk in made])
+    assert [int(n) for n in masks.sum(1)] == ours_lengths(ours, made, side)
+    assert any(n < TINY.response for n in masks.sum(1)) and any(n == TINY.response for n in masks.sum(1))
+
+
+def ours_lengths(ours, made, side):
+    prompts = made.prompts if side == "ours" else [ours.data.rows.prompt(i) for i in range(TINY.batch)]
+    return [ours.data.stops.get(len(prompt), TINY.response) for prompt in prompts]
+
+
+def test_real_lengths():
+    prompts, responses = real_lengths(16, (256, 256), 0)
+    assert len(set(prompts)) == 16 and max(prompts) <= 256 and min(responses) >= 1 and max(responses) <= 256
+    assert (prompts, responses) == real_lengths(16, (256, 256), 0) != real_lengths(16, (256, 256), 1)
+    many = [n for seed in range(200) for n in real_lengths(16, (256, 256), seed)[1]]
+    assert np.mean(many) == pytest.approx(
+        np.mean(np.interp(np.linspace(0, 1, 10_001), np.linspace(0, 1, 21), RESPONSES)), rel=0.02
+    )
