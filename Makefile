@@ -84,10 +84,10 @@ mutations: $(VENV)/.installed ## break the code in named ways, one at a time, an
 format: $(VENV)/.installed ## put the files into shape
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
 
-bench: $(VENV)/.installed ## time and memory beside the published passes, bf16: 15 minutes on two quiet cores; fails where a target is missed
+bench: $(VENV)/.installed ## time and memory beside the published passes, bf16, on a quiet machine; fails where a target is missed
 	@$(RUN) python -m benchmarks.run
 
-bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths: an hour
+bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths
 	@$(RUN) python -m benchmarks.run --full
 
 bench-profile: $(VENV)/.installed ## where the time of one iteration goes
