@@ -130,15 +130,15 @@ MUTATIONS = [
     Mutation(
         "percent are taken for shares", "publish/bars.py", 'low, high = comparison["intervals"][outcome]',
         'low, high = (100 * bound for bound in comparison["intervals"][outcome])',
-        "tests/unit/test_items.py::test_human_intervals_are_drawn_where_they_are",
+        "tests/unit/test_drawings.py::test_human_intervals_are_drawn_where_they_are",
     ),
     Mutation(
         "any loss is set beside the published one", "publish/sheets.py", 'metric.get("loss") == PAPERS_LOSS for', "True for",
-        "tests/unit/test_items.py::test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same",
+        "tests/unit/test_published_numbers.py::test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same",
     ),
     Mutation(
         "a lead of one training is bold", "publish/cells.py", "if not trainings:", "if True:",
-        "tests/unit/test_publish.py::test_a_lead_of_one_training_alone_is_not_bold",
+        "tests/unit/test_table_statistics.py::test_a_lead_of_one_training_alone_is_not_bold",
     ),
     Mutation(
         "replies are kept as they come", "evaluation/judges.py",

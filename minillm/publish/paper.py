@@ -13,8 +13,8 @@ NEEDED = ("family", "size", "method", "dataset", "metric", "value", "verified", 
 STATUS = {"yes": "verified", "no": "unverified", "digitised": "digitised"}
 GPT4 = re.compile(r"openai gpt-4(-\d{4})?")  # GPT-4 itself and its dated snapshots, no later model that begins with its name
 BESIDE = (
-    "In brackets: the published value and the measured one's difference from it; ?: unverified, that is recalled and not compared "
-    "with a source. No bracket: the paper has no such number, or it is not known."
+    "In brackets: the published value (its source: config/paper) and the measured one's difference from it; ?: unverified, that is recalled "
+    "and not compared with a source. No bracket: the paper has no such number, or it is not known."
 )
 
 

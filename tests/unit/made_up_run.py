@@ -70,7 +70,7 @@ def put(folder: Path, path: str, value: Any) -> None:
 
 def make(folder: Path, config: Experiment) -> Path:
     """Results of every model of `config` in `folder`; better methods have better values, all by one seed."""
-    table = table_settings(config)
+    table = table_settings(config, sweeps=True)
     rng = random.Random(7)
     for teacher, student, method in models(table):
         strength = 8.0 if not student else 2.0 * METHODS.index(method)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import shutil
 import subprocess
@@ -11,43 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from made_up_run import REPO, config, make, put
-from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
+from items_case import published_item, settings, text
+from made_up_run import config, make, put
 
 from minillm.errors import UserError
-from minillm.publish.ablations import is_gpt4
-from minillm.publish.drawing import fonts
-from minillm.publish.found import Found
 from minillm.publish.index import write_index
 from minillm.publish.items import ITEMS
-from minillm.publish.paper import published
 from minillm.publish.reading import READING
-from minillm.publish.settings import PublishSettings, alike, publish_settings
+from minillm.publish.settings import alike, publish_settings
 from minillm.publish.stage import run_stage
-from minillm.publish.toy import TARGET, Mixture, fit_forward, fit_reverse, reverse_kl
-from minillm.strict import parse
 
-PAPER = REPO / "config/paper"
 ALWAYS = ("figure2", "figure3")  # made of no result
-
-
-def settings(name: str, **changed: object) -> PublishSettings:
-    return parse(PublishSettings, publish_settings(config(**changed), name), name)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("made") / "run", config())
-
-
-def published_item(name: str, run: Path, out: Path, **changed: object) -> dict:
-    """The sidecar of an item, all of whose files are there."""
-    run_stage(settings(name, **changed), name, run, out, PAPER)
-    for kind in ("csv", "md", "tex") if ITEMS[name].kind == "table" else ("png", "pdf"):
-        assert (out / f"{name}.{kind}").stat().st_size
-    return json.loads((out / f"{name}.json").read_text())
 
 
 def test_the_report_says_how_to_read_each() -> None:
@@ -78,25 +56,12 @@ def test_configured_and_not_measured(name: str, tmp_path: Path) -> None:
     assert published_item(name, tmp_path / "none", tmp_path)["missing"].startswith("not measured")
 
 
-def text(name: str, run: Path, out: Path, kind: str = "md") -> str:
-    published_item(name, run, out)
-    return (out / f"{name}.{kind}").read_text()
-
-
 def test_calibration(run: Path, tmp_path: Path) -> None:
     found = text("table2", run, tmp_path)
     assert "| GPT-2 1.5B | Teacher | 0.123 ± 0.010 | 0.300 ± 0.020 | 70.0 ± 5.0 |" in found
     assert "| Model | Method | BoolQ<br>ECE | BoolQ<br>raw ECE | BoolQ<br>accuracy (%) | SST-2<br>ECE |" in found
     assert "SST-2: 5 bins with the edges 0, 0.2, 0.4, 0.6, 0.8, 1. Label words: no, yes." in found
     assert r"Teacher & 0.123 $\pm$ 0.010" in (tmp_path / "table2.tex").read_text()
-
-
-def test_tasks_go_by_their_labels(run: Path, tmp_path: Path) -> None:
-    titles = [axes.get_title() for axes in drawn("reliability", run).axes]
-    assert titles[0] == "BoolQ (GPT-2 1.5B)" and not [title for title in titles if "boolq" in title or "sst2" in title]
-    assert "n = 30" in published_item("reliability", run, tmp_path)["n"] and "CLS: mean accuracy over BoolQ, SST-2." in text(
-        "table7", run, tmp_path
-    )
 
 
 def test_calibration_as_the_stage_writes_it(run: Path, tmp_path: Path) -> None:
@@ -178,171 +143,6 @@ def test_costs(run: Path, tmp_path: Path) -> None:
         assert f"| {line} | 1" in found
 
 
-def test_fidelity(run: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(run, tmp_path / "run")
-    published_item("fidelity", copy, tmp_path)
-    with open(tmp_path / "fidelity.csv") as file:
-        rows = {
-            tuple(row[k] for k in ("table", "teacher", "model", "method", "dataset", "metric")): row
-            for row in csv.DictReader(file)
-        }
-    assert len(rows) == len(published(PAPER))
-    cell = rows["1", "GPT-2 1.5B", "GPT-2 120M", "MiniLLM", "dolly", "rougeL"]
-    assert (
-        float(cell["measured"]) == pytest.approx(14, abs=1)
-        and cell["status"] == "verified"
-        and cell["published_is"] == "outside"
-    )
-    assert float(cell["difference"]) == pytest.approx(float(cell["measured"]) - 24.6)
-    assert float(cell["low"]) < float(cell["measured"]) < float(cell["high"])
-    assert rows["4", "GPT-2 1.5B", "GPT-2 120M", "MiniLLM", "dev", "rougeL"]["measured"] == "24.0"
-    assert rows["6", "GPT-J 6B", "GPT-J 6B", "Teacher", "dolly", "rougeL"]["measured"]
-    for key, row in rows.items():
-        if "LLaMA" in key[1] or key[5] == "gpt4":  # no such model, and the judge was not GPT-4
-            assert row["measured"] == row["difference"] == row["published_is"] == row["low"] == ""
-        known = "verified" if row["source"] != "recalled" else "unverified"
-        assert row["status"] == ("digitised" if key[0] == "figure1" else known)
-    line = next(
-        line
-        for line in (tmp_path / "fidelity.md").read_text().split("\n")
-        if "| 1 | LLaMA 7B | LLaMA 13B | MiniLLM | dolly | rougeL" in line
-    )
-    assert line.endswith("| rougeL | – | – | – | 29.0 | verified | – |")
-    tex = (tmp_path / "fidelity.tex").read_text()
-    assert r"\begin{longtable}{llllllrrrrrr}" in tex and r"\end{longtable}" in tex
-    judged = copy / "metrics/judge/base/minillm/xl/seed10/dolly.json"
-    judged.write_text(
-        json.dumps(
-            {"n": 3, "mean": 44.5, "standard_error": 1.0, "stand_in": False, "judge": {"kind": "openai", "model": "gpt-4"}}
-        )
-    )
-    published_item("fidelity", copy, tmp_path)
-    assert (
-        "| MiniLLM | dolly | gpt4 | 44.5 | 40.2 to 48.8 | -0.2 | 44.7 | verified | inside |"  # t(2) = 4.303
-        in (tmp_path / "fidelity.md").read_text()
-    )
-
-
-def test_no_published_number_in_other_tables(run: Path, tmp_path: Path) -> None:
-    for name in ("table2", "table3", "table4", "table6", "table7"):
-        published_item(name, tmp_path / "none", tmp_path)
-        found = (tmp_path / f"{name}.md").read_text()
-        assert not [row for row in published(PAPER) if f" {row['value']} |" in found]
-
-
-def test_published_numbers_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no table.* give the folder with --paper"):
-        published(tmp_path)
-    header = "family,size,method,dataset,metric,value,verified,source\n"
-    (tmp_path / "table1.csv").write_text(header + "A,1B,KD,x,rougeL,n/a,yes,[V]\n")
-    with pytest.raises(UserError, match=r"table1.csv:2: value: 'n/a' is no number"):
-        published(tmp_path)
-
-
-def test_average_score_says_what_it_is(run: Path, tmp_path: Path) -> None:
-    caption = published_item("figure1", run, tmp_path)["caption"]
-    assert "Mean over DollyEval of the judge's score (openai some-judge)" in caption
-    copy = shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(copy / "metrics/judge")
-    caption = published_item("figure1", copy, tmp_path)["caption"]
-    assert "ROUGE-L, not a judge's score as in the paper (no judge scored this run): mean over DollyEval, S-NI." in caption
-
-
-def drawn(name: str, run: Path, **changed: object) -> Figure:
-    """The figure itself."""
-    own = settings(name, **changed)
-    assert own.style is not None
-    make = getattr(importlib.import_module(f"minillm.publish.{ITEMS[name].module}"), ITEMS[name].function)
-    with fonts(own.style):
-        return make(Found(own, run, PAPER)).figure
-
-
-def test_human_intervals_are_drawn_where_they_are(run: Path) -> None:
-    """27, 13 and 10 of 50: wins 54% (Wilson 40.4 to 67.0), losses 20% (11.2 to 33.0), which end at the right."""
-    axes = drawn("figure4", run).axes[0]
-    assert {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches} == {(0, 54), (54, 26), (80, 20)}
-    ends = {
-        tuple(round(x, 1) for x in segment[:, 0])
-        for bars in axes.containers if isinstance(bars, ErrorbarContainer)
-        for segment in bars.lines[2][0].get_segments()
-    }  # fmt: skip
-    assert ends == {(40.4, 67.0), (67.0, 88.8)}
-
-
-def test_exposure_bias_is_compared_on_the_same_prompts(run: Path, tmp_path: Path) -> None:
-    """MiniLLM (strength 4) and SFT (0) at l = 50, the longest that is kept and that enough responses reach: 50/8 - 50/4 = -6.25."""
-    caption = published_item("figure6", run, tmp_path)["caption"]
-    assert "GPT-2 120M on DollyEval, l = 50: MiniLLM minus SFT w/o KD -6.2 (-6.2 to -6.2), SeqKD" in caption
-    axes = drawn("figure6", run).axes[0]
-    solid, pale = axes.lines[:2]
-    assert max(x for x, y in zip(*solid.get_data(), strict=True) if y == y) == 80 and pale.get_alpha() == 0.35
-    assert min(x for x, y in zip(*pale.get_data(), strict=True) if y == y) == 80
-
-
-def test_lengths_are_compared_on_the_same_prompts(run: Path) -> None:
-    """Methods differ alike at every prompt, so that their difference is certain, however much the prompts differ."""
-    for name, title in (("figure7", "DollyEval"), ("figure15", "S-NI")):
-        axes = drawn(name, run).axes[0]
-        assert axes.get_title().endswith(title)
-        bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
-        for bar in bars:
-            ((_, low), (_, high)) = bar.lines[2][0].get_segments()[0]
-            assert high - low == pytest.approx(0, abs=1e-9)
-        heights = {round(patch.get_height(), 3) for patch in axes.patches if patch.get_width() > 0}
-        assert len(bars) == 2 * 3 and {0.444, 1.333, 4.0} <= heights  # MiniLLM: 4/9, 4/3 and 4 above SFT
-
-
-def test_share_of_the_teachers_score_has_an_error(run: Path) -> None:
-    bars = [bar for bar in drawn("size-gap", run).axes[0].containers if isinstance(bar, ErrorbarContainer)]
-    lengths = [abs(b[1] - a[1]) for bar in bars for a, b in bar.lines[2][0].get_segments()]
-    assert lengths and all(1 < length < 30 for length in lengths)
-
-
-def test_tables_hold_the_published_number_beside_the_measured_one(run: Path, tmp_path: Path) -> None:
-    assert r"| GPT-2 120M | MiniLLM | 24.0 \[27.4: -3.4] | 1" in text("table4", run, tmp_path)
-    found = text("table6", run, tmp_path)
-    assert "DollyEval, judge" in found and r"\[27.3?: " in found and "unverified" in found  # GPT-J's own ROUGE-L is recalled
-    assert "66" not in found.split("\n\n")[0] and "65.8" not in found  # the judge was not GPT-4
-
-
-LLAMA = {"xl": ("LLaMA", "13B"), "base": ("LLaMA", "7B")}
-
-
-def llama_run(folder: Path, **changed: object) -> tuple[Path, dict]:
-    """A run of the paper's Tables 2 and 3: LLaMA, and the keys of its configuration."""
-    models = {name: {**yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["models"]["big"], "family": family, "size": size}
-              for name, (family, size) in LLAMA.items()}  # fmt: skip
-    keys = {"small": True, "models": models, "diversity": {"tests": ["dolly", "sni"]}, **changed}
-    return make(folder, config(**keys)), keys
-
-
-def test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same(tmp_path: Path) -> None:
-    """The paper's Table 3 has the loss of the published script."""
-    run, keys = llama_run(tmp_path / "run")
-    files = sorted((run / "metrics/reference_loss").rglob("dolly.json"))
-    cases = (
-        ("tokens", "3.50 ± 0.10", "mean over all tokens"),
-        ("released", "3.50 ± 0.10 [3.95: -0.45]", "as the published script"),
-    )
-    for loss, shown, definition in cases:
-        for file in files:
-            file.write_text(json.dumps({**json.loads(file.read_text()), "loss": loss}))
-        published_item("table3", run, tmp_path, **keys)
-        found = (tmp_path / "table3.md").read_text()
-        line = next(line for line in found.split("\n") if "| MiniLLM |" in line)
-        assert line.split(" | ")[2:4] == [r"91.5 ± 0.5 \[99.0: -7.5]", shown.replace("[", r"\[")] and definition in found
-        published_item("fidelity", run, tmp_path, **keys)
-        row = next(r for r in (tmp_path / "fidelity.md").read_text().split("\n") if "| MiniLLM | dolly | loss |" in r)
-        assert ("| 3.50 |" in row) == (loss == "released") and "| 3.95 | verified |" in row
-
-
-def test_table2_beside_the_published_one(tmp_path: Path) -> None:
-    run, keys = llama_run(tmp_path / "run")
-    published_item("table2", run, tmp_path, **keys)
-    found = (tmp_path / "table2.md").read_text()
-    assert r"|  | MiniLLM | 0.123 ± 0.010 | 0.300 ± 0.020 \[0.502: -0.202] | 70.0 ± 5.0 \[67.8: +2.2] |" in found
-
-
 def test_what_the_configuration_does_not_name_is_not_read(run: Path, tmp_path: Path) -> None:
     """Left over from another configuration."""
     copy = shutil.copytree(run, tmp_path / "run")
@@ -352,41 +152,6 @@ def test_what_the_configuration_does_not_name_is_not_read(run: Path, tmp_path: P
     shutil.copytree(copy / "metrics/human/base", copy / "metrics/human/gone")
     for name in ("table2", "table3", "table5", "table7", "figure1", "figure4", "reliability"):
         assert published_item(name, copy, tmp_path / "a")["sources"] == published_item(name, run, tmp_path / "b")["sources"]
-
-
-def test_only_gpt4_is_compared_with_gpt4() -> None:
-    for model, same in (
-        ("gpt-4", True),
-        ("gpt-4-0613", True),
-        ("gpt-4o", False),
-        ("gpt-4.1", False),
-        ("gpt-4-turbo", False),
-        ("my-gpt-4", False),
-    ):
-        assert is_gpt4({"stand_in": False, "judge": {"kind": "openai", "model": model}}) == same
-    assert not is_gpt4({"stand_in": False, "judge": {"kind": "transformers", "model": "gpt-4"}})
-    assert not is_gpt4({"stand_in": True, "judge": {"kind": "openai", "model": "gpt-4"}})
-
-
-def test_forward_fit_matches_moments() -> None:
-    p = Mixture((0.25, 0.75), (0.0, 4.0), (1.0, 2.0))
-    # mean 3; second moment 0.25 * 1 + 0.75 * (4 + 16) = 15.25
-    assert fit_forward(p) == (pytest.approx(3.0), pytest.approx(6.25**0.5))
-
-
-def test_reverse_fit_sits_on_the_dominant_mode() -> None:
-    mean, deviation = fit_reverse(TARGET)
-    dominant = TARGET.weights.index(max(TARGET.weights))
-    assert mean == pytest.approx(TARGET.means[dominant], abs=0.1) and deviation == pytest.approx(
-        TARGET.deviations[dominant], abs=0.1
-    )
-    mirrored = Mixture(TARGET.weights[::-1], TARGET.means, TARGET.deviations)
-    assert fit_reverse(mirrored)[0] == pytest.approx(TARGET.means[1], abs=0.1)
-    assert (
-        reverse_kl(0.7, 0.3, Mixture((1.0,), (0.7,), (1.0,)))
-        > reverse_kl(0.7, 0.0, Mixture((1.0,), (0.7,), (1.0,)))
-        == pytest.approx(0, abs=1e-9)
-    )
 
 
 def test_variants_that_differ_in_one_key() -> None:

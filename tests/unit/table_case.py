@@ -1,0 +1,44 @@
+"""A main table's settings, and metric files by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from minillm.config import Pair, Sampling
+from minillm.settings import TableSettings
+
+SETTINGS = TableSettings(
+    stage="table",
+    run="r",
+    pairs=(Pair(teacher="big", students=("small",)),),
+    methods=("sft", "kd", "seqkd", "minillm"),
+    method_labels={},
+    labels={"big": "Scratch_A 3M", "small": "Scratch_A 1M"},
+    tests=("easy", "hard"),
+    test_labels={"easy": "Easy & plain", "hard": "Hard"},
+    training_seeds=(10,),
+    sampling_seeds=(10, 20),
+    sampling=Sampling(no_repeat_ngram=6),
+)
+MODELS = ["big/teacher", *(f"small/{m}/seed10" for m in ("sft", "kd/big", "seqkd/big", "minillm/big"))]
+
+
+def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **changed: object) -> Path:
+    seeds = [10, 20, 30][: len(values)]
+    path = folder / "rouge" / weights / f"{test}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    value = {
+        "dataset": test,
+        "ids": list(range(150 if test == "easy" else 100)),
+        "seeds": seeds,
+        "per_seed": dict(zip(map(str, seeds), values, strict=True)),
+        "scores": {},
+        "sampling": dataclasses.asdict(SETTINGS.sampling),
+    }
+    value |= changed
+    if isinstance(value["per_seed"], dict) and not value["scores"]:
+        value["scores"] = {seed: [mean] * len(value["ids"]) for seed, mean in value["per_seed"].items()}
+    path.write_text(json.dumps(value))
+    return path
