@@ -197,6 +197,7 @@ class Launch:
     eval_batch: Count = 32
     processes: Count = 1
     offload: bool = False
+    shard_teacher: bool = False
     gradient_checkpointing: bool = False
     save_every: Count = 100
     log_every: Count = 10

@@ -216,7 +216,7 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = models.load_model(teacher, settings.precision, world.device) if needs_teacher and teacher else None
+    teacher_model = engine.frozen(models.load_model(teacher, settings.precision)) if needs_teacher and teacher else None
     history = fit(
         engine,
         examples,

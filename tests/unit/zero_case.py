@@ -3,6 +3,17 @@
 from minillm.config import Training
 
 STEPS = 20
+KINDS = ("sft", "kd", "minillm")
+LAUNCH = {
+    "1": {"zero": 1},
+    "2": {"zero": 2},
+    "3": {"zero": 3},
+    "2-offload": {"zero": 2, "offload": True},
+    "3-offload": {"zero": 3, "offload": True},
+    "1-sharded-teacher": {"zero": 1, "shard_teacher": True},
+    "3-sharded-teacher": {"zero": 3, "shard_teacher": True},
+}
+CASES = [(kind, name) for kind in KINDS for name in LAUNCH if not (kind == "sft" and "teacher" in name)]
 
 
 def supervised() -> Training:
