@@ -40,8 +40,8 @@ class Experiment:
     compare settings or teachers (publish/items.py), which alone show them.
     `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
     instead of being trained.  `per_model` maps a model to the keys that it replaces in each of `stages`, and under `launch` in the launch
-    values of each stage's jobs that work with it, as teacher or student.  `cores` maps a stage to the CPU cores of one of its jobs on one machine, where that is not all of them:
-    small jobs then run side by side.
+    values of each stage's jobs that work with it, as teacher or student.  `cores` maps a stage to the CPU cores of one of its jobs on
+    one machine, where that is not all of them: small jobs then run side by side.
     """
 
     run: Name

@@ -16,6 +16,7 @@ import time
 import pytest
 from conftest import CONFIG, LOG, MODEL, RUN, TABLE, output_of, until
 
+ON_NODES = {"data": 1, "testset": 1, "base": 2, "teacher": 1, "sft": 1, "minillm": 1, "generate": 3}
 TEACHER = f"{RUN}/models/tiny-teacher/teacher"
 
 
@@ -52,8 +53,11 @@ def same_result(checkout, finished):
 
 # --- an undisturbed run
 def test_ten_jobs_and_every_table_and_figure(finished):
-    submitted = re.findall(r"SLURM jobid (\d+)", finished.read("undisturbed.log"))
-    assert len(submitted) == len(set(submitted)) == 10
+    log = finished.read("undisturbed.log")
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", log, re.MULTILINE))
+    assert {rule: int(counts[rule]) for rule in ON_NODES} == ON_NODES and sum(ON_NODES.values()) == 10
+    submitted = re.findall(r"SLURM jobid (\d+)", log)
+    assert len(submitted) == len(set(submitted)) == 8, "the three models' answers are one job"
     assert (finished.root / RUN / "report.html").is_file()
 
 

@@ -26,7 +26,8 @@ CUDA, REPORT, FIRST, PAPER, QUEUE, STOP, KILLED, HARMLESS = (
     block for language, block in re.findall(FENCED, TEXT, re.DOTALL | re.MULTILINE) if not language
 )
 PROSE = re.sub(FENCED, "", TEXT, flags=re.DOTALL | re.MULTILINE)
-(PART,) = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE) if "--configfile" in code)  # whole commands in the text
+# Whole commands in the text.
+(PART,) = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE) if "--configfile" in code)
 DEMO = "results/demo"
 
 
@@ -35,9 +36,10 @@ class Shell:
 
     def __init__(self, checkout):
         self.checkout, self.root = checkout, checkout.root
-        settings = (REPO / CONFIG).read_text()
+        settings = demo = (REPO / CONFIG).read_text()
         (self.root / "config" / "config.yaml").write_text(settings)
-        demo = settings.replace("tiny-", "demo-").replace("run: slurm", "run: demo").replace("collections: 30", "collections: 2")
+        for old, new in (("tiny-", "demo-"), ("run: slurm", "run: demo"), ("collections: 30", "collections: 2")):
+            demo = demo.replace(old, new)
         (self.root / "config" / "demo.yaml").write_text(demo)
 
     def run(self, commands: str, activated: bool = True, timeout: float = 600) -> str:

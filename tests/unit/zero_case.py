@@ -13,7 +13,11 @@ LAUNCH = {
     "1-sharded-teacher": {"zero": 1, "shard_teacher": True},
     "3-sharded-teacher": {"zero": 3, "shard_teacher": True},
 }
-CASES = [(kind, name) for kind in KINDS for name in LAUNCH if not (kind == "sft" and "teacher" in name)]
+CASES = [
+    *((kind, name) for kind in ("sft", "minillm") for name in ("1", "2", "3")),
+    *(("sft", name) for name in ("2-offload", "3-offload")),
+    *((kind, name) for kind in ("kd", "minillm") for name in ("1-sharded-teacher", "3-sharded-teacher")),
+]
 
 
 def supervised() -> Training:

@@ -50,10 +50,8 @@ def case(world, kind, name, place, saved_by):
     if saved_by:
         assert engine.resume() == {"kind": kind} and engine.step == STEPS // 2
     while engine.step < STEPS:
-        if made is None:
-            parts = supervised_parts(engine, teacher)
-        else:
-            parts = step_losses(engine, task(teacher, chosen), made, list(range(COUNT)), {})
+        work = task(teacher, chosen)
+        parts = step_losses(engine, work, made, list(range(COUNT)), {}) if made else supervised_parts(engine, teacher)
         losses.append(engine.update(parts)["loss"])
         if launch.shard_teacher and world.size > 1:
             assert all(p.numel() == 0 and p.ds_tensor.numel() < p.ds_numel for p in teacher.parameters()), "spread again"
