@@ -156,7 +156,9 @@ def unfinished(finished, root: Path):
     """The finished run as far as MiniLLM's initial student: the model of the on-policy stage and what follows from it are still to do."""
     shutil.copytree(finished.root, root, symlinks=True)
     shutil.rmtree(root / MODEL)
-    shutil.rmtree(root / RUN / "generations/tiny-student/minillm")
+    for folder in ("generations", "metrics/*"):  # all of them: what is there already needs no model
+        for path in (root / RUN).glob(f"{folder}/tiny-student/minillm"):
+            shutil.rmtree(path)
     (root / TABLE).unlink()
     found = Checkout(root)
     found.profile()
