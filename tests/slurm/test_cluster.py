@@ -111,13 +111,15 @@ def test_a_time_limit(checkout, finished):
     assert len(checkout.submitted()) == 2
 
 
-def ranks():
-    """Rank -> process number, of the training processes of MiniLLM on this machine."""
+def ranks(checkout):
+    """Rank -> process number, of the training processes of this checkout's MiniLLM on this machine."""
     found = {}
     for line in output_of("ps", "-eo", "pid,args").splitlines():
         number, _, command = line.strip().partition(" ")
         if " -m minillm minillm " in f" {command} " and "torchrun" not in command and "torch.distributed" not in command:
             try:
+                if os.readlink(f"/proc/{number}/cwd") != str(checkout.root):
+                    continue
                 with open(f"/proc/{number}/environ", "rb") as file:
                     values = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
             except OSError:
@@ -129,7 +131,7 @@ def ranks():
 
 def test_a_killed_rank(checkout, finished):
     process, _ = disturbed(checkout)
-    os.kill(ranks()[1], signal.SIGKILL)
+    os.kill(ranks(checkout)[1], signal.SIGKILL)
     ends_well(checkout, finished, process)
     assert len(checkout.submitted()) == 2
 
@@ -154,7 +156,7 @@ def test_a_stopped_rank(checkout, finished):
     """Those that wait for it end the job and name it; the next attempt goes on."""
     config = checkout.edit(lambda c: c["launch"]["minillm"].update(patience=10))
     process, _ = disturbed(checkout, config=config)
-    os.kill(ranks()[1], signal.SIGSTOP)
+    os.kill(ranks(checkout)[1], signal.SIGSTOP)
     stopped = time.monotonic()
     until(lambda: "rank 1 gave no sign of life for" in checkout.read(LOG), 60, "a message that names the rank")
     assert time.monotonic() - stopped < 30
