@@ -50,7 +50,7 @@ def run_stage(
         checkpoints / f"base-{stage_key(raw, inputs)}",
         count_steps(len(examples), spec.training),
     )
-    teacher = models.load_model(parent, settings.precision, world.device) if parent else None
+    teacher = engine.frozen(models.load_model(parent, settings.precision)) if parent else None
     history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
     export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
 

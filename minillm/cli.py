@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -357,4 +358,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"minillm {args.stage}: error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # each library has a kind of its own for a full disk
+        if not is_full_disk(error):
+            raise
+        message = "the disk is full; free some space and run the same command again: it goes on from what is saved"
+        print(f"minillm {args.stage}: error: {message} ({str(error).splitlines()[0]})", file=sys.stderr)
+        return 2
     return 0
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether a write failed for want of space, by its number or, where a library hides that, by its words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)

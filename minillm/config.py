@@ -202,6 +202,7 @@ class Launch:
     eval_batch: Count = 32
     processes: Count = 1
     offload: bool = False
+    shard_teacher: bool = False
     gradient_checkpointing: bool = False
     teacher_cache: bool = True  # keep the teacher's hidden states of the samples for the inner epochs
     save_every: Count = 100

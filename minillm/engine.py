@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from minillm import checkpoints
+from minillm import checkpoints, models
 from minillm.config import Launch, Training
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy
@@ -65,12 +65,18 @@ class Engine:
             # Sums by gloo. DeepSpeed's own kernel for one host is compiled when first used, under a lock file; a job that is killed
             # meanwhile leaves the lock, and every later job of the user waits for it without end.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        check_precision(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
         self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
         self.found = checkpoints.newest(folder, world, self.say)
-        self.deepspeed_config = self._config(precision)
+        self._precision = {
+            "bf16": {"enabled": precision == "bf16"},
+            # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
+            **({"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} if precision == "fp16" else {}),
+        }
+        self.deepspeed_config = self._config()
         # float32 weights, two moments, and the weights that are computed with: an upper bound
         self.checkpoint_bytes = 16 * sum(p.numel() for p in model.parameters())
         self.step = 0
@@ -96,10 +102,15 @@ class Engine:
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         self.model: PreTrainedModel = self.engine.module
+        self._spread = [self.engine] if launch.zero == 3 else []  # whose weights lie spread over the processes
 
-    def _config(self, precision: str) -> dict[str, Any]:
-        template = Path(__file__).parent.parent / "config" / "deepspeed" / f"zero{self.launch.zero}.json"
-        values: dict[str, Any] = json.loads(template.read_text())
+    def _template(self, zero: int) -> dict[str, Any]:
+        path = Path(__file__).parent.parent / "config" / "deepspeed" / f"zero{zero}.json"
+        values: dict[str, Any] = json.loads(path.read_text())
+        return values
+
+    def _config(self) -> dict[str, Any]:
+        values = self._template(self.launch.zero)
         if self.launch.offload and self.launch.zero >= 2:
             values["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         return values | {
@@ -107,14 +118,30 @@ class Engine:
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": self.settings.clip_norm,
-            "bf16": {"enabled": precision == "bf16"},
-            # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
-            **({"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} if precision == "fp16" else {}),
+            **self._precision,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where the optimizer is offloaded
             "steps_per_print": 10**9,
             **({"checkpoint": {"load_universal": True}} if self.found and self.found.processes != self.world.size else {}),
         }
+
+    def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`model`, which is not trained, on this device; under `shard_teacher` its weights are spread over the processes.
+
+        A forward pass then gathers one layer after the other from all ranks, so that each has to make as many passes; `whole` gathers
+        all at once.  Of the output matrix each keeps a copy (models.head_of): it is used outside of forward passes too.
+        """
+        if not self.launch.shard_teacher or self.world.size == 1:
+            return torch.nn.Module.to(model, self.world.device)
+        import deepspeed
+
+        models.keep_head(model, self.world.device)
+
+        config = self._template(3) | self._precision | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}
+        engine, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
+        self._spread.append(engine)
+        spread: PreTrainedModel = engine.module
+        return spread
 
     def mine(self, items: Sequence[Any], length: Callable[[Any], int]) -> list[list[Any]]:
         """This rank's micro-batches of one global batch: `items` sorted by length and dealt out, so that little is padding."""
@@ -222,17 +249,16 @@ class Engine:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The whole weights on every rank, gathered once: for sampling and dev sets (every rank must enter).
+        """The whole weights on every rank, gathered once, those of frozen models too: for sampling and dev sets (every rank must enter).
 
-        Under ZeRO-3 each forward pass gathers each layer from all ranks, and here the ranks make different numbers of passes: they
-        would wait for each other for ever.  Costs a copy of the model on each device.
+        Where weights are spread, each forward pass gathers each layer from all ranks, and here the ranks make different numbers of
+        passes: they would wait for each other for ever.  Costs a copy of each model on each device.
         """
-        if self.launch.zero < 3:
-            yield
-            return
         from deepspeed.runtime.zero import unwrap_model_for_generation
 
-        with unwrap_model_for_generation(self.engine):
+        with ExitStack() as stack:
+            for engine in self._spread:
+                stack.enter_context(unwrap_model_for_generation(engine))
             yield
 
     # --- interruptions
@@ -282,6 +308,14 @@ def without_dropout(model: PreTrainedModel) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def check_precision(precision: str, accelerator: Any) -> None:
+    """Raises UserError where DeepSpeed cannot train in `precision` on this device (bf16 on old cards, fp16 on the CPU)."""
+    can = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
+    if not can[precision]:
+        others = " or ".join(name for name in ("bf16", "fp16", "fp32") if can[name])
+        raise UserError(f"precision: {precision} cannot be trained on this device; choose {others}")
 
 
 def split_batch(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:

@@ -40,8 +40,9 @@ class Experiment:
     `pairs` are the rows of the main table; `sweeps` are further models, of `methods` of their own, for the tables and figures that
     compare settings or teachers (publish/items.py), which alone show them; they are trained with the first training seed alone.
     `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
-    instead of being trained.  `cores` maps a stage to the CPU cores of one of its jobs on one machine, where that is not all of them:
-    small jobs then run side by side.
+    instead of being trained.  `per_model` maps a model to the keys that it replaces in each of `stages`, and under `launch` in the launch
+    values of each stage's jobs that work with it, as teacher or student.  `cores` maps a stage to the CPU cores of one of its jobs on
+    one machine, where that is not all of them: small jobs then run side by side.
     """
 
     run: Name
@@ -150,16 +151,17 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for name, stages in config.per_model.items():
         known(name, config.models, f"per_model.{name}")
         for stage, values in stages.items():
+            if stage == "launch":
+                _check_launch(values, where, f"per_model.{name}.launch")
+                continue
             default = getattr(config.stages, stage, None)
             if default is None:
                 raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
             if stage != "minillm":
                 merged(default, values, where, f"per_model.{name}.{stage}")
     check_judgements(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
-    for stage, values in config.launch.items():
-        if stage != "default" and stage not in STAGES:
-            raise UserError(f"{where}: launch.{stage}: no such stage; known: default, {', '.join(STAGES)}")
-        parse(Launch, values, where, f"launch.{stage}")
+    _check_launch({stage: values for stage, values in config.launch.items() if stage != "default"}, where, "launch")
+    parse(Launch, config.launch.get("default", {}), where, "launch.default")
     for stage in config.cores:
         known(stage, dict.fromkeys(STAGES), f"cores.{stage}")
     return config
@@ -181,6 +183,13 @@ def on_policy(config: Experiment, method: str, model: str, where: str = "config"
     settings = combined(given, where, under)
     check_on_policy(settings, where, under)
     return settings
+
+
+def _check_launch(stages: dict[str, Any], where: str, key: str) -> None:
+    for stage, values in stages.items():
+        if stage not in STAGES:
+            raise UserError(f"{where}: {key}.{stage}: no such stage; {hint(stage, STAGES)}")
+        parse(Launch, values, where, f"{key}.{stage}")
 
 
 def trained(config: Experiment, *, sweeps: bool) -> list[tuple[str, str, str]]:

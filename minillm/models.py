@@ -226,8 +226,17 @@ def head_of(model: nn.Module, vocabulary: int, temperature: float = 1.0) -> Head
     """The model's output matrix as projection.py wants it; its rows past `vocabulary` are never used."""
     inner: Any = getattr(model, "module", model)
     module = inner.get_output_embeddings()
+    weight, bias = getattr(inner, "kept_head", (module.weight, getattr(module, "bias", None)))
     cap = getattr(inner.config, "final_logit_softcapping", None)
-    return Head(module.weight, getattr(module, "bias", None), vocabulary, cap, temperature)
+    return Head(weight, bias, vocabulary, cap, temperature)
+
+
+def keep_head(model: PreTrainedModel, device: torch.device) -> None:
+    """A copy of the output matrix for `head_of`, before the weights of a frozen model are spread over processes."""
+    module: Any = model.get_output_embeddings()
+    bias = getattr(module, "bias", None)
+    copies = [None if values is None else values.detach().to(device, copy=True) for values in (module.weight, bias)]
+    model.__dict__["kept_head"] = tuple(copies)
 
 
 @torch.no_grad()

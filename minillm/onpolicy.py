@@ -161,7 +161,7 @@ def run_stage(
     )
 
     def frozen(folder: Path) -> Any:
-        return models.load_model(folder, settings.precision, world.device)
+        return engine.frozen(models.load_model(folder, settings.precision))
 
     anchor = frozen(init) if training.init_kl else None
     task = Task(frozen(teacher), anchor, Corpus.open(data), dev, training, settings.seed)

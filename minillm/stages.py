@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from minillm.analysis_settings import (
@@ -201,9 +202,11 @@ def canonical(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, ensure_ascii=True)
 
 
-def launch_values(config: Experiment, stage: str) -> dict[str, Any]:
-    """Launch values of a stage: `launch.default` with the stage's own keys replaced."""
+def launch_values(config: Experiment, stage: str, models: Sequence[str] = ()) -> dict[str, Any]:
+    """Launch values of a job: `launch.default`, then the stage's keys, then those that its `models` have for the stage (the last wins)."""
     values = {**config.launch.get("default", {}), **config.launch.get(stage, {})}
+    for model in models:
+        values |= config.per_model.get(model, {}).get("launch", {}).get(stage, {})
     return dataclasses.asdict(parse(Launch, values, "config", f"launch.{stage}"))
 
 

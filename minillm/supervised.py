@@ -67,11 +67,14 @@ def teacher_cache(
 ) -> TeacherCache | None:
     """Where the teacher's hidden states are kept from one epoch to the next; None where that is not wanted or does not pay.
 
-    It takes more than one epoch, room on the disk, and processes that all see one file as the others left it: those of one machine.
+    It takes more than one epoch, room on the disk, and processes that all see one file as the others left it: those of one machine.  A
+    teacher that is spread over the processes needs all of them for each pass, which a process that reads would not make.
     """
     lengths = [len(response) for _, response in examples]
-    width, dtype = teacher.get_output_embeddings().weight.shape[1], teacher.dtype
-    if not engine.launch.teacher_cache or settings.epochs <= 1 or len(set(engine.world.gather(host()))) > 1:
+    weight = models.head_of(teacher, 1).weight
+    width, dtype = weight.shape[1], weight.dtype
+    spread = engine.launch.shard_teacher and engine.world.size > 1
+    if not engine.launch.teacher_cache or settings.epochs <= 1 or spread or len(set(engine.world.gather(host()))) > 1:
         return None
     if not all(engine.world.gather(TeacherCache.fits(engine.folder, lengths, width, dtype))):
         engine.say(f"{engine.folder}: no room for the teacher's hidden states; it is run anew in each epoch")
@@ -262,7 +265,7 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = models.load_model(teacher, settings.precision, world.device) if needs_teacher and teacher else None
+    teacher_model = engine.frozen(models.load_model(teacher, settings.precision)) if needs_teacher and teacher else None
     history = fit(
         engine,
         examples,

@@ -313,6 +313,13 @@ def sources(module):
     return sorted(os.path.relpath(path) for path in seen if path.stat().st_size)
 
 
+def models_of(wildcards):
+    """Names of the models that a job works with, its teacher first."""
+    keys = ("teacher", "model", "student", "weights", "taken")
+    found = [wildcards.get(key) for key in keys]
+    return [name.split("/")[0] for name in found if name]
+
+
 def launch(stage):
     """Params function: how a stage is started on the resources that its job got.
 
@@ -320,7 +327,7 @@ def launch(stage):
     """
 
     def command(wildcards, resources, threads):
-        values = launch_values(EXPERIMENT, stage)
+        values = launch_values(EXPERIMENT, stage, models_of(wildcards))
         processes, nodes = values["processes"], resources.get("nodes", 1)
         gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
         if gpus:

@@ -11,11 +11,12 @@ import os
 import re
 import signal
 import subprocess
+import time
 
 import pytest
-import yaml
 from conftest import CONFIG, LOG, MODEL, RUN, TABLE, output_of, until
 
+ON_NODES = {"data": 1, "testset": 1, "base": 2, "teacher": 1, "sft": 1, "minillm": 1, "generate": 3}
 TEACHER = f"{RUN}/models/tiny-teacher/teacher"
 
 
@@ -27,9 +28,9 @@ def table(checkout):
     return list(csv.DictReader((checkout.root / TABLE).open()))
 
 
-def disturbed(checkout, after=1):
+def disturbed(checkout, *options, after=1, config=CONFIG):
     """Start the run; its MiniLLM job when that has saved `after` times."""
-    process = checkout.start(*checkout.cluster(TABLE))
+    process = checkout.start(*checkout.cluster(TABLE, config=config), *options)
     until(
         lambda: len(checkout.checkpoints()) >= after or process.poll() is not None, what="a checkpoint of the on-policy stage"
     )
@@ -52,8 +53,11 @@ def same_result(checkout, finished):
 
 # --- an undisturbed run
 def test_ten_jobs_and_every_table_and_figure(finished):
-    submitted = re.findall(r"SLURM jobid (\d+)", finished.read("undisturbed.log"))
-    assert len(submitted) == len(set(submitted)) == 10
+    log = finished.read("undisturbed.log")
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", log, re.MULTILINE))
+    assert {rule: int(counts[rule]) for rule in ON_NODES} == ON_NODES and sum(ON_NODES.values()) == 10
+    submitted = re.findall(r"SLURM jobid (\d+)", log)
+    assert len(submitted) == len(set(submitted)) == 8, "the three models' answers are one job"
     assert (finished.root / RUN / "report.html").is_file()
 
 
@@ -72,10 +76,12 @@ def test_the_same_result_without_a_cluster(finished, tmp_path):
     local = type(finished)(tmp_path / "repo")
     subprocess.run(["cp", "-a", str(finished.root), str(local.root)], check=True)
     subprocess.run(["rm", "-rf", str(local.root / RUN), str(local.root / ".snakemake")], check=True)
-    config = yaml.safe_load((local.root / CONFIG).read_text())
-    config["launch"] |= {"teacher": {"processes": 2}, "minillm": {**config["launch"]["minillm"], "processes": 2}}
-    (local.root / "local.yaml").write_text(yaml.safe_dump(config))
-    local.snakemake("--cores", "2", "--configfile", "local.yaml", TABLE)
+
+    def two_processes(config):
+        config["launch"] |= {"teacher": {"processes": 2}, "minillm": {**config["launch"]["minillm"], "processes": 2}}
+        config["cores"] = {"base": 1, "sft": 1, "generate": 1}  # one thread a process everywhere, as on the cluster
+
+    local.snakemake(TABLE, "--cores", "2", "--configfile", local.edit(two_processes))
     for model in (TEACHER, MODEL):
         assert weights(local, model) == weights(finished, model), model
     assert table(local) == table(finished)
@@ -105,13 +111,15 @@ def test_a_time_limit(checkout, finished):
     assert len(checkout.submitted()) == 2
 
 
-def ranks():
-    """Rank -> process number, of the training processes of MiniLLM on this machine."""
+def ranks(checkout):
+    """Rank -> process number, of the training processes of this checkout's MiniLLM on this machine."""
     found = {}
     for line in output_of("ps", "-eo", "pid,args").splitlines():
         number, _, command = line.strip().partition(" ")
         if " -m minillm minillm " in f" {command} " and "torchrun" not in command and "torch.distributed" not in command:
             try:
+                if os.readlink(f"/proc/{number}/cwd") != str(checkout.root):
+                    continue
                 with open(f"/proc/{number}/environ", "rb") as file:
                     values = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
             except OSError:
@@ -123,7 +131,7 @@ def ranks():
 
 def test_a_killed_rank(checkout, finished):
     process, _ = disturbed(checkout)
-    os.kill(ranks()[1], signal.SIGKILL)
+    os.kill(ranks(checkout)[1], signal.SIGKILL)
     ends_well(checkout, finished, process)
     assert len(checkout.submitted()) == 2
 
@@ -144,25 +152,78 @@ def test_a_killed_snakemake(checkout, finished):
     assert len(checkout.jobs()) == 2
 
 
+def test_a_stopped_rank(checkout, finished):
+    """Those that wait for it end the job and name it; the next attempt goes on."""
+    config = checkout.edit(lambda c: c["launch"]["minillm"].update(patience=10))
+    process, _ = disturbed(checkout, config=config)
+    os.kill(ranks(checkout)[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: "rank 1 gave no sign of life for" in checkout.read(LOG), 60, "a message that names the rank")
+    assert time.monotonic() - stopped < 30
+    place = r"(start|step \d+)"
+    assert re.search(rf"error: rank 0 \(at: {place}\): rank 1 .* it was last at: {place}", checkout.read(LOG))
+    ends_well(checkout, finished, process)
+    assert len(checkout.submitted()) == 2
+
+
+def test_a_damaged_checkpoint(checkout, finished):
+    process, job = disturbed(checkout, "--retries", "0", after=2)
+    subprocess.run(["scancel", job], check=True)
+    assert process.wait(timeout=120) == 1
+    before, newest = checkout.checkpoints()
+    weights_of_rank_0 = sorted((newest / "deepspeed").glob("*model_states.pt"))[0]
+    content = bytearray(weights_of_rank_0.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights_of_rank_0.write_bytes(content)
+    ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
+    log, name = checkout.read(LOG), newest.relative_to(checkout.root)
+    assert f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); it is removed" in log
+    assert f"goes on from step {int(before.name.removeprefix('step-'))} of" in log
+
+
+@pytest.fixture
+def small_disk(checkout):
+    """A disk of 64 MB in the place of the folder of checkpoints."""
+    folder = checkout.root / RUN / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(checkout, finished, small_disk):
+    process, _ = disturbed(checkout, "--retries", "0")
+    with open(small_disk / "filler", "wb") as file:  # all but a little
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        file.write(bytes(free - 100_000))
+    assert process.wait(timeout=120) == 1
+    log = checkout.read(LOG)
+    assert "minillm minillm: error: " in log and "free some space and run the same command again" in log
+    kept = checkout.checkpoints()
+    assert kept and not list(small_disk.glob("*/.partial*"))
+    (small_disk / "filler").unlink()
+    ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
+    assert f"goes on from step {int(kept[-1].name.removeprefix('step-'))} of" in checkout.read(LOG)
+
+
 # --- an edit while a job waits
 def test_an_edit_while_a_job_is_queued(checkout, finished, cluster):
     """The job takes the settings with which it was planned; the next run plans what the edit changes."""
-    config = yaml.safe_load((checkout.root / CONFIG).read_text())
-    (checkout.root / "edited.yaml").write_text(yaml.safe_dump(config))
+    edited = checkout.edit(lambda config: None)
     command = ["sbatch", "--parsable", "-p", "gpu", "-N", str(len(cluster)), "--exclusive", "--wrap", "sleep 600"]
     blocker = output_of(*command).strip()
     until(lambda: "RUNNING" in output_of("squeue", "-h", "-j", blocker, "-o", "%T"), what="a job that fills the cluster")
     try:
-        process = checkout.start(*checkout.cluster(TABLE, config="edited.yaml"))
+        process = checkout.start(*checkout.cluster(TABLE, config=edited))
         until(lambda: "PENDING" in checkout.jobs().values(), what="a MiniLLM job that waits")
-        config["stages"]["minillm"]["lr"] = 1.0e-4
-        config["stages"]["sft"]["lr"] = 1.0e-4
-        (checkout.root / "edited.yaml").write_text(yaml.safe_dump(config))
+        checkout.edit(lambda config: [config["stages"][stage].update(lr=1.0e-4) for stage in ("minillm", "sft")])
     finally:
         subprocess.run(["scancel", blocker], check=True)
     assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
     assert checkout.json(f"{MODEL}/provenance.json")["settings"]["training"]["lr"] == 5.0e-4
     same_result(checkout, finished)
-    plan = checkout.snakemake(*checkout.cluster(TABLE, config="edited.yaml"), "-n", "--quiet", "rules")
+    plan = checkout.snakemake(*checkout.cluster(TABLE, config=edited), "-n", "--quiet", "rules")
     counts = dict(re.findall(r"^(\w+) +(\d+)$", plan, re.MULTILINE))
     assert counts == {"settings": "2", "sft": "1", "minillm": "1", "generate": "2", "rouge": "2", "table": "1", "total": "9"}

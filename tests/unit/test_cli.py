@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 import minillm
+from minillm import cli
 from minillm.cli import main
 
 HERE = str(Path(minillm.__file__).parents[1])
@@ -206,3 +209,30 @@ def test_a_folder_that_is_not_there(made: Path, tmp_path: Path) -> None:
     said = refused(*sft(tmp_path / "results", config, made / "data", tmp_path / "gone"))
     assert said.startswith(f"{tmp_path / 'gone'}: neither a model folder (provenance.json) nor a data folder")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "metrics.jsonl"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # as safetensors has it
+    ],
+)
+def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
+    def fail(args):
+        raise problem
+
+    monkeypatch.setitem(cli.STAGES, "rouge", dataclasses.replace(cli.STAGES["rouge"], run=fail))
+    assert main(["rouge", "--generations", "a", "--out", "b"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("minillm rouge: error: the disk is full; free some space") and said.count("\n") == 1
+
+
+def test_other_errors_are_not_a_full_disk(monkeypatch):
+    def fail(args):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b")
+
+    monkeypatch.setitem(cli.STAGES, "rouge", dataclasses.replace(cli.STAGES["rouge"], run=fail))
+    with pytest.raises(PermissionError):
+        main(["rouge", "--generations", "a", "--out", "b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -174,6 +175,27 @@ def test_processes_start_torchrun_and_share_the_cores(checkout):
     assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
 
 
+def test_launch_values_of_a_model_for_the_stages_that_work_with_it(checkout):
+    """As teacher or student; where both have the same key, the student's counts."""
+    launch = {"big": {"minillm": {"zero": 3, "shard_teacher": True}, "teacher": {"zero": 3}}, "small": {"minillm": {"zero": 2}}}
+
+    def edit(config):
+        for name, stages in launch.items():
+            config["per_model"].setdefault(name, {})["launch"] = stages
+
+    output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", checkout.write("sizes.yaml", edit)).stdout
+    found = {}
+    for words in commands(output):
+        if "--launch" in words:
+            values = json.loads(words[words.index("--launch") + 1])
+            found[words[words.index("--config") + 1]] = values["zero"], values["shard_teacher"]
+    stages = "results/plan/configs"
+    assert found[f"{stages}/minillm/small/big/10.json"] == found[f"{stages}/gkd/small/big/20.json"] == (2, True)
+    assert found[f"{stages}/minillm/short/big/10.json"] == (3, True)
+    assert found[f"{stages}/teacher/big.json"] == (3, False)
+    assert {found[f"{stages}/{other}.json"] for other in ("base/big", "sft/small/10", "kd/small/big/10")} == {(0, False)}
+
+
 def test_small_jobs_run_side_by_side_where_the_configuration_says_so(checkout):
     name = checkout.write("cores.yaml", lambda c: c.update(cores={"generate": 1}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
@@ -220,6 +242,10 @@ def test_schema_is_current():
         (lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"]}]), "sweeps.0.methods: missing; name the methods"),
         (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
+        (
+            lambda c: c["per_model"]["small"].update(launch={"minilm": {"zero": 3}}),
+            "per_model.small.launch.minilm: no such stage; did you mean 'minillm'",
+        ),
         (lambda c: c.update(cores={"generat": 1}), "cores.generat: there is no 'generat'; did you mean 'generate'"),
         (
             lambda c: c.update(checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}),

@@ -138,6 +138,7 @@ def test_only_what_depends_on_an_edit_is_planned(finished, edit, jobs):
 def test_launch_values_cores_and_order_of_keys_rerun_nothing(finished):
     def launch(config):
         config["launch"] = {"default": {"zero": 2, "micro_batch": 1, "processes": 2}, "minillm": {"save_every": 7}}
+        config["per_model"]["small"]["launch"] = {"minillm": {"zero": 3}}
 
     name = finished.write("edited.yaml", launch, sort_keys=True)
     assert finished.planned("--cores", "16", config=name) == set()

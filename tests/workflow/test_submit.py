@@ -17,8 +17,9 @@ CONFIG = "recorded.yaml"
 RUN = "results/plan"
 
 
-def profile():
-    return yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
+def profile(size="13b"):
+    """The profile; what it says of models of 13B is said of those with `size` in their names."""
+    return yaml.safe_load((REPO / "slurm" / "config.yaml").read_text().replace("'13b'", f"'{size}'"))
 
 
 class Recorded:
@@ -116,6 +117,7 @@ EXPECTED = {
     "calibration_calibration": ONE | {"-t": "120"},
     "references_reference_loss": ONE | {"-t": "120"},
 }
+WITH_TEACHER = ("teacher", "kd", "seqkd", "pseudo", "minillm")
 ASKED = ("-p", "-t", "--mem", "--cpus-per-task", "--gres", "--gpus", "--signal", "--nodes", "--ntasks", "--ntasks-per-gpu")
 
 
@@ -132,9 +134,12 @@ def test_one_gpu_and_one_node(recorded):
     assert asked(calls["data"][0]) == {"-p": "cpu", "-t": "120", "--mem": "8000", "--cpus-per-task": "1", "--ntasks": "1"}
 
 
-def test_several_nodes(recorded):
-    several = profile()
-    several["set-resources"]["teacher"] |= {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
-    calls = recorded.run(several, f"{RUN}/models/big/teacher")
-    assert set(calls) == {"data", "base", "teacher"}
-    assert asked(calls["teacher"][0]) == asked(FOUR | {"--nodes": "2", "--ntasks": "2"})
+def test_several_nodes_for_a_size(recorded):
+    """What the profile asks for where a model of 13B is part of the job, here the one that is called `big`."""
+    calls = recorded.run(profile(size="big"), *TARGETS)
+    two = FOUR | {"--mem": "400000", "--nodes": "2", "--ntasks": "2"}
+    expected = EXPECTED | {rule: EXPECTED[rule] | two | {"-t": EXPECTED[rule]["-t"]} for rule in WITH_TEACHER}
+    expected |= {rule: EXPECTED[rule] | {"--mem": "64000"} for rule in EXPECTED if EXPECTED[rule]["--mem"] == "32000"}
+    for rule in set(EXPECTED) - {"base"}:
+        assert {tuple(asked(options).items()) for options in calls[rule]} == {tuple(asked(expected[rule]).items())}, rule
+    assert {options["--mem"] for options in calls["base"]} == {"64000", "128000"}, "of small and of big"
