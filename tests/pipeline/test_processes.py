@@ -13,8 +13,8 @@ def read(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_minillm_on_two_processes(finished, tmp_path, zero):
+@pytest.mark.parametrize(("zero", "shard_teacher"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
     run = finished.run
     # Each layer is spread over the processes, however small, as those of a real model are.
     template = finished.folder / "config/deepspeed/zero3.json"
@@ -22,7 +22,14 @@ def test_minillm_on_two_processes(finished, tmp_path, zero):
     values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     template.write_text(json.dumps(values))
     original = run / "models" / STUDENT / "minillm" / TEACHER / "seed10"
-    launch = {"zero": zero, "micro_batch": 2, "eval_batch": 16, "save_every": 100, "log_every": 1}
+    launch = {
+        "zero": zero,
+        "micro_batch": 2,
+        "eval_batch": 16,
+        "save_every": 100,
+        "log_every": 1,
+        "shard_teacher": shard_teacher,
+    }
     config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
     arguments = [
         "minillm", "--config", config, "--data", run / "data/embedded/training", "--init", run / "models" / STUDENT / "init/seed10",

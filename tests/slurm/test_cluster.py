@@ -79,7 +79,8 @@ def test_the_same_result_without_a_cluster(finished, tmp_path):
 
     def two_processes(config):
         config["launch"] |= {"teacher": {"processes": 2}, "minillm": {**config["launch"]["minillm"], "processes": 2}}
-        config["cores"] = {"base": 1, "sft": 1, "generate": 1}  # one thread a process everywhere, as on the cluster
+        # One thread a process everywhere, as on the cluster.
+        config["cores"] = dict.fromkeys(("base", "teacher", "sft", "minillm", "generate"), 1)
 
     local.snakemake(TABLE, "--cores", "2", "--configfile", local.edit(two_processes))
     for model in (TEACHER, MODEL):
