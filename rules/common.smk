@@ -332,7 +332,9 @@ def launch(stage):
         gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
         if gpus:
             processes = int(gpus[1])  # of each node
-        prefix = f"OMP_NUM_THREADS={max(1, threads // processes)}"
+        # Snakemake gives MKL all threads of the job, which are those of all its processes together.
+        share = max(1, threads // processes)
+        prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
         # After a SIGTERM torchrun gives the processes so many seconds to save, and not its 30.
         torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
         run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"

@@ -171,8 +171,8 @@ def torchrun(processes):
 def test_processes_start_torchrun_and_share_the_cores(checkout):
     name = checkout.write("processes.yaml", lambda c: c["launch"].update(kd={"processes": 2}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
-    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", *torchrun(2), "--standalone"]
-    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
+    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", "MKL_NUM_THREADS=2", *torchrun(2), "--standalone"]
+    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "MKL_NUM_THREADS=4", "python"]
 
 
 def test_launch_values_of_a_model_for_the_stages_that_work_with_it(checkout):
@@ -199,8 +199,8 @@ def test_launch_values_of_a_model_for_the_stages_that_work_with_it(checkout):
 def test_small_jobs_run_side_by_side_where_the_configuration_says_so(checkout):
     name = checkout.write("cores.yaml", lambda c: c.update(cores={"generate": 1}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
-    assert starts(output)["generate"] == ["OMP_NUM_THREADS=1", "python"]
-    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "python"]
+    assert starts(output)["generate"] == ["OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "python"]
+    assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "MKL_NUM_THREADS=4", "python"]
 
 
 def test_slurm_profile_plans_without_slurm(checkout):
