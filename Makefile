@@ -66,7 +66,7 @@ plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config
 	@$(RUN) snakemake -n --cores all --configfile $(CONFIG) 2>&1 | python -m minillm.plan
 
 test: lint types ## lint, types and tests
-	$(RUN) pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST)
+	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
 
 test-slurm: $(VENV)/.installed ## a small run, and its faults, on a Slurm cluster at hand or on one that is started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import socket
@@ -74,10 +75,19 @@ class Watch:
         self.place = "start"
         self._beat = 0
         self._seen: dict[int, tuple[str, float]] = {}  # rank -> (its newest sign, when it changed)
-        threading.Thread(target=self._run, daemon=True).start()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        # A thread inside torch while the interpreter ends would abort the process, whose work is done.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the thread; the other ranks are told nothing for `patience` seconds, by which they have ended too."""
+        self._stopped.set()
+        self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             try:
                 silent = self.look(time.monotonic())
             except (RuntimeError, OSError) as error:  # dist.DistError is a RuntimeError
@@ -86,7 +96,7 @@ class Watch:
             if silent:
                 self.end("; ".join(silent))
                 return
-            time.sleep(min(5.0, self.patience / 4))
+            self._stopped.wait(min(5.0, self.patience / 4))
 
     def look(self, now: float) -> list[str]:
         """Give a sign of life, read the others', and describe the ranks that gave none for `patience` seconds."""

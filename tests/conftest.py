@@ -1,11 +1,17 @@
-"""Several processes at once (`make test` starts them): what shares a slow fixture stays in one of them."""
+"""Several processes at once (`make test` starts them): tests that share a slow fixture stay in one of them."""
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+class ByFixture(LoadScopeScheduling):
     """A run or a copied checkout is shared by a whole folder; other fixtures by a file."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(item.path.stem if folder == "unit" else folder))
+
+    def _split_scope(self, nodeid):
+        folder, _, file = nodeid.split("::")[0].rpartition("/")
+        return file if folder.endswith("unit") else folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return ByFixture(config, log)
