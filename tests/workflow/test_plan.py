@@ -211,11 +211,11 @@ def test_slurm_profile_plans_without_slurm(checkout):
     (checkout.root / "nodes" / "config.yaml").write_text(yaml.safe_dump(profile))
     one, two = (checkout.snakemake("-n", "-p", "--profile", name, "--configfile", PLAN).stdout for name in ("slurm", "nodes"))
 
-    assert starts(one)["base"][1:] == ["python"]
-    assert starts(one)["minillm"][1:] == [*torchrun(4), "--standalone"]
+    assert starts(one)["base"][2:] == ["python"]
+    assert starts(one)["minillm"][2:] == [*torchrun(4), "--standalone"]
     assert re.search(r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE)
     srun = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "workflow/scripts/per_node.sh"]
-    assert starts(two)["teacher"][1:] == [*srun, *torchrun(4), "--nnodes=2"]
+    assert starts(two)["teacher"][2:] == [*srun, *torchrun(4), "--nnodes=2"]
 
 
 def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
