@@ -1,6 +1,24 @@
+import os
 import sys
 
 from minillm.cli import main
 
+
+def run() -> int:
+    """Exit status of the command line."""
+    try:
+        return main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return stop.code or 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from minillm.world import leave  # only here: it imports torch
+
+        leave(status)
+    sys.exit(status)

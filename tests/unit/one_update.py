@@ -14,7 +14,7 @@ from onpolicy_case import COUNT, pair, rollouts, settings, task
 from minillm.config import Launch
 from minillm.engine import Engine
 from minillm.rollout_losses import step_losses
-from minillm.world import start
+from minillm.world import leave, start
 
 
 def flat(model):
@@ -43,3 +43,4 @@ def main(out):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave(0)

@@ -1,9 +1,11 @@
 """The thread that watches over the other ranks ends with the stage."""
 
+import os
 import subprocess
 import sys
 import time
 
+import pytest
 import torch.distributed as dist
 
 from minillm.world import Watch
@@ -27,3 +29,21 @@ def test_the_thread_is_stopped_before_the_interpreter_ends():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "False")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_leaving_runs_what_is_to_run_at_exit_and_keeps_the_status(status):
+    """A thread of torch's kind, that would come back to an interpreter that is gone, is not waited for."""
+    code = (
+        "import atexit, threading, time\nfrom minillm.world import leave\natexit.register(lambda: print('at exit'))\n"
+        f"threading.Thread(target=time.sleep, args=(60,)).start()\nprint('done')\nleave({status})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout.split("\n")[:2]) == (status, ["done", "at exit"])
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["nothing"], 2)])
+def test_the_command_line_as_one_of_several_processes(arguments, status):
+    command = [sys.executable, "-m", "minillm", *arguments]
+    done = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and "usage: " in done.stdout + done.stderr

@@ -18,7 +18,7 @@ from minillm.data import collate
 from minillm.engine import Engine
 from minillm.rollout_losses import step_losses
 from minillm.supervised import example_loss
-from minillm.world import start
+from minillm.world import leave, start
 
 
 class Spread(Engine):
@@ -73,3 +73,4 @@ def main(out, folder, saved_by=None):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)
