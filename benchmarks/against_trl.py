@@ -57,7 +57,7 @@ class Trl:
             self.process.stdin.write("step\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass
+            pass  # it has died: no answer comes, which is said below
         answer = answer_of(self.process.stdout)
         if answer is None:
             raise RuntimeError(f"TRL's trainer ended: {self.log.read_text()[-3000:]}")

@@ -42,3 +42,13 @@ def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **c
         value["scores"] = {seed: [mean] * len(value["ids"]) for seed, mean in value["per_seed"].items()}
     path.write_text(json.dumps(value))
     return path
+
+
+def metrics_of_one_pair(tmp_path: Path) -> Path:
+    """Every metric of one pair but SeqKD's on the second set."""
+    folder = tmp_path / "run/metrics"
+    for i, weights in enumerate(MODELS):
+        for test in SETTINGS.tests:
+            if not ("seqkd" in weights and test == "hard"):
+                metric(folder, weights, test, (20.0 + i, 21.0 + i))
+    return folder

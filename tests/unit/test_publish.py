@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.lines import Line2D
-from table_case import MODELS, SETTINGS, metric
+from table_case import MODELS, SETTINGS, metric, metrics_of_one_pair
 
 from minillm.config import Pair, Sampling, Style
 from minillm.errors import UserError
@@ -25,13 +25,7 @@ from minillm.settings import FigureSettings, TableSettings
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
-    """Every metric of one pair but SeqKD's on the second set."""
-    folder = tmp_path / "run/metrics"
-    for i, weights in enumerate(MODELS):
-        for test in SETTINGS.tests:
-            if not ("seqkd" in weights and test == "hard"):
-                metric(folder, weights, test, (20.0 + i, 21.0 + i))
-    return folder
+    return metrics_of_one_pair(tmp_path)
 
 
 def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:

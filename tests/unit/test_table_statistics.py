@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from table_case import MODELS, SETTINGS, metric
+from table_case import MODELS, SETTINGS, metric, metrics_of_one_pair
 
 from minillm.config import Style
 from minillm.publish.cells import read_csv
@@ -18,13 +18,7 @@ from minillm.settings import FigureSettings
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
-    """Every metric of one pair but SeqKD's on the second set."""
-    folder = tmp_path / "run/metrics"
-    for i, weights in enumerate(MODELS):
-        for test in SETTINGS.tests:
-            if not ("seqkd" in weights and test == "hard"):
-                metric(folder, weights, test, (20.0 + i, 21.0 + i))
-    return folder
+    return metrics_of_one_pair(tmp_path)
 
 
 def test_several_training_seeds(metrics: Path, tmp_path: Path) -> None:
