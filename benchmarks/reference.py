@@ -14,7 +14,7 @@ global mini-batch (docs/method.md), which is the same where the micro-batch is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from minillm.engine import Losses
 from minillm.semantics import OnPolicy
+
+Part = tuple["Samples", Sequence[np.ndarray]]  # a micro-batch: a chunk of rollouts and texts
 
 
 @dataclass(frozen=True)
@@ -173,15 +176,19 @@ class Reference:
         return (chosen - logits.logsumexp(-1)) * mask
 
     # --- updates
-    def losses(self, model: nn.Module, chunks: Sequence[Samples], texts: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Losses of micro-batches, each a chunk with its share of the texts; `model` is what gradients flow through.
+    def losses(
+        self, model: nn.Module, chunks: Sequence[Samples], texts: Sequence[np.ndarray]
+    ) -> tuple[list[Part], Callable[[Part], Losses]]:
+        """(micro-batches, each a chunk with its share of the texts; the loss of one); `model` is what gradients flow through.
 
         Their sum is the loss of the mini-batch: the mean of those of its micro-batches.
         """
         share = len(texts) // len(chunks)
-        for i, chunk in enumerate(chunks):
-            terms = self.terms(model, chunk, texts[i * share : (i + 1) * share])
-            yield torch.stack(list(terms.values())).sum() / len(chunks)
+
+        def loss(part: Part) -> Losses:
+            return torch.stack(list(self.terms(model, *part).values())).sum() / len(chunks), {}
+
+        return [(chunk, texts[i * share : (i + 1) * share]) for i, chunk in enumerate(chunks)], loss
 
     def terms(self, model: nn.Module, samples: Samples, texts: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """The terms of one micro-batch's loss: one pass of the student on rollouts and plain text."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from benchmarks.stops import Stops
 from benchmarks.workload import EOS, PAD, Data, Setting, settings
 from minillm.config import Sampling
 from minillm.development import Dev
-from minillm.engine import Engine
-from minillm.rollout_losses import Task, step_losses
+from minillm.engine import Engine, Losses
+from minillm.rollout_losses import Task, micro_batches
 from minillm.rollouts import Memory, Rollouts, collect
 
 
@@ -41,7 +41,7 @@ class Ours:
 
     def update(self, made: Rollouts) -> float:
         """Returns the loss."""
-        return self.engine.update(step_losses(self.engine, self.task, made, list(range(len(made.responses))), {}))["loss"]
+        return total(self.engine, micro_batches(self.engine, self.task, made, list(range(len(made.responses)))))
 
     @staticmethod
     def tokens(made: Rollouts) -> int:
@@ -68,12 +68,17 @@ class Released:
         """Returns the loss."""
         count = self.shape.batch if self.chosen.lm_coef else 0
         texts = [self.data.corpus.chunk((self.engine.step * count + i) % len(self.data.corpus)) for i in range(count)]
-        return self.engine.update(self.model.losses(self.engine.engine, made, texts))["loss"]
+        return total(self.engine, self.model.losses(self.engine.engine, made, texts))
 
     @staticmethod
     def tokens(made: list[Samples]) -> int:
         """Response tokens of a collection."""
         return sum(int(chunk.mask.sum()) for chunk in made)
+
+
+def total(engine: Engine, step: tuple[list[Any], Callable[[Any], Losses]]) -> float:
+    """The loss of one optimizer step."""
+    return engine.summed(engine.update(*step))["loss"]
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def run_stage(
         return
     world = start(settings.seed, launch.patience)
     examples = plain_text_examples(data, with_rows=parent is not None)
-    dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch.eval_batch, settings.seed)
+    dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     engine = Engine(
         model,
         spec.training,

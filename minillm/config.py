@@ -198,8 +198,10 @@ class Launch:
     """How a stage is run on the machine; recorded beside the result, compared with nothing."""
 
     zero: Literal[0, 1, 2, 3] = 1
-    micro_batch: Count = 8
-    eval_batch: Count = 32
+    micro_batch: Count = 8  # rows at once in training, at most
+    micro_tokens: Natural = 0  # positions at once in training, padding included, at most; 0: as many as the rows have
+    eval_batch: Count = 32  # the same two where there is no gradient: sampling and dev sets
+    eval_tokens: Natural = 0
     processes: Count = 1
     offload: bool = False
     shard_teacher: bool = False

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config import Dataset
@@ -361,38 +359,3 @@ class Corpus:
     def chunk(self, i: int) -> np.ndarray:
         """Token ids of chunk i, (length,) int32."""
         return np.asarray(self.tokens[self.starts[i] : self.starts[i + 1]])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded examples: prompt and response end at the right edge, so that the width is that of the longest example.
-
-    tokens, attention (1 on real tokens) and positions are (batch, width) int64; tokens[:, start:] covers the longest response; mask
-    is (batch, width - start) float32, 1 on response tokens (the last ones of each row).
-    """
-
-    tokens: Tensor
-    attention: Tensor
-    positions: Tensor
-    mask: Tensor
-    start: int
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.tokens.to(device), self.attention.to(device), self.positions.to(device), self.mask.to(device), self.start
-        )
-
-
-def collate(examples: Sequence[tuple[np.ndarray, np.ndarray]], pad: int) -> Batch:
-    """Prompts and responses as one batch.  Masks come from lengths, never from token values, so EOS may be PAD."""
-    width = max(len(prompt) + len(response) for prompt, response in examples)
-    start = width - max(len(response) for _, response in examples)
-    tokens = torch.full((len(examples), width), pad, dtype=torch.long)
-    attention = torch.zeros((len(examples), width), dtype=torch.long)
-    mask = torch.zeros((len(examples), width - start))
-    for i, (prompt, response) in enumerate(examples):
-        first = width - len(prompt) - len(response)
-        tokens[i, first:] = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
-        attention[i, first:] = 1
-        mask[i, width - start - len(response) :] = 1.0
-    return Batch(tokens, attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, start)

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models, objectives, selection
-from minillm.config import Sampling
-from minillm.data import Rows, collate
+from minillm.batching import by_length, collate
+from minillm.config import Launch, Sampling
+from minillm.data import Rows
 from minillm.engine import Engine
 from minillm.files import whole_folder
 from minillm.models import decode, save_model, special_tokens
@@ -41,9 +42,12 @@ class Dev:
     vocabulary: int
     batch: int
     seed: int
+    tokens: int = 0
 
     @classmethod
-    def open(cls, data: Path, limit: int, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, batch: int, seed: int) -> Dev:
+    def open(
+        cls, data: Path, limit: int, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, launch: Launch, seed: int
+    ) -> Dev:
         """The first `limit` dev rows of a data folder (0: all)."""
         rows = Rows.open(data, "dev")
         count = min(limit or len(rows), len(rows))
@@ -53,8 +57,9 @@ class Dev:
             tokenizer,
             sampling,
             len(tokenizer),
-            batch,
+            launch.eval_batch,
             seed,
+            launch.eval_tokens,
         )
 
 
@@ -73,14 +78,18 @@ def losses(
     The divergences are those of the distributions at `temperature`, "nll" is the model's own.
     """
     pad = special_tokens(dev.tokenizer)[1]
-    ordered = sorted(examples, key=lambda e: len(e[0]) + len(e[1]))[world.rank :: world.size]
+
+    def length(example: Example) -> int:
+        return len(example[0]) + len(example[1])
+
+    mine = sorted(examples, key=length)[world.rank :: world.size]
     wanted: dict[str, Divergence] = {}
     if teacher is not None:
         wanted = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
         wanted |= {"divergence": divergence} if divergence is not None else {}
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
-    for first in range(0, len(ordered), dev.batch):
-        part = collate(ordered[first : first + dev.batch], pad).to(world.device)
+    for rows in by_length(mine, length, dev.batch, dev.tokens):
+        part = collate(rows, pad).to(world.device)
         theirs = None
         if teacher is not None:
             theirs = models.frozen_logits(
@@ -129,6 +138,7 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> Answers:
         pad=pad,
         vocabulary=dev.vocabulary,
         batch=dev.batch,
+        budget=dev.tokens,
     )
     scored = [
         (

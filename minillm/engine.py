@@ -1,6 +1,6 @@
 """What makes a training run go on: processes, DeepSpeed, exact checkpoints, signals, metrics and progress.
 
-A loop sees only steps: `Engine.update(parts)` makes one optimizer step from the parts of this process, `Engine.save` leaves everything
+A loop sees only steps: `Engine.update(parts, loss)` makes one optimizer step from the parts of this process, `Engine.save` leaves everything
 that is needed to go on (weights, optimizer, random states of every rank, the loop's own state), and `Engine.resume` takes the
 newest whole checkpoint up.  Going on is exact: the same steps with the same numbers as without the interruption.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from minillm import checkpoints, models
+from minillm.batching import by_length
 from minillm.config import Launch, Training
 from minillm.errors import UserError
 from minillm.semantics import OnPolicy
 from minillm.world import World, seed_all
 
 METRICS = "metrics.jsonl"
+T = TypeVar("T")
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]  # the loss of a micro-batch, and by name what is logged beside it
 
 
 def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
@@ -68,7 +71,7 @@ class Engine:
         check_precision(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
-        self.micro_batch, self.accumulation = split_batch(settings.batch, launch.micro_batch, world.size)
+        self.share = share(settings.batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
         self.found = checkpoints.newest(folder, world, self.say)
         self._precision = {
@@ -115,8 +118,7 @@ class Engine:
             values["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         return values | {
             "train_batch_size": self.settings.batch,
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            "gradient_accumulation_steps": self.accumulation,
+            "train_micro_batch_size_per_gpu": self.share,  # as `update` says where a step ends
             "gradient_clipping": self.settings.clip_norm,
             **self._precision,
             "zero_allow_untested_optimizer": True,
@@ -143,37 +145,61 @@ class Engine:
         spread: PreTrainedModel = engine.module
         return spread
 
-    def mine(self, items: Sequence[Any], length: Callable[[Any], int]) -> list[list[Any]]:
-        """This rank's micro-batches of one global batch: `items` sorted by length and dealt out, so that little is padding."""
-        ordered = sorted(items, key=length)
-        parts = [ordered[i : i + self.micro_batch] for i in range(0, len(ordered), self.micro_batch)]
-        return parts[self.world.rank :: self.world.size]
+    def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
+        """This rank's micro-batches of one global batch, rows of similar length together (batching.by_length).
 
-    def update(self, losses: Iterator[torch.Tensor]) -> dict[str, float]:
-        """One optimizer step from this rank's micro-batch losses; together with all ranks' they must sum to the loss of the batch."""
+        All ranks have equally many of them, with equally many rows of each kind, for each pass of theirs waits for all others': rows
+        are dealt out one to a rank, sorted by length, and what is together on one rank is so on all.
+        """
+        size, rank = self.world.size, self.world.rank
+        dealt: list[Sequence[T]] = []
+        for kind in kinds:
+            ordered = sorted(kind, key=length)
+            dealt += [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        parts = by_length(dealt, lambda rows: length(rows[-1]), self.launch.micro_batch, self.launch.micro_tokens)
+        return [[rows[rank] for rows in part] for part in parts]
+
+    def update(self, parts: Sequence[T], loss: Callable[[T], Losses]) -> dict[str, torch.Tensor]:
+        """One optimizer step from this rank's micro-batches; together with all ranks' their losses must sum to the loss of the batch.
+
+        Returns sums over this rank's micro-batches, of the loss and of all else that `loss` gives with it.  They stay on the device:
+        `summed` is for those that somebody looks at.
+        """
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.engine.train(self.training_mode)
-        total, count = 0.0, 0
-        for loss in losses:
-            # DeepSpeed divides by the accumulation steps and averages over ranks; the losses are parts of one sum.
-            self.engine.backward(loss * (self.accumulation * self.world.size))
+        found: dict[str, torch.Tensor] = {}
+        for place, part in enumerate(parts):
+            # DeepSpeed's own count would be of equally many micro-batches at every step.
+            self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
+            value, others = loss(part)
+            self.engine.backward(value * self.world.size)  # DeepSpeed averages over ranks; the losses are parts of one sum
             self.engine.step()
-            total, count = total + loss.item(), count + 1
-        assert count == self.accumulation, f"{count} micro-batches instead of {self.accumulation}"
+            for name, number in {"loss": value.detach(), **others}.items():
+                found[name] = found[name] + number if name in found else number
         self.engine.eval()
         self.step += 1
         self.world.at(f"step {self.step}")
+        return found
+
+    def summed(self, found: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What `update` returned, added up over the ranks (all must call), with the rate and the norm of the gradient before clipping."""
+        values = torch.stack([value.double() for value in found.values()]).tolist()
+        totals = [math.fsum(parts) for parts in zip(*self.world.gather(values), strict=True)]
         norm = self.engine.get_global_grad_norm()
-        numbers = {
-            "loss": sum(self.world.gather(total)),
-            "lr": rate,
+        numbers = dict(zip(found, totals, strict=True)) | {
+            "lr": learning_rate(self.settings, self.step - 1, self.steps),
             "grad_norm": float(norm) if norm is not None else math.nan,
         }
         if self.engine.fp16_enabled():
             numbers["skipped_steps"] = float(self.engine.skipped_steps)
         return numbers
+
+    @property
+    def logs(self) -> bool:
+        """Whether the step that was just made is one to be logged."""
+        return self.step % self.launch.log_every == 0 or self.step == self.steps
 
     # --- checkpoints
     def save(self, state: dict[str, Any]) -> None:
@@ -318,18 +344,13 @@ def check_precision(precision: str, accelerator: Any) -> None:
         raise UserError(f"precision: {precision} cannot be trained on this device; choose {others}")
 
 
-def split_batch(batch: int, micro_batch: int, processes: int) -> tuple[int, int]:
-    """(micro-batch, accumulation) with micro-batch x accumulation x processes = batch; the micro-batch is the largest that fits.
-
-    Raises UserError where the processes do not divide the global batch.
-    """
+def share(batch: int, processes: int) -> int:
+    """Rows of a process; UserError where the processes do not divide the global batch."""
     if batch % processes:
         raise UserError(
             f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; change one of them"
         )
-    share = batch // processes
-    micro = next(m for m in range(min(micro_batch, share), 0, -1) if share % m == 0)
-    return micro, share // micro
+    return batch // processes
 
 
 class MetricsLog:

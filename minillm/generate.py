@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
+from minillm.batching import by_length
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.files import identity, stage_key, whole_file, write_json
@@ -59,9 +60,8 @@ def answer_all(
     bar = tqdm(total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True)
     with open(own, "a") as file:
         for seed, step in sorted({(q.seed, q.step) for q in left}):
-            group = sorted((q for q in left if (q.seed, q.step) == (seed, step)), key=lambda q: len(q.prompt))
-            for first in range(0, len(group), launch.eval_batch):
-                part = group[first : first + launch.eval_batch]
+            group = [q for q in left if (q.seed, q.step) == (seed, step)]
+            for part in by_length(group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens):
                 prompts, rows = [q.prompt for q in part], [q.row for q in part]
                 found = sample(
                     model,
@@ -73,7 +73,7 @@ def answer_all(
                     eos=eos,
                     pad=pad,
                     vocabulary=len(tokenizer),
-                    batch=launch.eval_batch,
+                    batch=len(part),
                 )
                 for question, response in zip(part, found, strict=True):
                     text = models.decode(tokenizer, response.tokens)

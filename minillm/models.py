@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from minillm import config, projection
-from minillm.data import Batch
+from minillm.batching import Batch
 from minillm.errors import UserError
 from minillm.projection import Function, Head
 from minillm.sources import resolve_path
@@ -192,16 +192,16 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) -> Tensor:
     """Run `model` (wrapped by DeepSpeed or not) as far as the output matrix, and there `then` in place of the product with it.
 
-    `then` gets the hidden states that predict each valid response token, (valid tokens, width) in the order of `batch.mask`: prompt and
+    `then` gets the hidden states that predict each valid response token, (valid tokens, width) in the order of `batch.places`: prompt and
     padding are dropped before it.  It runs inside the forward pass of the module with the matrix, where ZeRO-3 has gathered the weights
     and looks for the gradient.
     """
     inner: Any = getattr(model, "module", model)
-    head, time, valid = inner.get_output_embeddings(), batch.tokens.shape[1] - batch.start, batch.mask.bool()
+    head, time = inner.get_output_embeddings(), batch.tokens.shape[1] - batch.start
     cap = getattr(inner.config, "final_logit_softcapping", None)
 
     def forward(hidden: Tensor) -> Tensor:
-        return then(hidden[:, -(time + 1) : -1][valid])
+        return then(hidden[:, -(time + 1) : -1].flatten(0, 1).index_select(0, batch.places))
 
     head.forward = forward  # an attribute of the instance, which shadows the method of its class
     if cap is not None:
@@ -255,10 +255,19 @@ def frozen_logits(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
     return logits
 
 
-def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function, temperature: float = 1.0) -> Tensor:
+def response_losses(model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function, Head]]) -> Tensor:
+    """Sums of functions (projection.loss) over parts of the valid response tokens, (parts,), with gradients for the model's weights.
+
+    One forward pass for all parts; each is (which tokens, in the order of `batch.places`; the function; `head_of` the model).
+    """
+    return at_head(
+        model, batch, lambda hidden: torch.stack([projection.loss(f, hidden[part], head) for part, f, head in parts])
+    )
+
+
+def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function) -> Tensor:
     """Sum of `function` (projection.loss) over the valid response tokens, a scalar with gradients for the model's weights."""
-    head = head_of(model, vocabulary, temperature)
-    return at_head(model, batch, lambda hidden: projection.loss(function, hidden, head))
+    return response_losses(model, batch, [(slice(None), function, head_of(model, vocabulary))])[0]
 
 
 @torch.no_grad()
@@ -269,7 +278,7 @@ def response_values(model: nn.Module, batch: Batch, vocabulary: int, function: F
 
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
-    """Logits that predict each valid response token, float32, shape (valid tokens, vocabulary), in the order of `batch.mask`.
+    """Logits that predict each valid response token, float32, shape (valid tokens, vocabulary), in the order of `batch.places`.
 
     For few tokens: where there are many, projection.py makes them tile by tile.
     """
@@ -278,7 +287,7 @@ def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
 
 def response_tokens(batch: Batch) -> Tensor:
     """The valid response tokens in the same order, shape (valid tokens,)."""
-    return batch.tokens[:, batch.start :][batch.mask.bool()]
+    return batch.tokens[:, batch.start :].flatten().index_select(0, batch.places)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from minillm.development import Candidates, Dev, answer, losses
 from minillm.engine import Engine, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
-from minillm.rollout_losses import Task, credit_summary, step_losses, token_divergence
+from minillm.rollout_losses import Task, credit_summary, micro_batches, token_divergence
 from minillm.rollouts import Memory, Rollouts, collect
 from minillm.semantics import OnPolicy
 from minillm.settings import OnPolicySettings
@@ -55,11 +55,10 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
-            numbers: dict[str, float] = {}
-            found = engine.update(step_losses(engine, task, rollouts, chosen, numbers))
+            found = engine.update(*micro_batches(engine, task, rollouts, chosen))
             bar.update()
-            if engine.step % engine.launch.log_every == 0 or engine.step == engine.steps:
-                log.write(found | summed(engine, numbers, float(rollouts.mask[chosen].sum())))
+            if engine.logs:
+                log.write(engine.summed(found))
             if engine.step in due:
                 history.append({"step": engine.step, **evaluate(engine, task)})
                 memory.look(history[-1]["dev_loss"], s)
@@ -124,15 +123,6 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
             )
 
 
-def summed(engine: Engine, numbers: dict[str, float], tokens: float) -> dict[str, float]:
-    """`numbers` of all ranks added up; the count of clipped tokens as a share of `tokens`."""
-    parts = engine.world.gather(numbers)
-    total = {key: sum(part.get(key, 0.0) for part in parts) for key in dict.fromkeys(key for part in parts for key in part)}
-    if "clipped" in total:
-        total["clip_fraction"] = total.pop("clipped") / tokens
-    return total
-
-
 def run_stage(
     settings: OnPolicySettings, launch: Launch, *, data: Path, init: Path, teacher: Path, out: Path, checkpoints: Path
 ) -> None:
@@ -147,7 +137,7 @@ def run_stage(
             f"{settings.method}.rollouts: {training.rollouts} prompts a collection, but there are only {len(rows)} training rows"
         )
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
-    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch.eval_batch, settings.seed)
+    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
     inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
     raw = dataclasses.asdict(settings)
     engine = Engine(

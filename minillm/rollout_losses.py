@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minillm import models, objectives
-from minillm.data import Batch, Corpus, collate
-from minillm.development import Dev
-from minillm.engine import Engine
+from minillm.batching import collate, moved
+from minillm.data import Corpus
+from minillm.development import Dev, Example
+from minillm.engine import Engine, Losses
 from minillm.errors import UserError
+from minillm.projection import Function
 from minillm.rollouts import Rollouts
 from minillm.semantics import OnPolicy
-from minillm.supervised import batch_of_step, example_loss, plain_sequences
+from minillm.supervised import batch_of_step, token_loss
 
+Row = tuple[Literal["sample", "text"], int]  # a sample's place in the collection, a chunk's in the corpus
 PLAIN = 2**41  # orders of plain text come from other keys than orders of prompts
 
 
@@ -96,7 +101,7 @@ def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits:
 
 @dataclass(frozen=True)
 class Known:
-    """What a micro-batch's loss takes as given: of each valid token, (tokens,) in the order of the logits; frozen models' logits by tile."""
+    """What a micro-batch's loss takes as given: of each sampled token, (tokens,) in the order of the logits; frozen models' logits by tile."""
 
     tokens: Tensor
     old_logprobs: Tensor
@@ -138,69 +143,111 @@ def clipped(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> Te
     return ((ratio - 1.0).abs() > settings.clip).sum()
 
 
-def rollout_loss(
-    engine: Engine,
-    task: Task,
-    rollouts: Rollouts,
-    credit: Tensor,
-    weights: Tensor,
-    part: Sequence[int],
-    denominator: Tensor,
-    numbers: dict[str, float],
-) -> Tensor:
-    """This micro-batch's share of the loss on the samples, a sum over its tokens divided by `denominator`.
-
-    What is logged is added to `numbers`: the terms, and counts of tokens.
-    """
-    s, rows = task.settings, list(part)
-    pad = models.special_tokens(task.dev.tokenizer)[1]
-    batch = collate([(rollouts.prompts[i], rollouts.responses[i]) for i in part], pad).to(engine.world.device)
-    valid = rollouts.mask[rows].bool()
-
-    def cut(values: Tensor) -> Tensor:  # (valid tokens,), in the order of the logits
-        return values[rows][valid].to(engine.world.device)
-
-    known = Known(
-        models.response_tokens(batch),
-        cut(rollouts.student_logprobs),
-        cut(weights),
-        cut(credit),
-        teacher_logits(task, rollouts, rows, batch) if s.objective != "minillm" or s.single_step else None,
-        frozen_logits(task.anchor, batch, task) if task.anchor is not None else None,
-    )
-    sums: dict[str, Tensor] = {}
-
-    def values(logits: Tensor, tile: slice) -> Tensor:
-        found = terms(s, logits, tile, known)
-        logged = {name: value.detach() for name, value in found.items()}
-        if s.objective == "minillm" and s.clip:
-            logged["clipped"] = clipped(s, logits, tile, known) * denominator  # a count, not a share of the loss
-        for name, value in logged.items():
-            sums[name] = sums[name] + value if name in sums else value
-        return torch.stack(list(found.values()))
-
-    loss = models.response_loss(engine.engine, batch, task.dev.vocabulary, values, s.temperature) / denominator
-    for name, total in sums.items():
-        numbers[name] = numbers.get(name, 0.0) + (total / denominator).item()
-    return loss
-
-
-def frozen_logits(model: PreTrainedModel, batch: Batch, task: Task) -> Callable[[slice], Tensor]:
-    """Logits of a model that is not trained, a tile of the batch's valid tokens at a time."""
-    head = models.head_of(model, task.dev.vocabulary, task.settings.temperature)
+def frozen_logits(
+    model: PreTrainedModel, examples: Sequence[Example], task: Task, device: torch.device, temperature: float
+) -> Callable[[slice], Tensor]:
+    """Logits of a model that is not trained, a tile of the examples' response tokens at a time."""
+    batch = collate(examples, models.special_tokens(task.dev.tokenizer)[1]).to(device)
+    head = models.head_of(model, task.dev.vocabulary, temperature)
     return models.frozen_logits(models.response_hidden(model, batch), head)
 
 
-def teacher_logits(task: Task, rollouts: Rollouts, rows: Sequence[int], batch: Batch) -> Callable[[slice], Tensor]:
-    """The teacher's, from the hidden states that were kept when the samples were drawn, or from a pass of its own."""
-    if rollouts.teacher_hidden is None:
-        return frozen_logits(task.teacher, batch, task)
-    hidden = torch.cat([rollouts.teacher_hidden[i] for i in rows]).to(batch.tokens.device)
-    return models.frozen_logits(hidden, models.head_of(task.teacher, task.dev.vocabulary, task.settings.temperature))
+@dataclass(frozen=True)
+class MiniBatch:
+    """One mini-batch of a collection, and the plain text beside it: what every micro-batch of every rank shares.
+
+    `advantages` and `weights` (rollouts, time); the loss on samples is divided by `denominator`, that on text by `text_denominator`.
+    """
+
+    task: Task
+    rollouts: Rollouts
+    advantages: Tensor
+    weights: Tensor
+    tokens: float
+    denominator: float
+    text_denominator: float
+    device: torch.device
+
+    def examples(self, part: Sequence[Row]) -> list[Example]:
+        """Prompts and responses; of text the first token is the prompt, so that all others are targets."""
+        rollouts, chunk = self.rollouts, self.task.corpus.chunk
+        return [
+            (rollouts.prompts[i], rollouts.responses[i]) if kind == "sample" else (chunk(i)[:1], chunk(i)[1:])
+            for kind, i in part
+        ]
+
+    def length(self, row: Row) -> int:
+        prompt, response = self.examples([row])[0]
+        return len(prompt) + len(response)
+
+    def known(self, samples: Sequence[Row], tokens: Tensor) -> Known:
+        """`tokens` are those of the samples' responses."""
+        s, rollouts, rows = self.task.settings, self.rollouts, [i for _, i in samples]
+        valid = rollouts.mask[rows].bool()
+
+        def cut(values: Tensor) -> Tensor:  # (tokens,), in the order of the logits
+            return moved(values[rows][valid], self.device)
+
+        def frozen(model: PreTrainedModel) -> Callable[[slice], Tensor]:
+            return frozen_logits(model, self.examples(samples), self.task, self.device, s.temperature)
+
+        teacher = None
+        if s.objective != "minillm" or s.single_step:
+            if rollouts.teacher_hidden is None:
+                teacher = frozen(self.task.teacher)
+            else:  # kept when the samples were drawn
+                hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
+                teacher = models.frozen_logits(
+                    hidden, models.head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature)
+                )
+        initial = frozen(self.task.anchor) if self.task.anchor is not None else None
+        return Known(tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial)
+
+    def on_samples(self, known: Known, sums: dict[str, Tensor]) -> Function:
+        """The loss of a tile of sampled tokens; its terms are added to `sums`."""
+        s = self.task.settings
+
+        def values(logits: Tensor, tile: slice) -> Tensor:
+            found = terms(s, logits, tile, known)
+            logged = {name: value.detach() / self.denominator for name, value in found.items()}
+            if s.objective == "minillm" and s.clip:
+                logged["clip_fraction"] = clipped(s, logits, tile, known) / self.tokens
+            for name, value in logged.items():
+                sums[name] = sums[name] + value if name in sums else value
+            return torch.stack(list(found.values()))
+
+        return values
+
+    def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Function:
+        """The loss of a tile of plain text, at temperature 1."""
+        ratio, theirs = self.task.settings.lm_kd_ratio, None
+        if ratio:
+            theirs = frozen_logits(self.task.teacher, self.examples(texts), self.task, self.device, 1.0)
+        return token_loss(tokens, theirs, ratio)
+
+    def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
+        """A micro-batch's share of the loss, from one forward pass of the student; and its terms, by name, for the log."""
+        s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
+        samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
+        batch = collate(self.examples([*samples, *texts]), models.special_tokens(self.task.dev.tokenizer)[1]).to(self.device)
+        tokens = models.response_tokens(batch)
+        border = sum(len(self.rollouts.responses[i]) for _, i in samples)
+        asked, weights = [], []
+        if samples:
+            function = self.on_samples(self.known(samples, tokens[:border]), sums)
+            asked.append((slice(border), function, models.head_of(model, vocabulary, s.temperature)))
+            weights.append(1 / self.denominator)
+        if texts:
+            asked.append((slice(border, None), self.on_texts(texts, tokens[border:]), models.head_of(model, vocabulary)))
+            weights.append(s.lm_coef / self.text_denominator)
+        losses = [weight * loss for weight, loss in zip(weights, models.response_losses(model, batch, asked), strict=True)]
+        if texts:
+            sums["plain_text"] = losses[-1].detach()
+        return torch.stack(losses).sum(), sums
 
 
-def plain_text_parts(engine: Engine, task: Task) -> tuple[list[list[int]], float]:
-    """(this rank's chunks of the step's plain text, one list a micro-batch; the normaliser of all ranks' plain text)."""
+def plain_text(engine: Engine, task: Task) -> list[int]:
+    """Chunks of plain text beside the mini-batch of this step, of all ranks."""
     s, corpus = task.settings, task.corpus
     # At most once each: a corpus shorter than a batch is used whole.
     count = min(s.lm_batch or s.batch, len(corpus)) if s.lm_coef else 0
@@ -209,35 +256,28 @@ def plain_text_parts(engine: Engine, task: Task) -> tuple[list[list[int]], float
             f"lm_batch: {count} chunks cannot be split evenly over {engine.world.size} processes; change one of them"
             + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
         )
-    chosen = batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
-    mine = chosen[engine.world.rank :: engine.world.size]
-    tokens = sum(len(corpus.chunk(i)) - 1 for i in chosen)
-    return [mine[k :: engine.accumulation] for k in range(engine.accumulation)], float(
-        len(chosen) if s.normaliser == "sequences" else tokens
-    )
+    return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
 
 
-def step_losses(
-    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int], numbers: dict[str, float]
-) -> Iterator[Tensor]:
-    """Losses of this rank's micro-batches of one mini-batch; all ranks' add up to the mini-batch's loss, and so do the `numbers`."""
+def micro_batches(
+    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int]
+) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
+    """(this rank's micro-batches of one mini-batch and its plain text, the loss of one of them); all ranks' add up to the whole loss."""
     s, rows = task.settings, list(chosen)
-    mask = rollouts.mask[rows]
+    mask, texts = rollouts.mask[rows], plain_text(engine, task)
     credit = advantages(rollouts, s)
     credit[rows] = whitened(credit[rows], mask, s)  # statistics of the global mini-batch, whatever it is split into
-    weights = importance(rollouts, s)
-    denominator = mask.sum() if s.normaliser == "tokens" else torch.tensor(float(len(rows)))
-    texts, normaliser = plain_text_parts(engine, task)
-    pad = models.special_tokens(task.dev.tokenizer)[1]
-    micro_batches = engine.mine(rows, length=lambda i: len(rollouts.prompts[i]) + len(rollouts.responses[i]))
-    for part, text in zip(micro_batches, texts, strict=True):
-        loss = rollout_loss(engine, task, rollouts, credit, weights, part, denominator, numbers)
-        if text:
-            plain = collate(plain_sequences([task.corpus.chunk(i) for i in text]), pad).to(engine.world.device)
-            lm = s.lm_coef * example_loss(engine.engine, plain, task.dev.vocabulary, normaliser, task.teacher, s.lm_kd_ratio)
-            numbers["plain_text"] = numbers.get("plain_text", 0.0) + lm.item()
-            loss = loss + lm
-        yield loss
+    tokens = float(mask.sum())
+    of_sequences = s.normaliser == "sequences"
+    made = MiniBatch(
+        task, rollouts, credit, importance(rollouts, s), tokens,
+        float(len(rows)) if of_sequences else tokens,
+        float(len(texts) if of_sequences else sum(len(task.corpus.chunk(i)) - 1 for i in texts)),
+        engine.world.device,
+    )  # fmt: skip
+    samples: list[Row] = [("sample", i) for i in rows]
+    parts = engine.mine(samples, [("text", i) for i in texts], length=made.length)
+    return parts, partial(made.loss, engine.engine)
 
 
 def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm import models, objectives
+from minillm.batching import by_length, collate
 from minillm.config import Sampling
 from minillm.counts import repetition
-from minillm.data import Rows, collate
+from minillm.data import Rows
 from minillm.development import Dev
 from minillm.engine import Engine
 from minillm.sampling import Mixture, Record, sample
@@ -129,6 +130,7 @@ def collect(
             mixture=Mixture(teacher, settings.alpha) if watched else None,
             record=True,
             batch=engine.launch.eval_batch,
+            budget=engine.launch.eval_tokens,
         )
         own = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, found, strict=True)]
         by_row = {entry.row: entry for part in engine.world.gather(own) for entry in part}
@@ -144,11 +146,14 @@ def teacher_hidden(engine: Engine, teacher: PreTrainedModel, rows: Rows, entries
     Kept from the sampling where it looked on; of all other responses from one pass, which the ranks share.
     """
     found = {i: e.record.teacher_hidden for i, e in enumerate(entries) if e.record and e.record.teacher_hidden is not None}
-    missing = sorted((i for i in range(len(entries)) if i not in found), key=lambda i: len(entries[i].response))
+
+    def length(i: int) -> int:
+        return len(rows.prompt(entries[i].row)) + len(entries[i].response)
+
+    missing = sorted((i for i in range(len(entries)) if i not in found), key=length)
     mine = missing[engine.world.rank :: engine.world.size]
     own: dict[int, Tensor] = {}
-    for first in range(0, len(mine), engine.launch.micro_batch):
-        part = mine[first : first + engine.launch.micro_batch]
+    for part in by_length(mine, length, engine.launch.eval_batch, engine.launch.eval_tokens):
         batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(engine.world.device)
         hidden = models.response_hidden(teacher, batch).cpu()
         own.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from minillm.batching import by_length
 from minillm.config import Sampling
 from minillm.decoding import Decoder
 from minillm.errors import UserError
@@ -100,20 +101,20 @@ def sample(
     mixture: Mixture | None = None,
     record: bool = False,
     batch: int = 32,
+    budget: int = 0,
 ) -> list[Response]:
     """A response to each prompt (1-D id arrays), in the order given; `rows` are the ids that the random numbers come from.
 
     With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every sampled token, so that
     nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for evaluation: with a mixture
     or with `record` they raise ValueError, for then the recorded values would not be those of the policy.
-    Batches hold prompts of similar length; `vocabulary` cuts off padded entries, which can never be sampled.
+    Prompts of similar length are answered together, at most `batch` of them, and so many that they and the longest responses have at
+    most `budget` positions (0: any number); `vocabulary` cuts off padded entries, which can never be sampled.
     """
     if (mixture or record) and Filters(sampling, ()):
         raise ValueError("rollouts take a temperature only: no top-k, top-p or n-gram block")
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     responses: dict[int, Response] = {}
-    for first in range(0, len(order), batch):
-        chunk = order[first : first + batch]
+    for chunk in by_length(range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget):
         numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
         done = _sample_batch(model, [prompts[i] for i in chunk], numbers, sampling, eos, pad, vocabulary, mixture, record)
         responses.update(zip(chunk, done, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,33 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models, objectives, provenance
+from minillm.batching import Batch, collate
 from minillm.config import Launch, Training
-from minillm.data import Batch, Rows, collate
+from minillm.data import Rows
 from minillm.development import Candidates, Dev, Example, answer, losses
-from minillm.engine import Engine, MetricsLog
+from minillm.engine import Engine, Losses, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_folder
+from minillm.projection import Function
 from minillm.settings import TrainSettings
 from minillm.teacher_cache import TeacherCache
 from minillm.world import host, start
 
 RULES = ("best_rouge", "lowest_loss")
+
+
+def token_loss(tokens: Tensor, teacher: Callable[[slice], Tensor] | None, kd_ratio: float) -> Function:
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) of each of `tokens`, (tokens,); `teacher` gives its logits by tile."""
+
+    def values(logits: Tensor, part: slice) -> Tensor:
+        found = torch.zeros_like(logits[:, 0])
+        if kd_ratio < 1 or teacher is None:
+            found = found - (1 - kd_ratio if teacher else 1.0) * models.token_logprobs(logits, tokens[part])
+        if teacher is not None:
+            found = found + kd_ratio * objectives.forward_kl(logits, teacher(part))
+        return found
+
+    return values
 
 
 def example_loss(
@@ -45,21 +61,12 @@ def example_loss(
 
     `hidden` are the teacher's hidden states, (valid tokens, width), where they are known already.
     """
-    tokens = models.response_tokens(batch)
     theirs = None
     if teacher is not None and kd_ratio > 0:
         states = models.response_hidden(teacher, batch) if hidden is None else hidden
         theirs = models.frozen_logits(states, models.head_of(teacher, vocabulary))
-
-    def values(logits: Tensor, part: slice) -> Tensor:
-        found = torch.zeros_like(logits[:, 0])
-        if kd_ratio < 1 or theirs is None:
-            found = found - (1 - kd_ratio if theirs else 1.0) * models.token_logprobs(logits, tokens[part])
-        if theirs is not None:
-            found = found + kd_ratio * objectives.forward_kl(logits, theirs(part))
-        return found
-
-    return models.response_loss(model, batch, vocabulary, values) / denominator
+    function = token_loss(models.response_tokens(batch), theirs, kd_ratio)
+    return models.response_loss(model, batch, vocabulary, function) / denominator
 
 
 def teacher_cache(
@@ -135,12 +142,15 @@ def fit(
         objective = (1 - kd_ratio) * own["nll"] + kd_ratio * own.get("forward_kl", 0.0)
         return {"step": engine.step, "dev_loss": found["nll"], "dev_objective": objective}
 
-    def parts(chosen: Sequence[int]) -> Iterator[Tensor]:
+    def update(chosen: Sequence[int]) -> dict[str, Tensor]:
         denominator = sum(len(examples[i][1]) for i in chosen)
-        for part in engine.mine(chosen, length=lambda i: len(examples[i][0]) + len(examples[i][1])):
+
+        def loss(part: Sequence[int]) -> Losses:
             batch = collate([examples[i] for i in part], pad).to(engine.world.device)
             known = cached(cache, teacher, part, batch) if cache and teacher else None
-            yield example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio, known)
+            return example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio, known), {}
+
+        return engine.update(engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss)
 
     def save() -> None:
         if cache:
@@ -154,10 +164,10 @@ def fit(
         log.write({key: value for key, value in first.items() if key != "step"})
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
-            numbers = engine.update(parts(batch_of_step(len(examples), settings.batch, engine.step, seed)))
+            found = update(batch_of_step(len(examples), settings.batch, engine.step, seed))
             bar.update()
-            if engine.step % engine.launch.log_every == 0 or engine.step == engine.steps:
-                log.write(numbers)
+            if engine.logs:
+                log.write(engine.summed(found))
             if engine.step in due:
                 with engine.whole():
                     entry = look()
@@ -254,7 +264,7 @@ def run_stage(
     if teacher is not None:
         models.check_same_tokenizer(base, teacher)
     examples, own_dev = training_examples(data, pseudo)
-    dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch.eval_batch, settings.seed)
+    dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     raw = dataclasses.asdict(settings)
     engine = Engine(
         models.load_model(base, "fp32"),

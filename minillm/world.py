@@ -32,18 +32,19 @@ class World:
     size: int
     device: torch.device
     watch: Watch | None = field(default=None, compare=False)
+    control: dist.ProcessGroup | None = field(default=None, compare=False)  # on GPUs: of the hosts, who need not wait for them
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
     def at(self, place: str) -> None:
         """Where this rank is ("step 12"), for the message of a rank that waits for it in vain."""
@@ -147,7 +148,8 @@ def start(seed: int, patience: float = 600) -> World:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(1.0, min(60.0, patience))))
         watch = Watch(rank, size, patience, dist.PrefixStore("minillm", store))
-    world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch)
+    control = dist.new_group(backend="gloo") if cuda and size > 1 else None
+    world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch, control)
     hosts = Counter(world.gather(host()))
     if size > 1 and rank == 0:
         print(f"{size} processes: {', '.join(f'{count} on {name}' for name, count in hosts.items())}", flush=True)

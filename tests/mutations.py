@@ -30,7 +30,7 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("padding is attended to", "data.py", "attention[i, first:] = 1", "attention[i] = 1", f"{TESTS}::test_micro_batches"),
+    Mutation("padding is attended to", "batching.py", "attention[i, first:] = 1", "attention[i] = 1", f"{TESTS}::test_micro_batches"),
     Mutation(
         "positions count the padding", "models.py", "position_ids=batch.positions",
         "position_ids=torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)", f"{TESTS}::test_amount_and_side_of_padding",
@@ -40,16 +40,23 @@ MUTATIONS = [
         "total = values.numel()", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
-        "each micro-batch has its own mean", "rollout_losses.py", "    sums: dict[str, Tensor] = {}\n",
-        "    sums: dict[str, Tensor] = {}\n    denominator = valid.sum()\n", f"{TESTS}::test_micro_batches",
+        "each micro-batch has its own mean", "rollout_losses.py", "weights.append(1 / self.denominator)",
+        "weights.append(1 / border)", f"{TESTS}::test_micro_batches",
     ),
     Mutation(
-        "accumulation is not undone", "engine.py", "loss * (self.accumulation * self.world.size)", "loss * self.world.size",
-        f"{TESTS}::test_gradient_accumulation",
+        "every micro-batch is a step", "engine.py", "set_gradient_accumulation_boundary(place == len(parts) - 1)",
+        "set_gradient_accumulation_boundary(True)", f"{TESTS}::test_gradient_accumulation",
     ),
     Mutation(
-        "the average over processes is not undone", "engine.py", "loss * (self.accumulation * self.world.size)",
-        "loss * self.accumulation", f"{TESTS}::test_two_processes",
+        "plain text is scored as samples are", "rollout_losses.py", "slice(border, None), self.on_texts(texts, tokens[border:])",
+        "slice(border, None), self.on_texts(texts, tokens)", "tests/unit/test_semantics.py::test_presets_reproduce_the_formulas",
+    ),
+    Mutation(
+        "a budget of tokens loses rows", "batching.py", "batches.append([])", "batches = [[]]", f"{TESTS}::test_micro_batches",
+    ),
+    Mutation(
+        "the average over processes is not undone", "engine.py", "self.engine.backward(value * self.world.size)",
+        "self.engine.backward(value)", f"{TESTS}::test_two_processes",
     ),
     Mutation(
         "student's logits are not normalised", "objectives.py", "return _full(student_logits).log_softmax(-1), ",
@@ -71,7 +78,7 @@ MUTATIONS = [
         "the cap is forgotten", "projection.py", "if self.softcap is not None", "if False", f"{TILES}::test_families",
     ),
     Mutation(
-        "masks come from token values", "data.py", "attention[i, first:] = 1",
+        "masks come from token values", "batching.py", "attention[i, first:] = 1",
         "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
     ),
     Mutation(

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
 from minillm.analysis_settings import CalibrationSettings
+from minillm.batching import collate
 from minillm.config import Launch
-from minillm.data import collate, encode, render, subset
+from minillm.data import encode, render, subset
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
 from minillm.files import identity, write_json

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from minillm import accumulated_error, models, objectives
 from minillm.accumulated_error import Totals
 from minillm.analysis_settings import ExposureBiasSettings
+from minillm.batching import by_length, collate
 from minillm.config import Launch
-from minillm.data import collate
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, write_json
 from minillm.generate import remove_journals
@@ -36,16 +36,15 @@ def token_kl(
     vocabulary: int,
     pad: int,
     batch: int,
+    budget: int = 0,
 ) -> list[np.ndarray]:
     """KL(p || q) in nats at each token of each response, (length,) float64 each; `examples` are (prompt ids, response ids).
 
-    Exact over the vocabulary, padded entries cut off, in float32, `batch` examples at a time.
+    Exact over the vocabulary, padded entries cut off, in float32, `batch` examples at a time, of at most `budget` positions.
     """
     device = next(student.parameters()).device
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
     found: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), batch):
-        part = order[first : first + batch]
+    for part in by_length(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         theirs = models.frozen_logits(models.response_hidden(teacher, rows), models.head_of(teacher, vocabulary))
 
@@ -87,7 +86,12 @@ def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, 
     prompts = {entry.id: entry.prompt for entry in theirs}
     ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
     loaded = models.load_model(teacher, settings.samples.precision, world.device)
-    how = {"vocabulary": len(tokenizer), "pad": models.special_tokens(tokenizer)[1], "batch": launch.micro_batch}
+    how = {
+        "vocabulary": len(tokenizer),
+        "pad": models.special_tokens(tokenizer)[1],
+        "batch": launch.micro_batch,
+        "budget": launch.micro_tokens,
+    }
     positions = settings.samples.sampling.max_tokens
     found = [score(student, loaded, entries, positions, world, **how) for entries in (ours, theirs)]
     if world.rank == 0:

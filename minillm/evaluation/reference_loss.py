@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
 from minillm.analysis_settings import ReferenceLossSettings
+from minillm.batching import by_length, collate
 from minillm.config import Launch
-from minillm.data import collate, encode
+from minillm.data import encode
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 from minillm.sources import read_tests
@@ -38,13 +39,13 @@ def examples_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], setting
 
 
 @torch.no_grad()
-def losses(model: PreTrainedModel, examples: Sequence[Example], *, vocabulary: int, pad: int, batch: int) -> list[float]:
-    """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time."""
+def losses(
+    model: PreTrainedModel, examples: Sequence[Example], *, vocabulary: int, pad: int, batch: int, budget: int = 0
+) -> list[float]:
+    """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time, of at most `budget` positions."""
     device = next(model.parameters()).device
-    order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
     found: dict[int, float] = {}
-    for first in range(0, len(order), batch):
-        part = order[first : first + batch]
+    for part in by_length(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         tokens = models.response_tokens(rows)
 
@@ -70,7 +71,8 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
     kept = [(id_, example) for id_, example in made if len(example[1])]
     mine = [example for _, example in kept][world.rank :: world.size]
     pad = models.special_tokens(tokenizer)[1]
-    parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), pad=pad, batch=launch.micro_batch))
+    how = {"pad": pad, "batch": launch.micro_batch, "budget": launch.micro_tokens}
+    parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), **how))
     if world.rank == 0:
         nll = [parts[i % world.size][i // world.size] for i in range(len(kept))]
         tokens = [len(reference) for _, (_, reference) in kept]

@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from onpolicy_case import COUNT, pair, rollouts, settings, task
+from onpolicy_case import COUNT, WHOLE, pair, rollouts, settings, task
 
-from minillm.config import Launch
 from minillm.engine import Engine
-from minillm.rollout_losses import step_losses
+from minillm.rollout_losses import micro_batches
 from minillm.world import start
 
 
@@ -23,8 +22,8 @@ def main(out):
         chosen = settings("paper", dropout=dropout, warmup=0, lr=1e-2)
         student, teacher = (model.float() for model in pair("gpt2"))
         made = rollouts(student, teacher, chosen)
-        engine = Engine(student, chosen, Launch(micro_batch=COUNT), world, "fp32", Path(tempfile.mkdtemp()), 1)
-        engine.update(step_losses(engine, task(teacher, chosen), made, list(range(COUNT)), {}))
+        engine = Engine(student, chosen, WHOLE, world, "fp32", Path(tempfile.mkdtemp()), 1)
+        engine.update(*micro_batches(engine, task(teacher, chosen), made, list(range(COUNT))))
         results.append(torch.cat([p.detach().flatten() for p in engine.model.parameters()]))
     torch.save(results, out)
 

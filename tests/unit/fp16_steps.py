@@ -33,7 +33,7 @@ def main(folder):
             engine.resume()
             steps = []
             while engine.step < STEPS:
-                steps.append(engine.update(supervised_parts(engine, None)))
+                steps.append(engine.summed(engine.update(*supervised_parts(engine, None))))
                 if engine.step == STEPS // 2:
                     engine.save({})
             runs.append(steps)

@@ -1,4 +1,5 @@
-"""One optimizer step of the on-policy loss under DeepSpeed, in both presets and with 1, 2 and 4 accumulated micro-batches.
+"""One optimizer step of the on-policy loss under DeepSpeed, in both presets with 1, 2 and 4 accumulated micro-batches, and with as many as a
+budget of tokens makes.
 
 Started by torchrun with one or two processes; rank 0 saves the weights to the path given.  SGD-like: with Adam's first step a gradient
 of any size moves a weight by the same amount, which hides wrong factors, so the optimizer's epsilon is made large.
@@ -13,7 +14,7 @@ from onpolicy_case import COUNT, pair, rollouts, settings, task
 
 from minillm.config import Launch
 from minillm.engine import Engine
-from minillm.rollout_losses import step_losses
+from minillm.rollout_losses import micro_batches
 from minillm.world import leave, start
 
 
@@ -25,17 +26,20 @@ def main(out):
     world = start(0)
     results = {}
     for preset in ("paper", "released"):
-        for accumulation in (1, 2, 4):
+        for accumulation in (1, 2, 4, "budget"):
             chosen = settings(preset, warmup=0, lr=1e-2, clip_norm=1e9)
             student, teacher = (model.float() for model in pair())
             made = rollouts(student, teacher, chosen)
             results["before"] = flat(student)
-            micro = COUNT // world.size // accumulation
+            if accumulation == "budget":
+                launch = Launch(zero=1, micro_batch=COUNT, micro_tokens=40)
+            else:
+                launch = Launch(zero=1, micro_batch=2 * COUNT // world.size // accumulation)  # samples and plain text
             folder = Path(tempfile.mkdtemp())
-            engine = Engine(student, chosen, Launch(zero=1, micro_batch=micro), world, "fp32", folder, 1)
+            engine = Engine(student, chosen, launch, world, "fp32", folder, 1)
             for group in engine.engine.optimizer.param_groups:
                 group["eps"] = 1.0
-            engine.update(step_losses(engine, task(teacher, chosen), made, list(range(COUNT)), {}))
+            engine.update(*micro_batches(engine, task(teacher, chosen), made, list(range(COUNT))))
             results[preset, accumulation] = flat(engine.model)
     if world.rank == 0:
         torch.save(results, out)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tiny_models import make
 
-from minillm.config import Sampling
+from minillm.config import Launch, Sampling
 from minillm.development import Dev
 from minillm.engine import Engine
-from minillm.rollout_losses import Task, step_losses
+from minillm.rollout_losses import Task, micro_batches
 from minillm.rollouts import Entry, Rollouts, together
 from minillm.sampling import Mixture, sample
 from minillm.semantics import PRESETS, OnPolicy
@@ -23,6 +23,7 @@ from minillm.world import World
 VOCABULARY, EOS = 11, 0
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])]
 COUNT = len(PROMPTS)
+WHOLE = Launch(micro_batch=2 * COUNT)  # samples and plain text in one micro-batch
 
 
 class Prompts:
@@ -66,8 +67,7 @@ class OneProcess:
     """As much of an Engine as the losses ask for."""
 
     engine: torch.nn.Module
-    micro_batch: int
-    accumulation: int
+    launch: Launch
     world: World = dataclasses.field(default_factory=lambda: World(0, 1, torch.device("cpu")))
     step: int = 0
     mine = Engine.mine
@@ -104,12 +104,11 @@ def task(teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Task:
 
 
 def gradient(
-    student: Any, made: Rollouts, work: Task, micro_batch: int = COUNT, order: list[int] | None = None
+    student: Any, made: Rollouts, work: Task, launch: Launch = WHOLE, order: list[int] | None = None
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient by parameter) of one mini-batch of all rows."""
     student.zero_grad()
-    engine = OneProcess(student, micro_batch, COUNT // micro_batch)
-    parts = [loss for loss in step_losses(engine, work, made, order or list(range(COUNT)), {})]
-    total = torch.stack(parts).sum()
+    parts, loss = micro_batches(OneProcess(student, launch), work, made, order or list(range(COUNT)))
+    total = torch.stack([loss(part)[0] for part in parts]).sum()
     total.backward()
     return total.item(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}

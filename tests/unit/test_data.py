@@ -16,8 +16,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm import corpus, data
+from minillm.batching import collate
 from minillm.config import Dataset, Tokenizer
-from minillm.data import Corpus, Rows, collate, prepare, prepare_test, statistics, subset
+from minillm.data import Corpus, Rows, prepare, prepare_test, statistics, subset
 from minillm.tokenizers import END
 
 

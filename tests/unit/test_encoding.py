@@ -12,7 +12,8 @@ import torch
 from data_case import REAL, needs_data
 
 from minillm import corpus
-from minillm.data import collate, encode, render
+from minillm.batching import collate
+from minillm.data import encode, render
 from minillm.sources import Row
 from minillm.tokenizers import END, train_tokenizer
 

@@ -8,19 +8,16 @@ import pytest
 import torch
 
 from minillm.config import Launch, Training
-from minillm.engine import MetricsLog, learning_rate, split_batch
+from minillm.engine import MetricsLog, learning_rate, share
 from minillm.errors import UserError
 from minillm.supervised import batch_of_step, count_steps, evaluation_steps
 from minillm.world import World
 
 
 def test_global_batch_is_kept_whatever_the_processes():
-    for processes in (1, 2, 4):
-        micro, accumulation = split_batch(64, 8, processes)
-        assert micro <= 8 and micro * accumulation * processes == 64
-    assert split_batch(6, 4, 1) == (3, 2), "the largest micro-batch that divides"
+    assert [share(64, processes) for processes in (1, 2, 4)] == [64, 32, 16]
     with pytest.raises(UserError, match="global batch of 10 rows .* 4 processes"):
-        split_batch(10, 8, 4)
+        share(10, 4)
 
 
 def test_learning_rate_of_warm_up_and_cosine():

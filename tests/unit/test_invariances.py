@@ -13,11 +13,13 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from minillm import rollout_losses
-from minillm.data import Batch, collate
+from minillm.batching import Batch, collate
+from minillm.config import Launch
 from minillm.projection import Head
 
 presets = pytest.mark.parametrize("preset", ["paper", "released"])
 HERE = Path(__file__).parent
+TWO = Launch(micro_batch=2)
 
 
 def build(preset, family="llama", **changes):
@@ -58,10 +60,15 @@ def test_amount_and_side_of_padding(monkeypatch, preset, family, left, right):
 
 
 @presets
-@pytest.mark.parametrize("micro_batch", [COUNT // 2, COUNT // 4])
-def test_micro_batches(preset, micro_batch):
+@pytest.mark.parametrize(
+    "launch",
+    [Launch(micro_batch=COUNT), Launch(micro_batch=3), Launch(micro_batch=1), Launch(micro_tokens=40)],
+    ids=("half", "three", "one by one", "tokens"),
+)
+def test_micro_batches(preset, launch):
+    """Half of samples and plain text, a number that does not divide them, single rows, as many as a budget of tokens allows."""
     student, made, work = build(preset)
-    assert_same(gradient(student, made, work), gradient(student, made, work, micro_batch))
+    assert_same(gradient(student, made, work), gradient(student, made, work, launch))
 
 
 @presets
@@ -120,8 +127,8 @@ def test_order_of_rows(preset):
         responses=[made.responses[i] for i in order],
         **{name: getattr(made, name)[order] for name in names},
     )
-    assert_same(gradient(student, made, work, 2), gradient(student, turned, work, 2))
-    assert_same(gradient(student, made, work, 2), gradient(student, made, work, 2, order))
+    assert_same(gradient(student, made, work, TWO), gradient(student, turned, work, TWO))
+    assert_same(gradient(student, made, work, TWO), gradient(student, made, work, TWO, order))
 
 
 def updates(processes, folder):
@@ -149,7 +156,7 @@ def test_nothing_is_compiled(steps, folder):
 
 
 @presets
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", [2, 4, "budget"])
 def test_gradient_accumulation(steps, preset, accumulation):
     one, several = steps[1][preset, 1], steps[1][preset, accumulation]
     assert (one - steps[1]["before"]).abs().max() > 1e-4, "the step moves the weights"
@@ -157,5 +164,6 @@ def test_gradient_accumulation(steps, preset, accumulation):
 
 
 @presets
-def test_two_processes(steps, preset):
-    assert_close(steps[2][preset, 1], steps[1][preset, 1], atol=2e-6, rtol=1e-5)
+@pytest.mark.parametrize("accumulation", [1, "budget"])
+def test_two_processes(steps, preset, accumulation):
+    assert_close(steps[2][preset, accumulation], steps[1][preset, 1], atol=2e-6, rtol=1e-5)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make
 
+from minillm.batching import collate
 from minillm.config import Model, Sampling
-from minillm.data import collate
 from minillm.errors import UserError
 from minillm.models import (
     base_model,

@@ -14,7 +14,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCau
 
 from minillm import models, objectives, projection
 from minillm import rollouts as rollouts_module
-from minillm.data import collate
+from minillm.batching import collate
+from minillm.config import Launch
 from minillm.errors import UserError
 from minillm.projection import Head
 
@@ -239,18 +240,18 @@ def test_kept_hidden_states_give_the_same_loss(preset):
     chosen = settings(preset)
     student, teacher = pair()
     made, work = rollouts(student, teacher, chosen), task(teacher, chosen)
-    expected, slopes = gradient(student, made, work, 2)
+    expected, slopes = gradient(student, made, work, Launch(micro_batch=2))
     kept = kept_of(student, teacher, chosen)
-    found, others = gradient(student, dataclasses.replace(made, teacher_hidden=kept), work, 2)
+    found, others = gradient(student, dataclasses.replace(made, teacher_hidden=kept), work, Launch(micro_batch=2))
     assert found == pytest.approx(expected, abs=1e-9)
     assert_close(others, slopes, atol=1e-9, rtol=1e-9)
 
 
 def kept_of(student, teacher, chosen):
     """Of each row: what the sampling recorded for the even ones, the odd ones as if they were not sampled."""
-    from onpolicy_case import COUNT, PROMPTS, VOCABULARY, OneProcess
+    from onpolicy_case import PROMPTS, VOCABULARY, OneProcess
 
-    from minillm.config import Launch, Sampling
+    from minillm.config import Sampling
     from minillm.sampling import Mixture, sample
 
     found = sample(
@@ -258,6 +259,5 @@ def kept_of(student, teacher, chosen):
         vocabulary=VOCABULARY, mixture=Mixture(teacher, chosen.alpha), record=True,
     )  # fmt: skip
     entries = [rollouts_module.Entry(i, r.tokens, r.finished, r.record if i % 2 == 0 else None) for i, r in enumerate(found)]
-    engine = OneProcess(student, 3, COUNT)
-    engine.launch = Launch(micro_batch=3)
+    engine = OneProcess(student, Launch(eval_batch=3))
     return rollouts_module.teacher_hidden(engine, teacher, Prompts(), entries, EOS)

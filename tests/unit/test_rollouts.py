@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onpolicy_case import COUNT, OneProcess, Prompts, Tokenizer, pair, rollouts, settings
+from onpolicy_case import COUNT, WHOLE, OneProcess, Prompts, Tokenizer, pair, rollouts, settings
 
 from minillm.config import Launch, Sampling
 from minillm.counts import repetition
@@ -74,7 +74,7 @@ def test_collections_are_the_same_whatever_the_number_of_ranks():
 
     def run(size):
         def rank(r):
-            engine = OneProcess(student, COUNT, 1)
+            engine = OneProcess(student, WHOLE)
             engine.model, engine.launch = student, Launch(eval_batch=3)
             gathered = []
             engine.world = types.SimpleNamespace(rank=r, size=size, gather=lambda own: gathered.append(own) or [own])

@@ -7,8 +7,8 @@ from scipy.stats import chisquare
 from tiny_models import FAMILIES, make
 from transformers import NoRepeatNGramLogitsProcessor
 
+from minillm.batching import collate
 from minillm.config import Sampling
-from minillm.data import collate
 from minillm.errors import UserError
 from minillm.filters import NgramBlock
 from minillm.models import response_hidden, response_logits, response_tokens, token_logprobs

@@ -13,6 +13,7 @@ import torch
 import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 
+from minillm.config import Launch
 from minillm.errors import UserError
 from minillm.experiment import experiment, on_policy
 from minillm.rollout_losses import advantages, whitened
@@ -92,7 +93,7 @@ def test_presets_reproduce_the_formulas(preset):
     student, teacher = pair()
     made = rollouts(student, teacher, chosen)
     expected = loss_by_hand(preset, made, student, teacher, chosen.alpha, chosen.max_tokens)
-    found, _ = gradient(student, made, task(teacher, chosen), micro_batch=2)
+    found, _ = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2))
     assert found == pytest.approx(expected, rel=1e-5)  # recorded log-probabilities are float32
     other, _ = gradient(student, made, task(teacher, settings("paper" if preset == "released" else "released")))
     assert abs(other - expected) > 0.1

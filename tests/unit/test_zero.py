@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, OneProcess, Prompts, pair, rollouts, settings, task
+from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, Prompts, pair, rollouts, settings, task
 from torch.testing import assert_close
 from zero_case import CASES, KINDS, STEPS, supervised
 
-from minillm.data import collate
+from minillm.batching import collate
 from minillm.engine import learning_rate
-from minillm.rollout_losses import step_losses
+from minillm.rollout_losses import micro_batches
 from minillm.supervised import example_loss
 
 HERE = Path(__file__).parent
@@ -70,8 +70,10 @@ def plain():
                 tokens = sum(len(response) for _, response in examples)
                 loss = example_loss(student, collate(examples, EOS), VOCABULARY, tokens, teacher if kind == "kd" else None, 0.5)
             else:
-                engine = OneProcess(student, COUNT, 1, step=step)
-                loss = sum(step_losses(engine, task(teacher, chosen), made, list(range(COUNT)), {}))
+                [part], of = micro_batches(
+                    OneProcess(student, WHOLE, step=step), task(teacher, chosen), made, list(range(COUNT))
+                )
+                loss, _ = of(part)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), chosen.clip_norm)

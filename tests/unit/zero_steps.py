@@ -13,10 +13,10 @@ import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, pair, rollouts, settings, task
 from zero_case import CASES, LAUNCH, STEPS, supervised
 
+from minillm.batching import collate
 from minillm.config import Launch
-from minillm.data import collate
 from minillm.engine import Engine
-from minillm.rollout_losses import step_losses
+from minillm.rollout_losses import micro_batches
 from minillm.supervised import example_loss
 from minillm.world import leave, start
 
@@ -34,8 +34,11 @@ class Spread(Engine):
 def supervised_parts(engine, teacher):
     examples = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
     tokens = sum(len(response) for _, response in examples)
-    for part in engine.mine(examples, length=lambda e: len(e[0]) + len(e[1])):
-        yield example_loss(engine.engine, collate(part, EOS), VOCABULARY, tokens, teacher, 0.5)
+
+    def loss(part):
+        return example_loss(engine.engine, collate(part, EOS), VOCABULARY, tokens, teacher, 0.5), {}
+
+    return engine.mine(examples, length=lambda e: len(e[0]) + len(e[1])), loss
 
 
 def case(world, kind, name, place, saved_by):
@@ -51,8 +54,8 @@ def case(world, kind, name, place, saved_by):
         assert engine.resume() == {"kind": kind} and engine.step == STEPS // 2
     while engine.step < STEPS:
         work = task(teacher, chosen)
-        parts = step_losses(engine, work, made, list(range(COUNT)), {}) if made else supervised_parts(engine, teacher)
-        losses.append(engine.update(parts)["loss"])
+        step = micro_batches(engine, work, made, list(range(COUNT))) if made else supervised_parts(engine, teacher)
+        losses.append(engine.summed(engine.update(*step))["loss"])
         if launch.shard_teacher and world.size > 1:
             assert all(p.numel() == 0 and p.ds_tensor.numel() < p.ds_numel for p in teacher.parameters()), "spread again"
         if engine.step == STEPS // 2:

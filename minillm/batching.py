@@ -1,0 +1,76 @@
+"""Which rows are computed at once, those of similar length, so that little is padding; and how they lie beside each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0) -> list[list[T]]:
+    """`items` sorted by length and cut into batches of at most `rows` rows and, padding included, at most `tokens` positions (0: any number).
+
+    A row that is longer than `tokens` is a batch by itself.  Rows of equal length keep their order.
+    """
+    batches: list[list[T]] = []
+    for item in sorted(items, key=length):
+        full = not batches or len(batches[-1]) == rows
+        if full or (tokens and (len(batches[-1]) + 1) * length(item) > tokens):
+            batches.append([])
+        batches[-1].append(item)
+    return batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded examples: prompt and response end at the right edge, so that the width is that of the longest example.
+
+    tokens, attention (1 on real tokens) and positions are (batch, width) int64; tokens[:, start:] covers the longest response; mask
+    is (batch, width - start) float32, 1 on response tokens (the last ones of each row); `places` are these tokens' places in the
+    flattened mask, (response tokens,) int64: known before the batch goes to a GPU, which would have to be waited for otherwise.
+    """
+
+    tokens: Tensor
+    attention: Tensor
+    positions: Tensor
+    mask: Tensor
+    start: int
+    places: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", self.mask.flatten().nonzero().squeeze(1))
+
+    def to(self, device: torch.device) -> Batch:
+        batch = copy.copy(self)
+        for name in ("tokens", "attention", "positions", "mask", "places"):
+            object.__setattr__(batch, name, moved(getattr(self, name), device))
+        return batch
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; to a GPU by way of pinned memory, so that nobody waits until it has done what it was given before."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def collate(examples: Sequence[tuple[np.ndarray, np.ndarray]], pad: int) -> Batch:
+    """Prompts and responses as one batch.  Masks come from lengths, never from token values, so EOS may be PAD."""
+    width = max(len(prompt) + len(response) for prompt, response in examples)
+    start = width - max(len(response) for _, response in examples)
+    tokens = torch.full((len(examples), width), pad, dtype=torch.long)
+    attention = torch.zeros((len(examples), width), dtype=torch.long)
+    mask = torch.zeros((len(examples), width - start))
+    for i, (prompt, response) in enumerate(examples):
+        first = width - len(prompt) - len(response)
+        tokens[i, first:] = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
+        attention[i, first:] = 1
+        mask[i, width - start - len(response) :] = 1.0
+    return Batch(tokens, attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, start)

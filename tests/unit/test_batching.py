@@ -1,0 +1,55 @@
+"""Which rows are computed at once: similar lengths, at most so many rows and tokens, and on every rank the same company."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from onpolicy_case import COUNT, OneProcess, Texts, pair, rollouts, settings, task
+
+from minillm.batching import by_length
+from minillm.config import Launch
+from minillm.rollout_losses import micro_batches
+from minillm.world import World
+
+LENGTHS = [int(n) for n in np.random.default_rng(3).integers(1, 60, 41)]
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(4, 0), (100, 120), (3, 120), (100, 10), (1, 0)])
+def test_limits_are_kept_and_no_row_is_lost(rows, tokens):
+    batches = by_length(range(len(LENGTHS)), LENGTHS.__getitem__, rows, tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(LENGTHS)))
+    for batch in batches:
+        assert len(batch) <= rows
+        assert not tokens or len(batch) == 1 or len(batch) * max(LENGTHS[i] for i in batch) <= tokens
+    flat = [LENGTHS[i] for batch in batches for i in batch]
+    assert flat == sorted(flat)
+
+
+def test_batches_are_as_full_as_they_may_be():
+    batches = by_length([5, 5, 5, 9, 2], int, 100, 20)
+    assert batches == [[2, 5, 5, 5], [9]]
+    assert by_length([], int, 4, 0) == []
+
+
+@pytest.mark.parametrize("launch", [Launch(micro_batch=3), Launch(micro_batch=99, micro_tokens=60)], ids=("rows", "tokens"))
+def test_every_rank_makes_the_same_passes(launch):
+    """As many micro-batches on each, with as many samples and as many texts: under ZeRO-3 a rank with one more would wait for ever."""
+    chosen = settings("paper", lm_batch=4)
+    student, teacher = pair()
+    made = rollouts(student, teacher, chosen)
+
+    def parts_of(rank, size):
+        engine = OneProcess(student, launch)
+        engine.world = dataclasses.replace(World(0, 1, torch.device("cpu")), rank=rank, size=size)
+        return micro_batches(engine, task(teacher, chosen), made, list(range(COUNT)))[0]
+
+    whole = sorted(row for part in parts_of(0, 1) for row in part)
+    assert [row for row in whole if row[0] == "sample"] == [("sample", i) for i in range(COUNT)]
+    assert len([row for row in whole if row[0] == "text"]) == 4 < len(Texts())
+    for size in (2, 4):
+        ranks = [parts_of(rank, size) for rank in range(size)]
+        assert sorted(row for parts in ranks for part in parts for row in part) == whole
+        kinds = {tuple(tuple(sorted(kind for kind, _ in part)) for part in parts) for parts in ranks}
+        assert len(kinds) == 1, "the same company on every rank"
+        assert size == 4 or len(next(iter(kinds))) > 1
