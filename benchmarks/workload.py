@@ -112,6 +112,7 @@ class Setting:
 
     def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000) -> Engine:
         """A student of its own under DeepSpeed."""
-        launch = Launch(zero=1, micro_batch=self.shape.micro_batch, eval_batch=max(32, self.shape.batch))
+        tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)  # as many as the reference computes at once
+        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=max(32, self.shape.batch))
         student = make_model(self.shape.student, self.shape, 1)
         return Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,52 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     return {max(1, round(steps * (i + 1) / evaluations)) for i in range(evaluations)}
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """What is learnt from what: the examples, dev examples (`own_dev`: of the same kind as the examples, where these are not gold), and the
+    teacher that has a share of `kd_ratio` in the loss."""
+
+    engine: Engine
+    examples: Sequence[Example]
+    dev: Dev
+    own_dev: Sequence[Example]
+    teacher: PreTrainedModel | None
+    kd_ratio: float
+    cache: TeacherCache | None
+
+    def micro_batches(self, chosen: Sequence[int]) -> tuple[list[list[int]], Callable[[list[int]], Losses]]:
+        """(this rank's micro-batches of one global batch, the loss of one of them); all ranks' add up to the whole loss."""
+        engine, examples, teacher = self.engine, self.examples, self.teacher
+        denominator = sum(len(examples[i][1]) for i in chosen)
+        pad = models.special_tokens(self.dev.tokenizer)[1]
+
+        def loss(part: list[int]) -> Losses:
+            batch = collate([examples[i] for i in part], pad).to(engine.world.device)
+            known = None
+            if self.cache and teacher is not None:  # of all of them, computed as one batch where one of them is new
+                known = self.cache.hidden(part, lambda: models.response_hidden(teacher, batch), engine.world.device)
+            return example_loss(engine.engine, batch, self.dev.vocabulary, denominator, teacher, self.kd_ratio, known), {}
+
+        return engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss
+
+    def look(self, rouge: bool) -> dict[str, float]:
+        """The dev set: "dev_loss", "dev_objective", and what fresh answers to it are like where `rouge`."""
+        engine, teacher = self.engine, self.teacher if self.kd_ratio else None
+        with engine.whole():
+            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher)
+            own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher) if self.own_dev else found
+            objective = (1 - self.kd_ratio) * own["nll"] + self.kd_ratio * own.get("forward_kl", 0.0)
+            values = {"dev_loss": found["nll"], "dev_objective": objective}
+            if rouge:
+                answers = answer(engine.model, self.dev, engine.world)
+                values |= {
+                    "dev_rouge": answers.rouge,
+                    "dev_length": answers.mean_length,
+                    "dev_finished": answers.finished,
+                }
+        return values
+
+
 def fit(
     engine: Engine,
     examples: Sequence[Example],
@@ -130,27 +177,10 @@ def fit(
     history: list[dict[str, Any]] = state["history"]
     candidates = Candidates(engine, dev.tokenizer, RULES if rouge else RULES[1:])
     log = MetricsLog(engine, name)
-    pad = models.special_tokens(dev.tokenizer)[1]
     kd_ratio = settings.kd_ratio if settings.loss == "kd" else 0.0
     due = evaluation_steps(engine.steps, settings.evaluations)
     cache = teacher_cache(engine, teacher, examples, settings) if teacher is not None and kd_ratio else None
-
-    def look() -> dict[str, Any]:
-        mixed_in = teacher if kd_ratio else None
-        found = losses(engine.model, dev.examples, dev, engine.world, mixed_in)
-        own = losses(engine.model, own_dev, dev, engine.world, mixed_in) if own_dev else found
-        objective = (1 - kd_ratio) * own["nll"] + kd_ratio * own.get("forward_kl", 0.0)
-        return {"step": engine.step, "dev_loss": found["nll"], "dev_objective": objective}
-
-    def update(chosen: Sequence[int]) -> dict[str, Tensor]:
-        denominator = sum(len(examples[i][1]) for i in chosen)
-
-        def loss(part: Sequence[int]) -> Losses:
-            batch = collate([examples[i] for i in part], pad).to(engine.world.device)
-            known = cached(cache, teacher, part, batch) if cache and teacher else None
-            return example_loss(engine.engine, batch, dev.vocabulary, denominator, teacher, kd_ratio, known), {}
-
-        return engine.update(engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss)
+    work = Supervision(engine, examples, dev, own_dev, teacher, kd_ratio, cache)
 
     def save() -> None:
         if cache:
@@ -159,37 +189,22 @@ def fit(
 
     engine.engine.eval()
     if engine.step == 0:
-        with engine.whole():
-            first = look()
-        log.write({key: value for key, value in first.items() if key != "step"})
+        log.write(work.look(rouge=False))
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
-            found = update(batch_of_step(len(examples), settings.batch, engine.step, seed))
+            found = engine.update(*work.micro_batches(batch_of_step(len(examples), settings.batch, engine.step, seed)))
             bar.update()
             if engine.logs:
                 log.write(engine.summed(found))
             if engine.step in due:
-                with engine.whole():
-                    entry = look()
-                    if rouge:
-                        answers = answer(engine.model, dev, engine.world)
-                        entry |= {
-                            "dev_rouge": answers.rouge,
-                            "dev_length": answers.mean_length,
-                            "dev_finished": answers.finished,
-                        }
-                history.append(entry)
-                log.write({key: value for key, value in entry.items() if key != "step"})
+                values = work.look(rouge)
+                history.append({"step": engine.step, **values})
+                log.write(values)
                 candidates.offer(history)
             if engine.step in due or engine.step % engine.launch.save_every == 0:
                 save()
             engine.stop_if_asked(save)
     return history
-
-
-def cached(cache: TeacherCache, teacher: PreTrainedModel, examples: Sequence[int], batch: Batch) -> Tensor:
-    """The teacher's hidden states of these examples, computed as one batch where one of them is new."""
-    return cache.hidden(examples, lambda: models.response_hidden(teacher, batch), batch.tokens.device)
 
 
 def export(
