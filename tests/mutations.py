@@ -82,7 +82,7 @@ MUTATIONS = [
         "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
     ),
     Mutation(
-        "advantages of other rows", "rollout_losses.py", "return values[rows][valid]", "return values[: len(rows)][valid]",
+        "advantages of other rows", "rollout_losses.py", "moved(values[rows][valid], self.device)", "moved(values[: len(rows)][valid], self.device)",
         f"{TESTS}::test_order_of_rows",
     ),
     Mutation(
