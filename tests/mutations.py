@@ -82,8 +82,8 @@ MUTATIONS = [
         "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
     ),
     Mutation(
-        "advantages of other rows", "rollout_losses.py", "moved(values[rows][valid], self.device)", "moved(values[: len(rows)][valid], self.device)",
-        f"{TESTS}::test_order_of_rows",
+        "advantages of other rows", "rollout_losses.py", "moved(values[rows][valid], self.device)",
+        "moved(values[: len(rows)][valid], self.device)", f"{TESTS}::test_order_of_rows",
     ),
     Mutation(
         "the current reward is in the return", "objectives.py", "if include_current else (after, count)",
