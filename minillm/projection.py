@@ -106,10 +106,20 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         found = [
-            None if gradient is None else (gradient * above[0]).to(dtype)
+            None if gradient is None else _scaled(gradient, above[0], dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*found, None, None)
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`gradient` x `factor` in `dtype`, some rows at a time where it is in another one: no second matrix in float32."""
+    if gradient.dtype == dtype:
+        return gradient * factor
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    for rows in tiles(len(gradient), gradient[:1].numel(), TILE):
+        scaled[rows] = gradient[rows] * factor
+    return scaled
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -135,8 +145,9 @@ def _added(
         used = to_weight[: head.vocabulary]
         if used.dtype == slopes.dtype:
             used.addmm_(slopes.t(), hidden[block])
-        else:
-            used += slopes.t() @ hidden[block]
+        else:  # row by row of the matrix, so that there is no second one, of the products
+            for rows in tiles(len(used), used.shape[1], TILE):
+                used[rows] += slopes[:, rows].t() @ hidden[block]
     if needed[2] and head.bias is not None:
         if to_bias is None:
             to_bias = torch.zeros_like(head.bias, dtype=_wide(hidden.dtype))

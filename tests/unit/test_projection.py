@@ -261,3 +261,14 @@ def kept_of(student, teacher, chosen):
     entries = [rollouts_module.Entry(i, r.tokens, r.finished, r.record if i % 2 == 0 else None) for i, r in enumerate(found)]
     engine = OneProcess(student, Launch(eval_batch=3))
     return rollouts_module.teacher_hidden(engine, teacher, Prompts(), entries, EOS)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50])
+def test_a_gradient_kept_in_float32_is_scaled_as_a_whole(monkeypatch, rows):
+    """Some rows at a time, to the run's precision: what a second float32 matrix would give."""
+    monkeypatch.setattr(projection, "TILE", rows * 5)
+    gradient = torch.randn(23, 5, generator=torch.Generator().manual_seed(2))
+    factor = torch.tensor(0.37)
+    found = projection._scaled(gradient, factor, torch.bfloat16)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, (gradient * factor).to(torch.bfloat16))
+    assert torch.equal(projection._scaled(gradient[:, 0], factor, torch.bfloat16), (gradient[:, 0] * factor).to(torch.bfloat16))
