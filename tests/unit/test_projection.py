@@ -272,3 +272,26 @@ def test_a_gradient_kept_in_float32_is_scaled_as_a_whole(monkeypatch, rows):
     found = projection._scaled(gradient, factor, torch.bfloat16)
     assert found.dtype == torch.bfloat16 and torch.equal(found, (gradient * factor).to(torch.bfloat16))
     assert torch.equal(projection._scaled(gradient[:, 0], factor, torch.bfloat16), (gradient[:, 0] * factor).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(("tile", "block"), [(10**9, 10**9), (47 * 3, 47 * 9), (47, 47)])
+def test_half_precision_in_blocks(monkeypatch, tile, block):
+    """In bf16 the gradient of the matrix is added up in float32, some rows at a time: as near to float64 as from one block."""
+    hidden, weight, teacher = (
+        torch.randn(*size, generator=torch.Generator().manual_seed(5)) for size in ((64, 16), (53, 16), (64, 47))
+    )
+
+    def gradients(dtype):
+        leaves = [values.bfloat16().to(dtype).requires_grad_() for values in (hidden, weight)]
+        head = Head(leaves[1], None, 47)
+        total = projection.loss(
+            lambda logits, part: objectives.forward_kl(logits, teacher[part].to(logits.dtype)), leaves[0], head
+        )
+        (0.1 * total).backward()
+        return [leaf.grad.double() for leaf in leaves]
+
+    exact = gradients(torch.float64)
+    monkeypatch.setattr(projection, "TILE", tile)
+    monkeypatch.setattr(projection, "BLOCK", block)
+    for found, expected in zip(gradients(torch.bfloat16), exact, strict=True):
+        assert (found - expected).norm() < 0.01 * expected.norm()
