@@ -59,14 +59,16 @@ def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
 
 
 def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
-    """One point a process; where one does not fit into the machine, its row says so."""
+    """One point a process, those that targets depend on three times; where one does not fit into the machine, its row says so."""
     found: dict[str, Any] = {}
     for side, precision, plain in memory_points(full):
         shape = dataclasses.replace(plain, **sizes)
         name = f"{side} {precision} V{shape.vocabulary} B{shape.batch} T{shape.prompt}+{shape.response}"
+        repeats = 3 if report.decides(name) else 1
         try:
-            found[name] = child.ask("benchmarks.memory", shape, side=side, precision=precision)
-            say(f"{name}: {found[name]['above']:.0f} MB above, net {found[name]['net']:.0f}")
+            runs = [child.ask("benchmarks.memory", shape, side=side, precision=precision) for _ in range(repeats)]
+            found[name] = {key: speed.spread([run[key] for run in runs]) for key in runs[0]}
+            say(f"{name}: {found[name]['above']['median']:.0f} MB above, net {found[name]['net']['median']:.0f}")
         except RuntimeError as error:
             found[name] = {"error": str(error).splitlines()[0]}
             say(str(error))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.files import sha256
-from minillm.world import World
+from minillm.world import World, leave
 
 KEPT = 2  # the newest, and the one before in case the newest is damaged
 MANIFEST = "manifest.json"
@@ -46,7 +46,6 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
 
     def begin() -> None:
         if world.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
             free = shutil.disk_usage(folder).free
             if free < needed:
                 raise OSError(f"a checkpoint needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
@@ -65,6 +64,9 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
         try:
             yield partial
         except (OSError, RuntimeError) as error:
+            if world.size > 1:  # the others wait for this rank inside of DeepSpeed: torchrun ends them
+                print(f"minillm: error: {advice}: rank {world.rank}: {error}".split("\n")[0], file=sys.stderr, flush=True)
+                leave(2)
             written.append(error)
 
         def write() -> None:
@@ -98,11 +100,15 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
 
 
 def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, the same on every rank; damaged ones are named and removed."""
+    """The newest checkpoint that is whole, the same on every rank; damaged ones are named and removed, and what a killed run left half-made.
+
+    Raises UserError where a file is there and cannot be read now: that says nothing about what it holds.
+    """
+    if world.rank == 0:
+        for rest in (_trash(folder), *folder.glob(".partial-*")):
+            shutil.rmtree(rest, ignore_errors=True)
     for path in world.gather(sorted(folder.glob("step-*"), reverse=True))[0]:
-        found = _manifest(path) if world.rank == 0 else None
-        manifest = world.gather(found)[0]
-        problem = damage(path, manifest, world)
+        manifest, problem = check(path, world)
         if not problem:
             return Checkpoint(path, manifest["step"], manifest["processes"], manifest["zero"])
         say(f"{path}: damaged checkpoint ({problem}); it is removed")
@@ -112,18 +118,46 @@ def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint
     return None
 
 
-def damage(folder: Path, manifest: dict[str, Any] | None, world: World) -> str:
-    """What is wrong with a checkpoint, "" where it is whole; each rank reads a share of the files."""
-    if manifest is None:
-        return f"{MANIFEST} is missing or damaged"
-    found = ""
-    for name in _share(sorted(manifest["files"]), world):
-        try:
-            if sha256(folder / name) != manifest["files"][name]:
-                found = f"{name}: not what was written"
-        except OSError as error:
-            found = f"{name}: {error.strerror}"
-    return next((text for text in world.gather(found) if text), "")
+def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
+    """(manifest, what is wrong with the checkpoint: "" where it is whole); each rank reads a share of the files."""
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+
+    def look() -> None:
+        if world.rank == 0:
+            found.update(_manifest(folder) or {})
+
+    advice = f"{folder}: cannot be read now, and nothing was removed; run the same command again when the disk answers"
+    world.together(look, advice)
+    manifest: dict[str, Any] = world.gather(found)[0]
+    if not manifest:
+        return {}, f"{MANIFEST} is missing or damaged"
+
+    def read() -> None:
+        for name in _share(sorted(manifest["files"]), world):
+            try:
+                if sha256(folder / name) != manifest["files"][name]:
+                    problems.append(f"{name}: not what was written")
+            except FileNotFoundError:
+                problems.append(f"{name}: is missing")
+
+    world.together(read, advice)
+    return manifest, next((text for part in world.gather(problems) for text in part), "")
+
+
+def steps(folder: Path) -> list[int]:
+    """Of which steps there are checkpoints, in order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def discard(folder: Path) -> None:
+    """Remove a finished run's folder: all of it at once, for a part of it is none to go on from."""
+    os.replace(folder, _trash(folder))
+    shutil.rmtree(_trash(folder))
+
+
+def _trash(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.finished")
 
 
 def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) -> str:
@@ -167,5 +201,5 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / MANIFEST).read_text())
         kinds = {"step": int, "processes": int, "zero": int, "files": dict}
         return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

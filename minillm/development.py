@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm import models, objectives, selection
+from minillm import checkpoints, models, objectives, selection
 from minillm.batching import by_length, collate
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
@@ -159,31 +159,41 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> Answers:
 
 
 class Candidates:
-    """The models that each selection rule would choose so far, kept beside the checkpoints until the stage is finished."""
+    """The models that each selection rule would choose so far, by their step, kept beside the checkpoints until the stage is finished."""
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, rules: Sequence[str]) -> None:
         self.engine, self.tokenizer, self.rules = engine, tokenizer, rules
 
-    def folder(self, rule: str) -> Path:
-        return self.engine.folder / "candidates" / rule
+    def folder(self, step: int) -> Path:
+        return self.engine.folder / "candidates" / f"step-{step:07d}"
+
+    def chosen(self, history: list[dict[str, Any]]) -> set[int]:
+        """The steps that the rules choose, one or more."""
+        return {selection.choose(history, rule)["step"] for rule in self.rules}
 
     def offer(self, history: list[dict[str, Any]]) -> None:
-        """Keep the present model for each rule that chooses the last entry of `history`."""
-        chosen_by = [rule for rule in self.rules if selection.choose(history, rule)["step"] == history[-1]["step"]]
-        if not chosen_by:
+        """Keep the present model where a rule chooses the last entry of `history`; what it chose before stays until `prune`."""
+        step = history[-1]["step"]
+        if step not in self.chosen(history):
             return
         state = self.engine.weights()
         if self.engine.world.rank == 0:
-            with whole_folder(self.folder(chosen_by[0])) as partial:
+            with whole_folder(self.folder(step)) as partial:
                 save_model(self.engine.model, self.tokenizer, partial, state)
-            for rule in chosen_by[1:]:
-                with whole_folder(self.folder(rule)) as partial:
-                    shutil.copytree(self.folder(chosen_by[0]), partial, dirs_exist_ok=True)
         self.engine.world.barrier()
+
+    def prune(self, history: list[dict[str, Any]]) -> None:
+        """Remove what no checkpoint's part of `history` chooses: a run may have to go on from any of them, and then needs its choice."""
+        if self.engine.world.rank == 0:
+            parts = ([e for e in history if e["step"] <= step] for step in checkpoints.steps(self.engine.folder))
+            kept = {self.folder(step) for part in parts if part for step in self.chosen(part)}
+            for path in self.folder(0).parent.glob("step-*"):
+                if path not in kept:
+                    shutil.rmtree(path)
 
     def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
         """The model that `rule` chooses, its evidence (selection.json) and the metrics of the run, into `folder`."""
-        shutil.copytree(self.folder(rule), folder, dirs_exist_ok=True)
+        shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
         (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
         if self.engine.launch.tensorboard:

@@ -74,6 +74,11 @@ class Engine:
         self.share = share(settings.batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
         self.found = checkpoints.newest(folder, world, self.say)
+        if self.found and (self.found.zero == 3) != (launch.zero == 3):
+            raise UserError(
+                f"launch.zero: {self.found.folder} was saved under ZeRO {self.found.zero}, which {launch.zero} cannot go on from; set "
+                f"zero: {self.found.zero}, or delete {folder} to begin anew"
+            )
         self._precision = {
             "bf16": {"enabled": precision == "bf16"},
             # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
@@ -258,9 +263,11 @@ class Engine:
         optimizer = self.engine.optimizer.optimizer
         for group, decay in zip(optimizer.param_groups, self._decays, strict=True):
             group["weight_decay"] = decay
-        for values in optimizer.state.values():
-            if torch.is_tensor(values.get("step")):
-                values["step"] = values["step"].clone()
+        for weight, values in optimizer.state.items():
+            if torch.is_tensor(
+                values.get("step")
+            ):  # fused AdamW reads it on the weights' device, where the converter did not put it
+                values["step"] = values["step"].to(weight.device, torch.float32, copy=True)
 
     def elapsed(self) -> float:
         """Seconds of training so far, interruptions left out."""

@@ -89,8 +89,19 @@ def _dataset(settings: FetchSettings) -> dict[str, Any]:
     table = datasets.load_dataset(
         settings.path, settings.subset or None, split=settings.split or "train", revision=settings.revision or None
     )
-    checksums = table.info.download_checksums or {}
-    return {"rows": len(table), "files": {name: value.get("checksum") for name, value in checksums.items()}}
+    cached = [Path(entry["filename"]) for entry in table.cache_files]
+    return {"rows": len(table), "commit": _commit(settings), "files": {file.name: sha256(file) for file in cached}}
+
+
+def _commit(settings: FetchSettings) -> str | None:
+    """Of a data set that `datasets` has read, which does not say it; None where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return HfApi().dataset_info(settings.path, revision=settings.revision or "main").sha
+    except OfflineModeIsEnabled:
+        return None
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -67,6 +67,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
             state = {"history": history, "rollouts": rollouts, "memory": memory}
             if engine.step in due or engine.step % engine.launch.save_every == 0:
                 engine.save(state)
+                candidates.prune(history)
             engine.stop_if_asked(partial(engine.save, state))
     return history
 
@@ -108,14 +109,14 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
     """Stop where length or reverse KL has run away from the first collection's; UserError that says by how much."""
-    memory.first = memory.first or rollouts.summary
     for key, limit, value in (
         ("response_length", "stop_length", settings.stop_length),
         ("rollout_reverse_kl", "stop_kl", settings.stop_kl),
     ):
         if not value or key not in rollouts.summary:
             continue
-        first, now = memory.first[key], rollouts.summary[key]
+        now = rollouts.summary[key]
+        first = memory.first.setdefault(key, now)  # the first collection may have no samples of the student
         if now > value * first or (limit == "stop_length" and now * value < first):
             raise UserError(
                 f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} at the start: more than a factor "

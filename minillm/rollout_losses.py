@@ -137,7 +137,7 @@ def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> dict
 
 
 def clipped(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> Tensor:
-    """How many of a tile's tokens have a ratio that the surrogate clips."""
+    """How many of a tile's tokens have a ratio outside of 1 +- clip; whether the surrogate then clips it depends on the advantage."""
     new = models.token_logprobs(logits.detach(), known.tokens[tile])
     ratio = torch.exp(new - known.old_logprobs[tile]) * known.weights[tile]
     return ((ratio - 1.0).abs() > settings.clip).sum()

@@ -43,7 +43,7 @@ class Memory:
     student_share: float
     dev_loss: float | None = None
     buffer: list[Entry] = field(default_factory=list)  # the newest last
-    first: dict[str, float] = field(default_factory=dict)  # summary of the first collection, for the guard
+    first: dict[str, float] = field(default_factory=dict)  # of what the guard watches, the first collection's value
 
     def look(self, dev_loss: float, settings: OnPolicy) -> None:
         """The student's share grows where the dev loss has risen since it last grew (DistiLLM's adaptive scheduler)."""
@@ -181,6 +181,7 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
     reverse = recorded("reverse_kl")
     summary = {"fresh": len(own) / len(entries), "repetition": float(np.mean([repetition(e.response) for e in entries]))}
     summary["response_length"] = mask.sum(1).mean().item()
+    summary["sampled_tokens"] = fresh.sum().item()
     if own:
         summary["finished"] = float(np.mean([e.finished for e in own]))
         summary["entropy"] = objectives.masked_mean(recorded("entropy"), fresh).item()

@@ -223,7 +223,7 @@ def _position(logits: list[Tensor], alpha: float, uniform: Tensor, record: bool)
     chosen = draw(mixed, uniform)
     if not record:
         return chosen, None
-    at = chosen.unsqueeze(-1)
+    at = chosen.clamp(min=0).unsqueeze(-1)  # -1: no number was drawn from NaN, which the caller says
     of_token = torch.cat([student.gather(-1, at), teacher.gather(-1, at), mixed.gather(-1, at).log()], -1).T
     gap = (q * (student - teacher)).sum(-1)  # all logits are finite: filters are refused here
     return chosen, torch.cat([of_token, gap[None], -(q * student).sum(-1)[None]])

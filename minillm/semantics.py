@@ -34,8 +34,8 @@ class OnPolicy:
     this token's reward only with `include_current`, or where it is "centred".  `clip` 0 and `reward_clip` 0 are none.  `lm_coef`
     weighs the pre-training loss, in which `lm_kd_ratio` is the share of forward KL to the teacher.
 
-    Guard, off at 0: `init_kl` weighs a reverse KL to the initial student; training stops where the mean length (`stop_length`) or the
-    reverse KL (`stop_kl`) of a collection exceeds that many times the first collection's.
+    Guard, off at 0: `init_kl` weighs a reverse KL to the initial student; training stops where the mean length of a collection exceeds
+    `stop_length` times the first one's or falls below that part of it, or its reverse KL exceeds `stop_kl` times the first one's.
     """
 
     semantics: Literal["default", "paper", "released", "first_release"] = "default"
@@ -181,5 +181,11 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
         problem = "advantage: 'centred' stands for the single-step term; set single_step: false"
     elif settings.advantage == "expected" and settings.include_current:
         problem = "advantage: 'expected' is of the rewards that follow, not of the token's own; set include_current: false"
+    elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
+        problem = (
+            "adaptive: the share of samples grows at dev evaluations; set student_share below 1 and evaluations to 2 or more"
+        )
+    elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
+        problem = f"{limit}: it is a factor above 1, or 0 for none"
     if problem:
         raise UserError(f"{where}: {under}.{problem}")

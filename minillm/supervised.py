@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models, objectives, provenance
 from minillm.batching import Batch, collate
+from minillm.checkpoints import discard
 from minillm.config import Launch, Training
 from minillm.data import Rows
 from minillm.development import Candidates, Dev, Example, answer, losses
@@ -84,10 +84,11 @@ def teacher_cache(
     spread = engine.launch.shard_teacher and engine.world.size > 1
     if not engine.launch.teacher_cache or settings.epochs <= 1 or spread or len(set(engine.world.gather(host()))) > 1:
         return None
-    if not all(engine.world.gather(TeacherCache.fits(engine.folder, lengths, width, dtype))):
+    folder = engine.folder / "teacher"
+    if not all(engine.world.gather(TeacherCache.fits(folder, lengths, width, dtype))):
         engine.say(f"{engine.folder}: no room for the teacher's hidden states; it is run anew in each epoch")
         return None
-    return TeacherCache(engine.folder / "teacher", lengths, width, dtype, engine.world)
+    return TeacherCache(folder, lengths, width, dtype, engine.world)
 
 
 def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -203,6 +204,7 @@ def fit(
                 candidates.offer(history)
             if engine.step in due or engine.step % engine.launch.save_every == 0:
                 save()
+                candidates.prune(history)
             engine.stop_if_asked(save)
     return history
 
@@ -216,24 +218,31 @@ def export(
     inputs: dict[str, str],
     seed: int,
 ) -> None:
-    """The chosen models to their output folders (`outputs`: rule -> folder), then the checkpoints go."""
+    """The chosen models to their output folders (`outputs`: rule -> folder), then the checkpoints go.
+
+    A signal meanwhile counts as failure where torchrun stands above, and outputs of a failed job are removed: the checkpoints then stay,
+    and the next attempt only writes the outputs again.
+    """
     hosts = engine.world.gather(host())
-    if engine.world.rank == 0:
-        run = {
-            "seed": seed,
-            "world_size": engine.world.size,
-            "hosts": hosts,
-            "wall_seconds": round(engine.elapsed(), 1),
-            "steps": engine.steps,
-            "launch": dataclasses.asdict(engine.launch),
-            "deepspeed": engine.deepspeed_config,
-        }
-        candidates = Candidates(engine, dev.tokenizer, list(outputs))
-        for rule, folder in outputs.items():
-            with whole_folder(folder) as partial:
-                candidates.export(rule, history, partial)
-                provenance.write(partial, settings, inputs, run)
-        shutil.rmtree(engine.folder)
+    with engine.interruptible():
+        if engine.world.rank == 0:
+            run = {
+                "seed": seed,
+                "world_size": engine.world.size,
+                "hosts": hosts,
+                "wall_seconds": round(engine.elapsed(), 1),
+                "steps": engine.steps,
+                "launch": dataclasses.asdict(engine.launch),
+                "deepspeed": engine.deepspeed_config,
+            }
+            candidates = Candidates(engine, dev.tokenizer, list(outputs))
+            for rule, folder in outputs.items():
+                with whole_folder(folder) as partial:
+                    candidates.export(rule, history, partial)
+                    provenance.write(partial, settings, inputs, run)
+        engine.stop_if_asked(lambda: None)
+        if engine.world.rank == 0:
+            discard(engine.folder)
     engine.world.barrier()
 
 

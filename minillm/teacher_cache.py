@@ -7,6 +7,7 @@ computed again from the same batches, so that the steps are the same.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,21 +27,27 @@ class TeacherCache:
         self.folder, self.world = folder, world
         self.ends = np.cumsum([0, *lengths])
         size = int(self.ends[-1]) * width * dtype.itemsize
-        if world.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "hidden", "ab") as file:
-                file.truncate(size)
-            saved = folder / "saved"
-            (folder / "there").write_bytes(saved.read_bytes() if saved.exists() else bytes(len(lengths)))
-        world.barrier()
+
+        def make() -> None:
+            if world.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                with open(folder / "hidden", "ab") as file:
+                    os.posix_fallocate(
+                        file.fileno(), 0, size
+                    )  # its room now: without it a full disk would kill the process later
+                saved = folder / "saved"
+                (folder / "there").write_bytes(saved.read_bytes() if saved.exists() else bytes(len(lengths)))
+
+        world.together(make, f"{folder}: no room for the teacher's hidden states; free some space, or set teacher_cache: false")
         self.there = np.memmap(folder / "there", dtype=np.uint8, mode="r+", shape=(len(lengths),))
         self.bytes = np.memmap(folder / "hidden", dtype=np.uint8, mode="r+", shape=(size,))
         self.states = torch.from_numpy(self.bytes).view(dtype).view(-1, width)
 
     @staticmethod
     def fits(folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype) -> bool:
-        """Whether the file takes less than half of the free space of the disk."""
-        return sum(lengths) * width * dtype.itemsize < shutil.disk_usage(folder).free / 2
+        """Whether the file is there already, or takes less than half of the free space of the disk."""
+        size, path = sum(lengths) * width * dtype.itemsize, folder / "hidden"
+        return (path.exists() and path.stat().st_size == size) or size < shutil.disk_usage(folder.parent).free / 2
 
     def hidden(self, examples: Sequence[int], compute: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Hidden states of the responses of `examples`, one after the other, (tokens, width); `compute` makes those of all of them."""

@@ -126,19 +126,24 @@ class Watch:
 def start(seed: int, patience: float = 600) -> World:
     """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them.
 
-    Where a rank is silent for `patience` seconds, or a collective takes so long that all others would long be there, the stage ends.
+    Where a rank is silent for `patience` seconds the stage ends, with a line that names it.  A rank that lives and hangs all the same
+    is not told from one that has much to write: collectives end with torch's own message after half an hour, or three times `patience`
+    if that is more.
     """
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
     cuda = torch.cuda.is_available()
     size = int(os.environ["WORLD_SIZE"])
+    timeout = timedelta(
+        seconds=max(1800.0, 3 * patience)
+    )  # NCCL's own ten minutes may pass while another rank writes a checkpoint
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if size == 1:
             # A store in memory and no port, so that two stages on one machine cannot collide.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local)
@@ -148,7 +153,7 @@ def start(seed: int, patience: float = 600) -> World:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(1.0, min(60.0, patience))))
         watch = Watch(rank, size, patience, dist.PrefixStore("minillm", store))
-    control = dist.new_group(backend="gloo") if cuda and size > 1 else None
+    control = dist.new_group(backend="gloo", timeout=timeout) if cuda and size > 1 else None
     world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch, control)
     hosts = Counter(world.gather(host()))
     if size > 1 and rank == 0:

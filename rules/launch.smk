@@ -29,8 +29,8 @@ def launch(stage):
                 Path(workflow.basedir) / "scripts" / "per_node.sh"
             )
             return (
-                f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1"
-                f" {per_node} {torchrun} --nnodes={nodes} {run}"
+                f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"  # not inherited
+                f" --kill-on-bad-exit=1 {per_node} {torchrun} --nnodes={nodes} {run}"
             )
         return (
             f"{prefix} {torchrun} --standalone {run}"

@@ -63,8 +63,12 @@ MUTATIONS = [
         "return _full(student_logits), ", f"{TESTS}::test_shift_of_the_logits",
     ),
     Mutation(
-        "padded entries are scored", "projection.py", "self.weight[: self.vocabulary]", "self.weight",
-        f"{TESTS}::test_padded_vocabulary",
+        "padded entries are scored", "models.py", "Head(weight, bias, vocabulary, cap, temperature)",
+        "Head(weight, bias, weight.shape[0], cap, temperature)", f"{TESTS}::test_padded_vocabulary",
+    ),
+    Mutation(
+        "whitening counts masked positions", "rollout_losses.py", "return objectives.whiten(values, mask)",
+        "return objectives.whiten(values, None)", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
         "kept hidden states of other rows", "rollout_losses.py", "rollouts.teacher_hidden[i] for i in rows",

@@ -61,7 +61,8 @@ def losses(
 def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """The mean loss over all tokens of the references ("released": over rows of the row's mean), in nats, to the metric file `out`.
 
-    The standard error is over rows, for the mean over tokens that of a ratio.  "nll" and "tokens" hold each row's sum and number.
+    The standard error is over rows, for the mean over tokens that of a ratio.  "nll" and "tokens" hold each row's sum and number;
+    "reference_tokens" is the mean length of a whole first reference, of all rows, special tokens left out, as `lengths` counts it.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
     world = start(0, launch.patience)
@@ -77,6 +78,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
         nll = [parts[i % world.size][i // world.size] for i in range(len(kept))]
         tokens = [len(reference) for _, (_, reference) in kept]
         mean, error = summary(nll, tokens, settings.loss)
+        lengths = [len(tokenizer.encode(row["references"][0], add_special_tokens=False)) for row in rows]
         write_json(
             out,
             {
@@ -91,6 +93,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
                 "ids": [id_ for id_, _ in kept],
                 "nll": nll,
                 "tokens": tokens,
+                "reference_tokens": math.fsum(lengths) / len(lengths),
                 "sources": [str(test), str(model)],
             },
         )

@@ -184,6 +184,11 @@ def t_test(difference: float, parts: Sequence[Part]) -> float:
     return float(2 * stats.t.sf(abs(difference) / error, freedom))
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p of as uneven a split of wins and losses as this, where either is equally likely; ties are left out."""
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
 def ratio_error(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
 ) -> float:

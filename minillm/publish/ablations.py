@@ -11,6 +11,8 @@ from minillm.publish.show import Sheet, decimals, merged_labels
 from minillm.publish.style import DASH
 
 STRATEGIES = {"no-length-norm": "w/o length norm.", "no-mixing": "w/o teacher-mixed", "no-single-step": "w/o single-step"}
+# What the paper's means are over, by the names of config/config.yaml.
+AVERAGED = {"calibration": {"sst2", "boolq"}, "judge": {"dolly", "self_inst", "vicuna"}}
 
 
 def test_rouge(found: Found, model: Trained, test: str) -> tuple[float, float | None] | None:
@@ -25,9 +27,9 @@ def inst_score(found: Found, model: Trained) -> tuple[float, float | None] | Non
     return found.average("judge", model, found.names("judge"))
 
 
-def inst_is_gpt4(found: Found, model: Trained) -> bool:
-    """Whether GPT-4 judged all of it, as in the paper."""
-    return all(is_gpt4(metric) for metric in _judged(found, model))
+def inst_is_papers(found: Found, model: Trained) -> bool:
+    """Whether it is over the paper's test sets, and GPT-4 judged all of it."""
+    return papers_sets(found, "judge") and all(is_gpt4(metric) for metric in _judged(found, model))
 
 
 def _judged(found: Found, model: Trained) -> list[dict[str, Any]]:
@@ -41,10 +43,12 @@ def is_gpt4(metric: dict[str, Any]) -> bool:
 
 def class_accuracy(found: Found, model: Trained) -> tuple[float, float | None] | None:
     """Mean accuracy over the classification tasks, in percent."""
-    own = [metric for task in found.names("calibration") for metric in found.calibration(model, task)]
-    mean = found.average("calibration", model, found.names("calibration"), "accuracy", "accuracy_error")
-    scale = 100.0 if all(metric["accuracy"] <= 1 for metric in own) else 1.0
-    return mean and (mean[0] * scale, None if mean[1] is None else mean[1] * scale)
+    return found.average("calibration", model, found.names("calibration"), "accuracy", "accuracy_error")
+
+
+def papers_sets(found: Found, kind: str) -> bool:
+    """Whether the sets of `kind` are those that the paper's published mean is over."""
+    return {name.replace("-", "_") for name in found.names(kind)} == AVERAGED[kind]
 
 
 def strategies(found: Found) -> Sheet:
@@ -120,9 +124,11 @@ def plain_text(found: Found) -> Sheet:
                 "inst": inst_score(found, model),
                 "rougeL": found.average("rouge", model, tests),
             }
-            theirs = {key: found.published("7", model, "average", key) for key in values}
-            if not inst_is_gpt4(found, model):
-                theirs["inst"] = None
+            theirs = {
+                "cls": found.published("7", model, "average", "cls") if papers_sets(found, "calibration") else None,
+                "inst": found.published("7", model, "average", "inst") if inst_is_papers(found, model) else None,
+                "rougeL": None,  # the paper has no such mean
+            }
             compared = compared or any(value and theirs[key] for key, value in values.items())
             shown = (beside(decimals(value, 1), value and value[0], theirs[key]) for key, value in values.items())
             rows.append([model.label, model.method_label, *shown])
@@ -140,7 +146,11 @@ def plain_text(found: Found) -> Sheet:
         f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran "
         f"(judge: {', '.join(judges) or 'none'}); "
         f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
+        "±, of one training: CLS over rows, the judge's over prompts, ROUGE-L over sampling seeds, the sets taken as independent; over "
+        "training seeds where a row has several.",
         *([BESIDE] if compared else []),
+        "The paper's means are over SST-2 and BoolQ (CLS) and over DollyEval, SelfInst and VicunaEval (Inst): a published value stands only "
+        "beside a mean over exactly these.",
         f"{n}." if n else "",
         f"{DASH}: not evaluated.",
     ]

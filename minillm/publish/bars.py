@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from minillm.evaluation.statistics import paired_bootstrap
+from minillm.evaluation.statistics import paired_bootstrap, sign_test
 from minillm.publish.curves import nothing, style_of
 from minillm.publish.drawing import Drawing, finished, legend, looks_of, panels
 from minillm.publish.found import Found, Trained
@@ -109,7 +109,7 @@ def human(found: Found) -> Drawing:
         labels = [f"against {_against(found, c['against'])}\nn={c['n']}" for c in reversed(comparisons)]
         axes.set_yticks(range(len(comparisons)), labels)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("share of the prompts (%)")
+        axes.set_xlabel("share of the judgements (%)")
         axes.grid(False)
         if len(pages) > 1:
             axes.set_title(name)
@@ -120,8 +120,16 @@ def human(found: Found) -> Drawing:
     legend(figure, handles)
     caption = (
         "Blind pairwise comparison by people: MiniLLM wins, ties or loses. Bars: 95% intervals of the shares of wins (left) and of "
-        "losses (right)."
+        "losses (right). Exact sign tests of wins against losses, ties left out, each by itself:"
     )
+    for name, comparisons in pages.items():
+        tests = ", ".join(_sign_test(found, comparison) for comparison in comparisons)
+        caption += (f" {name}: " if len(pages) > 1 else " ") + f"{tests}."
+    if any(c["annotators"] > 1 for comparisons in pages.values() for c in comparisons):
+        caption += (
+            " Several annotators judged: judgements of one prompt are then not independent, so that the intervals are too narrow and the p "
+            "too small."
+        )
     n = ", ".join(sorted({str(c["n"]) for comparisons in pages.values() for c in comparisons}))
     return finished(figure, style, caption, f"n = {n} judgements a comparison.")
 
@@ -129,6 +137,12 @@ def human(found: Found) -> Drawing:
 def _against(found: Found, name: str) -> str:
     label = next((model.method_label for model in found.models() if model.method == name), name)
     return "the teacher" if name == "teacher" else label
+
+
+def _sign_test(found: Found, comparison: dict[str, Any]) -> str:
+    """ "against SeqKD 27 to 10, p = 0.0076"."""
+    wins, losses = comparison["win"], comparison["loss"]
+    return f"against {_against(found, comparison['against'])} {wins} to {losses}, p = {sign_test(wins, losses):.2g}"
 
 
 def _stack(axes: Axes, y: int, comparison: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-
-SHOWN = 40  # sources of an item
+from typing import Any
 
 
 def main_table(run: Path) -> str:
@@ -40,7 +40,7 @@ def _csv_table(rows: list[list[str]]) -> str:
 
 
 def details(run: Path, kind: str, name: str) -> str:
-    """Caption, n, sources and settings of an item ("table" or "figure"), from the files beside it; empty where it was not made yet."""
+    """Caption, n, where it comes from and settings of an item ("table" or "figure"), by the files beside it; empty where it is not made."""
     try:
         sidecar = json.loads((run / f"{kind}s/{name}.json").read_text())
         settings = json.loads((run / f"configs/publish/{name}.json").read_text())
@@ -48,18 +48,46 @@ def details(run: Path, kind: str, name: str) -> str:
         return ""
     if not isinstance(sidecar, dict) or not {"caption", "n", "missing", "sources"} <= sidecar.keys():
         return ""
-    sources = [f"- ``{source}``" for source in sidecar["sources"][:SHOWN]]
-    if len(sidecar["sources"]) > SHOWN:
-        sources.append(f"- and {len(sidecar['sources']) - SHOWN} more: ``{kind}s/{name}.json``")
+    sources, origins = sidecar["sources"], sidecar.get("origins", [])
     parts = [
         _plain(sidecar["missing"] or sidecar["caption"]),
         f"**n**: {_plain(sidecar['n']) or 'none'}",
-        "**Sources**, below the run's folder:" if sources else "**Sources**: no measurement of the run",
-        "\n".join(sources),
+        _files("Sources", sources) if sources else "**Sources**: no measurement of the run",
+        _files("These came from", origins) if origins else "",
+        *(f"**Sampling**: {_plain(text)}" for text in sidecar.get("sampling", [])),
+        _times(sidecar.get("seconds", {})),
         f"**Settings** (``configs/publish/{name}.json``)::",
         "\n".join(f"   {line}" for line in json.dumps(settings, indent=1, ensure_ascii=False).split("\n")),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _files(title: str, paths: Sequence[str]) -> str:
+    """How many files of each kind; unfolded, the names that lie in each folder.  The sidecar has the paths one by one."""
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for path in paths:
+        parts = path.split("/")
+        depth = min(2 if parts[0] in ("metrics", "benchmarks") else 1, len(parts) - 1)
+        folder = "/".join(parts[depth:-1])
+        kinds.setdefault("/".join(parts[:depth]), {}).setdefault(folder, []).append(parts[-1])
+    counts = [f"``{kind or '.'}`` ({sum(map(len, folders.values()))})" for kind, folders in kinds.items()]
+    lines = [
+        f"- ``{'/'.join(filter(None, (kind, folder))) or '.'}``: {_plain(', '.join(names))}"
+        for kind, folders in kinds.items()
+        for folder, names in folders.items()
+    ]
+    fold = ".. raw:: html\n\n   <details><summary>Files</summary>", "\n".join(lines), ".. raw:: html\n\n   </details>"
+    return "\n\n".join([f"**{title}**: {', '.join(counts)}", *fold])
+
+
+def _times(seconds: dict[str, Any]) -> str:
+    """Run times of the jobs that made sources and origins, as far as there are benchmark files of them."""
+    stages = [
+        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({own['jobs']} job{'s' * (own['jobs'] != 1)})"
+        for stage, own in seconds.items()
+        for s in (round(own["seconds"]),)
+    ]
+    return f"**Run time**, h:min:s: {', '.join(stages)}" if stages else ""
 
 
 def _plain(text: str) -> str:

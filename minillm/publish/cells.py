@@ -70,6 +70,8 @@ class Cell:
     judged_n: int | None = None
     judged_published: float | None = None  # the paper's GPT-4 score
     judged_published_status: str = ""
+    exact_match: float | None = None  # percent of the responses that are one of the references
+    exact_match_error: float | None = None  # over training seeds where there are several, else over sampling seeds
 
     @property
     def training_seeds(self) -> int:
@@ -106,6 +108,7 @@ def _scored(
     """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; and what training seeds add to the mean's variance."""
     seeds: dict[int, dict[int, float]] = {}
     answers: list[list[float]] = []  # of every seed, one score a prompt
+    exact: list[dict[str, Any]] = []
     sources = []
     for seed, weights in weights_of(settings, cell.teacher, cell.student, cell.method).items():
         path = metrics / "rouge" / weights / f"{cell.test}.json"
@@ -116,6 +119,7 @@ def _scored(
                 raise UserError(f"{path}: its rows are not those of {other}; generate and score both again")
             seeds[seed] = {int(s): value for s, value in metric["per_seed"].items()}
             answers += metric["scores"].values()
+            exact += [metric] if "exact_match" in metric else []
             sources.append(f"metrics/rouge/{weights}/{cell.test}.json")
     if not seeds:
         return cell, [], None
@@ -125,6 +129,9 @@ def _scored(
     if error is None and len(scores) > 1:  # a single run
         error = _error_over_prompts(scores)
         over = f"prompts (bootstrap), {over}"
+    exact_mean, exact_error = mean_and_error(metric["exact_match"] for metric in exact) if exact else (None, None)
+    if len(exact) == 1:
+        exact_error = exact[0].get("exact_match_error")
     variances = components(seeds)
     low, high = _interval(mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test)))
     cell = dataclasses.replace(
@@ -138,6 +145,8 @@ def _scored(
         high=high,
         between_variance=variances.between,
         within_variance=variances.within,
+        exact_match=exact_mean,
+        exact_match_error=exact_error,
         sources=";".join(sources),
     )
     return cell, scores, training
@@ -262,7 +271,7 @@ def read_csv(path: Path) -> list[Cell]:
 
 def _cell(row: dict[str, Any]) -> Cell:
     numbers = ("mean", "standard_error", "low", "high", "between_variance", "within_variance",
-               "published", "judged", "judged_error", "judged_published")  # fmt: skip
+               "published", "judged", "judged_error", "judged_published", "exact_match", "exact_match_error")  # fmt: skip
     values = {key: float(row[key]) if row[key] else None for key in numbers}
     counts = {key: int(row[key]) if row[key] else None for key in ("n", "judged_n")}
     return Cell(**{**row, **values, **counts, "best": row["best"] == "True"})

@@ -6,8 +6,7 @@ import csv
 import json
 from typing import Any
 
-from minillm.publish.ablations import test_rouge
-from minillm.publish.found import Found, Trained, average
+from minillm.publish.found import Found, Trained
 from minillm.publish.show import Sheet, decimals, merged_labels
 from minillm.publish.style import DASH
 
@@ -34,7 +33,7 @@ def costs(found: Found) -> Sheet:
         runs = [run for weights in model.weights.values() if (run := _run(found, model, weights))]
         keys = ("wall_hours", "total_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
         values = {key: _mean([run[key] for run in runs]) for key in keys}
-        score = average([test_rouge(found, model, test) for test in tests])
+        score = found.average("rouge", model, tests)
         shown = [(f"{v:.3g}" if v is not None else DASH) for v in values.values()]
         shown[-1] = DASH if values["tokens"] is None else f"{values['tokens'] / 1e6:.3g}"
         shown[-2] = DASH if values["updates"] is None else f"{values['updates']:.0f}"
@@ -48,9 +47,10 @@ def costs(found: Found) -> Sheet:
         "answers of the teacher, and the SFT that on-policy methods start from are added, each once. Wall and CPU hours from the benchmarks of "
         "the rules (the last attempt of a stage that was stopped and went on); GPU hours: wall hours of the stage × processes, where it ran on "
         "GPUs. Memory: resident.",
-        "Tokens: on-policy methods: sampled, each counted once (logged mean length × rollouts); supervised ones: of the answers that were "
+        "Tokens: on-policy methods: newly sampled, summed over the log's collections; supervised ones: of the answers that were "
         "trained on, as often as they were (updates × batch × mean length of an answer).",
-        f"ROUGE-L: mean over {', '.join(map(found.label, tests))}. {DASH}: not recorded.",
+        f"ROUGE-L: mean over {', '.join(map(found.label, tests))}; ± over sampling seeds of one training, the sets taken as independent, over "
+        f"training seeds where there are several. {DASH}: not recorded.",
     ]
     missing = "" if any(record["training_seeds"] for record in records) else "no trained model with a provenance in this run"
     n = f"{sum(record['training_seeds'] for record in records)} trained models"
@@ -114,11 +114,12 @@ def _numbers(found: Found, path: str) -> dict[str, float]:
 
 
 def _tokens(found: Found, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
-    """Tokens sampled (mean length of each collection times the rollouts), or of the answers trained on; None where it is not recorded."""
+    """Tokens newly sampled in all collections, or of the answers trained on; None where it is not recorded."""
     training = provenance.get("settings", {}).get("training", {})
     if "rollouts" in training:
-        lengths = [entry["response_length"] for entry in found.log(weights) if "response_length" in entry]
-        return float(training["rollouts"] * sum(lengths)) if lengths else None
+        collections = [entry for entry in found.log(weights) if "response_length" in entry]
+        known = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
+        return float(sum(known)) if known and len(known) == len(collections) else None
     length = _answer_length(found, model)
     return (
         provenance["steps"] * training["batch"] * length if length and "steps" in provenance and "batch" in training else None

@@ -16,6 +16,11 @@ from minillm.publish.found import Found, Trained, counts
 from minillm.publish.items import ITEMS
 
 NOT_MEASURED = "not measured in this run"
+# Keys of an exposure bias whose other value than the default one is a line of the caption.
+OTHERWISE = (
+    ("semantics", "released", " As the published script computes it (semantics: released): l counts from the second token."),
+    ("finished", "zero", " Responses that have ended count 0 (finished: zero)."),
+)
 
 
 def style_of(found: Found) -> Style:
@@ -62,12 +67,18 @@ def exposure_bias(found: Found) -> Drawing:
     label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
     caption = (
-        "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: 95% intervals over prompts. Pale: "
-        "fewer than a tenth of the responses of either kind are left." + found.drawn_note + "".join(compared)
+        f"Excess accumulated error by exposure bias against the length generated; lower is better. Bands: {_level(first):.3g}% intervals over "
+        "prompts. Pale: fewer than a tenth of the responses of either kind are left."
     )
+    caption += "".join(text for key, value, text in OTHERWISE if first.get(key) == value) + found.drawn_note + "".join(compared)
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
         caption += " First training seed."
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _level(metric: dict[str, Any]) -> float:
+    """Of the metric's intervals, in percent."""
+    return 100 * metric.get("level", 0.95)
 
 
 def _error_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> None:
@@ -91,14 +102,18 @@ def _compared(where: str, curves: dict[Trained, dict[str, Any]]) -> list[str]:
     at = max((int(length) for length in common if int(length) <= reach), default=0)
     if ours is None or not at:
         return []
-    texts = []
+    texts, level = [], _level(ours)
     for model, metric in curves.items():
         values = [own["ex_acc_err"][at - 1] for own in (ours, metric)]
         if metric is not ours and None not in values and metric.get("ids") == ours.get("ids"):
             draws = _numbers(ours["draws"][str(at)]) - _numbers(metric["draws"][str(at)])
-            low, high = np.nanquantile(draws, [0.025, 0.975])
+            draws = draws[np.isfinite(draws)]
+            if not len(draws):  # one prompt, of which nothing can be drawn again
+                continue
+            low, high = np.percentile(draws, [50 - level / 2, 50 + level / 2])
             texts.append(f"{model.method_label} {values[0] - values[1]:+.1f} ({low:+.1f} to {high:+.1f})")
-    return [f" {where}, l = {at}: MiniLLM minus {', '.join(texts)}; 95%, paired bootstrap over prompts."] if texts else []
+    how = f"{level:.3g}%, paired bootstrap over prompts."
+    return [f" {where}, l = {at}: MiniLLM minus {', '.join(texts)}; {how}"] if texts else []
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

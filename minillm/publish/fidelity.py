@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.evaluation.statistics import Part, t_interval
-from minillm.publish.ablations import class_accuracy, inst_is_gpt4, inst_score, is_gpt4
+from minillm.publish.ablations import class_accuracy, inst_is_papers, inst_score, is_gpt4, papers_sets
 from minillm.publish.cells import Cell, collect
 from minillm.publish.found import Found, Trained, judge_of, over_seeds
 from minillm.publish.paper import Key, Published
-from minillm.publish.sheets import PAPERS_LOSS, distinct, percent, scaled
+from minillm.publish.sheets import PAPERS_LOSS, distinct
 from minillm.publish.show import Sheet
 from minillm.publish.style import DASH
 
@@ -57,7 +57,8 @@ def fidelity(found: Found) -> Sheet:
         "unverified: recalled, not compared with a source; no measure of fidelity. digitised: read off a figure that does not agree with the "
         "paper's own Table 1 everywhere.",
         "ece: not normalised (with normalised confidences, KD's and SeqKD's BoolQ values would be the largest that their accuracies allow, or "
-        "nearly). loss: only the published script's (released). gpt4, inst: only where the judge was GPT-4; "
+        "nearly). loss: only the published script's (released). gpt4, inst: only where the judge was GPT-4; cls, inst "
+        "and means of gpt4: only over exactly the paper's sets; "
         f"judge of this run: {', '.join(sorted(judges)) or 'none'}.",
         f"{count} of {len(records)} published numbers were measured; {DASH}: not measured. Models are matched by family and size.",
     ]
@@ -130,9 +131,10 @@ def _other(found: Found, model: Trained, metric: str, test: str) -> tuple[Value,
     if metric == "rougeL":
         return found.dev_rouge(model), len(model.weights) - 1
     if metric == "cls":
-        return class_accuracy(found, model), _freedom(found, model, "calibration")
+        value = class_accuracy(found, model) if papers_sets(found, "calibration") else None
+        return value, _freedom(found, model, "calibration")
     if metric == "inst" or test == "average":
-        return inst_score(found, model) if inst_is_gpt4(found, model) else None, _freedom(found, model, "judge")
+        return inst_score(found, model) if inst_is_papers(found, model) else None, _freedom(found, model, "judge")
     own = {
         "gpt4": lambda: [m for m in found.metrics("judge", model, test) if is_gpt4(m)],
         "ece": lambda: found.calibration(model, test),
@@ -144,7 +146,7 @@ def _other(found: Found, model: Trained, metric: str, test: str) -> tuple[Value,
         value = over_seeds([distinct(m) for m in own])
     elif metric in ("ece", "accuracy"):
         name = "ece_raw" if metric == "ece" else metric
-        value = scaled(over_seeds(own, name, f"{name}_error"), percent(own, name) if metric == "accuracy" else 1.0)
+        value = over_seeds(own, name, f"{name}_error")
     else:
         value = over_seeds(own)
     return value, _freedom_of(own)

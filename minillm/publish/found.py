@@ -87,7 +87,7 @@ class Found:
     def drawn_note(self) -> str:
         """What a caption says of `drawn`, or nothing."""
         count = len(self.settings.table.methods)
-        return f" Drawn: the four methods of the paper's main table, of {count} in this run." if self.crowded else ""
+        return f" Drawn: the methods of the paper's main table alone, of {count} in this run." if self.crowded else ""
 
     def text(self, path: str) -> str | None:
         """A file's text; the file becomes a source."""
@@ -232,7 +232,10 @@ def calibration_of(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_of(comparison: Mapping[str, Any], methods: Mapping[str, str]) -> dict[str, Any]:
-    """A human comparison flat: `against` as a method's name (given weights -> method), counts, and intervals in percent."""
+    """A human comparison flat: `against` as a method's name (given weights -> method), counts, and intervals in percent.
+
+    annotators: how many judged something.
+    """
     method = next(
         (method for weights, method in methods.items() if f"/{weights}/" in comparison["against"]), comparison["against"]
     )
@@ -240,6 +243,7 @@ def comparison_of(comparison: Mapping[str, Any], methods: Mapping[str, str]) -> 
     return {
         "against": method,
         "n": comparison["n"],
+        "annotators": sum(map(bool, comparison["annotators"].values())),
         **{outcome: found["count"] for outcome, found in outcomes.items()},
         "intervals": {outcome: (found["low"], found["high"]) for outcome, found in outcomes.items()},
     }

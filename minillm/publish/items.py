@@ -41,7 +41,7 @@ ITEMS = {
                      "paper"),
     "table7": _table("ablations", "plain_text", "Table 7: MiniLLM without the pre-training loss", "rouge", "judge", "calibration",
                      "paper", knob="lm_coef", sweeps=True),
-    "table8": _table("samples", "samples", "Table 8: answers of every model to the same prompts", "generations"),
+    "table8": _table("samples", "samples", "Table 8: answers of several models to the same prompts", "generations", sweeps=True),
     "cost": _table("costs", "costs", "What each method cost, beside its score", "rouge", "models", sweeps=True),
     "fidelity": _table("fidelity", "fidelity", "Measured beside published numbers", "rouge", "judge", "calibration", "diversity",
                        "reference_loss", "models", "paper", knob="lm_coef", sweeps=True),

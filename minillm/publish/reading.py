@@ -2,8 +2,8 @@
 
 READING = {
     "table2": "ECE: mean distance between confidence and accuracy over bins, 0 is best; accuracy in percent. Compare the "
-    "methods of one student: a distilled student is better calibrated where its ECE is nearer to the teacher's "
-    "without a loss of accuracy.",
+    "methods of one student: better calibrated is the one whose ECE is lower without a loss of accuracy. The "
+    "teacher's row is the reference.",
     "table3": "Dist-4: share of distinct 4-grams among all of a model's responses, in percent; near the teacher's is good, far "
     "below means that the model repeats itself. Loss: nats a token on the references, which a model trained on its "
     "own samples need not keep low.",
@@ -25,8 +25,8 @@ READING = {
     "figure2": "One target with two modes. The forward fit covers both and the void between them, the reverse fit keeps to the "
     "larger one: why MiniLLM minimises the reverse KL.",
     "figure3": "A drawing without measurements: whose answers the student learns from, and by which divergence.",
-    "figure4": "Shares in which people preferred MiniLLM's answer, saw a tie, or preferred the other's; a lead is one where the "
-    "intervals of win and loss do not meet.",
+    "figure4": "Shares in which people preferred MiniLLM's answer, saw a tie, or preferred the other's; whether wins and losses "
+    "differ by more than chance is what the sign tests in the caption say.",
     "figure5": "One student; read along the axis: a method gains from a larger teacher where its line rises.",
     "figure6": "Excess error in percent that a student accumulates because it goes on from its own prefixes; flat and low is "
     "good, a rising line means that errors add up with the length.",

@@ -1,4 +1,4 @@
-"""Table 8: what every model answers to the same prompts."""
+"""Table 8: what the paper's methods, and MiniLLM without one of its strategies, answer to the same prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.publish.found import Found
+from minillm.publish.ablations import STRATEGIES
+from minillm.publish.found import Found, Trained
 from minillm.publish.show import Sheet, merged_labels
+from minillm.publish.style import METHOD_NAMES
 
 ROWS = 2  # prompts a test set
 SHOWN = 400  # characters of a text; the CSV has it whole
@@ -16,11 +18,12 @@ SHOWN = 400  # characters of a text; the CSV has it whole
 
 def samples(found: Found) -> Sheet:
     """Answers of a teacher and of its students' models to a few prompts of each test set, drawn by the seed."""
-    caption = "Answers of every model to the same prompts."
+    caption = "Answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."
     rows, records = [], []
     seed = found.settings.table.sampling_seeds[0]
-    for teacher in dict.fromkeys(model.teacher for model in found.models()):
-        models = [model for model in found.models() if model.teacher == teacher]
+    every = [model for model in found.models() if _shown(found, model)]
+    for teacher in dict.fromkeys(model.teacher for model in every):
+        models = [model for model in every if model.teacher == teacher]
         for test in found.settings.table.tests:
             answers = {}
             for model in models:
@@ -38,12 +41,19 @@ def samples(found: Found) -> Sheet:
                     for name, method, text in lines
                 ]
     notes = [
-        f"{ROWS} prompts of each test set, drawn by the seed {found.settings.seed} among those that all models answered, none picked by hand; "
-        f"sampling seed {seed}, first training seed. Texts are cut at {SHOWN} characters; table8.csv has them whole."
+        f"{ROWS} prompts of each test set, drawn by the seed {found.settings.seed} among those that all these models answered, none picked "
+        f"by hand; sampling seed {seed}, first training seed. Texts are cut at {SHOWN} characters; table8.csv has them whole."
     ]
     missing = "" if rows else "no generations in this run"
     n = f"{len({(r['test'], r['id']) for r in records})} prompts"
     return Sheet(caption, ["Prompt", "Model", "Answer"], merged_labels(rows), notes, records, n, missing, frozenset({0, 2}))
+
+
+def _shown(found: Found, model: Trained) -> bool:
+    """Whether the table has a model: of a pair of the main table, be it trained for a sweep, and of a method that the paper's examples have."""
+    pairs = found.settings.table.pairs
+    main = any(pair.teacher == model.teacher and (not model.student or model.student in pair.students) for pair in pairs)
+    return main and (model.method in METHOD_NAMES or model.method in STRATEGIES)
 
 
 def _answers(found: Found, weights: str, test: str, seed: int) -> dict[int, dict[str, Any]]:

@@ -13,7 +13,6 @@ from minillm.publish.curves import key, nothing, style_of
 from minillm.publish.drawing import Drawing, finished, label_left, legend, line_of, panels
 from minillm.publish.found import Found, Trained, judge_of, parameters
 
-BARS = "Bars: standard error over seeds, where there are several. The methods' points of one size are set side by side."
 Score = Callable[[Trained], tuple[float, float | None] | None]
 
 
@@ -44,6 +43,21 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
     )
 
 
+def _bars(found: Found, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
+    """What the caption says of the error bars, those of `drawn`: what they range over."""
+    judged = label.startswith("judge")
+    kind, single = ("judge", "prompts (bootstrap)") if judged else ("rouge", "sampling seeds")
+    several = {len(found.metrics(kind, model, tests[0])) > 1 for model in drawn}
+    single += ", the sets taken as independent" if len(tests) > 1 else ""
+    over = [name for name, is_several in (("training seeds", True), (single, False)) if is_several in several]
+    text = (
+        f"Bars: standard error over {', for models of one training over '.join(over)}."
+        if over
+        else "No bars: nothing was repeated."
+    )
+    return text + " The methods' points of one size are set side by side."
+
+
 def _n(found: Found, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
     return "; ".join(found.sizes("judge" if label.startswith("judge") else "rouge", tests, found.models())) + "."
@@ -60,6 +74,7 @@ def student_sizes(found: Found) -> Drawing:
     every = found.models()
     teachers = [m for m in every if not m.student]
     pages = []
+    drawn = []
     for teacher in teachers:
         points: dict[str, list[tuple[float, float, float]]] = {}
         entries = {}
@@ -68,6 +83,7 @@ def student_sizes(found: Found) -> Drawing:
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
                 entries[model.method] = model
+                drawn += [model] if value[1] is not None else []
         if points:
             pages.append((teacher, points, entries))
     if not pages:
@@ -87,9 +103,8 @@ def student_sizes(found: Found) -> Drawing:
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    return finished(
-        figure, style, f"Score against the student's size. {text} {BARS}{found.drawn_note}", _n(found, tests, label)
-    )
+    caption = f"Score against the student's size. {text} {_bars(found, drawn, tests, label)}{found.drawn_note}"
+    return finished(figure, style, caption, _n(found, tests, label))
 
 
 def _of_its_family(found: Found, models: Sequence[Trained]) -> Sequence[Trained]:
@@ -123,7 +138,7 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
         none = "no student of OPT" if not wanted("") and not teachers else "one teacher size a student"
         return nothing(found, f"not measured: this configuration has {none}")
     figure, grid = panels(style, len(several))
-    handles, drawn = [], False
+    handles, drawn = [], []
     for axes, student in zip(grid, several, strict=True):
         points: dict[str, list[tuple[float, float, float]]] = {}
         own = [m for m in found.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
@@ -132,22 +147,18 @@ def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
             if value:
                 points.setdefault(model.method, []).append((_size(found, model.teacher) or 0.0, value[0], value[1] or 0.0))
                 handles.append(key(style, methods, model))
+                drawn += [model] if value[1] is not None else []
         for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
             _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
         _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
-        drawn = drawn or bool(points)
         axes.set_title(f"student: {own[0].label}")
         axes.set_xlabel("teacher's parameters")
-    if not drawn:
+    if not handles:
         return nothing(found)
     label_left(grid, label)
     legend(figure, handles)
-    return finished(
-        figure,
-        style,
-        f"One student, teachers of several sizes. {text} {BARS}{found.drawn_note}",
-        _n(found, tests, label),
-    )
+    caption = f"One student, teachers of several sizes; SFT, which has no teacher, is left out. {text} {_bars(found, drawn, tests, label)}"
+    return finished(figure, style, caption + found.drawn_note, _n(found, tests, label))
 
 
 def size_gap(found: Found) -> Drawing:

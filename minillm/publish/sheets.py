@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from minillm.publish.found import Found, Trained, counts, over_seeds
@@ -31,7 +32,7 @@ def calibration(found: Found) -> Sheet:
             seen += metrics
             ece = over_seeds(metrics, "ece", "ece_error")
             raw = over_seeds(metrics, "ece_raw", "ece_raw_error")
-            accuracy = scaled(over_seeds(metrics, "accuracy", "accuracy_error"), percent(metrics, "accuracy"))
+            accuracy = over_seeds(metrics, "accuracy", "accuracy_error")
             theirs = {metric: found.published("2", model, task, metric) for metric in ("ece", "accuracy")}
             row += [
                 decimals(ece, 3),
@@ -57,15 +58,11 @@ def calibration(found: Found) -> Sheet:
             if compared
             else "compare methods here, not with its values."
         ),
+        "±: standard error over rows of one training (of an ECE by bootstrap), over training seeds where there are several.",
         BESIDE if compared else "",
         *_bins(found, seen),
     ]
     return _sheet("Calibration on zero-shot classification.", columns, rows, notes, records, seen, tasks, found)
-
-
-def scaled(value: tuple[float, float | None] | None, scale: float) -> tuple[float, float | None] | None:
-    """A value and its error in another unit."""
-    return value and (value[0] * scale, None if value[1] is None else value[1] * scale)
 
 
 def _bins(found: Found, metrics: list[dict[str, Any]]) -> list[str]:
@@ -80,11 +77,6 @@ def _bins(found: Found, metrics: list[dict[str, Any]]) -> list[str]:
             text += " Label words: " + ", ".join(str(word).strip() for word in words) + "."
         texts[text] = found.label(str(metric.get("dataset", "")))
     return [f"{name}: {text}".removeprefix(": ") for text, name in texts.items()]
-
-
-def percent(metrics: list[dict[str, Any]], key: str) -> float:
-    """The factor that makes percent of a value stored as a share (all at most 1) or as percent."""
-    return 100.0 if all(metric.get(key, 0.0) <= 1 for metric in metrics) else 1.0
 
 
 def diversity(found: Found) -> Sheet:
@@ -107,25 +99,36 @@ def diversity(found: Found) -> Sheet:
             theirs = [
                 found.published("3", model, test, m) if same else None for m, same in zip(("dist4", "loss"), own, strict=True)
             ]
+            repeated = over_seeds([_scaled(metric, "repetition", 100.0) for metric in metrics])
+            drift = over_seeds(_drifts(found, model, test))
             row += [
                 beside(decimals(share, 1), share and share[0], theirs[0]),
                 beside(decimals(loss, 2), loss and loss[0], theirs[1], 2),
+                decimals(repeated, 1),
+                decimals(drift, 2),
             ]
             compared = compared or any(theirs)
             records.append(
                 _record(model, test, metrics or nll)
                 | {"distinct_percent": share and share[0], "distinct_error": share and share[1]}
                 | dict(zip(("loss", "loss_error"), loss or (None, None), strict=True))
+                | dict(zip(("repetition_percent", "repetition_error"), repeated or (None, None), strict=True))
+                | dict(zip(("length_drift", "length_drift_error"), drift or (None, None), strict=True))
                 | beside_columns(share and share[0], theirs[0], "distinct_")
                 | beside_columns(loss and loss[0], theirs[1], "loss_")
             )
         rows.append(row)
     size = "/".join(str(n) for n in sorted(set(sizes))) or "4"
-    columns = [f"{found.label(test)}\n{what}" for test in tests for what in (f"Dist-{size} (%)", "loss (nats a token)")]
+    heads = (f"Dist-{size} (%)", "loss (nats a token)", "repetition (%)", "length drift")
+    columns = [f"{found.label(test)}\n{head}" for test in tests for head in heads]
     notes = [
         f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
         "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
         *(LOSSES[name] for name in LOSSES if any(metric.get("loss") == name for metric in losses)),
+        "± of the loss: standard error over rows of one training, over training seeds where there are several." * bool(losses),
+        f"Repetition: mean over responses of the share of {size}-grams that stood in the same response before. Length drift: mean tokens of a "
+        "response over those of the first reference, special tokens counted in neither; 1 is the references' length. ± of both as of the first "
+        "column.",
         BESIDE if compared else "",
     ]
     return _sheet(
@@ -135,10 +138,35 @@ def diversity(found: Found) -> Sheet:
 
 def distinct(metric: dict[str, Any]) -> dict[str, Any]:
     """Percent of distinct n-grams of one model, over its sampling seeds."""
-    found = [ngram_counts(seed) for seed in metric["per_seed"].values()]
-    shares = [{"mean": 100 * distinct_ / all_} for all_, distinct_ in found if all_]
-    mean, error = over_seeds(shares) or (None, None)
+
+    def share(seed: dict[str, Any]) -> float | None:
+        total, different = ngram_counts(seed)
+        return 100 * different / total if total else None
+
+    return of_seeds(metric, share)
+
+
+def of_seeds(metric: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> dict[str, Any]:
+    """Mean and standard error of a value over the sampling seeds of one model that have it."""
+    values = [{"mean": found} for seed in metric["per_seed"].values() if (found := value(seed)) is not None]
+    mean, error = over_seeds(values) or (None, None)
     return {"mean": mean, "standard_error": error}
+
+
+def _scaled(metric: dict[str, Any], key: str, scale: float) -> dict[str, Any]:
+    """Mean and standard error of a key of each sampling seed, times `scale`."""
+    return {name: value and value * scale for name, value in of_seeds(metric, lambda seed: seed.get(key)).items()}
+
+
+def _drifts(found: Found, model: Trained, test: str) -> list[dict[str, Any]]:
+    """Mean tokens of a response over those of a reference, of each training seed of which both are known."""
+    values = []
+    for weights in model.weights.values():
+        metric, loss = found.metric("diversity", weights, test), found.metric("reference_loss", weights, test)
+        tokens = (loss or {}).get("reference_tokens")
+        if metric and tokens:
+            values.append(_scaled(metric, "response_tokens", 1 / tokens))
+    return values
 
 
 def ngram_counts(seed: dict[str, Any]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from minillm.errors import UserError
 from minillm.files import write_json
 from minillm.publish.found import Found
 from minillm.publish.items import ITEMS
+from minillm.publish.origins import origins
 from minillm.publish.paper import numbers
 from minillm.publish.settings import PublishSettings
 from minillm.strict import hint
@@ -19,7 +20,8 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
     """The item `name` from the results in `run_folder` (results/<run>) into `out`; `paper` is the folder of published numbers.
 
     A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; beside it NAME.json: caption, sources, n and, where
-    nothing was measured, what is missing.  Raises UserError for a name that there is not, and where a result is damaged.
+    nothing was measured, what is missing, and what the sources came from (origins.py).
+    Raises UserError for a name that there is not, and where a result is damaged.
     """
     if name not in ITEMS:
         raise UserError(f"--name: there is no '{name}'; {hint(name, ITEMS)}")
@@ -53,5 +55,6 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
             "n": made.n,
             "missing": made.missing,
             "sources": found.sources,
+            **origins(Path(run_folder), found.sources),
         },
     )

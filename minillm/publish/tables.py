@@ -35,6 +35,10 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     if settings.judged:
         who = f"judge: {settings.judge}" if settings.judge else "no judge scored this run; a stand-in's scores are not shown"
         notes.append(f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who}).")
+        if any(c.judged_error is not None for c in cells):
+            notes.append(
+                "± in these columns: over prompts (bootstrap) of one training, over training seeds where there are several."
+            )
     if any(c.published is not None and c.mean is not None for c in cells):
         notes.append(BESIDE)
     if any(_fewer(settings, c) for c in cells):

@@ -85,12 +85,15 @@ def make(folder: Path, config: Experiment) -> Path:
                 if student:
                     put(folder, f"metrics/exposure_bias/{teacher}/{weights}/{test}.json", exposure(strength))
                 put(folder, f"metrics/lengths/{weights}/{test}.json", lengths(strength))
-                counts = {str(seed): {"N": 1000, "C": 900 + seed} for seed in (10, 20)}
+                counts = {
+                    str(seed): {"N": 1000, "C": 900 + seed, "repetition": seed / 1000, "response_tokens": 2.0 * seed}
+                    for seed in (10, 20)
+                }
                 put(folder, f"metrics/diversity/{weights}/{test}.json", {"n": n, "ngram": 4, "per_seed": counts})
                 put(
                     folder,
                     f"metrics/reference_loss/{weights}/{test}.json",
-                    {"n": n, "loss": "tokens", "mean": 3.5, "standard_error": 0.1},
+                    {"n": n, "loss": "tokens", "mean": 3.5, "standard_error": 0.1, "reference_tokens": 20.0},
                 )
             judged = {"n": 12, "mean": 40 + strength, "standard_error": 0.5, "stand_in": False, "judge": JUDGE}
             put(folder, f"metrics/judge/{weights}/dolly.json", judged)
@@ -167,14 +170,14 @@ def calibration(task: str) -> dict[str, Any]:
         for i in range(5)
     ]
     ece = {"ece": 0.1234, "ece_error": 0.01, "ece_raw": 0.3, "ece_raw_error": 0.02}
-    return {"dataset": task, "n": 30, "accuracy": 0.7, "accuracy_error": 0.05, **ece, "bins": bins, "words": ["no", "yes"]}
+    return {"dataset": task, "n": 30, "accuracy": 70.0, "accuracy_error": 5.0, **ece, "bins": bins, "words": ["no", "yes"]}
 
 
 def train(folder: Path, weights: str, method: str, strength: float) -> None:
     entries = [
         {"step": 8 * i, "dev_reverse_kl": 2 - 0.1 * i * (1 + strength / 9), "dev_forward_kl": 2.5 - 0.1 * i} for i in range(5)
     ]
-    entries.append({"step": 8, "response_length": 50.0})  # type: ignore[dict-item]
+    entries += [{"step": 8 * i, "response_length": 50.0, "sampled_tokens": 1600.0} for i in range(2)]
     chosen = {"chosen": {"step": 32, "dev_rouge": 20 + strength}}
     put(folder, f"models/{weights}/metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries if method != "sft"))
     put(folder, f"models/{weights}/selection.json", chosen)

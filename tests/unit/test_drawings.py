@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from items_case import drawn, published_item, text
 from made_up_run import config, make
 from matplotlib.container import ErrorbarContainer
 
+from minillm.evaluation.statistics import sign_test
 from minillm.publish.toy import TARGET, Mixture, fit_forward, fit_reverse, reverse_kl
 
 
@@ -38,6 +41,54 @@ def test_exposure_bias_is_compared_on_the_same_prompts(run: Path, tmp_path: Path
     solid, pale = axes.lines[:2]
     assert max(x for x, y in zip(*solid.get_data(), strict=True) if y == y) == 80 and pale.get_alpha() == 0.35
     assert min(x for x, y in zip(*pale.get_data(), strict=True) if y == y) == 80
+
+
+def test_the_caption_of_exposure_bias_says_how_it_was_computed(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    caption = published_item("figure6", copy, tmp_path)["caption"]
+    assert (
+        "Bands: 95% intervals" in caption
+        and "; 95%, paired" in caption
+        and "semantics" not in caption
+        and "finished" not in caption
+    )
+    assert "Drawn: the methods of the paper's main table alone, of 7 in this run." in caption
+    for path in sorted((copy / "metrics/exposure_bias").rglob("*.json")):
+        metric = json.loads(path.read_text())
+        metric["draws"]["50"] = [value + k for value in metric["draws"]["50"][:1] for k in range(11)]
+        path.write_text(json.dumps(metric | {"level": 0.8, "semantics": "released", "finished": "zero"}))
+    caption = published_item("figure6", copy, tmp_path)["caption"]
+    assert "Bands: 80% intervals" in caption and "; 80%, paired" in caption
+    assert "(semantics: released)" in caption and "(finished: zero)" in caption
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_prompt_has_no_interval(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    for path in sorted((copy / "metrics/exposure_bias").rglob("*.json")):
+        metric = json.loads(path.read_text())
+        metric["draws"] = {length: [None] * len(draws) for length, draws in metric["draws"].items()}
+        path.write_text(json.dumps(metric | {"n": 1}))
+    assert "MiniLLM minus" not in published_item("figure6", copy, tmp_path)["caption"]
+
+
+def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
+    """27 wins and 10 losses, of 37 tosses: p = 2 sum of C(37, k) / 2^37 for k up to 10."""
+    p = 2 * sum(math.comb(37, k) for k in range(11)) / 2**37
+    caption = published_item("figure4", run, tmp_path)["caption"]
+    assert f"against SFT w/o KD 27 to 10, p = {p:.2g}" in caption and "Several annotators" not in caption
+    assert drawn("figure4", run).axes[0].get_xlabel() == "share of the judgements (%)"
+    copy = shutil.copytree(run, tmp_path / "run")
+    page = copy / "metrics/human/base/minillm/xl/seed10/dolly.json"
+    metric = json.loads(page.read_text())
+    for comparison in metric["comparisons"]:
+        comparison["annotators"]["ben"] = {"win": 1}
+    page.write_text(json.dumps(metric))
+    assert (
+        "Several annotators judged: judgements of one prompt are then not independent"
+        in published_item("figure4", copy, tmp_path)["caption"]
+    )
+    assert (sign_test(0, 0), sign_test(3, 3), sign_test(0, 5)) == (1.0, 1.0, 0.0625)
 
 
 def test_lengths_are_compared_on_the_same_prompts(run: Path) -> None:
@@ -81,10 +132,13 @@ def test_tasks_go_by_their_labels(run: Path, tmp_path: Path) -> None:
 def test_average_score_says_what_it_is(run: Path, tmp_path: Path) -> None:
     caption = published_item("figure1", run, tmp_path)["caption"]
     assert "Mean over DollyEval of the judge's score (openai some-judge)" in caption
+    assert " Bars: standard error over prompts (bootstrap). " in caption
+    assert "SFT, which has no teacher, is left out" in published_item("figure5", run, tmp_path)["caption"]
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "metrics/judge")
     caption = published_item("figure1", copy, tmp_path)["caption"]
     assert "ROUGE-L, not a judge's score as in the paper (no judge scored this run): mean over DollyEval, S-NI." in caption
+    assert " Bars: standard error over sampling seeds, the sets taken as independent. " in caption
 
 
 def test_forward_fit_matches_moments() -> None:

@@ -61,6 +61,7 @@ def test_calibration(run: Path, tmp_path: Path) -> None:
     assert "| GPT-2 1.5B | Teacher | 0.123 ± 0.010 | 0.300 ± 0.020 | 70.0 ± 5.0 |" in found
     assert "| Model | Method | BoolQ<br>ECE | BoolQ<br>raw ECE | BoolQ<br>accuracy (%) | SST-2<br>ECE |" in found
     assert "SST-2: 5 bins with the edges 0, 0.2, 0.4, 0.6, 0.8, 1. Label words: no, yes." in found
+    assert "±: standard error over rows of one training" in found
     assert r"Teacher & 0.123 $\pm$ 0.010" in (tmp_path / "table2.tex").read_text()
 
 
@@ -76,8 +77,12 @@ def test_calibration_as_the_stage_writes_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_diversity_and_ngrams(run: Path, tmp_path: Path) -> None:
-    # 91.0 and 92.0 percent
-    assert "| GPT-2 1.5B | Teacher | 91.5 ± 0.5 | 3.50 ± 0.10 | 91.5 ± 0.5 | 3.50 ± 0.10 |" in text("table3", run, tmp_path)
+    # Of the two sampling seeds: 91 and 92 percent, 1 and 2 percent, 20 and 40 tokens of which a reference has 20.
+    found = text("table3", run, tmp_path)
+    cells = "| 91.5 ± 0.5 | 3.50 ± 0.10 | 1.5 ± 0.5 | 1.50 ± 0.50 "
+    assert f"| GPT-2 1.5B | Teacher {cells}{cells}|" in found and "± of the loss: standard error over rows" in found
+    with open(tmp_path / "table3.csv") as file:
+        assert {(row["repetition_percent"], row["length_drift"]) for row in csv.DictReader(file)} == {("1.5", "1.5")}
     found = text("table5", run, tmp_path)
     assert "| DollyEval | GPT-2 1.5B, Teacher | 1000 / 910 | 1000 / 920 |" in found
 
@@ -108,6 +113,19 @@ def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tm
         assert sources[0] == sources[1] and not any("no-mixing" in source or "large" in source for source in sources[0])
 
 
+def test_samples_are_of_the_main_tables_pairs(run: Path, tmp_path: Path) -> None:
+    """An ablation that is trained for a sweep alone is shown; other variants, and the sweeps' other teachers, are not."""
+    main = {"pairs": [{"teacher": "xl", "students": ["base"]}], "methods": ["sft", "minillm"]}
+    sweeps = [{"teacher": "large", "students": ["base"], "methods": ["seqkd", "minillm", "no-mixing"]}]
+    sweeps += [{"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt"]}]
+    sidecar = published_item("table8", run, tmp_path, **main, sweeps=sweeps)
+    with open(tmp_path / "table8.csv") as file:
+        shown = {(row["model"], row["method"]) for row in csv.DictReader(file)}
+    methods = {("GPT-2 120M", method) for method in ("SFT w/o KD", "MiniLLM", "w/o teacher-mixed")}
+    assert shown == {("reference", ""), ("GPT-2 1.5B", "Teacher"), *methods}
+    assert len(sidecar["sources"]) == 2 * 4 and not any("large" in source for source in sidecar["sources"])
+
+
 def test_table6_holds_other_families_alone(run: Path, tmp_path: Path) -> None:
     found = text("table6", run, tmp_path)
     assert "| GPT-J 6B | Teacher |" in found and "GPT-2 1.5B" not in found and "it has a block" not in found
@@ -134,13 +152,31 @@ def test_samples(run: Path, tmp_path: Path) -> None:
 def test_costs(run: Path, tmp_path: Path) -> None:
     found = text("cost", run, tmp_path)
     # Benchmarks: 2 h, 3 CPU hours, 2 GB each; an hour on two GPUs. Needed besides: two base models and the teacher, and SFT for MiniLLM, the
-    # teacher's answers for SeqKD. Tokens: 50 of 64 rollouts; 32 updates of 32 answers of 50 (SFT), of 30 (SeqKD).
+    # teacher's answers for SeqKD. Tokens: two collections of 1600; 32 updates of 32 answers of 50 (SFT), of 30 (SeqKD).
     for line in (
         "MiniLLM | 2 | 10 | 3 | 2 | 2 | 32 | 0.0032",
         "SeqKD | 2 | 10 | 3 | 2 | 2 | 32 | 0.0307",
         "SFT w/o KD | 2 | 4 | 3 | 2 | 2 | 32 | 0.0512",
     ):
         assert f"| {line} | 1" in found
+    copy = shutil.copytree(run, tmp_path / "run")
+    log = copy / "models/base/minillm/xl/seed10/metrics.jsonl"
+    log.write_text(log.read_text().replace('"sampled_tokens"', '"other"', 1))  # known of one collection of two
+    published_item("cost", copy, tmp_path)
+    with open(tmp_path / "cost.csv") as file:
+        rows = {(row["teacher"], row["student"], row["method"]): row for row in csv.DictReader(file)}
+    assert rows["xl", "base", "minillm"]["tokens"] == "" and rows["xl", "medium", "minillm"]["tokens"] == "3200.0"
+
+
+def test_the_error_of_a_mean_score_is_over_training_seeds(tmp_path: Path) -> None:
+    """Two sets whose scores move together from training to training: as independent they would have an error of 0.71 of this one."""
+    changed = {"small": True, "training_seeds": [10, 20]}
+    run = make(tmp_path / "run", config(**changed))
+    for seed, mean in ((10, 20.0), (20, 22.0)):
+        for path in sorted((run / f"metrics/rouge/base/minillm/xl/seed{seed}").glob("*.json")):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "mean": mean}))
+    published_item("cost", run, tmp_path, **changed)
+    assert "| 21.0 ± 1.0 |" in (tmp_path / "cost.md").read_text()
 
 
 def test_what_the_configuration_does_not_name_is_not_read(run: Path, tmp_path: Path) -> None:

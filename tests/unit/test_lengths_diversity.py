@@ -202,6 +202,10 @@ def test_the_stage_from_files_to_a_metric(tmp_path):
         found[name] = json.loads(out.read_text())
     assert found["tokens"]["ids"] == [2, 4, 9] and found["tokens"]["tokens"][0] == 1, "the EOS alone"
     assert found["tokens"]["mean"] == pytest.approx(sum(found["tokens"]["nll"]) / sum(found["tokens"]["tokens"]))
+    tokens = [len(tokenizer.encode(text, add_special_tokens=False)) for text in ("of text", "", "over")]
+    for metric in found.values():
+        assert metric["reference_tokens"] == pytest.approx(sum(tokens) / 3), "of every row, the EOS not counted"
+    assert tokens[0] == token_counter(tmp_path / "model")("of text")
     assert found["released"]["ids"] == [4, 9] and found["released"]["without_reference"] == 1
     ratios = [a / b for a, b in zip(found["released"]["nll"], found["released"]["tokens"], strict=True)]
     assert found["released"]["mean"] == pytest.approx(np.mean(ratios))

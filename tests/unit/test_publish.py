@@ -63,9 +63,19 @@ def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
         **dict.fromkeys(("published", "judged", "judged_error", "judged_n", "judged_published"), ""),
         "published_status": "",
         "judged_published_status": "",
+        **dict.fromkeys(("exact_match", "exact_match_error"), ""),
     }
     assert float(cell["standard_error"]) == pytest.approx(0.5)
     assert found["seqkd", "hard"]["mean"] == found["seqkd", "hard"]["n"] == ""
+
+
+def test_exact_match_is_in_the_csv(metrics: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11), methods=("sft",), tests=("easy",))
+    for weights, exact in (("big/teacher", 4.0), ("small/sft/seed10", 1.0), ("small/sft/seed11", 3.0)):
+        metric(metrics, weights, "easy", (20.0, 21.0), exact_match=exact, exact_match_error=0.5)
+    write_main_table(settings, metrics, tmp_path)
+    found = [(cell.method, cell.exact_match, cell.exact_match_error) for cell in read_csv(tmp_path / "main.csv")]
+    assert found == [("teacher", 4.0, 0.5), ("sft", 2.0, 1.0)]  # over trainings where there are several
 
 
 def test_markdown(metrics: Path, tmp_path: Path) -> None:
@@ -281,5 +291,6 @@ def test_the_judges_columns_hold_a_real_judges_scores_alone(metrics: Path, tmp_p
         shown = not stand_in and judge
         assert f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 | Hard<br>n = 100 |" in text
         assert f"| MiniLLM | {'44.4 ± 1.5' if shown else '–'} | **24.5 ± 0.5** |" in text
+        assert ("± in these columns: over prompts (bootstrap)" in text) == bool(shown)
         assert ("(judge: openai m)" if judge else "no judge scored this run; a stand-in's scores are not shown") in text
         draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "main.csv", tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from items_case import PAPER, published_item, text
-from made_up_run import REPO, config, make
+from made_up_run import REPO, SECTIONS, config, make
 
 from minillm.errors import UserError
 from minillm.evaluation.statistics import part, t_interval
@@ -131,6 +131,38 @@ def test_table2_beside_the_published_one(tmp_path: Path) -> None:
     assert r"|  | MiniLLM | 0.123 ± 0.010 | 0.300 ± 0.020 \[0.502: -0.202] | 70.0 ± 5.0 \[67.8: +2.2] |" in found
 
 
+@pytest.mark.parametrize("papers", [True, False])
+def test_a_published_mean_stands_beside_one_over_the_same_sets(papers: bool, tmp_path: Path) -> None:
+    model = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["models"]["big"]
+    sets = ["dolly", "self_inst", "vicuna"] if papers else ["dolly"]
+    tasks = SECTIONS["calibration"]["tasks"]
+    rows = {"source": "embedded", "split": "test", "rows": 8}
+    raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
+    keys = {
+        "models": {"xl": {**model, "family": "OPT", "size": "13B"}, "base": {**model, "family": "OPT", "size": "1.3B"}},
+        "pairs": [{"teacher": "xl", "students": ["base"]}],
+        "datasets": {**raw["datasets"], **dict.fromkeys(("sni", *sets), rows)},
+        "data": {**raw["data"], "tests": ["sni", *sets]},
+        "calibration": {"tasks": tasks if papers else {"sst2": tasks["sst2"]}},
+        "judge": {"kind": "openai", "model": "gpt-4", "tests": sets},
+    }
+    run = make(tmp_path / "run", config(**keys))
+    for path in sorted((run / "metrics/judge").rglob("dolly.json")):
+        for test in sets:
+            path.with_stem(test).write_text(
+                json.dumps({**json.loads(path.read_text()), "judge": {"kind": "openai", "model": "gpt-4"}})
+            )
+    published_item("table7", run, tmp_path, **keys)
+    line = next(line for line in (tmp_path / "table7.md").read_text().split("\n") if "| MiniLLM |" in line)
+    assert (r"70.0 ± 3.5 \[70.2: -0.2] | 44.0 ± 0.3 \[52.8: -8.8] |" in line) == papers and (r"\[" in line) == papers
+    published_item("fidelity", run, tmp_path, **keys)
+    with open(tmp_path / "fidelity.csv") as file:
+        means = [row for row in csv.DictReader(file) if row["dataset"] == "average" and row["measured"]]
+    assert {(row["table"], row["metric"]) for row in means} == (
+        {("7", "cls"), ("7", "inst"), ("figure1", "gpt4")} if papers else set()
+    )
+
+
 def test_only_gpt4_is_compared_with_gpt4() -> None:
     for model, same in (
         ("gpt-4", True),
@@ -169,6 +201,11 @@ def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
                 "seed20",
                 "seed30",
             }
+    for name, bars in (
+        ("figure1", "over training seeds. "),
+        ("figure5", "over training seeds, for models of one training over prompts"),
+    ):
+        assert f"Bars: standard error {bars}" in json.loads((tmp_path / f"{name}.json").read_text())["caption"]
     rows = {tuple(row[k] for k in ("table", "model", "teacher", "method", "dataset", "metric")): row
             for row in csv.DictReader((tmp_path / "fidelity.csv").open())}  # fmt: skip
     row = rows["1", "GPT-2 120M", "GPT-2 1.5B", "MiniLLM", "dolly", "rougeL"]

@@ -136,3 +136,14 @@ def test_the_guard_stops(limits, summary, message):
     guard(after, memory, settings("default"), engine)  # off by default
     with pytest.raises(UserError, match=message):
         guard(after, memory, settings("default", **limits), engine)
+
+
+def test_the_guard_begins_with_the_first_value_that_there_is():
+    """A first collection of gold responses alone has no reverse KL of samples."""
+    engine, memory = types.SimpleNamespace(step=5, folder=Path("run")), Memory(0.0)
+    chosen = settings("default", **KD, student_share=0.0, stop_kl=1.5)
+    for reverse_kl in (None, 1.0, 1.4):
+        summary = {"response_length": 10.0} | ({} if reverse_kl is None else {"rollout_reverse_kl": reverse_kl})
+        guard(types.SimpleNamespace(summary=summary), memory, chosen, engine)
+    with pytest.raises(UserError, match="stop_kl: rollout reverse kl is 1.6 at step 5, from 1 at the start"):
+        guard(types.SimpleNamespace(summary={"rollout_reverse_kl": 1.6}), memory, chosen, engine)

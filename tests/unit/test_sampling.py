@@ -180,11 +180,13 @@ def test_top_p_keeps_the_smallest_set_of_that_probability():
     assert chisquare(observed[kept], count * p[kept] / p[kept].sum()).pvalue > 1e-3
 
 
-def test_a_model_that_has_diverged():
+@pytest.mark.parametrize("how", ["plain", "recorded", "mixed"])
+def test_a_model_that_has_diverged(how):
     model = make("llama", 1)
     model.lm_head.weight.data.fill_(float("nan"))
+    mixture = Mixture(make("llama", 2), 0.3) if how == "mixed" else None
     with pytest.raises(UserError, match="its logits are not numbers"):
-        run(model)
+        run(model, mixture=mixture, record=how != "plain")
 
 
 def test_the_teachers_hidden_states_are_those_of_one_pass():

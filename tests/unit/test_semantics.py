@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
+from tiny_models import make
 
 from minillm.config import Launch
 from minillm.errors import UserError
@@ -48,14 +49,14 @@ def plain_text_by_hand(student, teacher, kd_ratio):
 
 def loss_by_hand(preset, made, student, teacher, alpha, horizon):
     """The loss of one mini-batch, row by row and token by token, from the formulas alone."""
-    paper = preset == "paper"
+    paper, released = preset == "paper", preset == "released"
     rewards, steps = [], []
     for row, (prompt, response) in enumerate(zip(made.prompts, made.responses, strict=True)):
         q, p = (logprobs_by_hand(m, prompt, response) for m in (student, teacher))
         old = made.student_logprobs[row].tolist()
         theirs = made.teacher_logprobs[row].tolist()
         reward = [b - a for a, b, _ in zip(old, theirs, response, strict=False)]
-        if not paper:
+        if released:
             reward = [min(100.0, max(-100.0, r / 0.5)) for r in reward]
         rewards.append(reward)
         steps.append((q, p, old, theirs))
@@ -63,11 +64,11 @@ def loss_by_hand(preset, made, student, teacher, alpha, horizon):
     for reward in rewards:
         row = []
         for t in range(len(reward)):
-            later = reward[t + 1 :] if paper else [0.95**k * r for k, r in enumerate(reward[t:])]
+            later = [0.95**k * r for k, r in enumerate(reward[t:])] if released else reward[t + 1 :]
             row.append(sum(later) / max(1, len(later)))
         credit.append(row)
-    if not paper:  # whitened over every position up to the horizon, absent ones zero
-        values = [v for row in credit for v in row] + [0.0] * (COUNT * horizon - sum(map(len, credit)))
+    if not paper:  # whitened over the tokens; released: over every position up to the horizon, absent ones zero
+        values = [v for row in credit for v in row] + [0.0] * (COUNT * horizon - sum(map(len, credit))) * released
         mean = sum(values) / len(values)
         variance = sum((v - mean) ** 2 for v in values) / len(values)
         credit = [[(v - mean) / math.sqrt(variance + 1e-8) for v in row] for row in credit]
@@ -81,13 +82,13 @@ def loss_by_hand(preset, made, student, teacher, alpha, horizon):
             a = credit[row][t]
             total += -a * min(ratio, cut) if paper else max(-a * ratio, -a * cut)
             reverse = sum(math.exp(x) * (x - y) for x, y in zip(q[t], p[t], strict=True))
-            total += w * reverse if paper else reverse
+            total += reverse if released else w * reverse
             tokens += 1
     text, text_tokens = plain_text_by_hand(student, teacher, 0.0 if paper else 0.5)
     return (total + text) / COUNT if paper else total / tokens + text / text_tokens
 
 
-@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("preset", ["paper", "released", "default"])
 def test_presets_reproduce_the_formulas(preset):
     chosen = settings(preset)
     student, teacher = pair()
@@ -95,8 +96,8 @@ def test_presets_reproduce_the_formulas(preset):
     expected = loss_by_hand(preset, made, student, teacher, chosen.alpha, chosen.max_tokens)
     found, _ = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2))
     assert found == pytest.approx(expected, rel=1e-5)  # recorded log-probabilities are float32
-    other, _ = gradient(student, made, task(teacher, settings("paper" if preset == "released" else "released")))
-    assert abs(other - expected) > 0.1
+    for other in {"paper", "released", "default"} - {preset}:
+        assert abs(gradient(student, made, task(teacher, settings(other)))[0] - expected) > 0.01
 
 
 # Each key that changes the loss, with every value that `paper` does not have.
@@ -129,10 +130,18 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), SWITCHES, ids=[f"{key}-{value}" for key, value in SWITCHES])
-def test_every_switch_changes_the_gradient(key, value):
+# Values beside the default of keys that only one objective has.
+OWN = {"beta": (0.1, {"objective": "jensen_shannon"}), "skew": (0.5, {"objective": "skew_forward_kl"})}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "context"),
+    [(key, value, {"single_step": False} if value == "centred" else {}) for key, value in SWITCHES]  # which it needs
+    + [(key, value, context) for key, (value, context) in OWN.items()]
+    + [("skew", 0.5, {"objective": "skew_reverse_kl"})],
+)
+def test_every_switch_changes_the_gradient(key, value, context):
     student, teacher = pair()
-    context = {"single_step": False} if value == "centred" else {}  # which it needs
     base, changed = settings("paper", **context), settings("paper", **context | {key: value})
     made = rollouts(student, teacher, base)
     _, before = gradient(student, made, task(teacher, base))
@@ -173,17 +182,39 @@ def test_every_ablation_of_table_4_changes_the_gradient(preset, ablation):
         assert [r.tolist() for r in unmixed.responses] != [r.tolist() for r in made.responses]
 
 
-def test_control_variates_by_hand():
+@pytest.mark.parametrize("length_norm", [False, True])
+def test_control_variates_by_hand(length_norm):
+    """With a scale of the rewards, which is that of their means too, and with length normalisation, which divides by what there is to add."""
     student, teacher = pair()
     made = rollouts(student, teacher, settings("paper"))
-    rewards = ((made.teacher_logprobs - made.student_logprobs) * made.mask).tolist()
-    kl = made.reverse_kl.tolist()
-    expected = advantages(made, settings("paper", advantage="expected", length_norm=False))
-    centred = advantages(made, settings("paper", advantage="centred", single_step=False, length_norm=False))
+    rewards = ((made.teacher_logprobs - made.student_logprobs) * made.mask / 0.5).tolist()
+    kl = (made.reverse_kl / 0.5).tolist()
+    more = {"length_norm": length_norm, "reward_scale": 0.5}
+    expected = advantages(made, settings("paper", advantage="expected", **more))
+    centred = advantages(made, settings("paper", advantage="centred", single_step=False, **more))
     for i, response in enumerate(made.responses):
         for t in range(len(response)):
-            assert expected[i, t].item() == pytest.approx(-sum(kl[i][t + 1 : len(response)]), abs=1e-5)
-            assert centred[i, t].item() == pytest.approx(rewards[i][t] + kl[i][t] + sum(rewards[i][t + 1 :]), abs=1e-5)
+            after = len(response) - t - 1
+            divisors = (max(1, after), after + 1) if length_norm else (1, 1)
+            means, own = -sum(kl[i][t + 1 : len(response)]), rewards[i][t] + kl[i][t] + sum(rewards[i][t + 1 :])
+            assert expected[i, t].item() == pytest.approx(means / divisors[0], abs=1e-5)
+            assert centred[i, t].item() == pytest.approx(own / divisors[1], abs=1e-5)
+
+
+def test_the_penalty_is_a_reverse_kl_to_the_initial_student():
+    """Neither to the teacher nor at another weight than asked."""
+    student, teacher = pair()
+    initial = make("llama", 3).double()
+    made = rollouts(student, teacher, settings("default"))
+    without, _ = gradient(student, made, task(teacher, settings("default")))
+    work = dataclasses.replace(task(teacher, settings("default", init_kl=0.3)), anchor=initial)
+    found, _ = gradient(student, made, work)
+    total = tokens = 0.0
+    for prompt, response in zip(made.prompts, made.responses, strict=True):
+        q, start = (logprobs_by_hand(m, prompt, response) for m in (student, initial))
+        total += sum(math.exp(a) * (a - b) for row in zip(q, start, strict=True) for a, b in zip(*row, strict=True))
+        tokens += len(response)
+    assert found - without == pytest.approx(0.3 * total / tokens, rel=1e-6)
 
 
 def test_whitening_over_positions_counts_the_horizon_not_the_padding():
@@ -271,6 +302,15 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
         ({"advantage": "expected", "include_current": True}, "advantage: 'expected' is of the rewards that follow"),
         ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' is of the rewards that follow"),
         ({"semantics": ["paper"]}, "semantics: there is no preset"),
+        (
+            {"objective": "forward_kl", "adaptive": True, "evaluations": 2},
+            "adaptive: the share of samples grows at dev evaluations",
+        ),
+        (
+            {"objective": "forward_kl", "adaptive": True, "student_share": 0.5, "evaluations": 1},
+            "adaptive: the share of samples",
+        ),
+        ({"stop_length": 0.5}, "stop_length: it is a factor above 1, or 0 for none"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
     ],

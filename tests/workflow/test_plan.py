@@ -214,7 +214,9 @@ def test_slurm_profile_plans_without_slurm(checkout):
     assert starts(one)["base"][2:] == ["python"]
     assert starts(one)["minillm"][2:] == [*torchrun(4), "--standalone"]
     assert re.search(r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE)
-    srun = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "workflow/scripts/per_node.sh"]
+    of_a_node = ["--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1"]
+    # a dry run has one core; in a job these are the rule's threads
+    srun = ["srun", "--nodes=2", "--ntasks=2", *of_a_node, "workflow/scripts/per_node.sh"]
     assert starts(two)["teacher"][2:] == [*srun, *torchrun(4), "--nnodes=2"]
 
 
