@@ -73,6 +73,9 @@ def test_another_number_of_processes_goes_on(finished, tmp_path):
     first, then = 2, 1
     arguments, original = minillm(finished, tmp_path, zero=3)
     interrupted(finished, arguments, tmp_path / "checkpoints", first)
+    other = start(finished, minillm(finished, tmp_path, zero=1)[0], then)
+    assert "was saved under ZeRO 3, which 1 cannot go on from; set zero: 3, or delete" in other.communicate(timeout=180)[0]
+    assert other.returncode == 2
     output = finish(finished, arguments, then)
     assert f"saved by {first} processes, converted for {then}" in output and "goes on from step" in output
     assert json.loads((tmp_path / "model/provenance.json").read_text())["world_size"] == then
