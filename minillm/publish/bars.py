@@ -14,6 +14,7 @@ from minillm.publish.drawing import Drawing, finished, legend, looks_of, panels
 from minillm.publish.found import Found, Trained
 
 GROUP = 0.8  # width of a bucket's group of bars
+FEWEST = 5  # prompts of which an interval is drawn: a bootstrap over fewer hardly knows any spread
 OUTCOMES = {"win": ("#0072B2", ""), "tie": ("0.85", "////"), "loss": ("#D55E00", "....")}
 
 
@@ -61,18 +62,18 @@ def lengths(found: Found) -> Drawing:
     n = "; ".join(dict.fromkeys(f"{found.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages))
     caption = (
         "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error bars: 95% intervals of the "
-        "difference by paired bootstrap over prompts, scores averaged over sampling seeds. First training seed."
+        f"difference by paired bootstrap over prompts, scores averaged over sampling seeds; none for fewer than {FEWEST}. First training seed."
         + found.drawn_note
     )
     return finished(figure, style, caption, n + ".")
 
 
 def _compared(ours: dict[int, float], theirs: dict[int, float], name: str) -> tuple[float, tuple[float, float] | None]:
-    """Difference of the mean scores of a bucket, and its interval; None for the interval of one prompt."""
+    """Difference of the mean scores of a bucket, and its interval; None for the interval of fewer than `FEWEST` prompts."""
     ids = sorted(ours.keys() & theirs.keys())
     first, second = [ours[i] for i in ids], [theirs[i] for i in ids]
-    if len(ids) < 2:
-        return math.fsum(first) - math.fsum(second), None
+    if len(ids) < FEWEST:
+        return (math.fsum(first) - math.fsum(second)) / max(1, len(ids)), None
     found = paired_bootstrap(first, second, name)
     return found.difference, (found.low, found.high)
 
