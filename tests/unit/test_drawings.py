@@ -93,7 +93,9 @@ def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
 
 def test_lengths_are_compared_on_the_same_prompts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods differ alike at every prompt, so that their difference is certain, however much the prompts differ."""
-    assert not [bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)], "too few prompts"
+    assert not [bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)], (
+        "too few prompts"
+    )
     monkeypatch.setattr("minillm.publish.bars.FEWEST", 2)
     for name, title in (("figure7", "DollyEval"), ("figure15", "S-NI")):
         axes = drawn(name, run).axes[0]
