@@ -203,6 +203,14 @@ def test_small_jobs_run_side_by_side_where_the_configuration_says_so(checkout):
     assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "MKL_NUM_THREADS=4", "python"]
 
 
+@pytest.mark.parametrize("files", [("demo", "demo-all"), ("mini", "mini-all")], ids=("demo-all", "mini-all"))
+def test_configurations_that_are_read_after_others(checkout, files, monkeypatch):
+    """config.yaml and released.yaml: test_publish_plan.py."""
+    monkeypatch.setenv("MINILLM_DATA", str(checkout.root))
+    configs = [f"config/{name}.yaml" for name in files]
+    assert checkout.snakemake("-n", "--quiet", "all", "--configfile", *configs).returncode == 0
+
+
 def test_slurm_profile_plans_without_slurm(checkout):
     profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
     several = {"slurm_partition": "gpu", "gres": "gpu:a100:4", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
