@@ -9,12 +9,13 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
-from conftest import CONFIG, LOG, MODEL, RUN, TABLE, output_of, until
+from conftest import CONFIG, LOG, MODEL, RUN, TABLE, output_of, unfinished, until
 
 ON_NODES = {"data": 1, "testset": 1, "base": 2, "teacher": 1, "sft": 1, "minillm": 1, "generate": 3}
 TEACHER = f"{RUN}/models/tiny-teacher/teacher"
@@ -103,13 +104,21 @@ def test_a_requeued_job(checkout, finished):
     assert checkout.submitted() == [job], "the same job, not a new one"
 
 
-def test_a_time_limit(checkout, finished):
-    """SIGTERM comes before the limit: the stage saves, and the next attempt goes on."""
-    checkout.profile(minillm={"slurm_extra": "'--signal=TERM@50'"})  # of a minute: on a fast machine the stage needs half of it
-    process, job = disturbed(checkout)
+def test_a_time_limit(checkout, finished, tmp_path):
+    """SIGTERM comes before the limit: the stage saves, and the next attempt goes on.
+
+    Slurm looks at limits every half minute only, so that the stage is longer than in the other tests, and has its own undisturbed run.
+    """
+    config = checkout.edit(lambda c: c["stages"]["minillm"].update(collections=200))
+    with unfinished(finished, tmp_path / "undisturbed") as reference:
+        shutil.copy(checkout.root / config, reference.root / config)
+        reference.snakemake(*reference.cluster(TABLE, config=config))
+    checkout.profile(minillm={"slurm_extra": "'--signal=TERM@30'"})
+    process, job = disturbed(checkout, config=config)
     subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
-    ends_well(checkout, finished, process)
+    ends_well(checkout, reference, process)
     assert len(checkout.submitted()) == 2
+    assert re.search(r"stopped by a signal after step \d+ of", checkout.log())
 
 
 def ranks(checkout):
