@@ -47,7 +47,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """log(share a + (1 - share) b); finite floors keep the gradient finite where neither has any mass."""
     floor = -1e30
-    mix = torch.as_tensor(share, dtype=log_a.dtype, device=log_a.device)
+    mix = log_a.new_full((), share)  # made there: a number that is sent to a GPU waits for it
     return torch.logaddexp(mix.log() + log_a.clamp(min=floor), torch.log1p(-mix) + log_b.clamp(min=floor))
 
 
@@ -93,7 +93,9 @@ def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | N
     total = torch.where(mask.bool(), _full(values), 0.0).sum()
     if denominator is None:
         denominator = mask.sum(dtype=total.dtype)  # a sum in bf16 stands still at 256
-    return total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(min=1.0)
+    if isinstance(denominator, Tensor):
+        return total / denominator.to(total).clamp(min=1.0)
+    return total / max(denominator, 1.0)
 
 
 def token_rewards(
@@ -197,16 +199,20 @@ def policy_gradient_loss(
 def single_step_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     weights: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """The single-step term of Eq. 3 (with `weights` that of Eq. 5): the masked mean of the exact reverse KL of each token."""
-    valid = mask.bool()
-    if not valid.all():  # a gradient of 0 is NaN behind the softmax of a NaN
-        student_logits, teacher_logits = (x.masked_fill(~valid.unsqueeze(-1), 0.0) for x in (student_logits, teacher_logits))
+    """The single-step term of Eq. 3 (with `weights` that of Eq. 5): the masked mean of the exact reverse KL of each token.
+
+    `mask=None` says that all tokens are valid, without two more passes over the logits.
+    """
+    if mask is not None:  # a gradient of 0 is NaN behind the softmax of a NaN
+        hidden = ~mask.bool().unsqueeze(-1)
+        student_logits, teacher_logits = (x.masked_fill(hidden, 0.0) for x in (student_logits, teacher_logits))
     values = reverse_kl(student_logits, teacher_logits)
+    valid = torch.ones_like(values) if mask is None else mask
     if weights is not None:
-        values = values * torch.where(valid, weights.detach(), 0.0)
-    return masked_mean(values, mask, denominator=denominator)
+        values = values * torch.where(valid.bool(), weights.detach(), 0.0)
+    return masked_mean(values, valid, denominator=denominator)

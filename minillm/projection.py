@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TILE = 2**21  # logits: 8 MB in float32, a few of which are alive at once
+TILE = 2**21  # logits: 8 MB in float32, a few of which are alive at once and stay in the cache
+TILE_GPU = (
+    2**24
+)  # fewer tokens than some hundreds leave it waiting: for the matrix to be read anew for each tile, and for the host
 BLOCK = (
     2**25
 )  # slopes: 64 MB in half precision. Adding a block's gradient to that of the whole matrix costs as much as the product itself
@@ -60,10 +63,15 @@ def tiles(tokens: int, vocabulary: int, logits: int, first: int = 0) -> Iterator
     yield from (slice(start, min(start + rows, tokens)) for start in range(first, tokens, rows))
 
 
+def tile_of(device: torch.device) -> int:
+    """Logits of a tile there."""
+    return TILE_GPU if device.type == "cuda" else TILE
+
+
 @torch.no_grad()
 def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     """`function` of all tokens, (tokens, ...), without a gradient."""
-    parts = [function(head.logits(hidden[part]), part) for part in tiles(len(hidden), head.vocabulary, TILE)]
+    parts = [function(head.logits(hidden[part]), part) for part in tiles(len(hidden), head.vocabulary, tile_of(hidden.device))]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
@@ -84,7 +92,7 @@ class _Loss(torch.autograd.Function):
         gradients: tuple[Tensor | None, ...] = None, None, None
         for block in tiles(len(hidden), head.vocabulary, BLOCK):
             slopes = hidden.new_empty(block.stop - block.start, head.vocabulary) if any(ctx.needs_input_grad[:3]) else None
-            for part in tiles(block.stop, head.vocabulary, TILE, block.start):
+            for part in tiles(block.stop, head.vocabulary, tile_of(hidden.device), block.start):
                 product = head.project(hidden[part]).requires_grad_(slopes is not None)
                 with torch.enable_grad():
                     found = function(head.finish(product), part).sum()
@@ -117,7 +125,7 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.dtype == dtype:
         return gradient * factor
     scaled = torch.empty_like(gradient, dtype=dtype)
-    for rows in tiles(len(gradient), gradient[:1].numel(), TILE):
+    for rows in tiles(len(gradient), gradient[:1].numel(), tile_of(gradient.device)):
         scaled[rows] = gradient[rows] * factor
     return scaled
 
@@ -146,7 +154,7 @@ def _added(
         if used.dtype == slopes.dtype:
             used.addmm_(slopes.t(), hidden[block])
         else:  # row by row of the matrix, so that there is no second one, of the products
-            for rows in tiles(len(used), used.shape[1], TILE):
+            for rows in tiles(len(used), used.shape[1], tile_of(used.device)):
                 used[rows] += slopes[:, rows].t() @ hidden[block]
     if needed[2] and head.bias is not None:
         if to_bias is None:

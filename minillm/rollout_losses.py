@@ -111,12 +111,13 @@ class Known:
     initial: Callable[[slice], Tensor] | None
 
 
-def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> dict[str, Tensor]:
-    """The loss of a tile's tokens by name, each a sum over them.
+def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The loss of a tile's tokens by name, each a sum over them; and how many tokens have a ratio outside of 1 +- clip.
 
-    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.
+    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  Whether the
+    surrogate clips such a ratio depends on the advantage; None without a clip.
     """
-    s, every = settings, torch.ones_like(logits[:, 0])
+    s, outside = settings, None
     found: dict[str, Tensor] = {}
     if s.objective != "minillm":
         assert known.teacher is not None
@@ -124,23 +125,19 @@ def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> dict
     else:
         new, old, w = models.token_logprobs(logits, known.tokens[tile]), known.old_logprobs[tile], known.weights[tile]
         found["long_term"] = objectives.policy_gradient_loss(
-            new, old, known.advantages[tile], every, weights=w, clip=s.clip or None, surrogate=s.surrogate, denominator=1
-        )
+            new, old, known.advantages[tile], torch.ones_like(new),
+            weights=w, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
+        )  # fmt: skip
+        if s.clip:
+            outside = ((torch.exp(new.detach() - old) * w - 1.0).abs() > s.clip).sum()
         if known.teacher is not None:
             weighted = w if s.single_step_weights else None
             found["single_step"] = objectives.single_step_loss(
-                logits, known.teacher(tile), every, weights=weighted, denominator=1
+                logits, known.teacher(tile), None, weights=weighted, denominator=1
             )
     if known.initial is not None:
         found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, known.initial(tile)).sum()
-    return found
-
-
-def clipped(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> Tensor:
-    """How many of a tile's tokens have a ratio outside of 1 +- clip; whether the surrogate then clips it depends on the advantage."""
-    new = models.token_logprobs(logits.detach(), known.tokens[tile])
-    ratio = torch.exp(new - known.old_logprobs[tile]) * known.weights[tile]
-    return ((ratio - 1.0).abs() > settings.clip).sum()
+    return found, outside
 
 
 def frozen_logits(
@@ -208,10 +205,10 @@ class MiniBatch:
         s = self.task.settings
 
         def values(logits: Tensor, tile: slice) -> Tensor:
-            found = terms(s, logits, tile, known)
+            found, outside = terms(s, logits, tile, known)
             logged = {name: value.detach() / self.denominator for name, value in found.items()}
-            if s.objective == "minillm" and s.clip:
-                logged["clip_fraction"] = clipped(s, logits, tile, known) / self.tokens
+            if outside is not None:
+                logged["clip_fraction"] = outside / self.tokens
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
             return torch.stack(list(found.values()))

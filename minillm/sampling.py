@@ -137,7 +137,7 @@ def _sample_batch(
     history, attention = (values.to(device) for values in _left_padded(prompts, width + horizon, pad))
     uniform = torch.from_numpy(numbers).to(device)
     records = torch.zeros((5, size, horizon), device=device)
-    lengths = torch.full((size,), horizon, device=device)
+    lengths = torch.zeros(size, dtype=torch.long, device=device)
     finished = torch.zeros(size, dtype=torch.bool, device=device)
     both = [model, mixture.teacher] if mixture else [model]
     decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in both]
@@ -161,10 +161,9 @@ def _sample_batch(
             filters.add(alive, chosen)
         running = ~finished[alive]
         history[alive, end] = torch.where(running, chosen, pad)
-        ends = running & (chosen == eos)
-        lengths[alive[ends]] = t + 1
-        finished[alive[ends]] = True
-        still = ~finished[alive]
+        still = running & (chosen != eos)
+        lengths[alive] += running
+        finished[alive] = ~still
         remaining, broken = torch.stack(
             [still.sum(), (chosen < 0).sum()]
         ).tolist()  # the one synchronisation point of a position

@@ -106,7 +106,7 @@ MUTATIONS = [
         "tests/unit/test_tokenizers.py::test_a_base_model_with_enough_rows_and_other_ids_is_refused",
     ),
     Mutation(
-        "what lies under the mask reaches the softmax", "objectives.py", "if not valid.all():", "if False:",
+        "what lies under the mask reaches the softmax", "objectives.py", "if mask is not None:", "if False:",
         "tests/unit/test_objectives.py::test_nothing_under_the_mask_reaches_the_single_steps_gradient",
     ),
     Mutation(
