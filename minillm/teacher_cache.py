@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minillm.batching import moved
 from minillm.world import World
 
 
@@ -58,7 +59,7 @@ class TeacherCache:
             for i in missing:
                 self.states[self.ends[i] : self.ends[i + 1]] = parts[i]
                 self.there[i] = 1
-        return torch.cat([self.states[self.ends[i] : self.ends[i + 1]] for i in examples]).to(device)
+        return moved(torch.cat([self.states[self.ends[i] : self.ends[i + 1]] for i in examples]), device)
 
     def save(self) -> None:
         """What is there now belongs to the checkpoint that comes next: on the disk before the list of what is there."""

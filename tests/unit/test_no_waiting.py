@@ -7,14 +7,18 @@ import traceback
 
 import pytest
 import torch
-from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, pair, rollouts, settings, task
+from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, Prompts, pair, rollouts, settings, task
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
+from minillm import models
+from minillm.batching import collate
 from minillm.config import Sampling
 from minillm.rollout_losses import micro_batches
 from minillm.sampling import Mixture, sample
+from minillm.supervised import example_loss
+from minillm.teacher_cache import TeacherCache
 from minillm.world import World
 
 META = torch.device("meta")
@@ -76,6 +80,22 @@ def no_look_at_the_padding(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_an_update_reads_nothing_back(case, keep, family, no_look_at_the_padding):
     assert not update(CASES[case], family, keep)
+
+
+@pytest.mark.parametrize("kind", ["sft", "kd", "kd with known hidden states"])
+def test_a_supervised_update_reads_nothing_back(kind, no_look_at_the_padding, tmp_path):
+    student, teacher = (model.float() for model in pair())
+    examples = [(PROMPTS[i], Prompts().response(i)) for i in range(4)]
+    batch, world = collate(examples, EOS), World(0, 1, META)
+    cache = TeacherCache(tmp_path, [len(response) for _, response in examples], 16, torch.float32, world)
+    cache.hidden(range(4), lambda: models.response_hidden(teacher, batch), torch.device("cpu"))  # the first epoch
+    student, teacher = student.to(META), None if kind == "sft" else teacher.to(META)
+    with Sent() as sent:
+        batch, known = batch.to(META), None
+        if kind == "kd with known hidden states":
+            known = cache.hidden(range(4), lambda: pytest.fail("known already"), META)
+        example_loss(student, batch, VOCABULARY, 12, teacher, 0.5, known).backward()
+    assert not sent.by
 
 
 class Waits(TorchDispatchMode):
