@@ -26,7 +26,7 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - BEGIN:5.0f} s] {text}", flush=True)
 
 
-def speeds(full: bool, sizes: dict[str, Any], world: World) -> dict[str, Any]:
+def speeds(full: bool, sizes: dict[str, Any], world: World, compiled: bool) -> dict[str, Any]:
     """(shape, precision) -> both sides' seconds; quick takes half the rows at real lengths, where the reference is slow."""
     real = REAL if full else dataclasses.replace(REAL, batch=8)
     asked = [("fixed", FIXED, "bf16", 3, 2), ("real", real, "bf16", 3, 1)]
@@ -37,8 +37,8 @@ def speeds(full: bool, sizes: dict[str, Any], world: World) -> dict[str, Any]:
         say(f"seconds, {name} {precision}")
         shape = dataclasses.replace(plain, **sizes)
         if name == "fixed":
-            speed.warm_up(shape, precision, world)
-        found[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say)
+            speed.warm_up(shape, precision, world, compiled)
+        found[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say, compiled)
     return found
 
 
@@ -104,6 +104,7 @@ def main() -> None:
         "--full", action="store_true", help="fp32 too, more points: up to an hour on two cores instead of 15 minutes"
     )
     parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
+    parser.add_argument("--compile", action="store_true", help="seconds of ours with launch.compile")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     asked = parser.parse_args()
@@ -115,7 +116,7 @@ def main() -> None:
     for precision, values in found["roofline"].items():
         say(f"roofline {precision}: {values['roofline']:.0f} GFLOP/s")
     if "speed" in asked.only:
-        found["speed"] = speeds(asked.full, sizes, world)
+        found["speed"] = speeds(asked.full, sizes, world, asked.compile)
     if "memory" in asked.only:
         found["memory"] = memories(asked.full, sizes)
     if "utilisation" in asked.only:
@@ -123,7 +124,7 @@ def main() -> None:
     if "scaling" in asked.only:
         found["scaling"] = scales(asked.full, sizes)
     mode = ("full" if asked.full else "quick") if tuple(asked.only) == SECTIONS else "-".join(asked.only)
-    mode += "-large" if asked.large else ""
+    mode += ("-large" if asked.large else "") + ("-compile" if asked.compile else "")
     path = report.write(found, asked.out, mode)
     say(f"written: {path} and its .json")
     print(report.summary(found), flush=True)

@@ -37,14 +37,15 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def compare(
-    shape: Shape, precision: str, world: World, repeats: int, updates: int, say: Callable[[str], None]
+    shape: Shape, precision: str, world: World, repeats: int, updates: int, say: Callable[[str], None], compiled: bool = False
 ) -> dict[str, Any]:
     """Both sides at one shape, `repeats` times in alternation, and the ratios reference / ours of the medians.
 
     An iteration is a collection and `inner_epochs` updates with plain text.  The updates of an iteration make the same passes: of the
-    reference `updates` of them are timed and counted up, of ours all.  "samples" is an iteration without plain text.
+    reference `updates` of them are timed and counted up, of ours all.  "samples" is an iteration without plain text.  With `compiled`
+    our losses are.
     """
-    setting = Setting(shape, precision, world)
+    setting = Setting(shape, precision, world, compiled)
     data = setting.make()
     found: dict[str, dict[str, list[float]]] = {name: {} for name in SIDES}
     with_text = {name: kind(setting, shape, data) for name, kind in SIDES.items()}
@@ -78,9 +79,9 @@ def once(side: Any, samples: Any, inner_epochs: int, updates: int) -> tuple[dict
     return times, side.tokens(made)
 
 
-def warm_up(shape: Shape, precision: str, world: World) -> None:
+def warm_up(shape: Shape, precision: str, world: World, compiled: bool = False) -> None:
     """One collection and one update of each side, untimed: libraries choose their kernels at the first call."""
-    setting = Setting(shape, precision, world)
+    setting = Setting(shape, precision, world, compiled)
     for kind in SIDES.values():
         side = kind(setting, shape, setting.make())
         side.update(side.rollout())

@@ -99,8 +99,8 @@ def settings(shape: Shape, **changes: Any) -> OnPolicy:
 class Setting:
     """What both sides share: the processes, the precision, the weights of both models."""
 
-    def __init__(self, shape: Shape, precision: str, world: World) -> None:
-        self.shape, self.precision, self.world = shape, precision, world
+    def __init__(self, shape: Shape, precision: str, world: World, compiled: bool = False) -> None:
+        self.shape, self.precision, self.world, self.compiled = shape, precision, world, compiled
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
         self.teacher = nn.Module.to(make_model(shape.teacher, shape, 2), world.device, DTYPES[precision])
@@ -113,6 +113,7 @@ class Setting:
     def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000) -> Engine:
         """A student of its own under DeepSpeed."""
         tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)  # as many as the reference computes at once
-        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=max(32, self.shape.batch))
+        rows = max(32, self.shape.batch)
+        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=self.compiled)
         student = make_model(self.shape.student, self.shape, 1)
         return Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from minillm import config, projection
 from minillm.batching import Batch
 from minillm.errors import UserError
-from minillm.projection import Function, Head
+from minillm.projection import Compilable, Function, Head
 from minillm.sources import resolve_path
 
 transformers_logging.disable_progress_bar()
@@ -250,12 +250,12 @@ def frozen_logits(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
 
     @torch.no_grad()
     def logits(part: slice) -> Tensor:
-        return head.logits(hidden[part])
+        return head.cheapest(hidden[part])
 
     return logits
 
 
-def response_losses(model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function, Head]]) -> Tensor:
+def response_losses(model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function | Compilable, Head]]) -> Tensor:
     """Sums of functions (projection.loss) over parts of the valid response tokens, (parts,), with gradients for the model's weights.
 
     One forward pass for all parts; each is (which tokens, in the order of `batch.places`; the function; `head_of` the model).
@@ -265,7 +265,7 @@ def response_losses(model: nn.Module, batch: Batch, parts: Sequence[tuple[slice,
     )
 
 
-def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function) -> Tensor:
+def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function | Compilable) -> Tensor:
     """Sum of `function` (projection.loss) over the valid response tokens, a scalar with gradients for the model's weights."""
     return response_losses(model, batch, [(slice(None), function, head_of(model, vocabulary))])[0]
 

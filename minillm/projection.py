@@ -9,6 +9,10 @@ output matrix a token, as without tiles.  Hidden states are (tokens, width), of 
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +22,27 @@ from torch import Tensor
 from torch.nn import functional
 
 TILE = 2**21  # logits: 8 MB in float32, a few of which are alive at once and stay in the cache
-TILE_GPU = (
-    2**24
-)  # fewer tokens than some hundreds leave it waiting: for the matrix to be read anew for each tile, and for the host
-BLOCK = (
-    2**25
-)  # slopes: 64 MB in half precision. Adding a block's gradient to that of the whole matrix costs as much as the product itself
+# Fewer tokens than some hundreds leave a GPU waiting: for the matrix, which is read anew for each tile, and for the host.
+TILE_GPU = 2**24
+# Slopes: 64 MB in half precision.  Adding a block's gradient to that of the whole matrix costs as much as the product itself.
+BLOCK = 2**25
 Function = Callable[[Tensor, slice], Tensor]  # logits of a tile (n, vocabulary), and which tokens they are -> (n,) or (n, ...)
+# Sums over a tile's tokens by name: those that make the loss, and those that are only noted.
+Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Compilable:
+    """What `loss` takes beside a Function: a function of tensors alone, which torch can compile into one pass over a tile's logits.
+
+    `value` gets the logits of a tile (n, vocabulary) and the tensors that `given` has of its tokens; two that are equal share what
+    was compiled.  `note` gets each tile's terms, detached.  Compiling takes some ten seconds, once for a size of tile and precision.
+    """
+
+    value: Callable[..., Terms]
+    given: Callable[[slice], tuple[Tensor | None, ...]]
+    note: Callable[[Terms], None]
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,10 @@ class Head:
         """(tokens, vocabulary) in float32 (float64 stays float64), capped, divided by the temperature."""
         return self.finish(self.project(hidden))
 
+    def cheapest(self, hidden: Tensor) -> Tensor:
+        """The same for objectives.py, which makes float32 of them itself: in the weights' precision where nothing else is to be done."""
+        return self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
+
     def project(self, hidden: Tensor) -> Tensor:
         """The matrix product, in the weights' precision."""
         bias = None if self.bias is None else self.bias[: self.vocabulary]
@@ -51,10 +73,15 @@ class Head:
 
     def finish(self, product: Tensor) -> Tensor:
         """Logits from the matrix product."""
-        logits = product if product.dtype == torch.float64 else product.float()
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits if self.temperature == 1.0 else logits / self.temperature
+        return finish(product, self.softcap, self.temperature)
+
+
+def finish(product: Tensor, softcap: float | None, temperature: float) -> Tensor:
+    """Logits in float32 (float64 stays float64) from the matrix product, capped, divided by the temperature."""
+    logits = product if product.dtype == torch.float64 else product.float()
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def tiles(tokens: int, vocabulary: int, logits: int, first: int = 0) -> Iterator[slice]:
@@ -75,7 +102,34 @@ def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def loss(function: Function, hidden: Tensor, head: Head) -> Tensor:
+@functools.cache
+def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: float) -> Callable[..., Terms]:
+    """Static shapes: only full tiles go there, which all have one.  Where nothing can be compiled, `value` as it is, and a warning."""
+
+    def run(product: Tensor, *given: Tensor | None) -> Terms:
+        return value(finish(product, softcap, temperature), *given)
+
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        warnings.warn(f"compile: there is no {compiler} on this machine; the losses are computed without it", stacklevel=2)
+        return run
+    compiled: Callable[..., Terms] = torch.compile(run, dynamic=False)
+    return compiled
+
+
+def _of_tile(function: Function | Compilable, product: Tensor, part: slice, head: Head) -> Tensor:
+    """The loss of a tile's tokens, a scalar."""
+    if not isinstance(function, Compilable):
+        return function(head.finish(product), part).sum()
+    if function.compile and len(product) == max(1, tile_of(product.device) // head.vocabulary):
+        summed, noted = _compiled(function.value, head.softcap, head.temperature)(product, *function.given(part))
+    else:
+        summed, noted = function.value(head.finish(product), *function.given(part))
+    function.note(({name: value.detach() for name, value in summed.items()}, noted))
+    return torch.stack(list(summed.values())).sum()
+
+
+def loss(function: Function | Compilable, hidden: Tensor, head: Head) -> Tensor:
     """The sum of `function` over all tokens, a scalar with gradients for `hidden` and for the head's weight and bias.
 
     `function` gives (n,) values of order 1: under fp16 their gradients are taken before the loss is scaled up, so a normaliser
@@ -87,15 +141,18 @@ def loss(function: Function, hidden: Tensor, head: Head) -> Tensor:
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, function: Function) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, function: Function | Compilable
+    ) -> Tensor:
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         gradients: tuple[Tensor | None, ...] = None, None, None
-        for block in tiles(len(hidden), head.vocabulary, BLOCK):
+        tile = max(1, tile_of(hidden.device) // head.vocabulary) * head.vocabulary
+        for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):  # of whole tiles
             slopes = hidden.new_empty(block.stop - block.start, head.vocabulary) if any(ctx.needs_input_grad[:3]) else None
             for part in tiles(block.stop, head.vocabulary, tile_of(hidden.device), block.start):
                 product = head.project(hidden[part]).requires_grad_(slopes is not None)
                 with torch.enable_grad():
-                    found = function(head.finish(product), part).sum()
+                    found = _of_tile(function, product, part, head)
                 total += found.detach()
                 if slopes is not None:
                     (slopes[part.start - block.start : part.stop - block.start],) = torch.autograd.grad(found, product)

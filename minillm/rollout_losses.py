@@ -17,7 +17,7 @@ from minillm.data import Corpus
 from minillm.development import Dev, Example
 from minillm.engine import Engine, Losses
 from minillm.errors import UserError
-from minillm.projection import Function
+from minillm.projection import Compilable, Terms
 from minillm.rollouts import Rollouts
 from minillm.semantics import OnPolicy
 from minillm.supervised import batch_of_step, token_loss
@@ -111,33 +111,47 @@ class Known:
     initial: Callable[[slice], Tensor] | None
 
 
-def terms(settings: OnPolicy, logits: Tensor, tile: slice, known: Known) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The loss of a tile's tokens by name, each a sum over them; and how many tokens have a ratio outside of 1 +- clip.
+@dataclass(frozen=True)
+class SampleLoss:
+    """The loss of sampled tokens by name, each a sum over them; noted is how many have a ratio outside of 1 +- clip.
 
     "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  Whether the
-    surrogate clips such a ratio depends on the advantage; None without a clip.
+    surrogate clips such a ratio depends on the advantage.
     """
-    s, outside = settings, None
-    found: dict[str, Tensor] = {}
-    if s.objective != "minillm":
-        assert known.teacher is not None
-        found[s.objective] = token_divergence(s, logits, known.teacher(tile)).sum()
-    else:
-        new, old, w = models.token_logprobs(logits, known.tokens[tile]), known.old_logprobs[tile], known.weights[tile]
-        found["long_term"] = objectives.policy_gradient_loss(
-            new, old, known.advantages[tile], torch.ones_like(new),
-            weights=w, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
-        )  # fmt: skip
-        if s.clip:
-            outside = ((torch.exp(new.detach() - old) * w - 1.0).abs() > s.clip).sum()
-        if known.teacher is not None:
-            weighted = w if s.single_step_weights else None
-            found["single_step"] = objectives.single_step_loss(
-                logits, known.teacher(tile), None, weights=weighted, denominator=1
-            )
-    if known.initial is not None:
-        found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, known.initial(tile)).sum()
-    return found, outside
+
+    settings: OnPolicy
+
+    def __call__(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        old_logprobs: Tensor,
+        weights: Tensor,
+        advantages: Tensor,
+        teacher_logits: Tensor | None,
+        initial_logits: Tensor | None,
+    ) -> Terms:
+        """Logits (n, vocabulary), all others (n,)."""
+        s, found, noted = self.settings, dict[str, Tensor](), dict[str, Tensor]()
+        if s.objective != "minillm":
+            assert teacher_logits is not None
+            found[s.objective] = token_divergence(s, logits, teacher_logits).sum()
+        else:
+            new = models.token_logprobs(logits, tokens)
+            found["long_term"] = objectives.policy_gradient_loss(
+                new, old_logprobs, advantages, torch.ones_like(new),
+                weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
+            )  # fmt: skip
+            if s.clip:
+                noted["outside"] = ((torch.exp(new.detach() - old_logprobs) * weights - 1.0).abs() > s.clip).sum()
+            if teacher_logits is not None:
+                weighted = weights if s.single_step_weights else None
+                found["single_step"] = objectives.single_step_loss(
+                    logits, teacher_logits, None, weights=weighted, denominator=1
+                )
+        if initial_logits is not None:
+            found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
+        return found, noted
 
 
 def frozen_logits(
@@ -164,6 +178,7 @@ class MiniBatch:
     denominator: float
     text_denominator: float
     device: torch.device
+    compiled: bool
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; of text the first token is the prompt, so that all others are targets."""
@@ -200,27 +215,29 @@ class MiniBatch:
         initial = frozen(self.task.anchor) if self.task.anchor is not None else None
         return Known(tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial)
 
-    def on_samples(self, known: Known, sums: dict[str, Tensor]) -> Function:
+    def on_samples(self, known: Known, sums: dict[str, Tensor]) -> Compilable:
         """The loss of a tile of sampled tokens; its terms are added to `sums`."""
-        s = self.task.settings
 
-        def values(logits: Tensor, tile: slice) -> Tensor:
-            found, outside = terms(s, logits, tile, known)
-            logged = {name: value.detach() / self.denominator for name, value in found.items()}
-            if outside is not None:
-                logged["clip_fraction"] = outside / self.tokens
+        def given(tile: slice) -> tuple[Tensor | None, ...]:
+            frozen = (logits(tile) if logits else None for logits in (known.teacher, known.initial))
+            return (known.tokens[tile], known.old_logprobs[tile], known.weights[tile], known.advantages[tile], *frozen)
+
+        def note(terms: Terms) -> None:
+            found, noted = terms
+            logged = {name: value / self.denominator for name, value in found.items()}
+            if "outside" in noted:
+                logged["clip_fraction"] = noted["outside"] / self.tokens
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
-            return torch.stack(list(found.values()))
 
-        return values
+        return Compilable(SampleLoss(self.task.settings), given, note, self.compiled)
 
-    def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Function:
+    def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
         """The loss of a tile of plain text, at temperature 1."""
         ratio, theirs = self.task.settings.lm_kd_ratio, None
         if ratio:
             theirs = frozen_logits(self.task.teacher, self.examples(texts), self.task, self.device, 1.0)
-        return token_loss(tokens, theirs, ratio)
+        return token_loss(tokens, theirs, ratio, self.compiled)
 
     def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
         """A micro-batch's share of the loss, from one forward pass of the student; and its terms, by name, for the log."""
@@ -270,7 +287,7 @@ def micro_batches(
         task, rollouts, credit, importance(rollouts, s), tokens,
         float(len(rows)) if of_sequences else tokens,
         float(len(texts) if of_sequences else sum(len(task.corpus.chunk(i)) - 1 for i in texts)),
-        engine.world.device,
+        engine.world.device, engine.launch.compile,
     )  # fmt: skip
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=made.length)

@@ -27,7 +27,7 @@ from minillm.development import Candidates, Dev, Example, answer, losses
 from minillm.engine import Engine, Losses, MetricsLog
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, whole_folder
-from minillm.projection import Function
+from minillm.projection import Compilable, Terms
 from minillm.settings import TrainSettings
 from minillm.teacher_cache import TeacherCache
 from minillm.world import host, start
@@ -35,18 +35,30 @@ from minillm.world import host, start
 RULES = ("best_rouge", "lowest_loss")
 
 
-def token_loss(tokens: Tensor, teacher: Callable[[slice], Tensor] | None, kd_ratio: float) -> Function:
-    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) of each of `tokens`, (tokens,); `teacher` gives its logits by tile."""
+@dataclass(frozen=True)
+class TokenLoss:
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) of each token, summed; cross-entropy alone without a teacher."""
 
-    def values(logits: Tensor, part: slice) -> Tensor:
+    kd_ratio: float
+
+    def __call__(self, logits: Tensor, tokens: Tensor, teacher_logits: Tensor | None) -> Terms:
+        """`logits` and `teacher_logits` are (n, vocabulary), `tokens` (n,)."""
+        ratio = 0.0 if teacher_logits is None else self.kd_ratio
         found = torch.zeros_like(logits[:, 0])
-        if kd_ratio < 1 or teacher is None:
-            found = found - (1 - kd_ratio if teacher else 1.0) * models.token_logprobs(logits, tokens[part])
-        if teacher is not None:
-            found = found + kd_ratio * objectives.forward_kl(logits, teacher(part))
-        return found
+        if ratio < 1:
+            found = found - (1 - ratio) * models.token_logprobs(logits, tokens)
+        if teacher_logits is not None:
+            found = found + ratio * objectives.forward_kl(logits, teacher_logits)
+        return {"loss": found.sum()}, {}
 
-    return values
+
+def token_loss(
+    tokens: Tensor, teacher: Callable[[slice], Tensor] | None, kd_ratio: float, compiled: bool = False
+) -> Compilable:
+    """TokenLoss of `tokens`, (tokens,); `teacher` gives its logits by tile."""
+    return Compilable(
+        TokenLoss(kd_ratio), lambda part: (tokens[part], teacher(part) if teacher else None), lambda _: None, compiled
+    )
 
 
 def example_loss(
@@ -57,16 +69,17 @@ def example_loss(
     teacher: PreTrainedModel | None,
     kd_ratio: float,
     hidden: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens.
 
-    `hidden` are the teacher's hidden states, (valid tokens, width), where they are known already.
+    `hidden` are the teacher's hidden states, (valid tokens, width), where they are known already; `compiled` as launch.compile.
     """
     theirs = None
     if teacher is not None and kd_ratio > 0:
         states = models.response_hidden(teacher, batch) if hidden is None else hidden
         theirs = models.frozen_logits(states, models.head_of(teacher, vocabulary))
-    function = token_loss(models.response_tokens(batch), theirs, kd_ratio)
+    function = token_loss(models.response_tokens(batch), theirs, kd_ratio, compiled)
     return models.response_loss(model, batch, vocabulary, function) / denominator
 
 
@@ -135,7 +148,10 @@ class Supervision:
             known = None
             if self.cache and teacher is not None:  # of all of them, computed as one batch where one of them is new
                 known = self.cache.hidden(part, lambda: models.response_hidden(teacher, batch), engine.world.device)
-            return example_loss(engine.engine, batch, self.dev.vocabulary, denominator, teacher, self.kd_ratio, known), {}
+            made = example_loss(
+                engine.engine, batch, self.dev.vocabulary, denominator, teacher, self.kd_ratio, known, engine.launch.compile
+            )
+            return made, {}
 
         return engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss
 

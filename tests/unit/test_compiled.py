@@ -1,0 +1,87 @@
+"""launch.compile: the losses compiled by torch are the losses."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, gradient, pair, rollouts, settings, task
+
+from minillm import models, projection
+from minillm.batching import collate
+from minillm.config import Launch
+from minillm.rollout_losses import SampleLoss
+from minillm.supervised import TokenLoss, example_loss
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler (g++) on this machine")
+
+
+@pytest.fixture(autouse=True)
+def tiles_of_three_tokens(monkeypatch):
+    """So that there are whole tiles, which are compiled, and the rest, which is not."""
+    monkeypatch.setattr(projection, "TILE", 3 * VOCABULARY)
+    compiled = projection._compiled
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+
+
+def compiled_tiles(monkeypatch) -> list[int]:
+    """Rows of each tile that goes through compiled code, as it goes."""
+    rows, plain = [], projection._compiled
+
+    def watched(*key):
+        run = plain(*key)
+        return lambda product, *given: (rows.append(len(product)), run(product, *given))[1]
+
+    monkeypatch.setattr(projection, "_compiled", watched)
+    return rows
+
+
+@needs_compiler
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_an_on_policy_update(preset, monkeypatch):
+    """Loss, gradient and what is logged, of samples and plain text, at another temperature too."""
+    chosen = settings(preset, temperature=0.8)
+    student, teacher = (model.float() for model in pair())
+    made = rollouts(student, teacher, chosen)
+    loss, plain = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT))
+    rows = compiled_tiles(monkeypatch)
+    again, compiled = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT, compile=True))
+    assert set(rows) == {3} and len(rows) > 10
+    assert again == pytest.approx(loss, rel=1e-5)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kd_ratio", [0.0, 0.5])
+def test_a_supervised_update(kd_ratio, monkeypatch):
+    student, teacher = (model.float() for model in pair("gpt2"))
+    batch = collate([(PROMPTS[i], Prompts().response(i)) for i in range(COUNT)], EOS)
+    rows, found = compiled_tiles(monkeypatch), []
+    for compiled in (False, True):
+        student.zero_grad()
+        loss = example_loss(student, batch, VOCABULARY, 24, teacher, kd_ratio, compiled=compiled)
+        loss.backward()
+        found.append((loss.item(), {name: p.grad.clone() for name, p in student.named_parameters()}))
+        assert len(rows) == (8 if compiled else 0)
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_settings_share_what_was_compiled():
+    """A function of each micro-batch would be compiled for each micro-batch."""
+    first, second, other = (SampleLoss(settings("paper", **more)) for more in ({}, {}, {"clip": 0.3}))
+    assert first == second and hash(first) == hash(second) and first != other
+
+
+def test_without_a_compiler(monkeypatch):
+    """The same loss, and a warning."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no no-such-compiler"):
+        run = projection._compiled(TokenLoss(0.0), None, 1.0)
+    logits, tokens = torch.randn(3, 5), torch.tensor([0, 4, 2])
+    assert run(logits, tokens, None)[0]["loss"] == -models.token_logprobs(logits, tokens).sum()
