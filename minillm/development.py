@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import checkpoints, models, objectives, selection
-from minillm.batching import by_length, collate
+from minillm.batching import by_length, collate, moved
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.engine import Engine
@@ -72,10 +72,12 @@ def losses(
     teacher: PreTrainedModel | None = None,
     divergence: Divergence | None = None,
     temperature: float = 1.0,
+    kept: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
     """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl", "reverse_kl", and on request "divergence".
 
-    The divergences are those of the distributions at `temperature`, "nll" is the model's own.
+    The divergences are those of the distributions at `temperature`, "nll" is the model's own.  `kept` holds the teacher's hidden
+    states of each batch of these examples, on the CPU, from one call to the next.
     """
     pad = special_tokens(dev.tokenizer)[1]
 
@@ -88,13 +90,17 @@ def losses(
         wanted = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
         wanted |= {"divergence": divergence} if divergence is not None else {}
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
-    for rows in by_length(mine, length, dev.batch, dev.tokens):
+    for number, rows in enumerate(by_length(mine, length, dev.batch, dev.tokens)):
         part = collate(rows, pad).to(world.device)
         theirs = None
         if teacher is not None:
-            theirs = models.frozen_logits(
-                models.response_hidden(teacher, part), models.head_of(teacher, dev.vocabulary, temperature)
-            )
+            if kept is not None and number in kept:
+                states = moved(kept[number], world.device)
+            else:
+                states = models.response_hidden(teacher, part)
+                if kept is not None:
+                    kept[number] = states.cpu()
+            theirs = models.frozen_logits(states, models.head_of(teacher, dev.vocabulary, temperature))
         tokens = models.response_tokens(part)
 
         def measures(logits: Tensor, tile: slice, theirs: Any = theirs, tokens: Tensor = tokens) -> Tensor:

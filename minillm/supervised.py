@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,9 @@ class Supervision:
     teacher: PreTrainedModel | None
     kd_ratio: float
     cache: TeacherCache | None
+    seen: tuple[dict[int, Tensor], dict[int, Tensor]] = field(
+        default_factory=lambda: ({}, {})
+    )  # the teacher's, of both dev sets
 
     def micro_batches(self, chosen: Sequence[int]) -> tuple[list[list[int]], Callable[[list[int]], Losses]]:
         """(this rank's micro-batches of one global batch, the loss of one of them); all ranks' add up to the whole loss."""
@@ -158,9 +161,12 @@ class Supervision:
     def look(self, rouge: bool) -> dict[str, float]:
         """The dev set: "dev_loss", "dev_objective", and what fresh answers to it are like where `rouge`."""
         engine, teacher = self.engine, self.teacher if self.kd_ratio else None
+        of_dev, of_own = self.seen if engine.launch.teacher_cache else (None, None)
         with engine.whole():
-            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher)
-            own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher) if self.own_dev else found
+            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher, kept=of_dev)
+            own = found
+            if self.own_dev:
+                own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher, kept=of_own)
             objective = (1 - self.kd_ratio) * own["nll"] + self.kd_ratio * own.get("forward_kl", 0.0)
             values = {"dev_loss": found["nll"], "dev_objective": objective}
             if rouge:

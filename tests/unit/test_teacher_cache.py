@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from onpolicy_case import COUNT, PROMPTS, Prompts, pair, settings, task
 
+from minillm import models
+from minillm.development import losses
 from minillm.teacher_cache import TeacherCache
 from minillm.world import World
 
@@ -57,3 +60,25 @@ def test_half_of_the_free_space_is_left(tmp_path, monkeypatch, free, fits):
     """10 tokens of 5 numbers of 2 bytes."""
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": free}))
     assert TeacherCache.fits(tmp_path, LENGTHS, WIDTH, torch.bfloat16) is fits
+
+
+def test_a_dev_set_is_read_once_by_the_teacher(monkeypatch):
+    """From the second look on its hidden states are those of the first; the student's are new."""
+    student, teacher = pair()
+    dev = task(teacher, settings("paper")).dev
+    examples = [(PROMPTS[i], Prompts().response(i)) for i in range(COUNT)]
+    kept, passes, plain = {}, [], models.response_hidden
+
+    def watched(model, batch):
+        passes.append(model)
+        return plain(model, batch)
+
+    monkeypatch.setattr(models, "response_hidden", watched)
+    first = losses(student, examples, dev, WORLD, teacher, kept=kept)
+    count = len(passes)
+    assert count == len(kept) > 0 and all(model is teacher for model in passes)
+    assert losses(student, examples, dev, WORLD, teacher, kept=kept) == first and len(passes) == count
+    with torch.no_grad():
+        next(student.parameters()).mul_(1.5)
+    changed = losses(student, examples, dev, WORLD, teacher, kept=kept)
+    assert changed == losses(student, examples, dev, WORLD, teacher) and changed != first and len(passes) == 2 * count
