@@ -79,7 +79,7 @@ MUTATIONS = [
         "used.copy_(slopes.t() @ hidden[block])", f"{TILES}::test_every_divergence_exactly",
     ),
     Mutation(
-        "the cap is forgotten", "projection.py", "if self.softcap is not None", "if False", f"{TILES}::test_families",
+        "the cap is forgotten", "projection.py", "if softcap is not None", "if False", f"{TILES}::test_families",
     ),
     Mutation(
         "masks come from token values", "batching.py", "attention[i, first:] = 1",
