@@ -207,7 +207,7 @@ class Launch:
     shard_teacher: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False  # the losses, by torch: one pass over the logits instead of many, after seconds of compiling
-    teacher_cache: bool = True  # keep the teacher's hidden states of the samples for the inner epochs
+    teacher_cache: bool = True  # keep the teacher's hidden states: of samples for inner epochs, of fixed rows for later ones
     save_every: Count = 100
     log_every: Count = 10
     tensorboard: bool = False

@@ -209,8 +209,8 @@ def single_step_loss(
     `mask=None` says that all tokens are valid, without two more passes over the logits.
     """
     if mask is not None:  # a gradient of 0 is NaN behind the softmax of a NaN
-        hidden = ~mask.bool().unsqueeze(-1)
-        student_logits, teacher_logits = (x.masked_fill(hidden, 0.0) for x in (student_logits, teacher_logits))
+        absent = ~mask.bool().unsqueeze(-1)
+        student_logits, teacher_logits = (x.masked_fill(absent, 0.0) for x in (student_logits, teacher_logits))
     values = reverse_kl(student_logits, teacher_logits)
     valid = torch.ones_like(values) if mask is None else mask
     if weights is not None:

@@ -95,6 +95,11 @@ def tile_of(device: torch.device) -> int:
     return TILE_GPU if device.type == "cuda" else TILE
 
 
+def tokens_of_tile(device: torch.device, vocabulary: int) -> int:
+    """Tokens of a whole tile there, at least one."""
+    return max(1, tile_of(device) // vocabulary)
+
+
 @torch.no_grad()
 def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     """`function` of all tokens, (tokens, ...), without a gradient."""
@@ -121,7 +126,7 @@ def _of_tile(function: Function | Compilable, product: Tensor, part: slice, head
     """The loss of a tile's tokens, a scalar."""
     if not isinstance(function, Compilable):
         return function(head.finish(product), part).sum()
-    if function.compile and len(product) == max(1, tile_of(product.device) // head.vocabulary):
+    if function.compile and len(product) == tokens_of_tile(product.device, head.vocabulary):
         summed, noted = _compiled(function.value, head.softcap, head.temperature)(product, *function.given(part))
     else:
         summed, noted = function.value(head.finish(product), *function.given(part))
@@ -146,7 +151,7 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         gradients: tuple[Tensor | None, ...] = None, None, None
-        tile = max(1, tile_of(hidden.device) // head.vocabulary) * head.vocabulary
+        tile = tokens_of_tile(hidden.device, head.vocabulary) * head.vocabulary
         for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):  # of whole tiles
             slopes = hidden.new_empty(block.stop - block.start, head.vocabulary) if any(ctx.needs_input_grad[:3]) else None
             for part in tiles(block.stop, head.vocabulary, tile_of(hidden.device), block.start):

@@ -42,7 +42,7 @@ def compiled_tiles(monkeypatch) -> list[int]:
 @needs_compiler
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_an_on_policy_update(preset, monkeypatch):
-    """Loss, gradient and what is logged, of samples and plain text, at another temperature too."""
+    """Loss and gradient of samples at another temperature, and of plain text."""
     chosen = settings(preset, temperature=0.8)
     student, teacher = (model.float() for model in pair())
     made = rollouts(student, teacher, chosen)
