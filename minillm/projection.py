@@ -12,9 +12,11 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +109,14 @@ def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
+def lacking() -> str | None:
+    """What torch needs to compile and this machine has not: a C++ compiler, Python's headers."""
+    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include")) / "Python.h"
+    if not shutil.which(compiler):
+        return compiler
+    return None if header.is_file() else str(header)
+
+
 @functools.cache
 def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: float) -> Callable[..., Terms]:
     """Static shapes: only full tiles go there, which all have one.  Where nothing can be compiled, `value` as it is, and a warning."""
@@ -114,9 +124,9 @@ def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: f
     def run(product: Tensor, *given: Tensor | None) -> Terms:
         return value(finish(product, softcap, temperature), *given)
 
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
-        warnings.warn(f"compile: there is no {compiler} on this machine; the losses are computed without it", stacklevel=2)
+    missing = lacking()
+    if missing:
+        warnings.warn(f"compile: there is no {missing} on this machine; the losses are computed without it", stacklevel=2)
         return run
     compiled: Callable[..., Terms] = torch.compile(run, dynamic=False)
     return compiled

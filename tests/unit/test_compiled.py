@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, gradient, pair, rollouts, settings, task
@@ -14,7 +12,7 @@ from minillm.config import Launch
 from minillm.rollout_losses import SampleLoss
 from minillm.supervised import TokenLoss, example_loss
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler (g++) on this machine")
+needs_compiler = pytest.mark.skipif(projection.lacking() is not None, reason=f"no {projection.lacking()} on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +76,15 @@ def test_equal_settings_share_what_was_compiled():
     assert first == second and hash(first) == hash(second) and first != other
 
 
-def test_without_a_compiler(monkeypatch):
-    """The same loss, and a warning."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match="no no-such-compiler"):
+@pytest.mark.parametrize("missing", ["no-such-compiler", "Python.h"])
+def test_without_a_compiler_or_headers(missing, monkeypatch):
+    """The same loss, and a warning that names what is not there."""
+    if missing == "Python.h":
+        monkeypatch.setenv("CXX", "true")  # a program that is everywhere
+        monkeypatch.setattr("sysconfig.get_path", lambda _: "nowhere")
+    else:
+        monkeypatch.setenv("CXX", missing)
+    with pytest.warns(UserWarning, match=f"no .*{missing}"):
         run = projection._compiled(TokenLoss(0.0), None, 1.0)
     logits, tokens = torch.randn(3, 5), torch.tensor([0, 4, 2])
     assert run(logits, tokens, None)[0]["loss"] == -models.token_logprobs(logits, tokens).sum()
