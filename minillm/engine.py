@@ -93,6 +93,7 @@ class Engine:
         self._since = time.monotonic()
         self._stop = False
         self.training_mode = settings.dropout or launch.gradient_checkpointing
+        models.use_attention(model, launch.attention)
         if launch.gradient_checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             if not settings.dropout:
@@ -138,6 +139,7 @@ class Engine:
         A forward pass then gathers one layer after the other from all ranks, so that each has to make as many passes; `whole` gathers
         all at once.  Of the output matrix each keeps a copy (models.head_of): it is used outside of forward passes too.
         """
+        models.use_attention(model, self.launch.attention)
         if not self.launch.shard_teacher or self.world.size == 1:
             return torch.nn.Module.to(model, self.world.device)
         import deepspeed

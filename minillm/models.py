@@ -67,6 +67,21 @@ def check_head(model: PreTrainedModel, where: Path) -> None:
         )
 
 
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Compute attention as transformers' implementation `name` does ("sdpa", "eager"; "auto": as it is); they differ by rounding.
+
+    Raises UserError where this kind of model does not have it.
+    """
+    if name == "auto":
+        return
+    try:
+        model.set_attn_implementation(name)
+    except Exception as error:  # several kinds
+        raise UserError(f"launch.attention: {first_line(error)}") from None
+    if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
+        raise UserError(f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto")
+
+
 def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
     """The base model that `spec` describes, in fp32 and before any training of ours.
 
