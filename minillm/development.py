@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm import checkpoints, models, objectives, selection
+from minillm import checkpoints, models, selection
 from minillm.batching import by_length, collate, moved
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
@@ -70,11 +71,11 @@ def losses(
     dev: Dev,
     world: World,
     teacher: PreTrainedModel | None = None,
-    divergence: Divergence | None = None,
+    divergences: Mapping[str, Divergence] = MappingProxyType({}),
     temperature: float = 1.0,
     kept: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Means over the response tokens of `examples`: "nll", and with a teacher "forward_kl", "reverse_kl", and on request "divergence".
+    """Means over the response tokens of `examples`: "nll", and with a teacher those of `divergences`, by their names.
 
     The divergences are those of the distributions at `temperature`, "nll" is the model's own.  `kept` holds the teacher's hidden
     states of each batch of these examples, on the CPU, from one call to the next.
@@ -85,10 +86,7 @@ def losses(
         return len(example[0]) + len(example[1])
 
     mine = sorted(examples, key=length)[world.rank :: world.size]
-    wanted: dict[str, Divergence] = {}
-    if teacher is not None:
-        wanted = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
-        wanted |= {"divergence": divergence} if divergence is not None else {}
+    wanted = dict(divergences) if teacher is not None else {}
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
     for number, rows in enumerate(by_length(mine, length, dev.batch, dev.tokens)):
         part = collate(rows, pad).to(world.device)

@@ -93,7 +93,6 @@ class Engine:
         self._since = time.monotonic()
         self._stop = False
         self.training_mode = settings.dropout or launch.gradient_checkpointing
-        models.use_attention(model, launch.attention)
         if launch.gradient_checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             if not settings.dropout:
@@ -139,7 +138,6 @@ class Engine:
         A forward pass then gathers one layer after the other from all ranks, so that each has to make as many passes; `whole` gathers
         all at once.  Of the output matrix each keeps a copy (models.head_of): it is used outside of forward passes too.
         """
-        models.use_attention(model, self.launch.attention)
         if not self.launch.shard_teacher or self.world.size == 1:
             return torch.nn.Module.to(model, self.world.device)
         import deepspeed
@@ -177,14 +175,15 @@ class Engine:
             group["lr"] = rate
         self.engine.train(self.training_mode)
         found: dict[str, torch.Tensor] = {}
-        for place, part in enumerate(parts):
-            # DeepSpeed's own count would be of equally many micro-batches at every step.
-            self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
-            value, others = loss(part)
-            self.engine.backward(value * self.world.size)  # DeepSpeed averages over ranks; the losses are parts of one sum
-            self.engine.step()
-            for name, number in {"loss": value.detach(), **others}.items():
-                found[name] = found[name] + number if name in found else number
+        with models.attention(self.model, self.launch.attention):
+            for place, part in enumerate(parts):
+                # DeepSpeed's own count would be of equally many micro-batches at every step.
+                self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
+                value, others = loss(part)
+                self.engine.backward(value * self.world.size)  # DeepSpeed averages over ranks; the losses are parts of one sum
+                self.engine.step()
+                for name, number in {"loss": value.detach(), **others}.items():
+                    found[name] = found[name] + number if name in found else number
         self.engine.eval()
         self.step += 1
         self.world.at(f"step {self.step}")

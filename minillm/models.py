@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,26 @@ def check_head(model: PreTrainedModel, where: Path) -> None:
         )
 
 
-def use_attention(model: PreTrainedModel, name: str) -> None:
-    """Compute attention as transformers' implementation `name` does ("sdpa", "eager"; "auto": as it is); they differ by rounding.
+@contextmanager
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Inside, attention is computed as transformers' implementation `name` does ("sdpa", "eager"; "auto": as before); they differ by rounding.
 
     Raises UserError where this kind of model does not have it.
     """
     if name == "auto":
+        yield
         return
+    before = model.config._attn_implementation
     try:
         model.set_attn_implementation(name)
     except Exception as error:  # several kinds
         raise UserError(f"launch.attention: {first_line(error)}") from None
     if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
         raise UserError(f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minillm import models
+from minillm import models, objectives
 from minillm.config import Launch, Sampling
 from minillm.data import Corpus, Rows
 from minillm.development import Candidates, Dev, answer, losses
@@ -90,11 +90,12 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
     def divergence(q: Any, p: Any) -> Any:
         return token_divergence(s, q, p)
 
+    wanted = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl, "divergence": divergence}
     with engine.whole():
         answers = answer(engine.model, dev, world)
-        own = losses(engine.model, answers.examples, dev, world, task.teacher, divergence, s.temperature)
+        own = losses(engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature)
         on_gold = task.teacher if s.student_share < 1 else None
-        gold = losses(engine.model, dev.examples, dev, world, on_gold, divergence, s.temperature)
+        gold = losses(engine.model, dev.examples, dev, world, on_gold, {"divergence": divergence}, s.temperature)
     objective = s.student_share * own["divergence"] + (1 - s.student_share) * gold.get("divergence", 0.0)
     return {
         "dev_rouge": answers.rouge,

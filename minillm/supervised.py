@@ -161,12 +161,13 @@ class Supervision:
     def look(self, rouge: bool) -> dict[str, float]:
         """The dev set: "dev_loss", "dev_objective", and what fresh answers to it are like where `rouge`."""
         engine, teacher = self.engine, self.teacher if self.kd_ratio else None
+        wanted = {"forward_kl": objectives.forward_kl}
         of_dev, of_own = self.seen if engine.launch.teacher_cache else (None, None)
         with engine.whole():
-            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher, kept=of_dev)
+            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher, wanted, kept=of_dev)
             own = found
             if self.own_dev:
-                own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher, kept=of_own)
+                own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher, wanted, kept=of_own)
             objective = (1 - self.kd_ratio) * own["nll"] + self.kd_ratio * own.get("forward_kl", 0.0)
             values = {"dev_loss": found["nll"], "dev_objective": objective}
             if rouge:

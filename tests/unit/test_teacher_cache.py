@@ -4,7 +4,7 @@ import pytest
 import torch
 from onpolicy_case import COUNT, PROMPTS, Prompts, pair, settings, task
 
-from minillm import models
+from minillm import models, objectives
 from minillm.development import losses
 from minillm.teacher_cache import TeacherCache
 from minillm.world import World
@@ -67,6 +67,7 @@ def test_a_dev_set_is_read_once_by_the_teacher(monkeypatch):
     student, teacher = pair()
     dev = task(teacher, settings("paper")).dev
     examples = [(PROMPTS[i], Prompts().response(i)) for i in range(COUNT)]
+    wanted = {"forward_kl": objectives.forward_kl}
     kept, passes, plain = {}, [], models.response_hidden
 
     def watched(model, batch):
@@ -74,11 +75,11 @@ def test_a_dev_set_is_read_once_by_the_teacher(monkeypatch):
         return plain(model, batch)
 
     monkeypatch.setattr(models, "response_hidden", watched)
-    first = losses(student, examples, dev, WORLD, teacher, kept=kept)
+    first = losses(student, examples, dev, WORLD, teacher, wanted, kept=kept)
     count = len(passes)
     assert count == len(kept) > 0 and all(model is teacher for model in passes)
-    assert losses(student, examples, dev, WORLD, teacher, kept=kept) == first and len(passes) == count
+    assert losses(student, examples, dev, WORLD, teacher, wanted, kept=kept) == first and len(passes) == count
     with torch.no_grad():
         next(student.parameters()).mul_(1.5)
-    changed = losses(student, examples, dev, WORLD, teacher, kept=kept)
-    assert changed == losses(student, examples, dev, WORLD, teacher) and changed != first and len(passes) == 2 * count
+    changed = losses(student, examples, dev, WORLD, teacher, wanted, kept=kept)
+    assert changed == losses(student, examples, dev, WORLD, teacher, wanted) and changed != first and len(passes) == 2 * count
