@@ -24,10 +24,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from minillm import checkpoints, models
+from minillm import checkpoints, compiling, models
 from minillm.batching import by_length
 from minillm.config import Launch, Training
 from minillm.errors import UserError
+from minillm.models import without_dropout
 from minillm.semantics import OnPolicy
 from minillm.world import World, seed_all
 
@@ -110,6 +111,8 @@ class Engine:
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         self.model: PreTrainedModel = self.engine.module
+        self._computing = [self.model]  # the models that updates run
+        self._compiled = self._blocks(self.model) if launch.zero < 3 else []
         self._spread = [self.engine] if launch.zero == 3 else []  # whose weights lie spread over the processes
 
     def _template(self, zero: int) -> dict[str, Any]:
@@ -138,7 +141,9 @@ class Engine:
         A forward pass then gathers one layer after the other from all ranks, so that each has to make as many passes; `whole` gathers
         all at once.  Of the output matrix each keeps a copy (models.head_of): it is used outside of forward passes too.
         """
+        self._computing.append(model)
         if not self.launch.shard_teacher or self.world.size == 1:
+            self._compiled += self._blocks(model)
             return torch.nn.Module.to(model, self.world.device)
         import deepspeed
 
@@ -149,6 +154,10 @@ class Engine:
         self._spread.append(engine)
         spread: PreTrainedModel = engine.module
         return spread
+
+    def _blocks(self, model: PreTrainedModel) -> compiling.Blocks:
+        """What is compiled of a model whose weights are whole: those that lie spread come by hooks, which no program runs."""
+        return compiling.compiled(models.decoder_blocks(model)) if self.launch.compile else []
 
     def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
         """This rank's micro-batches of one global batch, rows of similar length together (batching.by_length).
@@ -175,7 +184,7 @@ class Engine:
             group["lr"] = rate
         self.engine.train(self.training_mode)
         found: dict[str, torch.Tensor] = {}
-        with models.attention(self.model, self.launch.attention):
+        with models.attention(self._computing, self.launch.attention), compiling.in_place(self._compiled):
             for place, part in enumerate(parts):
                 # DeepSpeed's own count would be of equally many micro-batches at every step.
                 self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
@@ -332,16 +341,6 @@ class Engine:
             disable=None if self.world.rank == 0 else True,
             dynamic_ncols=True,
         )
-
-
-def without_dropout(model: PreTrainedModel) -> None:
-    """Set every rate of dropout to 0: transformers recomputes activations in training mode alone, where dropout would come with it."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def check_precision(precision: str, accelerator: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,25 +69,39 @@ def check_head(model: PreTrainedModel, where: Path) -> None:
 
 
 @contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+def attention(models: Sequence[PreTrainedModel], name: str) -> Iterator[None]:
     """Inside, attention is computed as transformers' implementation `name` does ("sdpa", "eager"; "auto": as before); they differ by rounding.
 
-    Raises UserError where this kind of model does not have it.
+    Raises UserError where a model does not have it.
     """
-    if name == "auto":
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models if name != "auto" else ():
+            _set_attention(model, name)
         yield
-        return
-    before = model.config._attn_implementation
+    finally:
+        for model, usual in zip(models, before, strict=True):
+            if model.config._attn_implementation != usual:
+                model.set_attn_implementation(usual)
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
     try:
         model.set_attn_implementation(name)
     except Exception as error:  # several kinds
         raise UserError(f"launch.attention: {first_line(error)}") from None
     if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
         raise UserError(f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+
+
+def without_dropout(model: PreTrainedModel) -> None:
+    """Set every rate of dropout to 0: transformers recomputes activations in training mode alone, where dropout would come with it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def base_model(spec: config.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
@@ -149,18 +163,29 @@ def _from_gguf(path: Path) -> PreTrainedModel:
     return model
 
 
+def _place_of_blocks(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that holds a model's decoder blocks, and under which name; UserError where they are not found."""
+    decoder: nn.Module = model.base_model
+    for holder in (decoder, getattr(decoder, "decoder", None)):
+        for name in ("layers", "h"):
+            if isinstance(getattr(holder, name, None), nn.ModuleList):
+                return cast(nn.Module, holder), name
+    raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks of a model, first to last; UserError where they are not found."""
+    holder, name = _place_of_blocks(model)
+    return cast(nn.ModuleList, getattr(holder, name))
+
+
 def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     """`model` with only the chosen decoder layers, in the given order (depth pruning).
 
     Raises UserError for a layer that it does not have or an architecture whose layers are not found.
     """
-    decoder: nn.Module = model.base_model
-    name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
-    if name is None and isinstance(getattr(decoder, "decoder", None), nn.Module):
-        decoder, name = decoder.get_submodule("decoder"), "layers"
-    if name is None:
-        raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
-    blocks = getattr(decoder, name)
+    decoder, name = _place_of_blocks(model)
+    blocks = decoder_blocks(model)
     if max(layers) >= len(blocks):
         raise UserError(f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}")
     if len(set(layers)) < len(layers):

@@ -10,18 +10,15 @@ output matrix a token, as without tiles.  Hidden states are (tokens, width), of 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import sysconfig
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from minillm.compiling import possible
 
 TILE = 2**21  # logits: 8 MB in float32, a few of which are alive at once and stay in the cache
 # Fewer tokens than some hundreds leave a GPU waiting: for the matrix, which is read anew for each tile, and for the host.
@@ -109,14 +106,6 @@ def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def lacking() -> str | None:
-    """What torch needs to compile and this machine has not: a C++ compiler, Python's headers."""
-    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include")) / "Python.h"
-    if not shutil.which(compiler):
-        return compiler
-    return None if header.is_file() else str(header)
-
-
 @functools.cache
 def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: float) -> Callable[..., Terms]:
     """Static shapes: only full tiles go there, which all have one.  Where nothing can be compiled, `value` as it is, and a warning."""
@@ -124,9 +113,7 @@ def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: f
     def run(product: Tensor, *given: Tensor | None) -> Terms:
         return value(finish(product, softcap, temperature), *given)
 
-    missing = lacking()
-    if missing:
-        warnings.warn(f"compile: there is no {missing} on this machine; the losses are computed without it", stacklevel=2)
+    if not possible("losses are computed"):
         return run
     compiled: Callable[..., Terms] = torch.compile(run, dynamic=False)
     return compiled

@@ -21,8 +21,10 @@ def updated(folder, name, family):
     engine = Engine(student, chosen, Launch(micro_batch=2 * COUNT, attention=name), start(0), "fp32", folder, 1)
     for group in engine.engine.optimizer.param_groups:
         group["eps"] = 1.0  # a gradient twice as large then moves a weight by twice as much
+    teacher = engine.frozen(teacher)
     used: list[str] = []
-    engine.model.base_model.register_forward_pre_hook(lambda model, _: used.append(model.config._attn_implementation))
+    for model in (engine.model, teacher):
+        model.base_model.register_forward_pre_hook(lambda model, _: used.append(model.config._attn_implementation))
     before = [p.detach().clone() for p in engine.model.parameters()]
     made = rollouts(engine.model, teacher, chosen)
     assert set(used) == {"sdpa"}, "sampling is left as it is"
@@ -48,15 +50,15 @@ def test_no_token_sees_padding(family):
     valid = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     places = {"attention_mask": valid, "position_ids": (valid.cumsum(-1) - 1).clamp(min=0)}
     expected = model(tokens, **places).logits[valid.bool()]
-    with attention(model, "eager"):
+    with attention([model], "eager"):
         assert_close(model(tokens, **places).logits[valid.bool()], expected)
 
 
 def test_a_model_that_does_not_have_it_is_refused(monkeypatch):
     model = make("llama", 1)
-    with pytest.raises(UserError, match='launch.attention: .*"nothing"'), attention(model, "nothing"):
+    with pytest.raises(UserError, match='launch.attention: .*"nothing"'), attention([model], "nothing"):
         pass
     monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
     refused = pytest.raises(UserError, match="launch.attention: LlamaForCausalLM cannot be set to 'eager'; leave it at auto")
-    with refused, attention(model, "eager"):
+    with refused, attention([model], "eager"):
         pass

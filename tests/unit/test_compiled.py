@@ -6,13 +6,13 @@ import pytest
 import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, gradient, pair, rollouts, settings, task
 
-from minillm import models, projection
+from minillm import compiling, models, projection
 from minillm.batching import collate
 from minillm.config import Launch
 from minillm.rollout_losses import SampleLoss
 from minillm.supervised import TokenLoss, example_loss
 
-needs_compiler = pytest.mark.skipif(projection.lacking() is not None, reason=f"no {projection.lacking()} on this machine")
+needs_compiler = pytest.mark.skipif(compiling.lacking() is not None, reason=f"no {compiling.lacking()} on this machine")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,60 @@
+"""launch.compile: an update with compiled decoder blocks is the update, and nothing else runs through them."""
+
+import pytest
+import torch
+from onpolicy_case import COUNT, pair, rollouts, settings, task
+from test_compiled import needs_compiler
+
+from minillm import compiling, models
+from minillm.config import Launch
+from minillm.engine import Engine
+from minillm.rollout_losses import micro_batches
+from minillm.world import start
+
+
+def updated(folder, family, launch, **more):
+    """Change of the weights by two updates on samples and plain text, in micro-batches of several sizes."""
+    chosen = settings("released", warmup=0, lr=1e-2, **more)
+    student, teacher = (model.float() for model in pair(family))
+    engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
+    teacher = engine.frozen(teacher)
+    for group in engine.engine.optimizer.param_groups:
+        group["eps"] = 1.0  # a gradient twice as large then moves a weight by twice as much
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    made = rollouts(engine.model, teacher, chosen)
+    for _ in range(2):
+        engine.update(*micro_batches(engine, task(teacher, chosen), made, list(range(COUNT))))
+    assert not any("forward" in vars(block) for model in (engine.model, teacher) for block in models.decoder_blocks(model))
+    return [after.detach() - b for after, b in zip(engine.model.parameters(), before, strict=True)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("family", "kind", "more"),
+    [
+        ("llama", {"attention": "eager"}, {}),
+        ("gpt2", {}, {"dropout": True}),
+        ("llama", {"gradient_checkpointing": True}, {}),
+    ],
+    ids=["plain", "dropout", "checkpointing"],
+)
+def test_the_update_stays(tmp_path, monkeypatch, family, kind, more):
+    runs, plain = [], compiling.compiled
+
+    def watched(blocks):
+        found = plain(blocks)
+        return [(block, lambda *a, run=run, **k: (runs.append(1), run(*a, **k))[1]) for block, run in found]
+
+    monkeypatch.setattr(compiling, "compiled", watched)
+    usual = updated(tmp_path / "usual", family, Launch(micro_batch=3, **kind), **more)
+    assert not runs
+    compiled = updated(tmp_path / "compiled", family, Launch(micro_batch=3, compile=True, **kind), **more)
+    assert runs
+    assert max(change.abs().max() for change in usual) > 1e-5
+    torch.testing.assert_close(compiled, usual, atol=1e-6, rtol=1e-3)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no no-such-compiler on this machine; blocks are computed without it"):
+        assert compiling.compiled(models.decoder_blocks(pair()[0])) == []
