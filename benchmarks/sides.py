@@ -25,7 +25,7 @@ class Ours:
 
     def __init__(self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any) -> None:
         self.chosen, self.data = settings(shape, **changes), data
-        self.engine = engine or setting.engine("ours", self.chosen)
+        self.engine = engine or setting.engine("ours", self.chosen, compiled=setting.compiled)
         sampling = Sampling(max_tokens=self.chosen.max_tokens)
         dev = Dev([], [], data.tokenizer, sampling, shape.vocabulary, shape.batch, 0)
         self.task = Task(setting.teacher, None, data.corpus, dev, self.chosen, 0)

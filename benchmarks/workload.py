@@ -110,10 +110,12 @@ class Setting:
         shape = shape or self.shape
         return make_data(shape, self.folder / f"data-{shape.prompt}-{shape.response}-{shape.text}-{shape.real}")
 
-    def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000) -> Engine:
-        """A student of its own under DeepSpeed."""
+    def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000, compiled: bool = False) -> Engine:
+        """A student of its own under DeepSpeed, beside the teacher that all share."""
         tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)  # as many as the reference computes at once
         rows = max(32, self.shape.batch)
-        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=self.compiled)
+        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=compiled)
         student = make_model(self.shape.student, self.shape, 1)
-        return Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)
+        engine = Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)
+        engine.frozen(self.teacher)
+        return engine

@@ -156,8 +156,12 @@ class Engine:
         return spread
 
     def _blocks(self, model: PreTrainedModel) -> compiling.Blocks:
-        """What is compiled of a model whose weights are whole: those that lie spread come by hooks, which no program runs."""
-        return compiling.compiled(models.decoder_blocks(model)) if self.launch.compile else []
+        """What is compiled of a model whose weights are whole: those that lie spread come by hooks, which no program runs.
+
+        On a CPU torch's own attention is slower in compiled blocks than outside, by far (docs/performance.md).
+        """
+        worth = self.world.device.type == "cuda" or self.launch.attention == "eager"
+        return compiling.compiled(models.decoder_blocks(model)) if self.launch.compile and worth else []
 
     def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
         """This rank's micro-batches of one global batch, rows of similar length together (batching.by_length).

@@ -32,7 +32,7 @@ def updated(folder, family, launch, **more):
 @pytest.mark.parametrize(
     ("family", "kind", "more"),
     [
-        ("llama", {"attention": "eager"}, {}),
+        ("llama", {}, {}),
         ("gpt2", {}, {"dropout": True}),
         ("llama", {"gradient_checkpointing": True}, {}),
     ],
@@ -46,9 +46,10 @@ def test_the_update_stays(tmp_path, monkeypatch, family, kind, more):
         return [(block, lambda *a, run=run, **k: (runs.append(1), run(*a, **k))[1]) for block, run in found]
 
     monkeypatch.setattr(compiling, "compiled", watched)
-    usual = updated(tmp_path / "usual", family, Launch(micro_batch=3, **kind), **more)
+    kind = {"micro_batch": 3, "attention": "eager", **kind}
+    usual = updated(tmp_path / "usual", family, Launch(**kind), **more)
     assert not runs
-    compiled = updated(tmp_path / "compiled", family, Launch(micro_batch=3, compile=True, **kind), **more)
+    compiled = updated(tmp_path / "compiled", family, Launch(**kind, compile=True), **more)
     assert runs
     assert max(change.abs().max() for change in usual) > 1e-5
     torch.testing.assert_close(compiled, usual, atol=1e-6, rtol=1e-3)
