@@ -207,9 +207,7 @@ class Launch:
     shard_teacher: bool = False
     gradient_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "eager"] = "auto"  # how transformers computes it in updates; auto: as it likes
-    compile: bool = (
-        False  # losses and, in updates, decoder blocks, by torch: fewer passes over numbers, after seconds of compiling
-    )
+    compile: bool = False  # losses and, in updates, decoder blocks, by torch: fewer passes over numbers, seconds at the start
     teacher_cache: bool = True  # keep the teacher's hidden states: of samples for inner epochs, of fixed rows for later ones
     save_every: Count = 100
     log_every: Count = 10
