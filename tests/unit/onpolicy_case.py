@@ -18,7 +18,7 @@ from minillm.rollout_losses import Task, micro_batches
 from minillm.rollouts import Entry, Rollouts, together
 from minillm.sampling import Mixture, sample
 from minillm.semantics import PRESETS, OnPolicy
-from minillm.world import World
+from minillm.world import World, start
 
 VOCABULARY, EOS = 11, 0
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])]
@@ -112,3 +112,14 @@ def gradient(
     total = torch.stack([loss(part)[0] for part in parts]).sum()
     total.backward()
     return total.item(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+
+def engine_of(folder, family, launch, **more):
+    """(engine with the student, teacher, settings) of a run whose steps show the size of a gradient: with Adam's usual epsilon a gradient
+    of any size moves a weight by the same amount."""
+    chosen = settings("released", warmup=0, lr=1e-2, **more)
+    student, teacher = (model.float() for model in pair(family))
+    engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
+    for group in engine.engine.optimizer.param_groups:
+        group["eps"] = 1.0
+    return engine, engine.frozen(teacher), chosen

@@ -2,26 +2,19 @@
 
 import pytest
 import torch
-from onpolicy_case import COUNT, pair, rollouts, settings, task
+from onpolicy_case import COUNT, engine_of, rollouts, task
 from tiny_models import FAMILIES, make
 from torch.testing import assert_close
 
 from minillm.config import Launch
-from minillm.engine import Engine
 from minillm.errors import UserError
 from minillm.models import attention
 from minillm.rollout_losses import micro_batches
-from minillm.world import start
 
 
 def updated(folder, name, family):
     """(change of the weights by one update on samples of different lengths, the implementations that its forward passes used)."""
-    chosen = settings("released", warmup=0, lr=1e-2)
-    student, teacher = (model.float() for model in pair(family))
-    engine = Engine(student, chosen, Launch(micro_batch=2 * COUNT, attention=name), start(0), "fp32", folder, 1)
-    for group in engine.engine.optimizer.param_groups:
-        group["eps"] = 1.0  # a gradient twice as large then moves a weight by twice as much
-    teacher = engine.frozen(teacher)
+    engine, teacher, chosen = engine_of(folder, family, Launch(micro_batch=2 * COUNT, attention=name))
     used: list[str] = []
     for model in (engine.model, teacher):
         model.base_model.register_forward_pre_hook(lambda model, _: used.append(model.config._attn_implementation))

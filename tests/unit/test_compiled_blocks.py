@@ -2,24 +2,17 @@
 
 import pytest
 import torch
-from onpolicy_case import COUNT, pair, rollouts, settings, task
+from onpolicy_case import COUNT, engine_of, pair, rollouts, task
 from test_compiled import needs_compiler
 
 from minillm import compiling, models
 from minillm.config import Launch
-from minillm.engine import Engine
 from minillm.rollout_losses import micro_batches
-from minillm.world import start
 
 
 def updated(folder, family, launch, **more):
     """Change of the weights by two updates on samples and plain text, in micro-batches of several sizes."""
-    chosen = settings("released", warmup=0, lr=1e-2, **more)
-    student, teacher = (model.float() for model in pair(family))
-    engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
-    teacher = engine.frozen(teacher)
-    for group in engine.engine.optimizer.param_groups:
-        group["eps"] = 1.0  # a gradient twice as large then moves a weight by twice as much
+    engine, teacher, chosen = engine_of(folder, family, launch, **more)
     before = [p.detach().clone() for p in engine.model.parameters()]
     made = rollouts(engine.model, teacher, chosen)
     for _ in range(2):
