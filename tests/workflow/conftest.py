@@ -80,7 +80,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 @pytest.fixture(scope="session")
-def finished(checkout: Checkout) -> Checkout:
-    """The copy after a whole run of plan.yaml."""
-    checkout.snakemake("--cores", "4", "--configfile", PLAN, "--quiet", "--show-failed-logs")
-    return checkout
+def finished(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy of its own after a whole run of plan.yaml, so that nothing has run in the other one, whatever the order of tests."""
+    root = tmp_path_factory.mktemp("finished") / "repo"
+    shutil.copytree(checkout.root, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    copy = Checkout(root)
+    copy.snakemake("--cores", "4", "--configfile", PLAN, "--quiet", "--show-failed-logs")
+    return copy
