@@ -114,7 +114,9 @@ class Setting:
         """A student of its own under DeepSpeed, beside the teacher that all share."""
         tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)  # as many as the reference computes at once
         rows = max(32, self.shape.batch)
-        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=compiled)
+        # On a CPU blocks are compiled with this attention alone.
+        attention = "eager" if compiled and self.world.device.type == "cpu" else "auto"
+        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=compiled, attention=attention)
         student = make_model(self.shape.student, self.shape, 1)
         engine = Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)
         engine.frozen(self.teacher)
