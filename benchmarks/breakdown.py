@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import time
 from collections import defaultdict
@@ -127,6 +128,8 @@ def executed_flops(action: Callable[[], Any]) -> float:
             g, q, k, v
         ),
     }
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of sampling on a CPU (packing.py)
+        more[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with counter:
         action()

@@ -104,7 +104,12 @@ def main() -> None:
         "--full", action="store_true", help="fp32 too, more points: up to an hour on two cores instead of 15 minutes"
     )
     parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
-    parser.add_argument("--compile", action="store_true", help="seconds of ours with launch.compile")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="seconds of ours with launch.compile (default: yes)",
+    )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     asked = parser.parse_args()
@@ -124,7 +129,7 @@ def main() -> None:
     if "scaling" in asked.only:
         found["scaling"] = scales(asked.full, sizes)
     mode = ("full" if asked.full else "quick") if tuple(asked.only) == SECTIONS else "-".join(asked.only)
-    mode += ("-large" if asked.large else "") + ("-compile" if asked.compile else "")
+    mode += ("-large" if asked.large else "") + ("" if asked.compile else "-uncompiled")
     path = report.write(found, asked.out, mode)
     say(f"written: {path} and its .json")
     print(report.summary(found), flush=True)

@@ -13,6 +13,14 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# Positions that a CPU reads at once: hidden states of more leave its cache, and a GPU waits for less than a whole batch.
+CPU_POSITIONS = 1500
+
+
+def at_once(device: torch.device, budget: int) -> int:
+    """Positions to compute at once on `device` where nothing is learnt from them: `budget` (0: any number), on a CPU no more than it likes."""
+    return min(budget or CPU_POSITIONS, CPU_POSITIONS) if device.type == "cpu" else budget
+
 
 def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0) -> list[list[T]]:
     """`items` sorted by length and cut into batches of at most `rows` rows and, padding included, at most `tokens` positions (0: any number).

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from minillm.batching import by_length
 from minillm.models import head_of
+from minillm.packing import packed_head
 
 
 class RoomyLayer(DynamicLayer):
@@ -39,6 +43,17 @@ class RoomyLayer(DynamicLayer):
             room[..., :start, :] = held
         return room
 
+    def put(self, rows: Tensor, batch: int, key_states: Tensor, value_states: Tensor, end: int) -> None:
+        """Prompts of some rows of the batch, which end at position `end`; what lies before them is padding."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.room is None:  # of zeros: padding has weight 0, and 0 times what memory happens to hold may be NaN
+            made = [s.new_zeros(batch, s.shape[1], max(self.length, end), s.shape[-1]) for s in (key_states, value_states)]
+            self.room = made[0], made[1]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[rows, :, end - states.shape[-2] : end] = states
+        self.keys, self.values = (room[..., :end, :] for room in self.room)
+
     def keep(self, rows: Tensor, first: int) -> None:
         """Only these rows, and no position before `first`: a copy, with the same room after it."""
         if self.keys is not None and self.values is not None:
@@ -50,7 +65,8 @@ class Decoder:
     """A model that reads a batch position by position; `length` positions at most."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: int, temperature: float, length: int) -> None:
-        self.model, self.head = model.base_model, head_of(model, vocabulary, temperature)
+        self.model: Any = model.base_model
+        self.head = packed_head(head_of(model, vocabulary, temperature))
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         self.croppable = all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
@@ -66,6 +82,27 @@ class Decoder:
         )
         last: Tensor = output.last_hidden_state[:, -1]
         return last.contiguous()  # no view: it is kept, and what it is a view of must not be
+
+    def prompts(self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int) -> Tensor:
+        """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all); `lengths` are theirs.
+
+        Those of similar length are read together, without the padding that all of them have.
+        """
+        groups = by_length(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
+        if len(groups) == 1 or not self.croppable:
+            return self.hidden(tokens, attention, positions)
+        whole, found = self.cache, []
+        for group in groups:
+            rows, width = torch.tensor(group, device=tokens.device), max(lengths[i] for i in group)
+            self.cache = DynamicCache(config=self.model.config)
+            found.append(self.hidden(*(values[rows, -width:] for values in (tokens, attention, positions))))
+            for layer, part in zip(whole.layers, self.cache.layers, strict=True):
+                assert isinstance(layer, RoomyLayer) and isinstance(part, DynamicLayer)
+                assert part.keys is not None and part.values is not None
+                layer.put(rows, len(lengths), part.keys, part.values, tokens.shape[1])
+        self.cache = whole
+        order = torch.tensor([i for group in groups for i in group], device=tokens.device)
+        return torch.cat(found)[order.argsort()]
 
     def keep(self, rows: Tensor, first: int) -> None:
         """Go on with these rows of the batch only, without the positions before `first`, which are padding in all of them."""

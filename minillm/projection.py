@@ -49,6 +49,7 @@ class Head:
     """What makes logits out of hidden states: a matrix (rows, width), perhaps a bias (rows,), and the cap of the families that have one.
 
     Rows past `vocabulary` are padding of the embedding: they are cut off, so that a softmax over the rest is renormalised.
+    `product`, where there is one, makes the product with them that is left (packing.py).
     """
 
     weight: Tensor
@@ -56,6 +57,7 @@ class Head:
     vocabulary: int
     softcap: float | None = None
     temperature: float = 1.0
+    product: Callable[[Tensor], Tensor] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) in float32 (float64 stays float64), capped, divided by the temperature."""
@@ -67,6 +69,8 @@ class Head:
 
     def project(self, hidden: Tensor) -> Tensor:
         """The matrix product, in the weights' precision."""
+        if self.product is not None:
+            return self.product(hidden)
         bias = None if self.bias is None else self.bias[: self.vocabulary]
         return functional.linear(hidden, self.weight[: self.vocabulary], bias)
 

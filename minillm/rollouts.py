@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm import models, objectives
-from minillm.batching import by_length, collate
+from minillm.batching import at_once, by_length, collate
 from minillm.config import Sampling
 from minillm.counts import repetition
 from minillm.data import Rows
@@ -151,14 +151,16 @@ def teacher_hidden(engine: Engine, teacher: PreTrainedModel, rows: Rows, entries
         return len(rows.prompt(entries[i].row)) + len(entries[i].response)
 
     missing = sorted((i for i in range(len(entries)) if i not in found), key=length)
+    if not missing:
+        return [found[i] for i in range(len(entries))]
     mine = missing[engine.world.rank :: engine.world.size]
     own: dict[int, Tensor] = {}
-    for part in by_length(mine, length, engine.launch.eval_batch, engine.launch.eval_tokens):
-        batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(engine.world.device)
+    device, launch = engine.world.device, engine.launch
+    for part in by_length(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
+        batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(device)
         hidden = models.response_hidden(teacher, batch).cpu()
         own.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))
-    if missing:
-        found |= {i: values for part in engine.world.gather(own) for i, values in part.items()}
+    found |= {i: values for part in engine.world.gather(own) for i, values in part.items()}
     return [found[i] for i in range(len(entries))]
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from minillm.batching import by_length
+from minillm.batching import at_once, by_length
 from minillm.config import Sampling
 from minillm.decoding import Decoder
 from minillm.errors import UserError
 from minillm.filters import Filters
+from minillm.packing import packed
 
 BLOCK = 256  # entries of the vocabulary that are summed up at once where a token is drawn
 COMPACT_AT = 0.75  # drop finished rows once fewer than this share is alive: each drop copies the KV cache
@@ -114,10 +115,12 @@ def sample(
     if (mixture or record) and Filters(sampling, ()):
         raise ValueError("rollouts take a temperature only: no top-k, top-p or n-gram block")
     responses: dict[int, Response] = {}
-    for chunk in by_length(range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget):
-        numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
-        done = _sample_batch(model, [prompts[i] for i in chunk], numbers, sampling, eos, pad, vocabulary, mixture, record)
-        responses.update(zip(chunk, done, strict=True))
+    with packed([model, mixture.teacher] if mixture else [model]):
+        for chunk in by_length(range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget):
+            numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
+            asked = [prompts[i] for i in chunk]
+            done = _sample_batch(model, asked, numbers, sampling, eos, pad, vocabulary, mixture, record)
+            responses.update(zip(chunk, done, strict=True))
     return [responses[i] for i in range(len(prompts))]
 
 
@@ -145,10 +148,10 @@ def _sample_batch(
     filters = Filters(sampling, prompts)
     alive = torch.arange(size, device=device)  # rows of the caches -> rows of the batch
     start = 0  # the first column that the caches hold
-    tokens, positions = history[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
+    asked = history[:, :width], attention[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
+    hidden = [decoder.prompts(*asked, [len(p) for p in prompts], at_once(device, 0)) for decoder in decoders]
     for t in range(horizon):
         end = width + t
-        hidden = [decoder.hidden(tokens, attention[alive, start:end], positions) for decoder in decoders]
         logits = [decoder.head.logits(values) for decoder, values in zip(decoders, hidden, strict=True)]
         if filters:
             logits[0] = filters(alive, logits[0])
@@ -181,6 +184,7 @@ def _sample_batch(
             start = first
         tokens = history[alive, end : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
+        hidden = [decoder.hidden(tokens, attention[alive, start : end + 1], positions) for decoder in decoders]
 
     return _responses(history[:, width:], lengths, finished, records if record else None, _by_row(kept, size))
 

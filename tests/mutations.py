@@ -115,6 +115,10 @@ MUTATIONS = [
         "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",
     ),
     Mutation(
+        "prompts that are read in groups change places", "decoding.py", "torch.cat(found)[order.argsort()]", "torch.cat(found)",
+        "tests/unit/test_decoding.py::test_groups_are_one_pass",
+    ),
+    Mutation(
         "bins count alike, however full", "evaluation/calibration.py", "return float(np.abs(gaps).sum() / len(right))",
         "return float(np.abs(gaps).sum() / bins)", "tests/unit/test_calibration.py::test_ece_of_constructed_predictions_is_exact",
     ),
