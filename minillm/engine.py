@@ -24,7 +24,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from minillm import checkpoints, compiling, models
+from minillm import checkpoints, compiling, models, precisions
 from minillm.batching import by_length
 from minillm.config import Launch, Training
 from minillm.errors import UserError
@@ -69,11 +69,13 @@ class Engine:
             # Sums by gloo. DeepSpeed's own kernel for one host is compiled when first used, under a lock file; a job that is killed
             # meanwhile leaves the lock, and every later job of the user waits for it without end.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        check_precision(precision, deepspeed.accelerator.get_accelerator())
+        precisions.check(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
         self.share = share(settings.batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
+        if slow := precisions.remark(precision, world.device):
+            self.say(slow)
         self.found = checkpoints.newest(folder, world, self.say)
         if self.found and (self.found.zero == 3) != (launch.zero == 3):
             raise UserError(
@@ -345,14 +347,6 @@ class Engine:
             disable=None if self.world.rank == 0 else True,
             dynamic_ncols=True,
         )
-
-
-def check_precision(precision: str, accelerator: Any) -> None:
-    """Raises UserError where DeepSpeed cannot train in `precision` on this device (bf16 on old cards, fp16 on the CPU)."""
-    can = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
-    if not can[precision]:
-        others = " or ".join(name for name in ("bf16", "fp16", "fp32") if can[name])
-        raise UserError(f"precision: {precision} cannot be trained on this device; choose {others}")
 
 
 def share(batch: int, processes: int) -> int:
