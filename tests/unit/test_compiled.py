@@ -37,6 +37,15 @@ def compiled_tiles(monkeypatch) -> list[int]:
     return rows
 
 
+def same_but_for_rounding(compiled, plain):
+    """Of each gradient a hundred thousandth of its largest number: float32 knows 6e-8 of it, and a processor's products some ten times that."""
+    assert compiled.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(
+            compiled[name], value, rtol=0, atol=1e-5 * value.abs().max().item(), msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 @needs_compiler
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_an_on_policy_update(preset, monkeypatch):
@@ -49,8 +58,7 @@ def test_an_on_policy_update(preset, monkeypatch):
     again, compiled = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT, compile=True))
     assert set(rows) == {3} and len(rows) > 10
     assert again == pytest.approx(loss, rel=1e-5)
-    for name, value in plain.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6)
+    same_but_for_rounding(compiled, plain)
 
 
 @needs_compiler
@@ -66,8 +74,7 @@ def test_a_supervised_update(kd_ratio, monkeypatch):
         found.append((loss.item(), {name: p.grad.clone() for name, p in student.named_parameters()}))
         assert len(rows) == (8 if compiled else 0)
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
-    for name, value in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], value, rtol=1e-4, atol=1e-6)
+    same_but_for_rounding(found[1][1], found[0][1])
 
 
 def test_equal_settings_share_what_was_compiled():

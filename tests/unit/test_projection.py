@@ -96,13 +96,21 @@ def test_every_divergence_exactly(name, head):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_float32_is_no_worse_than_whole_logits(name):
-    """Errors against float64: at most twice those of the untiled path (and never asked to be below rounding)."""
-    (_, exact), _ = both_ways(DIVERGENCES[name], *case())
-    (_, tiled), (_, whole) = both_ways(DIVERGENCES[name], *case(torch.float32))
-    for reference, ours, theirs in zip(exact, tiled, whole, strict=True):
-        scale = reference.abs().max()
-        error, other = ((slope.double() - reference).abs().max() / scale for slope in (ours, theirs))
-        assert error <= max(2 * other, 2e-7)
+    """Errors of gradients against float64 on the same numbers, 20 draws: the largest at most twice the untiled path's, all together alike.
+
+    (The largest of one draw, of some 100 numbers, is twice as large in one order of summation as in another.)
+    """
+    errors = {way: ([], []) for way in ("tiled", "whole")}  # of hidden states and of weights
+    for seed in range(20):
+        given = case(torch.float32, seed=seed)
+        same = [(hidden.double(), dataclasses.replace(head, weight=head.weight.double())) for hidden, head in given]
+        (_, exact), _ = both_ways(DIVERGENCES[name], *same)
+        for kept, (_, slopes) in zip(errors.values(), both_ways(DIVERGENCES[name], *given), strict=True):
+            for part, slope, reference in zip(kept, slopes, exact, strict=True):
+                part.append((slope.double() - reference).abs() / reference.abs().max())
+    for tiled, whole in zip(*(map(torch.stack, kept) for kept in errors.values()), strict=True):
+        assert 0 < tiled.max() <= 2 * whole.max()
+        assert tiled.square().mean().sqrt() <= 1.25 * whole.square().mean().sqrt()
 
 
 def test_log_probabilities_and_entropy():
