@@ -35,6 +35,7 @@ def test_nothing_to_say_of_other_precisions_and_devices(monkeypatch):
     assert precisions.remark("fp32", CPU) == precisions.remark("bf16", torch.device("cuda")) == ""
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the training would be on the GPU")
 def test_a_training_begins_with_it(monkeypatch, tmp_path, capsys):
     processor(monkeypatch)
     Engine(torch.nn.Linear(2, 2, dtype=torch.bfloat16), supervised(), Launch(), start(0), "bf16", tmp_path, 1)
