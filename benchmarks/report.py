@@ -20,6 +20,7 @@ REAL_LENGTHS = 6.0  # times faster at real lengths, in "iteration_samples": plai
 MEMORY = 0.25  # of the reference's, at V = 50257
 GROWTH = 0.15  # of the net memory from V = 50257 to V = 152064
 OTHERS = 1.0  # times faster and smaller than TRL on the like-for-like row
+STAGE = 1.5  # times faster than before, a whole job of the pipeline
 
 # What the targets of memory depend on, as `run.py` names its points: ours, the reference and ours at a large vocabulary.
 DECISIVE = (("ours", "V50257 B16 T64+64"), ("reference", "V50257 B16 T64+64"), ("ours", "V152064 B16 T64+64"))
@@ -58,6 +59,7 @@ def checks(found: dict[str, Any]) -> list[Check]:
     for name, entry in found.get("trl", {}).items():
         made.append(Check(f"TRL, time, {name}", entry["ratios"]["seconds"], OTHERS, True))
         made.append(Check(f"TRL, memory, {name}", entry["ratios"]["above"], OTHERS, True))
+    made += [Check(f"stage {name}", entry["ratio"], STAGE, True) for name, entry in found.get("stages", {}).items()]
     return made
 
 
@@ -124,6 +126,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {key} | {entry['ours'][key]:.4g} | {entry['trl'][key]:.4g} | {ratio:.2f} |"
             for key, ratio in entry["ratios"].items()
         ] + [""]
+    lines += stage_table(found.get("stages", {}), found.get("commits", {}))
     lines += ["## Targets", "", "| target | measured | limit | |", "|:--|--:|--:|:--|"]
     lines += [
         f"| {c.name} | {c.value:.2f} | {'≥' if c.least else '≤'} {c.limit:g} | {'met' if c.met else 'missed'} |"
@@ -163,6 +166,18 @@ def scaling_table(rows: list[dict[str, Any]]) -> list[str]:
         return []
     lines = ["## Seconds of ours as the workload grows", "", "| | rollout | update | iteration |", "|:--|--:|--:|--:|"]
     return [*lines, *(f"| {r['name']} | {r['rollout']:.2f} | {r['update']:.2f} | {r['iteration']:.2f} |" for r in rows), ""]
+
+
+def stage_table(stages: dict[str, dict[str, Any]], commits: dict[str, str]) -> list[str]:
+    """Every repetition: three numbers say more than a median of them."""
+    if not stages:
+        return []
+    names = " | ".join(f"{name} ({commit}), s" for name, commit in commits.items())
+    lines = ["## Whole stages", "", f"| | {names} | ratio of medians |", "|:--|--:|--:|--:|"]
+    for stage, entry in stages.items():
+        cells = [", ".join(f"{value:.1f}" for value in entry["sides"][name]["values"]) for name in commits]
+        lines.append(f"| {stage} | {cells[0]} | {cells[1]} | {entry['ratio']:.2f} |")
+    return [*lines, ""]
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -6,9 +6,11 @@ import torch
 from onpolicy_case import OneProcess
 from torch.testing import assert_close
 
+from benchmarks import report
 from benchmarks.reference import Reference
 from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
+from benchmarks.stages import compared
 from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
 from minillm.config import Launch
 from minillm.rollout_losses import micro_batches
@@ -119,3 +121,15 @@ def test_real_lengths():
     assert np.mean(many) == pytest.approx(
         np.mean(np.interp(np.linspace(0, 1, 10_001), np.linspace(0, 1, 21), RESPONSES)), rel=0.02
     )
+
+
+def test_stages_are_judged_by_medians_and_shown_in_full():
+    """The slow first run of `kd` decides nothing; `generate` misses its target."""
+    times = {
+        "kd": {"before": [531.0, 424.0, 429.0], "after": [307.0, 272.0, 278.0]},
+        "generate": {"before": [20.0, 21.0, 19.0], "after": [14.0, 15.0, 16.0]},
+    }
+    found = {"stages": compared(times), "commits": {"before": "aaa", "after": "bbb"}}
+    judged = {check.name: (round(check.value, 3), check.met) for check in report.checks(found)}
+    assert judged == {"stage kd": (1.543, True), "stage generate": (1.333, False)}
+    assert "| kd | 531.0, 424.0, 429.0 | 307.0, 272.0, 278.0 | 1.54 |" in report.stage_table(**found)
