@@ -1,16 +1,18 @@
 """The benchmark compares like with like: its reference computes the loss and gradient that the package computes on the same samples."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from onpolicy_case import OneProcess
 from torch.testing import assert_close
 
-from benchmarks import report
+from benchmarks import report, stages
 from benchmarks.reference import Reference
 from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
-from benchmarks.stages import compared
 from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
 from minillm.config import Launch
 from minillm.rollout_losses import micro_batches
@@ -129,7 +131,31 @@ def test_stages_are_judged_by_medians_and_shown_in_full():
         "kd": {"before": [531.0, 424.0, 429.0], "after": [307.0, 272.0, 278.0]},
         "generate": {"before": [20.0, 21.0, 19.0], "after": [14.0, 15.0, 16.0]},
     }
-    found = {"stages": compared(times), "commits": {"before": "aaa", "after": "bbb"}}
+    found = {"stages": stages.compared(times), "commits": {"before": "aaa", "after": "bbb"}}
     judged = {check.name: (round(check.value, 3), check.met) for check in report.checks(found)}
     assert judged == {"stage kd": (1.543, True), "stage generate": (1.333, False)}
     assert "| kd | 531.0, 424.0, 429.0 | 307.0, 272.0, 278.0 | 1.54 |" in report.stage_table(**found)
+
+
+def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys):
+    """One side of `kd` and one of `generate` are there: `generate` alone is asked for, goes on, and is reported; `kd` stays as it is."""
+    made = []
+
+    def side(commit, folder):
+        return SimpleNamespace(
+            commit=commit, seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit]
+        )
+
+    monkeypatch.setattr(stages, "snakemake", lambda *given, **more: None)
+    monkeypatch.setattr(stages, "git", lambda *words: words[-1].removesuffix("^{commit}"))
+    monkeypatch.setattr(stages, "Side", side)
+    kept = tmp_path / "stages" / "old-new.json"
+    kept.parent.mkdir()
+    kept.write_text('{"kd": {"before": [9.0]}, "generate": {"before": [3.0]}}')
+    asked = ["--before", "old", "--after", "new", "--only", "generate", "--repeats", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["stages", *asked])
+    with pytest.raises(SystemExit, match="^0$"):
+        stages.main()
+    assert made == [("new", "generate"), ("old", "generate"), ("new", "generate")]
+    assert json.loads(kept.read_text()) == {"kd": {"before": [9.0]}, "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]}}
+    assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate 2.00 (met: ≥ 1.5)"
