@@ -97,11 +97,11 @@ bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths
 bench-profile: $(VENV)/.installed ## where the time of one iteration goes
 	@$(RUN) python -m benchmarks.breakdown
 
-bench-stages: $(VENV)/.installed $(VENV)/.smollm2 ## whole stages of the mini before and after; needs BEFORE=revision, DATA=folder
+bench-stages: $(VENV)/.installed $(VENV)/.smollm2 ## whole stages of the mini before and after; needs BEFORE=revision, DATA=folder; PRECISION=fp32
 	@test -n "$(BEFORE)" || { \
 	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' >&2; exit 2; }
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(RUN) python -m benchmarks.stages --before '$(BEFORE)'
+	@export MINILLM_DATA='$(abspath $(DATA))'; $(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
 
 bench-trl: $(VENV)/.installed $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in an environment of its own
 	@$(RUN) python -m benchmarks.against_trl --python $(abspath $(TRL_VENV))/bin/python

@@ -3,7 +3,7 @@
 Each side is a checkout of its revision, in which that revision's own rules, configuration and launch values run one stage again and
 again, on the same models.  Seconds are Snakemake's (`benchmark:`): the job's process from start to end, imports included.  What was
 measured is written at once, so that a second call goes on where one was interrupted.  The models are made by the present tree if
-results/ does not hold them yet.
+results/ does not hold them yet.  `--precision fp32` is for processors on which torch has to make bf16 up (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.speed import spread
 from minillm.files import write_json
 
 CONFIG = "config/mini.yaml"
+CHANGED = "changed.yaml"  # what is changed in it, in each side's folder
 SHORT = {"stages": {"minillm": {"collections": 2}}}  # of six: enough for both parts of the loop
 RULES = ("settings", "data", "testset")  # what a side makes for itself, before anything is timed
 STUDENT, TEACHER = "smollm2-85m", "smollm2-135m"
@@ -38,9 +39,9 @@ TARGETS = {
 
 
 class Side:
-    """A checkout of one commit below `folder`, with the present tree's models."""
+    """A checkout of one commit below `folder`, with the present tree's models, and `precision` instead of its configuration's."""
 
-    def __init__(self, commit: str, folder: Path) -> None:
+    def __init__(self, commit: str, folder: Path, precision: str) -> None:
         self.commit, self.folder = commit, folder / commit
         if not (self.folder / CONFIG).is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -54,14 +55,14 @@ class Side:
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to((Path("results/mini/models") / model).resolve())
-        (self.folder / "short.yaml").write_text(yaml.safe_dump(SHORT))
+        (self.folder / CHANGED).write_text(yaml.safe_dump(SHORT | {"precision": precision}))
 
     def seconds(self, stage: str) -> float:
         """The stage's job, from nothing but its inputs."""
         target, timed = TARGETS[stage]
         for left in (self.results / target, self.results / "checkpoints"):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-        snakemake(self.folder, [CONFIG, "short.yaml"], [f"results/mini/{target}"], rules=(*RULES, stage))
+        snakemake(self.folder, [CONFIG, CHANGED], [f"results/mini/{target}"], rules=(*RULES, stage))
         head, row = (line.split("\t") for line in (self.results / timed).read_text().splitlines())
         return float(row[head.index("s")])
 
@@ -100,14 +101,19 @@ def main() -> None:
     parser.add_argument("--before", required=True, help="the revision to compare with")
     parser.add_argument("--after", default="HEAD", help="the revision compared (default: HEAD)")
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default="bf16", help="of both sides, models included (default: bf16)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     asked = parser.parse_args()
     commits = {name: git("rev-parse", "--short", f"{getattr(asked, name)}^{{commit}}") for name in ("before", "after")}
-    say(f"models of {CONFIG}")
-    snakemake(Path("."), [CONFIG], [f"results/mini/models/{model}" for model in MODELS])
-    folder = asked.out / "stages"
-    sides = {name: Side(commit, folder) for name, commit in commits.items()}
+    folder = asked.out / "stages" / asked.precision
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CHANGED).write_text(yaml.safe_dump({"precision": asked.precision}))
+    say(f"models of {CONFIG}, {asked.precision}")
+    snakemake(Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in MODELS])
+    sides = {name: Side(commit, folder, asked.precision) for name, commit in commits.items()}
     kept = folder / f"{commits['before']}-{commits['after']}.json"
     times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
     for stage in asked.only:
@@ -119,8 +125,9 @@ def main() -> None:
                 mine.append(side.seconds(stage))
                 write_json(kept, times)
                 say(f"{stage} {repeat + 1}/{asked.repeats}, {name} ({side.commit}): {mine[-1]:.1f} s")
-    found = {"machine": report.machine(), "commits": commits, "stages": compared({stage: times[stage] for stage in asked.only})}
-    say(f"written: {report.write(found, asked.out, 'stages')} and its .json")
+    compared_stages = compared({f"{stage}, {asked.precision}": times[stage] for stage in asked.only})
+    found = {"machine": report.machine(), "commits": commits, "stages": compared_stages}
+    say(f"written: {report.write(found, asked.out, f'stages-{asked.precision}')} and its .json")
     print(report.summary(found))
     sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
 

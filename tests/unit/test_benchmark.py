@@ -141,7 +141,8 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     """One side of `kd` and one of `generate` are there: `generate` alone is asked for, goes on, and is reported; `kd` stays as it is."""
     made = []
 
-    def side(commit, folder):
+    def side(commit, folder, precision):
+        assert precision == "fp32"
         return SimpleNamespace(
             commit=commit, seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit]
         )
@@ -149,13 +150,13 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(stages, "snakemake", lambda *given, **more: None)
     monkeypatch.setattr(stages, "git", lambda *words: words[-1].removesuffix("^{commit}"))
     monkeypatch.setattr(stages, "Side", side)
-    kept = tmp_path / "stages" / "old-new.json"
-    kept.parent.mkdir()
+    kept = tmp_path / "stages" / "fp32" / "old-new.json"
+    kept.parent.mkdir(parents=True)
     kept.write_text('{"kd": {"before": [9.0]}, "generate": {"before": [3.0]}}')
-    asked = ["--before", "old", "--after", "new", "--only", "generate", "--repeats", "2", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["stages", *asked])
+    asked = ["--before", "old", "--after", "new", "--only", "generate", "--precision", "fp32", "--repeats", "2"]
+    monkeypatch.setattr("sys.argv", ["stages", *asked, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="^0$"):
         stages.main()
     assert made == [("new", "generate"), ("old", "generate"), ("new", "generate")]
     assert json.loads(kept.read_text()) == {"kd": {"before": [9.0]}, "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]}}
-    assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate 2.00 (met: ≥ 1.5)"
+    assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate, fp32 2.00 (met: ≥ 1.5)"
