@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 # Positions that a CPU reads at once: hidden states of more leave its cache, and a GPU waits for less than a whole batch.
 CPU_POSITIONS = 1500
+PASS = 1 / 16  # what one more pass costs, as a share of the positions that are computed at once (docs/performance.md)
 
 
 def at_once(device: torch.device, budget: int) -> int:
@@ -34,6 +35,31 @@ def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens:
             batches.append([])
         batches[-1].append(item)
     return batches
+
+
+def least_padding(items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0) -> list[list[T]]:
+    """As by_length, but cut where least is computed: for what is read or learnt from, not sampled, where every further batch costs steps.
+
+    A batch costs the positions of its rows, padding included, and PASS of `tokens` for the pass itself (gradients added to those
+    of the batches before, kernels started).  The cheapest cuts of the sorted items are found one item at a time: those of the first n
+    end in some last batch, with the cheapest cuts of what lies before it.  Without `tokens` there is no such price, and batches are full.
+    """
+    if not tokens:
+        return by_length(items, length, rows)
+    ordered = sorted(items, key=length)
+    costs, starts = [0.0], [0]  # of the first n items: the least cost, and where their last batch starts
+    for end, item in enumerate(ordered, 1):
+        width = length(item)
+        first = max(0, end - max(1, min(rows, tokens // width if width else rows)))
+        cost, start = min((costs[i] + (end - i) * width + PASS * tokens, i) for i in range(first, end))
+        costs.append(cost)
+        starts.append(start)
+    batches: list[list[T]] = []
+    end = len(ordered)
+    while end:
+        batches.append(ordered[starts[end] : end])
+        end = starts[end]
+    return batches[::-1]
 
 
 @dataclass(frozen=True)

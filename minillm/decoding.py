@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from minillm.batching import by_length
+from minillm.batching import least_padding
 from minillm.models import head_of
 from minillm.packing import packed_head
 
@@ -88,7 +88,7 @@ class Decoder:
 
         Those of similar length are read together, without the padding that all of them have.
         """
-        groups = by_length(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
+        groups = least_padding(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
         if len(groups) == 1 or not self.croppable:
             return self.hidden(tokens, attention, positions)
         whole, found = self.cache, []

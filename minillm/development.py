@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import checkpoints, models, selection
-from minillm.batching import at_once, by_length, collate, moved
+from minillm.batching import at_once, collate, least_padding, moved
 from minillm.config import Launch, Sampling
 from minillm.data import Rows
 from minillm.engine import Engine
@@ -88,7 +88,7 @@ def losses(
     mine = sorted(examples, key=length)[world.rank :: world.size]
     wanted = dict(divergences) if teacher is not None else {}
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
-    for number, rows in enumerate(by_length(mine, length, dev.batch, at_once(world.device, dev.tokens))):
+    for number, rows in enumerate(least_padding(mine, length, dev.batch, at_once(world.device, dev.tokens))):
         part = collate(rows, pad).to(world.device)
         theirs = None
         if teacher is not None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from minillm import checkpoints, compiling, models, precisions
-from minillm.batching import by_length
+from minillm.batching import least_padding
 from minillm.config import Launch, Training
 from minillm.errors import UserError
 from minillm.models import without_dropout
@@ -166,7 +166,7 @@ class Engine:
         return compiling.compiled(models.decoder_blocks(model)) if self.launch.compile and worth else []
 
     def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
-        """This rank's micro-batches of one global batch, rows of similar length together (batching.by_length).
+        """This rank's micro-batches of one global batch, rows of similar length together (batching.least_padding).
 
         All ranks have equally many of them, with equally many rows of each kind, for each pass of theirs waits for all others': rows
         are dealt out one to a rank, sorted by length, and what is together on one rank is so on all.
@@ -176,7 +176,7 @@ class Engine:
         for kind in kinds:
             ordered = sorted(kind, key=length)
             dealt += [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        parts = by_length(dealt, lambda rows: length(rows[-1]), self.launch.micro_batch, self.launch.micro_tokens)
+        parts = least_padding(dealt, lambda rows: length(rows[-1]), self.launch.micro_batch, self.launch.micro_tokens)
         return [[rows[rank] for rows in part] for part in parts]
 
     def update(self, parts: Sequence[T], loss: Callable[[T], Losses]) -> dict[str, torch.Tensor]:

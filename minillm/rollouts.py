@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm import models, objectives
-from minillm.batching import at_once, by_length, collate
+from minillm.batching import at_once, collate, least_padding
 from minillm.config import Sampling
 from minillm.counts import repetition
 from minillm.data import Rows
@@ -156,7 +156,7 @@ def teacher_hidden(engine: Engine, teacher: PreTrainedModel, rows: Rows, entries
     mine = missing[engine.world.rank :: engine.world.size]
     own: dict[int, Tensor] = {}
     device, launch = engine.world.device, engine.launch
-    for part in by_length(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
+    for part in least_padding(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
         batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(device)
         hidden = models.response_hidden(teacher, batch).cpu()
         own.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))

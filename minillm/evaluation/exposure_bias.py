@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from minillm import accumulated_error, models, objectives
 from minillm.accumulated_error import Totals
 from minillm.analysis_settings import ExposureBiasSettings
-from minillm.batching import by_length, collate
+from minillm.batching import collate, least_padding
 from minillm.config import Launch
 from minillm.errors import UserError
 from minillm.files import identity, stage_key, write_json
@@ -44,7 +44,7 @@ def token_kl(
     """
     device = next(student.parameters()).device
     found: dict[int, np.ndarray] = {}
-    for part in by_length(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
+    for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         theirs = models.frozen_logits(models.response_hidden(teacher, rows), models.head_of(teacher, vocabulary))
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import models
 from minillm.analysis_settings import ReferenceLossSettings
-from minillm.batching import by_length, collate
+from minillm.batching import collate, least_padding
 from minillm.config import Launch
 from minillm.data import encode
 from minillm.evaluation.statistics import mean_and_error
@@ -45,7 +45,7 @@ def losses(
     """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time, of at most `budget` positions."""
     device = next(model.parameters()).device
     found: dict[int, float] = {}
-    for part in by_length(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
+    for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         tokens = models.response_tokens(rows)
 

@@ -1,13 +1,14 @@
 """Which rows are computed at once: similar lengths, at most so many rows and tokens, and on every rank the same company."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from onpolicy_case import COUNT, OneProcess, Texts, pair, rollouts, settings, task
 
-from minillm.batching import by_length
+from minillm.batching import by_length, least_padding
 from minillm.config import Launch
 from minillm.rollout_losses import micro_batches
 from minillm.world import World
@@ -30,6 +31,37 @@ def test_batches_are_as_full_as_they_may_be():
     batches = by_length([5, 5, 5, 9, 2], int, 100, 20)
     assert batches == [[2, 5, 5, 5], [9]]
     assert by_length([], int, 4, 0) == []
+
+
+def cuts(items):
+    """All ways to cut a list into consecutive batches."""
+    for places in itertools.product((False, True), repeat=len(items) - 1):
+        batches = [[items[0]]]
+        for item, new in zip(items[1:], places, strict=True):
+            batches.append([item]) if new else batches[-1].append(item)
+        yield batches
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(100, 120), (3, 120), (2, 1000), (100, 10), (100, 1000)])
+def test_no_other_cuts_cost_less(rows, tokens):
+    """Of all that keep the limits, by enumeration: positions with padding, and a sixteenth of `tokens` a batch."""
+
+    def cost(batches):
+        return sum(len(batch) * max(batch) + tokens / 16 for batch in batches)
+
+    def allowed(batch):
+        return len(batch) <= rows and (len(batch) == 1 or len(batch) * max(batch) <= tokens)
+
+    lengths = sorted(LENGTHS[:11])
+    found = least_padding(lengths[::-1], int, rows, tokens)
+    assert [n for batch in found for n in batch] == lengths
+    assert all(map(allowed, found))
+    assert cost(found) == pytest.approx(min(cost(batches) for batches in cuts(lengths) if all(map(allowed, batches))))
+
+
+def test_without_a_budget_batches_are_full():
+    assert least_padding([5, 5, 5, 9, 2], int, 2) == by_length([5, 5, 5, 9, 2], int, 2) == [[2, 5], [5, 5], [9]]
+    assert least_padding([], int, 4, 100) == []
 
 
 @pytest.mark.parametrize("launch", [Launch(micro_batch=3), Launch(micro_batch=99, micro_tokens=60)], ids=("rows", "tokens"))
