@@ -20,9 +20,8 @@ from torch.nn import functional
 
 from minillm.compiling import possible
 
-TILE = (
-    2**22
-)  # logits: 16 MB in float32, a few of which are alive at once; with half as many float32 products are slower (docs/performance.md)
+# Logits: 16 MB in float32, a few of which are alive at once.  With half as many, float32 products are slower (docs/performance.md).
+TILE = 2**22
 # Fewer tokens than some hundreds leave a GPU waiting: for the matrix, which is read anew for each tile, and for the host.
 TILE_GPU = 2**24
 # Slopes: 64 MB in half precision.  Adding a block's gradient to that of the whole matrix costs as much as the product itself.
