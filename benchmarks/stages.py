@@ -2,8 +2,8 @@
 
 Each side is a checkout of its revision, in which that revision's own rules, configuration and launch values run one stage again and
 again, on the same models.  Seconds are Snakemake's (`benchmark:`): the job's process from start to end, imports included.  What was
-measured is written at once, so that a second call goes on where one was interrupted.  The models are made by the present tree if
-results/ does not hold them yet.  `--precision fp32` is for processors on which torch has to make bf16 up (docs/performance.md).
+measured is written at once, so that a second call goes on where one was interrupted.  The models that the stages read are made by the
+present tree if results/ does not hold them yet.  `--precision fp32` is for processors on which torch has to make bf16 up (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ CHANGED = "changed.yaml"  # what is changed in it, in each side's folder
 SHORT = {"stages": {"minillm": {"collections": 2}}}  # of six: enough for both parts of the loop
 RULES = ("settings", "data", "testset")  # what a side makes for itself, before anything is timed
 STUDENT, TEACHER = "smollm2-85m", "smollm2-135m"
-MODELS = (f"{STUDENT}/base", f"{STUDENT}/sft/seed10", f"{STUDENT}/init/seed10", f"{TEACHER}/teacher")
+# Stage -> the models that its job reads, below results/mini/models.
+MODELS = {
+    "kd": (f"{STUDENT}/base", f"{TEACHER}/teacher"),
+    "minillm": (f"{STUDENT}/init/seed10", f"{TEACHER}/teacher"),
+    "generate": (f"{STUDENT}/sft/seed10",),
+}
 # Stage -> what its job makes, and where Snakemake writes the job's seconds, below results/mini.
 TARGETS = {
     "kd": (f"models/{STUDENT}/kd/{TEACHER}/seed10", f"benchmarks/kd/{STUDENT}/{TEACHER}/seed10.tsv"),
@@ -39,9 +44,9 @@ TARGETS = {
 
 
 class Side:
-    """A checkout of one commit below `folder`, with the present tree's models, and `precision` instead of its configuration's."""
+    """A checkout of one commit below `folder`, with the present tree's `models`, and `precision` instead of its configuration's."""
 
-    def __init__(self, commit: str, folder: Path, precision: str) -> None:
+    def __init__(self, commit: str, folder: Path, models: list[str], precision: str) -> None:
         self.commit, self.folder = commit, folder / commit
         if not (self.folder / CONFIG).is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -50,7 +55,7 @@ class Side:
             # Or the first job of each side would be slower, and every one where Python is told to write no bytecode.
             subprocess.run([sys.executable, "-m", "compileall", "-q", "minillm"], cwd=self.folder, check=True)
         self.results = self.folder / "results" / "mini"
-        for model in MODELS:
+        for model in models:
             link = self.results / "models" / model
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +116,10 @@ def main() -> None:
     folder = asked.out / "stages" / asked.precision
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CHANGED).write_text(yaml.safe_dump({"precision": asked.precision}))
+    models = sorted({model for stage in asked.only for model in MODELS[stage]})
     say(f"models of {CONFIG}, {asked.precision}")
-    snakemake(Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in MODELS])
-    sides = {name: Side(commit, folder, asked.precision) for name, commit in commits.items()}
+    snakemake(Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in models])
+    sides = {name: Side(commit, folder, models, asked.precision) for name, commit in commits.items()}
     kept = folder / f"{commits['before']}-{commits['after']}.json"
     times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
     for stage in asked.only:

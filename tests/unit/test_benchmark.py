@@ -138,16 +138,18 @@ def test_stages_are_judged_by_medians_and_shown_in_full():
 
 
 def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys):
-    """One side of `kd` and one of `generate` are there: `generate` alone is asked for, goes on, and is reported; `kd` stays as it is."""
+    """One side of `kd` and one of `generate` are there: `generate` alone is asked for, goes on, on the one model that it reads, and is
+    reported; `kd` stays as it is."""
     made = []
+    models = []
 
-    def side(commit, folder, precision):
-        assert precision == "fp32"
+    def side(commit, folder, linked, precision):
+        assert (linked, precision) == (["smollm2-85m/sft/seed10"], "fp32")
         return SimpleNamespace(
             commit=commit, seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit]
         )
 
-    monkeypatch.setattr(stages, "snakemake", lambda *given, **more: None)
+    monkeypatch.setattr(stages, "snakemake", lambda folder, configs, targets, **more: models.extend(targets))
     monkeypatch.setattr(stages, "git", lambda *words: words[-1].removesuffix("^{commit}"))
     monkeypatch.setattr(stages, "Side", side)
     kept = tmp_path / "stages" / "fp32" / "old-new.json"
@@ -157,6 +159,7 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("sys.argv", ["stages", *asked, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="^0$"):
         stages.main()
+    assert models == ["results/mini/models/smollm2-85m/sft/seed10"]
     assert made == [("new", "generate"), ("old", "generate"), ("new", "generate")]
     assert json.loads(kept.read_text()) == {"kd": {"before": [9.0]}, "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]}}
     assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate, fp32 2.00 (met: ≥ 1.5)"
