@@ -23,6 +23,11 @@ PROCESSES = (1, 2)
 every = pytest.mark.parametrize(("kind", "name"), CASES)
 
 
+def same_losses(found, expected):
+    """Within 1e-5, and 1e-6 of a loss above one: MiniLLM's are near 40 here, where float32 itself rounds to 4e-6."""
+    assert_close(torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=1e-6)
+
+
 def start(processes, *arguments):
     """zero_steps.py as so many processes; what it saved."""
     prefix = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
@@ -91,7 +96,7 @@ def test_losses_of_a_loop_without_deepspeed(whole, plain, processes, kind, name)
     losses, weights = whole[processes][kind, name]
     expected, target = plain[kind]
     assert len(losses) == STEPS and abs(expected[-1] - expected[0]) > 1e-2, "the steps change the loss"
-    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
+    same_losses(losses, expected)
     assert_close(weights, target, atol=1e-4, rtol=1e-3)
 
 
@@ -109,5 +114,5 @@ def test_resuming_is_exact(whole, resumed, processes, kind, name):
 def test_another_number_of_processes_goes_on(whole, resumed, saved, then, kind, name):
     losses, weights = whole[then][kind, name]
     again, found = resumed[saved, then][kind, name]
-    assert max(abs(a - b) for a, b in zip(again, losses[STEPS // 2 :], strict=True)) < 1e-5
+    same_losses(again, losses[STEPS // 2 :])
     assert_close(found, weights, atol=1e-4, rtol=1e-3)
