@@ -22,7 +22,7 @@ from benchmarks.shapes import FIXED
 from benchmarks.sides import Ours
 from benchmarks.speed import seconds, spread
 from benchmarks.workload import Setting, make_model
-from minillm.world import World, start
+from minillm.runtime.processes import World, start
 
 REPEATS = 5
 RANKS = (

@@ -23,7 +23,7 @@ from benchmarks.shapes import FIXED, REAL, Shape
 from benchmarks.sides import SIDES
 from benchmarks.speed import seconds, synchronize
 from benchmarks.workload import Setting
-from minillm.world import start
+from minillm.runtime.processes import start
 
 # Kinds of operations by name, the first that matches; self time, so that nothing is counted twice.
 KINDS = (
@@ -128,7 +128,7 @@ def executed_flops(action: Callable[[], Any]) -> float:
             g, q, k, v
         ),
     }
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of sampling on a CPU (packing.py)
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of sampling on a CPU (onednn_layout.py)
         more[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with counter:

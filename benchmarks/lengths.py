@@ -14,9 +14,9 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from minillm.config import Dataset
-from minillm.data import encode, render
-from minillm.sources import read_rows
+from minillm.config.sections import Dataset
+from minillm.data.prompts import encode, render
+from minillm.data.sources import read_rows
 
 LIMIT = 256
 QUANTILES = np.linspace(0, 1, 21)

@@ -18,7 +18,7 @@ from benchmarks.meter import Meter
 from benchmarks.shapes import Shape
 from benchmarks.sides import SIDES
 from benchmarks.workload import Setting
-from minillm.world import start
+from minillm.runtime.processes import start
 
 SMALL: dict[str, Any] = {"prompt": 2, "response": 2, "text": 4, "real": False}  # the tokens of the floor's step
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from minillm.engine import Losses
-from minillm.semantics import OnPolicy
+from minillm.config.onpolicy import OnPolicy
+from minillm.runtime.engine import Losses
 
 Part = tuple["Samples", Sequence[np.ndarray]]  # a micro-batch: a chunk of rollouts and texts
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.shapes import Shape, Size
 from benchmarks.speed import synchronize
-from minillm.models import DTYPES
+from minillm.models.loading import DTYPES
 
 # (rows, inner, columns): large squares, and the two kinds of product that training has most of
 PRODUCTS = ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 256, 50257), (2048, 384, 1536))

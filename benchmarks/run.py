@@ -16,7 +16,7 @@ from benchmarks import breakdown, child, report, roofline, scaling, speed
 from benchmarks.shapes import FIXED, LARGE, REAL, Shape
 from benchmarks.sides import Ours
 from benchmarks.workload import Setting
-from minillm.world import World, start
+from minillm.runtime.processes import World, start
 
 SECTIONS = ("speed", "memory", "utilisation", "scaling")
 BEGIN = time.monotonic()

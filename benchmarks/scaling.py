@@ -15,7 +15,7 @@ from benchmarks.shapes import FIXED, Shape
 from benchmarks.sides import Ours
 from benchmarks.speed import seconds
 from benchmarks.workload import Setting
-from minillm.world import start
+from minillm.runtime.processes import start
 
 
 def points(full: bool) -> list[tuple[str, Shape, int]]:

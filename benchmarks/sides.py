@@ -13,11 +13,11 @@ from benchmarks.reference import Reference, Samples
 from benchmarks.shapes import Shape
 from benchmarks.stops import Stops
 from benchmarks.workload import EOS, PAD, Data, Setting, settings
-from minillm.config import Sampling
-from minillm.development import Dev
-from minillm.engine import Engine, Losses
-from minillm.rollout_losses import Task, micro_batches
-from minillm.rollouts import Memory, Rollouts, collect
+from minillm.config.sections import Sampling
+from minillm.runtime.engine import Engine, Losses
+from minillm.training.dev_set import Dev
+from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
 
 class Ours:
@@ -33,7 +33,7 @@ class Ours:
 
     def rollout(self) -> Rollouts:
         with stopping([self.engine.model, self.task.teacher], self.data.stops):
-            made = collect(
+            made = collect_rollouts(
                 self.engine, self.task.teacher, self.data.rows, self.task.dev, self.chosen, Memory(1.0), self.collection, 0
             )
         self.collection += 1

@@ -13,7 +13,7 @@ import torch
 from benchmarks.shapes import Shape
 from benchmarks.sides import SIDES
 from benchmarks.workload import Setting
-from minillm.world import World
+from minillm.runtime.processes import World
 
 
 def synchronize() -> None:

@@ -21,12 +21,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from benchmarks.shapes import Shape, Size, real_lengths
 from benchmarks.stops import silence
-from minillm.config import Launch
-from minillm.data import Corpus, Rows
-from minillm.engine import Engine
-from minillm.models import DTYPES
-from minillm.semantics import PRESETS, OnPolicy
-from minillm.world import World
+from minillm.config.onpolicy import PRESETS, OnPolicy
+from minillm.config.sections import Launch
+from minillm.data.rows import Corpus, Rows
+from minillm.models.loading import DTYPES
+from minillm.runtime.engine import Engine
+from minillm.runtime.processes import World
 
 EOS, PAD, FIRST = 0, 1, 2  # ids; texts are drawn from FIRST up
 

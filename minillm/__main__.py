@@ -18,7 +18,7 @@ def run() -> int:
 if __name__ == "__main__":
     status = run()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from minillm.world import leave  # only here: it imports torch
+        from minillm.runtime.processes import leave
 
         leave(status)
     sys.exit(status)

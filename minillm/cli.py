@@ -27,33 +27,33 @@ class Stage:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from minillm.fetch import run_stage
-    from minillm.settings import FetchSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import FetchSettings
+    from minillm.config.strict import load
+    from minillm.data.fetch import run_stage
 
     run_stage(load(FetchSettings, args.config), args.out)
 
 
 def _data(args: argparse.Namespace) -> None:
-    from minillm.data import prepare
-    from minillm.settings import DataSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import DataSettings
+    from minillm.config.strict import load
+    from minillm.data.prepare import prepare
 
     prepare(load(DataSettings, args.config), args.out)
 
 
 def _testset(args: argparse.Namespace) -> None:
-    from minillm.data import prepare_test
-    from minillm.settings import TestSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import TestSettings
+    from minillm.config.strict import load
+    from minillm.data.prepare import prepare_test
 
     prepare_test(load(TestSettings, args.config), args.data, args.out)
 
 
 def _base(args: argparse.Namespace) -> None:
-    from minillm.base import run_stage
-    from minillm.settings import BaseSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import BaseSettings
+    from minillm.config.strict import load
+    from minillm.training.base_model import run_stage
 
     run_stage(
         load(BaseSettings, args.config),
@@ -66,9 +66,9 @@ def _base(args: argparse.Namespace) -> None:
 
 
 def _supervised(args: argparse.Namespace) -> None:
-    from minillm.settings import TrainSettings
-    from minillm.strict import load
-    from minillm.supervised import run_stage
+    from minillm.config.stage_settings import TrainSettings
+    from minillm.config.strict import load
+    from minillm.training.supervised import run_stage
 
     outputs = {"best_rouge": args.out}
     if args.stage == "sft":
@@ -86,18 +86,18 @@ def _supervised(args: argparse.Namespace) -> None:
 
 
 def _pseudo(args: argparse.Namespace) -> None:
-    from minillm.generate import run_pseudo
-    from minillm.settings import PseudoSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import PseudoSettings
+    from minillm.config.strict import load
+    from minillm.sampling.generate import run_pseudo
 
     settings = load(PseudoSettings, args.config)
     run_pseudo(settings, _launch(args), data=args.data, teacher=args.teacher, out=args.out, checkpoints=args.checkpoints)
 
 
 def _minillm(args: argparse.Namespace) -> None:
-    from minillm.onpolicy import run_stage
-    from minillm.settings import OnPolicySettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import OnPolicySettings
+    from minillm.config.strict import load
+    from minillm.training.onpolicy import run_stage
 
     run_stage(
         load(OnPolicySettings, args.config),
@@ -111,9 +111,9 @@ def _minillm(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from minillm.generate import run_generate
-    from minillm.settings import GenerateSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import GenerateSettings
+    from minillm.config.strict import load
+    from minillm.sampling.generate import run_generate
 
     run_generate(load(GenerateSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
 
@@ -125,75 +125,75 @@ def _rouge(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from minillm.publish.tables import write_main_table
-    from minillm.settings import TableSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import TableSettings
+    from minillm.config.strict import load
+    from minillm.publish.tables.main import write_main_table
 
     write_main_table(load(TableSettings, args.config), args.metrics, args.out, args.paper or Path("config/paper"))
 
 
 def _figure(args: argparse.Namespace) -> None:
-    from minillm.publish.figures import draw_main
-    from minillm.settings import FigureSettings
-    from minillm.strict import load
+    from minillm.config.stage_settings import FigureSettings
+    from minillm.config.strict import load
+    from minillm.publish.figures.main import draw_main
 
     draw_main(load(FigureSettings, args.config), args.table, args.out)
 
 
 def _estimators(args: argparse.Namespace) -> None:
+    from minillm.config.stage_settings import EstimatorSettings
+    from minillm.config.strict import load
     from minillm.publish.estimators import run_stage
-    from minillm.settings import EstimatorSettings
-    from minillm.strict import load
 
     run_stage(load(EstimatorSettings, args.config), args.out)
 
 
 def _samples(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import SamplesSettings
-    from minillm.samples import run_stage
-    from minillm.strict import load
+    from minillm.config.evaluation_settings import SamplesSettings
+    from minillm.config.strict import load
+    from minillm.evaluation.teacher_samples import run_stage
 
     run_stage(load(SamplesSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
 
 
 def _exposure_bias(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import ExposureBiasSettings
+    from minillm.config.evaluation_settings import ExposureBiasSettings
+    from minillm.config.strict import load
     from minillm.evaluation.exposure_bias import run_stage
-    from minillm.strict import load
 
     settings = load(ExposureBiasSettings, args.config)
     run_stage(settings, _launch(args), samples=args.samples, model=args.model, teacher=args.teacher, out=args.out)
 
 
 def _lengths(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import LengthsSettings
+    from minillm.config.evaluation_settings import LengthsSettings
+    from minillm.config.strict import load
     from minillm.evaluation.lengths import evaluate
-    from minillm.strict import load
 
     settings = load(LengthsSettings, args.config)
     evaluate(settings, metric=args.metric, generations=args.generations, data=args.data, out=args.out)
 
 
 def _diversity(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import DiversitySettings
+    from minillm.config.evaluation_settings import DiversitySettings
+    from minillm.config.strict import load
     from minillm.evaluation.diversity import evaluate
-    from minillm.strict import load
 
     evaluate(load(DiversitySettings, args.config), generations=args.generations, out=args.out)
 
 
 def _reference_loss(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import ReferenceLossSettings
+    from minillm.config.evaluation_settings import ReferenceLossSettings
+    from minillm.config.strict import load
     from minillm.evaluation.reference_loss import run_stage
-    from minillm.strict import load
 
     run_stage(load(ReferenceLossSettings, args.config), _launch(args), test=args.test, model=args.model, out=args.out)
 
 
 def _subsets(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import SubsetsSettings
-    from minillm.sni import folder_of, subsets
-    from minillm.strict import load
+    from minillm.config.evaluation_settings import SubsetsSettings
+    from minillm.config.strict import load
+    from minillm.data.length_subsets import folder_of, subsets
 
     if (args.source is None) == (args.config is None):
         raise UserError("give the folder with --source, or --config with the settings that name it")
@@ -202,25 +202,25 @@ def _subsets(args: argparse.Namespace) -> None:
 
 
 def _calibration(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import CalibrationSettings
+    from minillm.config.evaluation_settings import CalibrationSettings
+    from minillm.config.strict import load
     from minillm.evaluation.calibration import run_stage
-    from minillm.strict import load
 
     run_stage(load(CalibrationSettings, args.config), _launch(args), model=args.model, out=args.out)
 
 
 def _judge(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import JudgeSettings
+    from minillm.config.evaluation_settings import JudgeSettings
+    from minillm.config.strict import load
     from minillm.evaluation.judge import evaluate
-    from minillm.strict import load
 
     evaluate(load(JudgeSettings, args.config), args.generations, args.cache, args.out)
 
 
 def _human_export(args: argparse.Namespace) -> None:
-    from minillm.analysis_settings import HumanSettings
+    from minillm.config.evaluation_settings import HumanSettings
+    from minillm.config.strict import load
     from minillm.evaluation.human import export
-    from minillm.strict import load
 
     settings = load(HumanSettings, args.config) if args.config else HumanSettings(stage="human")
     export(settings, args.generations, args.against, args.out)
@@ -233,9 +233,9 @@ def _human_import(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
+    from minillm.config.strict import load
+    from minillm.publish.run import run_stage
     from minillm.publish.settings import PublishSettings
-    from minillm.publish.stage import run_stage
-    from minillm.strict import load
 
     run_stage(load(PublishSettings, args.config), args.name.name, args.run_folder, args.out, args.paper)
 
@@ -320,8 +320,8 @@ STAGES = {
 
 
 def _launch(args: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from minillm.config import Launch
-    from minillm.strict import parse
+    from minillm.config.sections import Launch
+    from minillm.config.strict import parse
 
     try:
         raw = json.loads(args.launch)

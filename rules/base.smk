@@ -4,7 +4,7 @@ rule base:
         data=data_of,
         parent=parent_of,
         hub=hub_of_model,
-        code=sources("minillm.base"),
+        code=sources("minillm.training.base_model"),
     output:
         directory("results/{run}/models/{model}/base"),
     log:
@@ -33,7 +33,7 @@ rule checkpoint:
         config="results/{run}/configs/checkpoint/{taken}.json",
         data=data_of,
         hub=hub_of_checkpoint,
-        code=sources("minillm.base"),
+        code=sources("minillm.training.base_model"),
     output:
         directory("results/{run}/models/{taken}"),
     log:

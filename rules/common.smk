@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 from minillm.errors import UserError
-from minillm.experiment import STAGES, SUBSETS, experiment, seeds_of, trained
-from minillm.publish import captions
-from minillm.publish.items import ITEMS
-from minillm.publish.reading import READING
+from minillm.config.experiment import STAGES, SUBSETS, experiment, seeds_of, trained
+from minillm.publish import report_texts
+from minillm.publish.registry import ITEMS, READING
 from minillm.publish.settings import asked, publish_settings
-from minillm.stages import (
+from minillm.config.derive import (
     REAL_JUDGES,
     canonical,
     launch_values,
@@ -63,9 +62,9 @@ def threads_of(stage):
 RUN = EXPERIMENT.run
 
 # What the report's captions show of results that are there; nothing else reads it.
-config["main_table"] = captions.main_table(Path("results") / RUN)
+config["main_table"] = report_texts.main_table(Path("results") / RUN)
 config["details"] = {
-    name: captions.details(Path("results") / RUN, item.kind, name)
+    name: report_texts.details(Path("results") / RUN, item.kind, name)
     for name, item in ITEMS.items()
 }
 SEEDS = EXPERIMENT.training_seeds
@@ -168,7 +167,7 @@ def metrics_of(kind, weights=MAIN_WEIGHTS, item=""):
 
 
 def results_of(kind, weights, item):
-    """Results of one kind of publish/items.py: metrics, models, generations, or the published numbers."""
+    """Results of one kind of publish/registry.py: metrics, models, generations, or the published numbers."""
     if kind == "models":
         return [f"results/{RUN}/models/{model}" for model in weights]
     if kind == "generations":

@@ -17,7 +17,7 @@ rule data:
     input:
         config="results/{run}/configs/data/{tokenizer}.json",
         hub=hub_of_data,
-        code=sources("minillm.data"),
+        code=sources("minillm.data.prepare"),
     output:
         directory("results/{run}/data/{tokenizer}/training"),
     log:
@@ -39,7 +39,7 @@ rule subsets:
         config="results/{run}/configs/subsets/{subset}.json",
         data=f"results/{{run}}/data/{tokenizer_of(TEACHERS[0])}/training",
         hub=lambda wildcards: fetched("subsets", wildcards.subset),
-        code=sources("minillm.sni"),
+        code=sources("minillm.data.length_subsets"),
     output:
         rows="results/{run}/data/subsets/{subset}.jsonl",
         parts=collect(
@@ -62,7 +62,7 @@ rule testset:
         data="results/{run}/data/{tokenizer}/training",
         hub=hub_of_test,
         subset=subset_of_test,
-        code=sources("minillm.data"),
+        code=sources("minillm.data.prepare"),
     output:
         rows="results/{run}/data/{tokenizer}/tests/{test}.jsonl",
         card="results/{run}/data/{tokenizer}/tests/{test}.card.json",

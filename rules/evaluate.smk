@@ -4,7 +4,7 @@ rule generate:
         config="results/{run}/configs/generate.json",
         test=tests_of,
         model="results/{run}/models/{weights}",
-        code=sources("minillm.generate"),
+        code=sources("minillm.sampling.generate"),
     output:
         answers="results/{run}/generations/{weights}/{test}.jsonl",
         meta="results/{run}/generations/{weights}/{test}.meta.json",

@@ -4,7 +4,7 @@ rule samples:
         config="results/{run}/configs/samples.json",
         test=teachers_tests_of,
         model="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.samples"),
+        code=sources("minillm.evaluation.teacher_samples"),
     output:
         samples="results/{run}/samples/{teacher}/{test}.jsonl",
         meta="results/{run}/samples/{teacher}/{test}.meta.json",

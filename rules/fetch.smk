@@ -2,7 +2,7 @@
 rule fetch:
     input:
         config="results/{run}/configs/fetch/{source}.json",
-        code=sources("minillm.fetch"),
+        code=sources("minillm.data.fetch"),
     output:
         "results/{run}/hub/{source}.json",
     log:

@@ -2,7 +2,7 @@ rule figure:
     input:
         config="results/{run}/configs/figure.json",
         table="results/{run}/tables/main.csv",
-        code=sources("minillm.publish.figures"),
+        code=sources("minillm.publish.figures.main"),
     output:
         png=report(
             "results/{run}/figures/main.png",

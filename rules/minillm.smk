@@ -5,7 +5,7 @@ rule minillm:
         data=data_of,
         init="results/{run}/models/{student}/init/seed{seed}",
         teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.onpolicy"),
+        code=sources("minillm.training.onpolicy"),
     output:
         directory("results/{run}/models/{student}/{method}/{teacher}/seed{seed}"),
     log:

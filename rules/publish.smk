@@ -1,4 +1,4 @@
-# Tables and figures beside the main ones: items.py says what each is made of, so that a metric file that is made again re-publishes
+# Tables and figures beside the main ones: registry.py says what each is made of, so that a metric file that is made again re-publishes
 # exactly what reads it. One rule; a figure is the same job with other files.
 rule publish_table:
     input:
@@ -7,7 +7,7 @@ rule publish_table:
         code=lambda wildcards: sources(
             f"minillm.publish.{ITEMS[wildcards.name].module}"
         )
-        + sources("minillm.publish.stage"),
+        + sources("minillm.publish.run"),
     output:
         report(
             "results/{run}/tables/{name}.csv",

@@ -4,7 +4,7 @@ rule sft:
         config="results/{run}/configs/sft/{student}/{seed}.json",
         data=data_of,
         base="results/{run}/models/{student}/base",
-        code=sources("minillm.supervised"),
+        code=sources("minillm.training.supervised"),
     output:
         sft=directory("results/{run}/models/{student}/sft/seed{seed}"),
         init=directory("results/{run}/models/{student}/init/seed{seed}"),
@@ -31,7 +31,7 @@ rule kd:
         data=data_of,
         base="results/{run}/models/{student}/base",
         teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.supervised"),
+        code=sources("minillm.training.supervised"),
     output:
         directory("results/{run}/models/{student}/kd/{teacher}/seed{seed}"),
     log:
@@ -56,7 +56,7 @@ rule pseudo:
         config="results/{run}/configs/pseudo/{teacher}.json",
         data=data_of,
         teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.generate"),
+        code=sources("minillm.sampling.generate"),
     output:
         "results/{run}/data/{tokenizer}/pseudo/{teacher}.jsonl",
     log:
@@ -83,7 +83,7 @@ rule seqkd:
         base="results/{run}/models/{student}/base",
         teacher="results/{run}/models/{teacher}/teacher",
         pseudo=pseudo_of,
-        code=sources("minillm.supervised"),
+        code=sources("minillm.training.supervised"),
     output:
         directory("results/{run}/models/{student}/seqkd/{teacher}/seed{seed}"),
     log:

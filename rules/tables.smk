@@ -8,7 +8,7 @@ rule table:
         ),
         judged=metrics_of("judge") if EXPERIMENT.judge.kind in REAL_JUDGES else [],
         paper=results_of("paper", [], ""),
-        code=sources("minillm.publish.tables"),
+        code=sources("minillm.publish.tables.main"),
     output:
         csv=report(
             "results/{run}/tables/main.csv",

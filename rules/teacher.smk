@@ -3,7 +3,7 @@ rule teacher:
         config="results/{run}/configs/teacher/{model}.json",
         data=data_of,
         base="results/{run}/models/{model}/base",
-        code=sources("minillm.supervised"),
+        code=sources("minillm.training.supervised"),
     output:
         directory("results/{run}/models/{model}/teacher"),
     log:

@@ -9,7 +9,7 @@ class ByFixture(LoadScopeScheduling):
 
     def _split_scope(self, nodeid):
         folder, _, file = nodeid.split("::")[0].rpartition("/")
-        return file if folder.endswith("unit") else folder
+        return nodeid.split("::")[0] if folder.startswith("tests/unit") else folder
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-TESTS = "tests/unit/test_invariances.py"
-TILES = "tests/unit/test_projection.py"
+TESTS = "tests/unit/training/test_invariances.py"
+TILES = "tests/unit/models/test_tiled_loss.py"
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,33 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("padding is attended to", "batching.py", "attention[i, first:] = 1", "attention[i] = 1", f"{TESTS}::test_micro_batches"),
+    Mutation("padding is attended to", "data/batching.py", "attention[i, first:] = 1", "attention[i] = 1", f"{TESTS}::test_micro_batches"),
     Mutation(
-        "positions count the padding", "models.py", "position_ids=batch.positions",
+        "positions count the padding", "models/head.py", "position_ids=batch.positions",
         "position_ids=torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
-        "whitening counts the physical width", "rollout_losses.py", "total = len(values) * settings.max_tokens",
+        "whitening counts the physical width", "training/rollout_losses.py", "total = len(values) * settings.max_tokens",
         "total = values.numel()", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
-        "each micro-batch has its own mean", "rollout_losses.py", "weights.append(1 / self.denominator)",
+        "each micro-batch has its own mean", "training/rollout_losses.py", "weights.append(1 / self.denominator)",
         "weights.append(1 / border)", f"{TESTS}::test_micro_batches",
     ),
     Mutation(
-        "every micro-batch is a step", "engine.py", "set_gradient_accumulation_boundary(place == len(parts) - 1)",
+        "every micro-batch is a step", "runtime/engine.py", "set_gradient_accumulation_boundary(place == len(parts) - 1)",
         "set_gradient_accumulation_boundary(True)", f"{TESTS}::test_gradient_accumulation",
     ),
     Mutation(
-        "plain text is scored as samples are", "rollout_losses.py", "slice(border, None), self.on_texts(texts, tokens[border:])",
-        "slice(border, None), self.on_texts(texts, tokens)", "tests/unit/test_semantics.py::test_presets_reproduce_the_formulas",
+        "plain text is scored as samples are", "training/rollout_losses.py", "slice(border, None), self.on_texts(texts, tokens[border:])",
+        "slice(border, None), self.on_texts(texts, tokens)",
+        "tests/unit/training/test_onpolicy_settings.py::test_presets_reproduce_the_formulas",
     ),
     Mutation(
-        "a budget of tokens loses rows", "batching.py", "batches.append([])", "batches = [[]]", f"{TESTS}::test_micro_batches",
+        "a budget of tokens loses rows", "data/batching.py", "batches.append([])", "batches = [[]]", f"{TESTS}::test_micro_batches",
     ),
     Mutation(
-        "the average over processes is not undone", "engine.py", "self.engine.backward(value * self.world.size)",
+        "the average over processes is not undone", "runtime/engine.py", "self.engine.backward(value * self.world.size)",
         "self.engine.backward(value)", f"{TESTS}::test_two_processes",
     ),
     Mutation(
@@ -63,107 +64,109 @@ MUTATIONS = [
         "return _full(student_logits), ", f"{TESTS}::test_shift_of_the_logits",
     ),
     Mutation(
-        "padded entries are scored", "models.py", "Head(weight, bias, vocabulary, cap, temperature)",
+        "padded entries are scored", "models/head.py", "Head(weight, bias, vocabulary, cap, temperature)",
         "Head(weight, bias, weight.shape[0], cap, temperature)", f"{TESTS}::test_padded_vocabulary",
     ),
     Mutation(
-        "whitening counts masked positions", "rollout_losses.py", "return objectives.whiten(values, mask)",
+        "whitening counts masked positions", "training/rollout_losses.py", "return objectives.whiten(values, mask)",
         "return objectives.whiten(values, None)", f"{TESTS}::test_amount_and_side_of_padding",
     ),
     Mutation(
-        "kept hidden states of other rows", "rollout_losses.py", "rollouts.teacher_hidden[i] for i in rows",
+        "kept hidden states of other rows", "training/rollout_losses.py", "rollouts.teacher_hidden[i] for i in rows",
         "rollouts.teacher_hidden[i] for i in sorted(rows)", f"{TILES}::test_kept_hidden_states_give_the_same_loss",
     ),
     Mutation(
-        "one block's gradient of the matrix", "projection.py", "used.addmm_(slopes.t(), hidden[block])",
+        "one block's gradient of the matrix", "models/tiled_loss.py", "used.addmm_(slopes.t(), hidden[block])",
         "used.copy_(slopes.t() @ hidden[block])", f"{TILES}::test_every_divergence_exactly",
     ),
     Mutation(
-        "the cap is forgotten", "projection.py", "if softcap is not None", "if False", f"{TILES}::test_families",
+        "the cap is forgotten", "models/tiled_loss.py", "if softcap is not None", "if False", f"{TILES}::test_families",
     ),
     Mutation(
-        "masks come from token values", "batching.py", "attention[i, first:] = 1",
+        "masks come from token values", "data/batching.py", "attention[i, first:] = 1",
         "attention[i, first:] = (tokens[i, first:] != pad).long()", f"{TESTS}::test_pad_may_be_eos",
     ),
     Mutation(
-        "advantages of other rows", "rollout_losses.py", "moved(values[rows][valid], self.device)",
+        "advantages of other rows", "training/rollout_losses.py", "moved(values[rows][valid], self.device)",
         "moved(values[: len(rows)][valid], self.device)", f"{TESTS}::test_order_of_rows",
     ),
     Mutation(
         "the current reward is in the return", "objectives.py", "if include_current else (after, count)",
-        "if True else (after, count)", "tests/unit/test_semantics.py::test_presets_reproduce_the_formulas",
+        "if True else (after, count)", "tests/unit/training/test_onpolicy_settings.py::test_presets_reproduce_the_formulas",
     ),
     Mutation(
         "the clip is one-sided", "objectives.py", "ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(max=1.0 + clip)",
         "tests/unit/test_objectives.py::test_policy_gradient_loss",
     ),
     Mutation(
-        "a preset comes before what is given", "semantics.py", "return {**PRESETS[name], **values}", "return {**values, **PRESETS[name]}",
-        "tests/unit/test_semantics.py::test_a_preset_gives_way_to_every_key_that_a_configuration_gives",
+        "a preset comes before what is given", "config/onpolicy.py", "return {**PRESETS[name], **values}", "return {**values, **PRESETS[name]}",
+        "tests/unit/training/test_onpolicy_settings.py::test_a_preset_gives_way_to_every_key_that_a_configuration_gives",
     ),
     Mutation(
-        "a model's own tokenizer is not looked at", "base.py", "compare_tokenizers(spec, tokenizer, parent)", "pass",
-        "tests/unit/test_tokenizers.py::test_a_base_model_with_enough_rows_and_other_ids_is_refused",
+        "a model's own tokenizer is not looked at", "training/base_model.py", "compare_tokenizers(spec, tokenizer, parent)", "pass",
+        "tests/unit/data/test_tokenizers.py::test_a_base_model_with_enough_rows_and_other_ids_is_refused",
     ),
     Mutation(
         "what lies under the mask reaches the softmax", "objectives.py", "if mask is not None:", "if False:",
         "tests/unit/test_objectives.py::test_nothing_under_the_mask_reaches_the_single_steps_gradient",
     ),
     Mutation(
-        "mixture weights change places", "sampling.py", "torch.lerp(q, teacher.exp(), alpha)",
+        "mixture weights change places", "sampling/sample.py", "torch.lerp(q, teacher.exp(), alpha)",
         "torch.lerp(teacher.exp(), q, alpha)",
-        "tests/unit/test_sampling.py::test_frequencies_follow_the_mixture",
+        "tests/unit/sampling/test_sampling.py::test_frequencies_follow_the_mixture",
     ),
     Mutation(
-        "prompts that are read in groups change places", "decoding.py", "torch.cat(found)[order.argsort()]", "torch.cat(found)",
-        "tests/unit/test_decoding.py::test_groups_are_one_pass",
+        "prompts that are read in groups change places", "sampling/kv_cache.py", "torch.cat(found)[order.argsort()]", "torch.cat(found)",
+        "tests/unit/sampling/test_kv_cache.py::test_groups_are_one_pass",
     ),
     Mutation(
         "bins count alike, however full", "evaluation/calibration.py", "return float(np.abs(gaps).sum() / len(right))",
-        "return float(np.abs(gaps).sum() / bins)", "tests/unit/test_calibration.py::test_ece_of_constructed_predictions_is_exact",
+        "return float(np.abs(gaps).sum() / bins)",
+        "tests/unit/evaluation/test_calibration.py::test_ece_of_constructed_predictions_is_exact",
     ),
     Mutation(
         "the raw confidence is normalised", "evaluation/calibration.py", '"raw": np.exp(logprobs.max(1))',
-        '"raw": normalised(logprobs).max(1)', "tests/unit/test_calibration.py::test_both_definitions_of_the_confidence",
+        '"raw": normalised(logprobs).max(1)', "tests/unit/evaluation/test_calibration.py::test_both_definitions_of_the_confidence",
     ),
     Mutation(
         "a word's first token is its probability", "evaluation/calibration.py", "torch.from_numpy(word)].double().sum()",
-        "torch.from_numpy(word)].double()[0]", "tests/unit/test_calibration.py::test_words_against_one_row_at_a_time",
+        "torch.from_numpy(word)].double()[0]", "tests/unit/evaluation/test_calibration.py::test_words_against_one_row_at_a_time",
     ),
     Mutation(
         "the swapped order is not undone", "evaluation/judge.py", '"response": [a[0], b[1]]', '"response": [a[0], b[0]]',
-        "tests/unit/test_judge.py::test_the_stand_in_says_that_it_is_one",
+        "tests/unit/evaluation/test_judge.py::test_the_stand_in_says_that_it_is_one",
     ),
     Mutation(
         "ours is always on the left", "evaluation/human.py", ".randrange(2)", ".randrange(1)",
-        "tests/unit/test_human.py::test_the_page_is_one_blind_file",
+        "tests/unit/evaluation/test_human.py::test_the_page_is_one_blind_file",
     ),
     Mutation(
         "a text can end the page's script", "evaluation/human.py", '.replace("<", "\\\\u003c")', "",
-        "tests/unit/test_human.py::test_the_page_is_one_blind_file",
+        "tests/unit/evaluation/test_human.py::test_the_page_is_one_blind_file",
     ),
     Mutation(
-        "percent are taken for shares", "publish/bars.py", 'low, high = comparison["intervals"][outcome]',
+        "percent are taken for shares", "publish/figures/bars.py", 'low, high = comparison["intervals"][outcome]',
         'low, high = (100 * bound for bound in comparison["intervals"][outcome])',
-        "tests/unit/test_drawings.py::test_human_intervals_are_drawn_where_they_are",
+        "tests/unit/publish/test_drawings.py::test_human_intervals_are_drawn_where_they_are",
     ),
     Mutation(
-        "any loss is set beside the published one", "publish/sheets.py", 'metric.get("loss") == PAPERS_LOSS for', "True for",
-        "tests/unit/test_published_numbers.py::test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same",
+        "any loss is set beside the published one", "publish/tables/calibration_diversity.py", 'metric.get("loss") == PAPERS_LOSS for',
+        "True for",
+        "tests/unit/publish/test_published_numbers.py::test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same",
     ),
     Mutation(
-        "a lead of one training is bold", "publish/cells.py", "if not trainings:", "if True:",
-        "tests/unit/test_table_statistics.py::test_a_lead_of_one_training_alone_is_not_bold",
+        "a lead of one training is bold", "publish/tables/main_cells.py", "if not trainings:", "if True:",
+        "tests/unit/publish/test_table_statistics.py::test_a_lead_of_one_training_alone_is_not_bold",
     ),
     Mutation(
         "replies are kept as they come", "evaluation/judges.py",
         'return text.replace(self._key, "***") if self.settings.key_variable else text', "return text",
-        "tests/unit/test_judge.py::test_a_reply_that_repeats_the_key_is_kept_without_it",
+        "tests/unit/evaluation/test_judge.py::test_a_reply_that_repeats_the_key_is_kept_without_it",
     ),
     Mutation(
-        "each student draws other prompts", "accumulated_error.py", "np.random.Philox(key=[seed, prompts])",
+        "each student draws other prompts", "evaluation/accumulated_error.py", "np.random.Philox(key=[seed, prompts])",
         "np.random.Philox(key=[seed, int(student.kl.sum() * 1e3)])",
-        "tests/unit/test_exposure_bias.py::test_draws_of_two_students_are_of_the_same_prompts",
+        "tests/unit/evaluation/test_exposure_bias.py::test_draws_of_two_students_are_of_the_same_prompts",
     ),
 ]  # fmt: skip
 

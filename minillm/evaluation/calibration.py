@@ -18,22 +18,24 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm import models
-from minillm.analysis_settings import CalibrationSettings
-from minillm.batching import collate
-from minillm.config import Launch
-from minillm.data import encode, render, subset
+from minillm.config.evaluation_settings import CalibrationSettings
+from minillm.config.sections import Launch
+from minillm.data.batching import collate
+from minillm.data.prepare import subset
+from minillm.data.prompts import encode, render
+from minillm.data.sources import Row, read_entries
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
 from minillm.files import identity, write_json
-from minillm.sources import Row, read_entries
-from minillm.world import start
+from minillm.models.head import response_logits
+from minillm.models.loading import load_model, load_tokenizer, special_tokens
+from minillm.runtime.processes import start
 
 RESAMPLES, BOOTSTRAP_SEED = 1000, 0
 
 
 @dataclass(frozen=True)
-class Question:
+class LabelQuestion:
     """One row as tokens: the prompt, and each label's word after it; `gold` counts the labels, `cut` what truncation took (characters)."""
 
     id: int
@@ -46,8 +48,8 @@ class Question:
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
     """Accuracy and calibration errors of the model folder `model` on one task, as JSON in `out`."""
     world = start(0, launch.patience)
-    tokenizer = models.load_tokenizer(model)
-    loaded = models.load_model(model, settings.precision, world.device)
+    tokenizer = load_tokenizer(model)
+    loaded = load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)
     questions = read_questions(settings, tokenizer, limit, _length_limit(loaded))
     mine = questions[world.rank :: world.size]
@@ -87,7 +89,7 @@ def _length_limit(model: PreTrainedModel) -> int:
 # --- rows become questions
 def read_questions(
     settings: CalibrationSettings, tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_length: int
-) -> list[Question]:
+) -> list[LabelQuestion]:
     """The task's rows in tokens.  UserError naming the row that lacks a column, has an unknown label or does not fit."""
     task, where = settings.task, f"calibration.tasks.{settings.name}"
     rows = read_entries(settings.dataset, f"datasets.{task.dataset}")
@@ -112,7 +114,7 @@ def read_questions(
             text, cut = _fitting(task, columns, settings.template, tokenizer, spare, place)
             prompt = tokenizer.encode(text, add_special_tokens=False)
         _check_words(words, list(task.labels.values()), where)
-        questions.append(Question(id_, labels.index(gold), np.array(prompt), tuple(words), cut))
+        questions.append(LabelQuestion(id_, labels.index(gold), np.array(prompt), tuple(words), cut))
     return questions
 
 
@@ -164,13 +166,17 @@ def _check_words(words: Sequence[np.ndarray], texts: Sequence[str], where: str) 
 # --- probabilities
 @torch.no_grad()
 def label_logprobs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], batch: int, show: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[LabelQuestion],
+    batch: int,
+    show: bool = False,
 ) -> list[list[float]]:
     """log p(word | prompt), the sum over the word's tokens, of each question's labels; nats, independent of batch and padding.
 
     Words that share all but their last token (all words of one token do) are read from one pass.
     """
-    _, pad = models.special_tokens(tokenizer)
+    _, pad = special_tokens(tokenizer)
     device = next(model.parameters()).device
     passes = [(i, word) for i, question in enumerate(questions) for word in _passes(question.words)]
     passes.sort(key=lambda p: (len(questions[p[0]].prompt) + len(p[1]), p[0]))
@@ -179,7 +185,7 @@ def label_logprobs(
     for first in range(0, len(passes), batch):
         part = passes[first : first + batch]
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
-        logits = models.response_logits(model, inputs, len(tokenizer))
+        logits = response_logits(model, inputs, len(tokenizer))
         logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
         for (i, context), values in zip(part, logprobs, strict=True):  # values: (tokens of the word, vocabulary)
             for label, word in enumerate(questions[i].words):

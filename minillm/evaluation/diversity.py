@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.analysis_settings import DiversitySettings
+from minillm.config.evaluation_settings import DiversitySettings
 from minillm.counts import distinct, repetition
 from minillm.evaluation.lengths import response_of
 from minillm.evaluation.rouge import read_generations

@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minillm import accumulated_error, models, objectives
-from minillm.accumulated_error import Totals
-from minillm.analysis_settings import ExposureBiasSettings
-from minillm.batching import collate, least_padding
-from minillm.config import Launch
+from minillm import objectives
+from minillm.config.evaluation_settings import ExposureBiasSettings
+from minillm.config.sections import Launch
+from minillm.data.batching import collate, least_padding
 from minillm.errors import UserError
+from minillm.evaluation import accumulated_error
+from minillm.evaluation.accumulated_error import Totals
+from minillm.evaluation.teacher_samples import Sampled, draw_samples, read_samples
 from minillm.files import identity, stage_key, write_json
-from minillm.generate import remove_journals
-from minillm.samples import Sampled, draw_samples, read_samples
-from minillm.world import World, start
+from minillm.models.head import head_of, logits_by_tile, response_hidden, response_values
+from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
+from minillm.runtime.processes import World, start
+from minillm.sampling.generate import remove_journals
 
 GRID = 16  # lengths of which the bootstrap's draws are kept
 LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
@@ -46,12 +49,12 @@ def token_kl(
     found: dict[int, np.ndarray] = {}
     for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
-        theirs = models.frozen_logits(models.response_hidden(teacher, rows), models.head_of(teacher, vocabulary))
+        theirs = logits_by_tile(response_hidden(teacher, rows), head_of(teacher, vocabulary))
 
         def distance(logits: torch.Tensor, tile: slice, theirs: Any = theirs) -> torch.Tensor:
             return objectives.forward_kl(logits, theirs(tile))
 
-        values = models.response_values(student, rows, vocabulary, distance).double().cpu().numpy()
+        values = response_values(student, rows, vocabulary, distance).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
         found.update(zip(part, np.split(values, ends), strict=True))
     return [found[i] for i in range(len(examples))]
@@ -75,20 +78,20 @@ def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, 
     Raises UserError where the samples are not this teacher's, or the two have different tokenizers.
     """
     world = start(0, launch.patience)
-    models.check_same_tokenizer(model, teacher)
-    tokenizer = models.load_tokenizer(model)
+    check_same_tokenizer(model, teacher)
+    tokenizer = load_tokenizer(model)
     meta, theirs = read_samples(samples, settings.samples)
     if meta["model"] != identity(teacher):
         raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
-    student = models.load_model(model, settings.samples.precision, world.device)
+    student = load_model(model, settings.samples.precision, world.device)
     inputs = {"samples": identity(samples), "model": identity(model)}
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings.samples), inputs)}")
     prompts = {entry.id: entry.prompt for entry in theirs}
     ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
-    loaded = models.load_model(teacher, settings.samples.precision, world.device)
+    loaded = load_model(teacher, settings.samples.precision, world.device)
     how = {
         "vocabulary": len(tokenizer),
-        "pad": models.special_tokens(tokenizer)[1],
+        "pad": special_tokens(tokenizer)[1],
         "batch": launch.micro_batch,
         "budget": launch.micro_tokens,
     }

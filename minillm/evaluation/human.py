@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minillm.analysis_settings import HumanSettings
+from minillm.config.evaluation_settings import HumanSettings
 from minillm.errors import UserError
 from minillm.evaluation.answers import Answers, question, read_answers
 from minillm.files import whole_file, write_json

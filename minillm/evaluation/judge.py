@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minillm.analysis_settings import JudgeSettings
+from minillm.config.evaluation_settings import JudgeSettings
 from minillm.errors import UserError
 from minillm.evaluation.answers import Answers, question, read_answers
-from minillm.evaluation.judges import Judge, Question, make_judge
+from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
 from minillm.evaluation.statistics import bootstrap_error
 from minillm.files import write_json
 
@@ -53,7 +53,7 @@ def evaluate(settings: JudgeSettings, generations: Path, cache: Path, out: Path)
         for id_ in ids
         for order in ORDERS
     }
-    verdicts = collect(judge, list(questions.values()), cache, settings.judge.rereads)
+    verdicts = collect_verdicts(judge, list(questions.values()), cache, settings.judge.rereads)
     scores = {place: verdicts[q.key]["scores"] for place, q in questions.items()}
     write_json(out, _metric(settings, answers, judge, seeds, ids, scores))
 
@@ -63,14 +63,14 @@ def request(asked: str, first: str, second: str) -> str:
     return LAYOUT.format(question=asked, first=first, second=second, request=REQUEST)
 
 
-def _question(row: dict[str, Any], order: str, judge: Judge) -> Question:
+def _question(row: dict[str, Any], order: str, judge: JudgeClient) -> JudgePrompt:
     pair = (row["response"].strip(), row["references"][0].strip())
     first, second = pair if order == ORDERS[0] else pair[::-1]
     prompt = request(question(row["prompt"]), first, second)
     # The stand-in's scores depend on all references, which its prompt does not show.
     shown = row["references"] if judge.identity["kind"] == "stand-in" else []
     text = json.dumps([judge.identity, prompt, shown], sort_keys=True)
-    return Question(hashlib.sha256(text.encode()).hexdigest(), prompt, first, second, tuple(row["references"]))
+    return JudgePrompt(hashlib.sha256(text.encode()).hexdigest(), prompt, first, second, tuple(row["references"]))
 
 
 def parse_scores(reply: str) -> tuple[float, float] | None:
@@ -89,7 +89,9 @@ def verdict_file(cache: Path, key: str) -> Path:
     return Path(cache) / key[:2] / f"{key}.json"
 
 
-def collect(judge: Judge, questions: Sequence[Question], cache: Path, rereads: int) -> dict[str, dict[str, Any]]:
+def collect_verdicts(
+    judge: JudgeClient, questions: Sequence[JudgePrompt], cache: Path, rereads: int
+) -> dict[str, dict[str, Any]]:
     """key -> verdict of each question, from `cache` or asked for.
 
     A verdict is written when its reply is there.  One whose replies hold no scores is asked for again up to `rereads` times, then it
@@ -134,7 +136,7 @@ def _read(path: Path, key: str) -> dict[str, Any]:
 def _metric(
     settings: JudgeSettings,
     answers: Answers,
-    judge: Judge,
+    judge: JudgeClient,
     seeds: list[int],
     ids: list[int],
     scores: dict[tuple[int, int, str], list[float] | None],

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from minillm import analyses
+from minillm.config import evaluation_sections
+from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256
 from minillm.scores import rouge_l
-from minillm.sources import resolve_path
 
 LONGEST_WAIT = 60.0  # seconds before a call is made again, whatever the endpoint asks for
 KEPT = 4000  # characters of a reply that is no chat completion
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgePrompt:
     """One prompt for the judge; `key` names its verdict, `attempt` counts the replies that it had."""
 
     key: str
@@ -37,17 +37,17 @@ class Question:
     attempt: int = 0
 
 
-class Judge(Protocol):
+class JudgeClient(Protocol):
     """Who answers questions.  `identity` is what a verdict depends on besides the prompt."""
 
     identity: dict[str, Any]
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
         """Each question with its reply, in any order, each as soon as it is there."""
         ...
 
 
-def make_judge(settings: analyses.Judge, precision: str) -> Judge:
+def make_judge(settings: evaluation_sections.Judge, precision: str) -> JudgeClient:
     """The judge that a configuration names; nothing is loaded or asked yet."""
     if settings.kind == "openai":
         return Endpoint(settings)
@@ -63,7 +63,7 @@ class StandIn:
 
     identity = {"kind": "stand-in", "model": "ROUGE-L of the text against the references"}
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
         for question in questions:
             scores = [1 + 0.09 * rouge_l(text, question.references) for text in (question.first, question.second)]
             yield question, f"{scores[0]:.1f} {scores[1]:.1f}\nStand-in: ROUGE-L, no judgement."
@@ -72,7 +72,7 @@ class StandIn:
 class Local:
     """A model folder, sampled with random numbers that come from the verdict's key, so that batches change nothing."""
 
-    def __init__(self, settings: analyses.Judge, precision: str) -> None:
+    def __init__(self, settings: evaluation_sections.Judge, precision: str) -> None:
         self.settings, self.precision = settings, precision
         self.folder = resolve_path(settings.model, "judge.model")
         if not (self.folder / "config.json").is_file():
@@ -86,18 +86,18 @@ class Local:
             "precision": precision,
         }
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
         import numpy as np
 
-        from minillm import models
-        from minillm.config import Sampling
-        from minillm.sampling import sample
-        from minillm.world import start
+        from minillm.config.sections import Sampling
+        from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
+        from minillm.runtime.processes import start
+        from minillm.sampling.sample import sample
 
         world = start(0)
-        tokenizer = models.load_tokenizer(self.folder)
-        model = models.load_model(self.folder, self.precision, world.device)
-        eos, pad = models.special_tokens(tokenizer)
+        tokenizer = load_tokenizer(self.folder)
+        model = load_model(self.folder, self.precision, world.device)
+        eos, pad = special_tokens(tokenizer)
         greedy = self.settings.temperature == 0
         sampling = Sampling(
             temperature=self.settings.temperature or 1.0, top_k=1 if greedy else 0, max_tokens=self.settings.max_tokens
@@ -121,7 +121,7 @@ class Local:
                     batch=batch,
                 )
                 for i, response in zip(chosen, found, strict=True):
-                    yield part[i], models.decode(tokenizer, response.tokens)
+                    yield part[i], decode(tokenizer, response.tokens)
 
 
 def _chat(tokenizer: Any, prompt: str) -> str:
@@ -148,7 +148,7 @@ class Endpoint:
     The key is read when the first question is asked and appears in no message.
     """
 
-    def __init__(self, settings: analyses.Judge) -> None:
+    def __init__(self, settings: evaluation_sections.Judge) -> None:
         self.settings, self._stop = settings, threading.Event()
         self.identity = {
             "kind": "openai",
@@ -158,13 +158,13 @@ class Endpoint:
             "max_tokens": settings.max_tokens,
         }
 
-    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
         """Raises UserError after the last retry, once the calls that were under way have been handed out."""
         client = self._client()
         self._stop.clear()
         failure: UserError | None = None
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            asked: dict[Future[str], Question] = {pool.submit(self._ask, client, q.prompt): q for q in questions}
+            asked: dict[Future[str], JudgePrompt] = {pool.submit(self._ask, client, q.prompt): q for q in questions}
             try:
                 for done in as_completed(asked):
                     if done.cancelled():

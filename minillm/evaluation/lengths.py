@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minillm.analysis_settings import LengthsSettings
+from minillm.config.evaluation_settings import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm import models
-from minillm.analysis_settings import ReferenceLossSettings
-from minillm.batching import collate, least_padding
-from minillm.config import Launch
-from minillm.data import encode
+from minillm.config.evaluation_settings import ReferenceLossSettings
+from minillm.config.sections import Launch
+from minillm.data.batching import collate, least_padding
+from minillm.data.prompts import encode
+from minillm.data.sources import read_tests
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.sources import read_tests
-from minillm.world import start
+from minillm.models.head import response_tokens, response_values, token_logprobs
+from minillm.models.loading import load_model, load_tokenizer, special_tokens
+from minillm.runtime.processes import start
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids
 
@@ -47,12 +48,12 @@ def losses(
     found: dict[int, float] = {}
     for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
-        tokens = models.response_tokens(rows)
+        tokens = response_tokens(rows)
 
         def loss(logits: torch.Tensor, tile: slice, tokens: torch.Tensor = tokens) -> torch.Tensor:
-            return -models.token_logprobs(logits, tokens[tile])
+            return -token_logprobs(logits, tokens[tile])
 
-        values = models.response_values(model, rows, vocabulary, loss).double().cpu().numpy()
+        values = response_values(model, rows, vocabulary, loss).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
         found.update((i, float(v.sum())) for i, v in zip(part, np.split(values, ends), strict=True))
     return [found[i] for i in range(len(examples))]
@@ -66,12 +67,12 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
     world = start(0, launch.patience)
-    tokenizer = models.load_tokenizer(model)
-    loaded = models.load_model(model, settings.precision, world.device)
+    tokenizer = load_tokenizer(model)
+    loaded = load_model(model, settings.precision, world.device)
     made = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]
     kept = [(id_, example) for id_, example in made if len(example[1])]
     mine = [example for _, example in kept][world.rank :: world.size]
-    pad = models.special_tokens(tokenizer)[1]
+    pad = special_tokens(tokenizer)[1]
     how = {"pad": pad, "batch": launch.micro_batch, "budget": launch.micro_tokens}
     parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), **how))
     if world.rank == 0:

@@ -12,11 +12,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minillm.config import Style
-from minillm.estimators import Finding, study
+from minillm.config.sections import Style
+from minillm.config.stage_settings import EstimatorSettings
+from minillm.evaluation.estimators import Finding, study
 from minillm.files import whole_file
 from minillm.publish.style import markdown
-from minillm.settings import EstimatorSettings
 
 MARKERS = "osD^v<>Pxh"
 INKS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999"]  # Okabe and Ito's

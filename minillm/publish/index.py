@@ -8,7 +8,7 @@ from typing import Any
 
 from minillm.errors import UserError
 from minillm.files import whole_file
-from minillm.publish.items import ITEMS
+from minillm.publish.registry import ITEMS
 from minillm.publish.style import DASH, markdown
 
 MAIN = (("tables/main.md", "Table 1: ROUGE-L, method by test set"), ("figures/main.png", "Table 1 as bars"),

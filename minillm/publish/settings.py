@@ -1,4 +1,4 @@
-"""What one table or figure of items.py depends on."""
+"""What one table or figure of registry.py depends on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from minillm.config import Style
-from minillm.experiment import Experiment, trained
-from minillm.publish.items import ITEMS
-from minillm.settings import TableSettings
-from minillm.stages import REAL_JUDGES, canonical, on_policy, table_settings
-from minillm.strict import STRICT
+from minillm.config.derive import REAL_JUDGES, canonical, on_policy, table_settings
+from minillm.config.experiment import Experiment, trained
+from minillm.config.sections import Style
+from minillm.config.stage_settings import TableSettings
+from minillm.config.strict import STRICT
+from minillm.publish.registry import ITEMS
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,7 +26,7 @@ class ModelLabel:
 
 @dataclass(frozen=True, config=STRICT)
 class PublishSettings:
-    """`publish`: one table or figure (publish/items.py); `style` is None for a table.
+    """`publish`: one table or figure (publish/registry.py); `style` is None for a table.
 
     models: label and size of each model.  asked: kind of results -> names of the sets (calibration: tasks) that it is made of; what else
     lies in metrics/ is no part of it.  chosen: student -> method -> value of the on-policy key that the item ranges over.
@@ -83,7 +83,7 @@ def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
 
 
 def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
-    """Exactly what the item `name` of items.py depends on, as plain data."""
+    """Exactly what the item `name` of registry.py depends on, as plain data."""
     item = ITEMS[name]
     students = dict.fromkeys(student for _, student, _ in trained(config, sweeps=item.sweeps))
     table = table_settings(config, sweeps=item.sweeps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minillm.config import Sampling
+from minillm.config.sections import Sampling
 
 METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
 

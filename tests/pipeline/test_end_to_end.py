@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from minillm.experiment import experiment
-from minillm.semantics import PRESETS
-from minillm.stages import canonical, stage_settings
+from minillm.config.derive import canonical, stage_settings
+from minillm.config.experiment import experiment
+from minillm.config.onpolicy import PRESETS
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"
 METHODS = {
@@ -134,7 +134,7 @@ def test_a_preset_trains_with_the_sizes_that_the_configuration_gives(finished, t
 
 
 def test_seqkd_is_trained_on_the_teachers_answers_not_on_the_gold_ones(finished):
-    from minillm.supervised import training_examples
+    from minillm.training.supervised import training_examples
 
     data = finished.run / "data" / "embedded"
     pseudo = data / "pseudo" / f"{TEACHER}.jsonl"
@@ -161,7 +161,7 @@ def test_generations_do_not_depend_on_the_batch_size(finished, tmp_path):
 
 
 def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
-    from minillm.publish.items import ITEMS
+    from minillm.publish.registry import ITEMS
 
     index = (finished.run / "index.md").read_text()
     for name, item in ITEMS.items():

@@ -14,9 +14,9 @@ from benchmarks.reference import Reference
 from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
 from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
-from minillm.config import Launch
-from minillm.rollout_losses import micro_batches
-from minillm.world import World
+from minillm.config.sections import Launch
+from minillm.runtime.processes import World
+from minillm.training.rollout_losses import micro_batches
 
 # Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which the reference whitens.
 TINY = Shape(

@@ -153,14 +153,15 @@ def save(folder: Path, tokenizer: Any) -> Path:
     """A tiny random model with its tokenizer, as stage `base` leaves it."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from minillm import models, provenance
+    from minillm.models.loading import save_model
+    from minillm.runtime import provenance
 
     end = tokenizer.eos_token_id
     shape = GPT2Config(
         n_embd=16, n_layer=1, n_head=2, n_positions=128, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
     )
     folder.mkdir()
-    models.save_model(GPT2LMHeadModel(shape), tokenizer, folder)
+    save_model(GPT2LMHeadModel(shape), tokenizer, folder)
     provenance.write(folder, {}, {}, {})
     return folder
 
@@ -168,11 +169,11 @@ def save(folder: Path, tokenizer: Any) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/, base/ in its tokenizer, and other/ in another one of the same size."""
-    from minillm.data import prepare
-    from minillm.models import load_tokenizer
-    from minillm.settings import DataSettings
-    from minillm.strict import parse
-    from minillm.tokenizers import train_tokenizer
+    from minillm.config.stage_settings import DataSettings
+    from minillm.config.strict import parse
+    from minillm.data.prepare import prepare
+    from minillm.data.tokenizers import train_tokenizer
+    from minillm.models.loading import load_tokenizer
 
     folder = tmp_path_factory.mktemp("made")
     prepare(parse(DataSettings, DATA, "test"), folder / "data")

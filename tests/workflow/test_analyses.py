@@ -10,8 +10,8 @@ import yaml
 from test_plan import PLAN, REPO, commands
 
 from minillm.cli import parser
+from minillm.config.experiment import experiment
 from minillm.errors import UserError
-from minillm.experiment import experiment
 
 SECTIONS = {
     "exposure_bias": {"tests": ["easy"], "prompts": 4, "responses": 3},

@@ -56,8 +56,8 @@ def test_jobs_and_their_commands(checkout) -> None:
 
 def test_answers_do_not_change_the_page(checkout) -> None:
     """Settings files are what a job depends on: those of the page hold no answers, those of a task no other section."""
-    from minillm.experiment import experiment
-    from minillm.stages import stage_settings
+    from minillm.config.derive import stage_settings
+    from minillm.config.experiment import experiment
 
     raw: dict[str, Any] = json.loads(json.dumps(checkout_config(checkout)))
     one = experiment(raw)

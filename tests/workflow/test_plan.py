@@ -14,9 +14,9 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
 from minillm.cli import parser
-from minillm.experiment import experiment
-from minillm.schema import text
-from minillm.stages import stage_settings
+from minillm.config.derive import stage_settings
+from minillm.config.experiment import experiment
+from minillm.config.schema import text
 
 REPO = Path(__file__).resolve().parents[2]
 PLAN = "tests/config/plan.yaml"

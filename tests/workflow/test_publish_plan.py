@@ -8,7 +8,7 @@ import pytest
 from test_plan import commands
 
 from minillm.cli import parser
-from minillm.publish.items import ITEMS
+from minillm.publish.registry import ITEMS
 
 PLAN = "tests/config/plan.yaml"
 RUN = "results/plan"
@@ -65,7 +65,7 @@ def test_style_redraws_figures_alone(items):
 
 
 def test_editing_a_drawing_redraws_it(items):
-    path = items.root / "minillm/publish/toy.py"
+    path = items.root / "minillm/publish/figures/figure2_toy.py"
     text, times = path.read_text(), (path.stat().st_atime, path.stat().st_mtime)
     path.write_text(text + "\n# edited\n")
     try:

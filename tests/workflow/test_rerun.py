@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from minillm.publish.items import ITEMS
+from minillm.publish.registry import ITEMS
 
 ON_POLICY = ("minillm", "gkd")
 METHODS = ("kd", "seqkd", *ON_POLICY)
@@ -147,7 +147,7 @@ def test_launch_values_cores_and_order_of_keys_rerun_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "jobs"),
     [
-        ("minillm/publish/figures.py", {"figure", *ENDS}),
+        ("minillm/publish/figures/main.py", {"figure", *ENDS}),
         ("workflow/report/main_table.rst", {"report"}),
         ("minillm/cli.py", set()),
     ],

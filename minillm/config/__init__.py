@@ -1,0 +1,1 @@
+"""What can be written in a configuration, and what each stage gets of it."""

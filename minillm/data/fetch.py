@@ -1,0 +1,109 @@
+"""Stage `fetch`: what comes from the Hugging Face hub into its cache, before any job needs it, with a record of what came.
+
+All other stages run with the hub switched off and read the cache (HF_HOME, which the nodes of a cluster share), so that a node without
+a network is enough, and what was recorded is what is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minillm.config.evaluation_sections import Subsets
+from minillm.config.stage_settings import FetchSettings
+from minillm.data import length_subsets
+from minillm.data.sources import resolve_path
+from minillm.errors import UserError
+from minillm.files import sha256, write_json
+
+# Weights in other frameworks' forms, which are never loaded.
+IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
+TOKENIZER = ["*token*", "vocab*", "merges*", "*.model", "config.json", "special_tokens_map.json", "added_tokens.json"]
+
+
+def run_stage(settings: FetchSettings, out: Path) -> None:
+    """Download one model, tokenizer or data set at its revision and leave the record at `out`: the commit, and the hash of each file.
+
+    Raises UserError, one line, where it cannot be had.
+    """
+    what = f"{settings.kind} '{settings.path}'"
+    try:
+        found = _dataset(settings) if settings.kind == "dataset" else _repository(settings)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, revision and network, "
+            "or fetch where there is a network, with HF_HOME on a file system that both see"
+        ) from None
+    write_json(out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **found})
+
+
+def _repository(settings: FetchSettings) -> dict[str, Any]:
+    from huggingface_hub import snapshot_download
+
+    if settings.kind == "subsets":
+        folder = length_subsets.folder_of(Subsets(source="hub", path=settings.path, revision=settings.revision))
+        return {"commit": folder.name, "files": _hashes(folder)}
+    tokenizer = settings.kind == "tokenizer"
+    ignored = IGNORED if tokenizer else IGNORED + (["*.bin", "*.pt"] if _has_safetensors(settings) else [])
+    folder = Path(
+        snapshot_download(
+            settings.path,
+            revision=settings.revision or "main",
+            allow_patterns=TOKENIZER if tokenizer else None,
+            ignore_patterns=ignored,
+        )
+    )
+    return {"commit": folder.name, "files": _hashes(folder)}
+
+
+def _has_safetensors(settings: FetchSettings) -> bool:
+    """Whether the repository has safetensors, so that older forms of the same weights can be left out; False where it cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        names = HfApi().list_repo_files(settings.path, revision=settings.revision or "main")
+    except OfflineModeIsEnabled:
+        return False
+    return any(name.endswith(".safetensors") for name in names)
+
+
+def _dataset(settings: FetchSettings) -> dict[str, Any]:
+    """As sources.py reads it: one file of a repository, a local folder in the hub's layout, or a table."""
+    path = resolve_path(settings.path, "path")
+    if path.exists():
+        files = {path.name: sha256(path)} if path.is_file() else _hashes(path)
+        return {"commit": "local", "files": files}
+    parts = settings.path.split("/")
+    if len(parts) > 2:
+        from huggingface_hub import hf_hub_download
+
+        name = "/".join(parts[2:])
+        file = Path(hf_hub_download("/".join(parts[:2]), name, repo_type="dataset", revision=settings.revision or None))
+        return {"commit": file.parents[len(parts) - 3].name, "files": {name: sha256(file)}}
+    import datasets
+
+    table = datasets.load_dataset(
+        settings.path, settings.subset or None, split=settings.split or "train", revision=settings.revision or None
+    )
+    cached = [Path(entry["filename"]) for entry in table.cache_files]
+    return {"rows": len(table), "commit": _commit(settings), "files": {file.name: sha256(file) for file in cached}}
+
+
+def _commit(settings: FetchSettings) -> str | None:
+    """Of a data set that `datasets` has read, which does not say it; None where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return HfApi().dataset_info(settings.path, revision=settings.revision or "main").sha
+    except OfflineModeIsEnabled:
+        return None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: sha256(folder / name) for name in names}

@@ -1,0 +1,253 @@
+"""Stages `data` and `testset`: rows become prompts and tokens, with a card of what was kept; and what training reads back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from minillm.config.sections import Dataset
+from minillm.config.stage_settings import DataSettings, TestSettings
+from minillm.data.prompts import encode, render
+from minillm.data.rows import Rows
+from minillm.data.sources import Row, read_rows, read_texts
+from minillm.data.tokenizers import make_tokenizer
+from minillm.errors import UserError
+from minillm.files import sha256, whole_file, whole_folder, write_json
+
+NAMED = 5  # how many rows a card names where it counts duplicates or overlap
+SHORTEST = 8  # tokens that the last chunk of the corpus must have to be kept
+
+
+def prepare(settings: DataSettings, out: Path) -> None:
+    """Stage `data`: tokenizer, training rows, dev rows and corpus of one tokenizer into the folder `out`, with card.json.
+
+    Rows with a prompt over `max_prompt` tokens or without a response are dropped, never cut.  Raises UserError where training
+    and dev rows overlap.
+    """
+    texts = read_texts(settings.corpus, "data.corpus")
+    rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
+    refuse_overlap(rows["train"], rows["dev"], f"data.train ({_source(settings.train)})", f"data.dev ({_source(settings.dev)})")
+    card: dict[str, Any] = {}
+    with whole_folder(out) as partial:
+        tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
+        tokenizer.save_pretrained(partial / "tokenizer")
+        for split, dataset in (("train", settings.train), ("dev", settings.dev)):
+            card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
+        card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
+        card["dev"]["overlap_with_train"] = 0  # else refused above
+        card["tokenizer"] = {"vocabulary": len(tokenizer), "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
+        card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
+        files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
+        card["content"] = _hash(card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files))
+        write_json(partial / "card.json", card)
+
+
+def prepare_test(settings: TestSettings, data: Path, out: Path) -> None:
+    """Stage `testset`: the prompts of one test set as JSON lines, and FILE.card.json beside them.
+
+    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
+    duplicates are counted and named; nothing else is changed.
+    """
+    where = f"datasets.{settings.name}"
+    known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
+    tokenizer = _saved_tokenizer(data)
+    rows = read_rows(settings.dataset, where)
+    refuse_overlap(known["train"], rows, f"the training rows of {data}", f"{where} ({_source(settings.dataset)})")
+    dropped: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        ids = tokenizer.encode(render(row, settings.template), add_special_tokens=False)
+        if len(ids) > settings.max_prompt:
+            dropped["prompt_too_long"] += 1
+        else:
+            kept.append((row, ids))
+    kept = subset(kept, settings.dataset.sample, settings.seed, settings.name)
+    if not kept:
+        raise UserError(f"{where}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+    lines = [
+        {
+            "id": r.id,
+            "dataset": settings.name,
+            "prompt": render(r, settings.template),
+            "prompt_tokens": ids,
+            "references": list(r.outputs),
+        }
+        for r, ids in kept
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    dev_keys = {row.key for row in known["dev"]}
+    shared = [row.id for row, _ in kept if row.key in dev_keys]
+    card = {
+        "source": _source(settings.dataset),
+        "read": len(rows),
+        "kept": len(kept),
+        "dropped": dict(dropped),
+        "sampled_from": len(rows) - sum(dropped.values()),
+        "duplicates": _named(duplicates([row for row, _ in kept])),
+        "overlap_with_train": 0,
+        "overlap_with_dev": _named(shared),
+        "prompt_tokens": statistics([len(ids) for _, ids in kept]),
+        "content": _hash(text),
+    }
+    with whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    write_json(out.with_suffix(".card.json"), card)
+
+
+def _write_rows(
+    folder: Path, split: str, rows: list[Row], dataset: Dataset, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    kept: list[tuple[Row, list[int], list[int], Counter[str]]] = []
+    for row in rows:
+        prompt, response, seen = encode(tokenizer, render(row, settings.template), row.outputs[0], settings.max_response)
+        if not row.outputs[0].strip():
+            dropped["empty_response"] += 1
+        elif len(prompt) > settings.max_prompt:
+            dropped["prompt_too_long"] += 1
+        else:
+            kept.append((row, prompt, response, seen))
+    kept = subset(kept, dataset.sample, settings.seed, split)
+    if not kept:
+        reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
+        raise UserError(f"data.{split}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt})")
+    for *_, seen in kept:
+        notes += seen
+    with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+        for row, *_ in kept:
+            record = {
+                "id": row.id,
+                "instruction": row.instruction,
+                "input": row.input,
+                "prompt": render(row, settings.template),
+                "response": row.outputs[0],
+                "references": list(row.outputs),
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    np.save(folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32))
+    np.save(folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32))
+    return {
+        "source": _source(dataset),
+        "read": len(rows),
+        "kept": len(kept),
+        "dropped": dict(dropped),
+        "sampled_from": len(rows) - sum(dropped.values()),
+        "boundary_merged": notes["boundary_merged"],
+        "response_cut": notes["response_cut"],
+        "eos_inside": notes["eos_inside"],
+        "duplicates": _named(duplicates([row for row, *_ in kept])),
+        "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
+        "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
+        "tokens_sha256": sha256(folder / f"{split}.tokens.npy"),
+        "rows_sha256": sha256(folder / f"{split}.jsonl"),
+    }
+
+
+def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Documents joined by EOS and cut into chunks; a last chunk of fewer than `SHORTEST` tokens is left out."""
+    tokens: list[int] = []
+    for text in texts:
+        tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    length = settings.corpus_length
+    lengths = [min(length, len(tokens) - first) for first in range(0, len(tokens), length)]
+    if lengths[-1] < SHORTEST:
+        lengths.pop()
+    if not lengths:
+        raise UserError(f"data.corpus ({_source(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more")
+    np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
+    np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
+    return {
+        "source": _source(settings.corpus),
+        "documents": len(texts),
+        "chunks": len(lengths),
+        "tokens": sum(lengths),
+        "tokens_sha256": sha256(folder / "corpus.tokens.npy"),
+        "text_sha256": _hash(*texts),
+    }
+
+
+def subset(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
+    """A seeded subset of `count` items in their own order (0 or too many: all); `name` makes sets of one seed independent."""
+    if not count or count >= len(items):
+        return items
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    generator = np.random.Generator(
+        np.random.Philox(key=np.array([seed % 2**64, key], dtype=np.uint64))
+    )  # a list may be rounded
+    chosen = generator.permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
+
+
+def refuse_overlap(train: Sequence[Row], other: Sequence[Row], train_name: str, other_name: str) -> None:
+    """UserError where a training row asks the same (instruction and input) as a row of an evaluation set."""
+    places = {row.key: row.id for row in train}
+    shared = [(places[row.key], row.id) for row in other if row.key in places]
+    if shared:
+        raise UserError(
+            f"{other_name}: {len(shared)} of its rows are training rows too, e.g. row {shared[0][1]} is row {shared[0][0]} of "
+            f"{train_name}; remove them from one of the two"
+        )
+
+
+def duplicates(rows: Sequence[Row]) -> list[int]:
+    """Ids of rows that repeat an earlier row of the same set."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for row in rows:
+        if row.key in seen:
+            found.append(row.id)
+        seen.add(row.key)
+    return found
+
+
+def statistics(lengths: Sequence[int]) -> dict[str, float]:
+    """Minimum, median, mean, 95th percentile, maximum and total of token counts."""
+    values = np.asarray(lengths)
+    return {
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "mean": round(float(values.mean()), 1),
+        "p95": float(np.percentile(values, 95)),
+        "max": int(values.max()),
+        "total": int(values.sum()),
+    }
+
+
+def _named(ids: list[int]) -> dict[str, Any]:
+    return {"count": len(ids), "first_ids": ids[:NAMED]}
+
+
+def _source(dataset: Dataset) -> str:
+    return " ".join(filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision]))
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _tokenizer_hash(data: Path) -> str:
+    """Of tokenizer.json, in which a fast tokenizer is whole; of all its files where there is none."""
+    folder = data / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return sha256(folder / "tokenizer.json")
+    return _hash(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))
+
+
+def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(data / "tokenizer", local_files_only=True)
+    return tokenizer
+
+
+def _row_of(record: dict[str, Any]) -> Row:
+    return Row(record["id"], record["instruction"], record["input"], tuple(record["references"]))

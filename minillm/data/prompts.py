@@ -1,0 +1,53 @@
+"""How a row becomes a prompt, and prompt and response become tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from transformers import PreTrainedTokenizerBase
+
+from minillm.data.sources import Row
+
+# The published wrapper (Alpaca's, as the authors released it); "plain" is a short one for tiny models.
+ALPACA = (
+    "Below is an instruction that describes a task{also}. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+)
+
+
+def render(row: Row, template: str) -> str:
+    """The prompt of a row; its response follows directly."""
+    if template == "plain":
+        return f"{row.instruction}\n{row.input + chr(10) if row.input else ''}### Response:\n"
+    also = ", paired with an input that provides further context" if row.input else ""
+    return ALPACA.format(also=also, instruction=row.instruction, input=f"### Input:\n{row.input}\n\n" if row.input else "")
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_response: int
+) -> tuple[list[int], list[int], Counter[str]]:
+    """(prompt ids, response ids, what happened), tokenised jointly and without special tokens but one EOS after the response.
+
+    Where joining merges across the boundary the two are tokenised apart ("boundary_merged").  A response of more than
+    `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").  An EOS written out in the response's text
+    ends it there ("eos_inside" where text follows), so that no response goes on after its first EOS.
+    """
+    notes: Counter[str] = Counter()
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    joint = tokenizer.encode(prompt + response, add_special_tokens=False)
+    if joint[: len(prompt_ids)] == prompt_ids:
+        response_ids = joint[len(prompt_ids) :]
+    else:
+        notes["boundary_merged"] += 1
+        response_ids = tokenizer.encode(response, add_special_tokens=False)
+    end = tokenizer.eos_token_id
+    while response_ids and response_ids[-1] == end:  # written out in the text; it must not end twice
+        response_ids = response_ids[:-1]
+    if end in response_ids:
+        notes["eos_inside"] += 1
+        response_ids = response_ids[: response_ids.index(end)]
+    response_ids = [*response_ids, end]
+    if len(response_ids) > max_response:
+        notes["response_cut"] += 1
+        response_ids = response_ids[:max_response]
+    return prompt_ids, response_ids, notes

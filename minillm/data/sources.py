@@ -1,0 +1,261 @@
+"""Where rows and plain texts come from: the embedded corpus, JSON lines in a folder, or a data set of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import codecs
+import importlib.util
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.config.sections import Dataset
+from minillm.data import embedded_corpus
+from minillm.errors import UserError
+
+EMBEDDED_ROWS = 1000  # of an embedded set that names no number
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction with its references; `id` is its position in its source, which filtering and sampling leave as it is."""
+
+    id: int
+    instruction: str
+    input: str
+    outputs: tuple[str, ...]
+    category: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two rows the same question."""
+        return self.instruction.strip(), self.input.strip()
+
+
+def resolve_path(path: str, where: str) -> Path:
+    """A path of a configuration: `package:NAME/FILE` lies in an installed package, `$MINILLM_DATA/...` below that folder.
+
+    Raises UserError where the package or the variable is missing.
+    """
+    if path.startswith("package:"):
+        name, _, rest = path.removeprefix("package:").partition("/")
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"{where}: the Python package '{name}' is not installed; install it, e.g. pip install --no-deps {name}"
+            )
+        return Path(next(iter(spec.submodule_search_locations))) / rest
+    if path == "$MINILLM_DATA" or path.startswith("$MINILLM_DATA/"):
+        folder = os.environ.get("MINILLM_DATA")
+        if not folder:
+            raise UserError(f"{where}: $MINILLM_DATA is not set; give the folder, e.g. make mini DATA=/path/to/data")
+        return Path(folder) / path.removeprefix("$MINILLM_DATA").lstrip("/")
+    return Path(path)
+
+
+def read_rows(dataset: Dataset, where: str) -> list[Row]:
+    """The rows of `dataset` from `start` on, `rows` of them (0: all; embedded: 1000); `where` is its key, for errors.
+
+    A row may have an empty output (stage `data` drops and counts it), but not none.  Raises UserError for a source that is
+    absent or empty, a line that does not parse and a row without instruction or output.
+    """
+    _check_fields(dataset, where, ("instruction", "input", "output", "category"))
+    end = _end(dataset)
+    rows = []
+    for i, (place, entry) in enumerate(_entries(dataset, where)):
+        if end is not None and i >= end:
+            break
+        if i >= dataset.start:
+            rows.append(_row(i, entry, place, dataset.fields))
+    if not rows:
+        raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
+    return rows
+
+
+def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """(position in the source, place for errors, columns) of each row from `start` on, `rows` of them (0: all), whatever the columns.
+
+    embedded: `split` is a task of corpus.classification.  Raises UserError for a source that is absent, empty or does not parse.
+    """
+    _check_fields(dataset, where, ())
+    end = dataset.start + dataset.rows if dataset.rows else None
+    entries: Iterator[tuple[str, dict[str, Any]]]
+    if dataset.source == "embedded":
+        try:
+            made = embedded_corpus.classification(dataset.split)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; check split") from None
+        entries = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(made))
+    else:
+        entries = _entries(dataset, where)
+    found = [(i, *entry) for i, entry in enumerate(itertools.islice(entries, end)) if i >= dataset.start]
+    if not found:
+        raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
+    return found
+
+
+def read_texts(dataset: Dataset, where: str) -> list[str]:
+    """Plain-text documents from `start` on: lines of a .txt file, blank ones not counted, or "text" of JSON lines or hub rows.
+
+    WikiText's marks are undone (`detokenise`); documents without text are left out.  Raises UserError as `read_rows` does.
+    """
+    _check_fields(dataset, where, ("text",))
+    end = _end(dataset)
+    if dataset.source == "embedded":
+        texts = embedded_corpus.plain_text(end or 0)
+    elif dataset.source == "folder" and not dataset.path.endswith((".jsonl", ".json")):
+        texts = [line for _, line in _lines(_existing(dataset, where))]
+    else:
+        name = dataset.fields.get("text", "text")
+        texts = []
+        for place, entry in _entries(dataset, where):
+            if not isinstance(entry.get(name), str):
+                raise UserError(f"{place}: no text in the field '{name}'; name the right one in fields: {{text: ...}}")
+            texts.append(entry[name])
+            if len(texts) == end:
+                break
+    texts = [detokenise(text) for text in texts[dataset.start : end] if text.strip()]
+    if not texts:
+        raise UserError(f"{where}: {dataset.path or dataset.split}: no text here; check path, start and rows")
+    return texts
+
+
+def read_tests(path: Path) -> list[dict[str, Any]]:
+    """The rows of a test set, as stage `testset` writes them.  Raises UserError where there is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such test set; run the testset stage first")
+    # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+
+
+def detokenise(text: str) -> str:
+    """Undo the marks of WikiText where they occur; any other text is only stripped.
+
+    ` @-@ `, ` @,@ ` and ` @.@ ` become the character alone, spaces before punctuation and inside brackets and quotes go, and so
+    does `<unk>` with the space before it: the word that it stands for cannot be restored.  Headings (`= Title =`) stay.
+    """
+    text = text.strip()
+    if not re.search(r" @[-,.]@(?: |$)|<unk>| [,.](?: |$)| (?:'s|n't)\b", text, re.MULTILINE):
+        return text
+    text = re.sub(r" @([-,.])@(?: |$)", r"\1", text)
+    text = re.sub(r" ?<unk>", "", text)
+    text = re.sub(r" (?=[,.;:!?)\]%](?:\W|$)|'s\b|n't\b)", "", text)
+    text = re.sub(r"([(\[]) ", r"\1", text)
+    return re.sub(r'" ([^"]*?) "', r'"\1"', text).strip()
+
+
+def _end(dataset: Dataset) -> int | None:
+    """Position after the last row of the slice; None: the end of the source."""
+    rows = dataset.rows or (EMBEDDED_ROWS if dataset.source == "embedded" else 0)
+    return dataset.start + rows if rows else None
+
+
+def _check_fields(dataset: Dataset, where: str, known: tuple[str, ...]) -> None:
+    for name in dataset.fields:
+        if name not in known:
+            raise UserError(f"{where}.fields.{name}: no such field here; known: {', '.join(known) or 'none'}")
+
+
+def _entries(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for errors, columns) of each row, whatever the source."""
+    if dataset.source == "embedded":
+        try:
+            made = embedded_corpus.instructions(dataset.split, _end(dataset) or 0)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; check split and rows") from None
+        return iter([(f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(made)])
+    return _jsonl(_existing(dataset, where)) if dataset.source == "folder" else _hub(dataset, where)
+
+
+def _existing(dataset: Dataset, where: str) -> Path:
+    if not dataset.path:
+        raise UserError(f"{where}.path: missing; source 'folder' needs the path of a file")
+    path = resolve_path(dataset.path, f"{where}.path")
+    if not path.is_file():
+        what = "this is a folder; name a file in it" if path.is_dir() else "no such file; check the path of this data set"
+        raise UserError(f"{where}.path: {path}: {what}")
+    return path
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line that is not blank.  Only newlines end a line: JSON may hold other separators."""
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8"
+            ) from None
+        if text.strip():
+            yield number, text
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of each line that is not blank."""
+    for number, line in _lines(path):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or delete this line"
+            ) from None
+        except (ValueError, RecursionError):  # limits of Python's own: digits of a number, depth of nesting
+            raise UserError(f"{path}:{number}: a number too long or nesting too deep; mend or delete this line") from None
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}:{number}: a row must be an object, one {{...}} a line; mend or delete this line")
+        if "\\ud" in line.lower() and re.search("[\ud800-\udfff]", json.dumps(entry, ensure_ascii=False)):
+            raise UserError(f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line")
+        yield f"{path}:{number}", entry
+
+
+def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a hub data set, or of a local folder laid out like one.
+
+    `OWNER/NAME/FILE` is one file of a hub repository, read as JSON lines (whose rows may mix text and lists).
+    """
+    if not dataset.path:
+        raise UserError(f"{where}.path: missing; source 'hub' needs the name of a data set")
+    name = str(resolve_path(dataset.path, f"{where}.path"))
+    parts, revision = name.split("/"), dataset.revision or None
+    try:
+        if len(parts) > 2 and not Path(name).is_absolute() and not Path(name).exists():
+            from huggingface_hub import hf_hub_download
+
+            found = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset", revision=revision)
+            return _jsonl(Path(found))
+        import datasets
+
+        table = datasets.load_dataset(name, dataset.subset or None, split=dataset.split or "train", revision=revision)
+    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{where}: cannot load '{name}' from the hub ({reason}); check name, subset, split, revision and network"
+        ) from None
+    return ((f"{name} row {i}", dict(entry)) for i, entry in enumerate(table))
+
+
+def _row(i: int, entry: dict[str, Any], place: str, fields: dict[str, str]) -> Row:
+    def field(name: str) -> Any:
+        return entry.get(fields.get(name, name))
+
+    instruction, context, output, category = map(field, ("instruction", "input", "output", "category"))
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise UserError(
+            f"{place}: no instruction in the field '{fields.get('instruction', 'instruction')}'; mend or delete this row"
+        )
+    if context is not None and not isinstance(context, str):
+        raise UserError(f"{place}: the field '{fields.get('input', 'input')}' is not text; mend or delete this row")
+    key = fields.get("output", "output")
+    if output is None or output == []:
+        raise UserError(f"{place}: no output in the field '{key}'; mend or delete this row")
+    outputs = [output] if isinstance(output, str) else output
+    if not isinstance(outputs, list) or not all(isinstance(o, str) for o in outputs):
+        raise UserError(f"{place}: the field '{key}' must be text or a list of texts; mend or delete this row")
+    return Row(i, instruction, context or "", tuple(outputs), category if isinstance(category, str) else "")

@@ -1,0 +1,112 @@
+"""Stage `samples`: several responses of a teacher to each prompt of a test set, drawn once for all of its students."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.config.evaluation_settings import SamplesSettings
+from minillm.config.sections import Launch
+from minillm.data.prepare import subset
+from minillm.data.sources import read_tests
+from minillm.errors import UserError
+from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.models.loading import load_model, load_tokenizer
+from minillm.runtime.processes import World, start
+from minillm.sampling.generate import Request, answer_all, remove_journals
+
+AGAIN = "remove it and draw the samples again"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One prompt and its responses, token ids each (the EOS included where a response is finished)."""
+
+    id: int
+    prompt: np.ndarray
+    responses: list[np.ndarray]
+    finished: list[bool]
+
+
+def draw_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Mapping[int, np.ndarray],
+    settings: SamplesSettings,
+    launch: Launch,
+    world: World,
+    journal: Path,
+) -> list[Sampled]:
+    """Responses to `prompts` (id -> token ids), sorted by id, on every rank.
+
+    Response k of a prompt comes from (seed, k, id): under two models from the same random numbers, so that what differs
+    between their samples is owed to the models.
+    """
+    questions = [
+        Request((id_, number), id_, settings.seed, prompt, step=number)
+        for id_, prompt in prompts.items()
+        for number in range(settings.responses)
+    ]
+    answers = world.gather(answer_all(model, tokenizer, questions, settings.sampling, launch, world, journal))[0]
+    found = []
+    for i, id_ in enumerate(sorted(prompts)):
+        own = answers[i * settings.responses : (i + 1) * settings.responses]
+        tokens = [np.asarray(answer["response_tokens"], dtype=np.int32) for answer in own]
+        found.append(Sampled(id_, prompts[id_], tokens, [answer["finished"] for answer in own]))
+    return found
+
+
+def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
+    """Samples of `model` for (a seeded subset of) the prompts of `test`: one prompt a line, sorted by id, and FILE.meta.json."""
+    rows = read_tests(test)
+    world = start(0, launch.patience)
+    tokenizer = load_tokenizer(model)
+    inputs = {"test": identity(test), "model": identity(model)}
+    raw = dataclasses.asdict(settings)
+    journal = out.with_name(f".{out.name}.{stage_key(raw, inputs)}")
+    chosen = subset(rows, settings.prompts, settings.seed, "samples")
+    prompts = {row["id"]: np.asarray(row["prompt_tokens"], dtype=np.int32) for row in chosen}
+    loaded = load_model(model, settings.precision, world.device)
+    found = draw_samples(loaded, tokenizer, prompts, settings, launch, world, journal)
+    if world.rank == 0:
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for entry in found:
+                tokens = {"prompt_tokens": entry.prompt.tolist(), "responses": [r.tolist() for r in entry.responses]}
+                file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
+        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(found), "settings": raw}
+        write_json(out.with_suffix(".meta.json"), meta)
+        remove_journals(journal)
+    world.barrier()
+
+
+def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any], list[Sampled]]:
+    """The meta file and the samples.  Raises UserError where one is absent, damaged, or not drawn with `settings`."""
+    try:
+        meta = json.loads(path.with_suffix(".meta.json").read_text())
+        lines = path.read_text().removesuffix("\n").split("\n")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; run the samples stage first") from None
+    except ValueError as error:
+        raise UserError(f"{path.with_suffix('.meta.json')}: not JSON: {error}; {AGAIN}") from None
+    if meta.get("settings") != json.loads(json.dumps(dataclasses.asdict(settings))):
+        raise UserError(f"{path}: drawn with other settings ({meta.get('settings')}); {AGAIN}")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            tokens = [np.asarray(r, dtype=np.int32) for r in row["responses"]]
+            found.append(Sampled(row["id"], np.asarray(row["prompt_tokens"], dtype=np.int32), tokens, row["finished"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: damaged ({error}); {AGAIN}") from None
+        if len(tokens) != settings.responses or not all(len(r) for r in tokens):
+            raise UserError(f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}")
+    if len(found) != meta.get("rows"):
+        raise UserError(f"{path}: {len(found)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
+    return meta, found

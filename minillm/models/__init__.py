@@ -1,0 +1,1 @@
+"""Loading models, the output head, the tiled loss."""

@@ -1,0 +1,244 @@
+"""Models and tokenizers as files: load, save, convert, prune; and the logits of a batch's responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from minillm.config import sections
+from minillm.data.sources import resolve_path
+from minillm.errors import UserError
+from minillm.models.head import head_of
+
+transformers_logging.disable_progress_bar()
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a data or model folder, as it was saved there by the data stage (EOS and PAD are set).
+
+    Raises UserError where there is none: transformers would make an empty one up.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def load_model(folder: Path, precision: str, device: torch.device | None = None) -> PreTrainedModel:
+    """A model folder of ours, in `precision`, in evaluation mode, on `device` (default: the CPU).
+
+    Raises UserError where the folder is missing or holds no weights.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(f"{folder}: a model folder without weights (*.safetensors); copy or download it again")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+    except Exception as error:  # a damaged file raises many kinds
+        raise UserError(f"{folder}: cannot load this model ({first_line(error)}); copy or download it again") from None
+    check_head(model, folder)
+    return nn.Module.to(model, device).eval() if device else model.eval()
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, where: Path) -> None:
+    """UserError where logits are not what `head_of` makes of the last hidden states: some families scale them once more.
+
+    Costs a forward pass of one token on the CPU.
+    """
+    tokens = torch.ones((1, 1), dtype=torch.long)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
+    ours = head_of(model, model.get_output_embeddings().weight.shape[0]).logits(hidden)
+    theirs = model(input_ids=tokens, use_cache=False).logits[:, -1].to(ours.dtype)
+    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
+        raise UserError(
+            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; not supported"
+        )
+
+
+@contextmanager
+def attention(models: Sequence[PreTrainedModel], name: str) -> Iterator[None]:
+    """Inside, attention is computed as transformers' implementation `name` does ("sdpa", "eager"; "auto": as before); they differ by rounding.
+
+    Raises UserError where a model does not have it.
+    """
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models if name != "auto" else ():
+            _set_attention(model, name)
+        yield
+    finally:
+        for model, usual in zip(models, before, strict=True):
+            if model.config._attn_implementation != usual:
+                model.set_attn_implementation(usual)
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except Exception as error:  # several kinds
+        raise UserError(f"launch.attention: {first_line(error)}") from None
+    if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
+        raise UserError(f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto")
+
+
+def without_dropout(model: PreTrainedModel) -> None:
+    """Set every rate of dropout to 0: transformers recomputes activations in training mode alone, where dropout would come with it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def base_model(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
+    """The base model that `spec` describes, in fp32 and before any training of ours.
+
+    Raises UserError where it cannot be had or its vocabulary does not match the tokenizer.
+    """
+    if spec.source == "scratch":
+        model = _scratch(spec, tokenizer, seed)
+    elif spec.source == "pruned":
+        assert parent is not None
+        model = prune(load_model(parent, "fp32"), spec.layers)
+    elif spec.source == "gguf":
+        model = _from_gguf(resolve_path(spec.path, "models.path"))
+    elif spec.source == "folder":
+        model = load_model(resolve_path(spec.path, "models.path"), "fp32")
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(spec.path, revision=spec.revision or "main", dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}") from None
+    check_vocabulary(model, tokenizer, spec.path or spec.source)
+    return model
+
+
+def first_line(error: Exception, limit: int = 200) -> str:
+    """What a library's error says, in one line that can be read."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    arguments = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **spec.architecture,
+    }
+    torch.manual_seed(seed)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**arguments), dtype=torch.float32)
+    except Exception as error:  # whatever a configuration class makes of wrong values
+        raise UserError(f"models.architecture: {first_line(error)}") from None
+    return model
+
+
+def _from_gguf(path: Path) -> PreTrainedModel:
+    if not path.is_file():
+        raise UserError(f"{path}: no such GGUF file")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
+    # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
+    model.__dict__["hf_quantizer"] = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def _place_of_blocks(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that holds a model's decoder blocks, and under which name; UserError where they are not found."""
+    decoder: nn.Module = model.base_model
+    for holder in (decoder, getattr(decoder, "decoder", None)):
+        for name in ("layers", "h"):
+            if isinstance(getattr(holder, name, None), nn.ModuleList):
+                return cast(nn.Module, holder), name
+    raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks of a model, first to last; UserError where they are not found."""
+    holder, name = _place_of_blocks(model)
+    return cast(nn.ModuleList, getattr(holder, name))
+
+
+def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
+    """`model` with only the chosen decoder layers, in the given order (depth pruning).
+
+    Raises UserError for a layer that it does not have or an architecture whose layers are not found.
+    """
+    decoder, name = _place_of_blocks(model)
+    blocks = decoder_blocks(model)
+    if max(layers) >= len(blocks):
+        raise UserError(f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}")
+    if len(set(layers)) < len(layers):
+        raise UserError(f"models.layers: {list(layers)} names a layer twice; name each once")
+    kept = nn.ModuleList(blocks[i] for i in layers)
+    for index, block in enumerate(kept):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):  # where the KV cache files this layer
+                part.__dict__["layer_idx"] = index
+    setattr(decoder, name, kept)
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    return model
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a model with fewer output rows than the tokenizer has tokens; more rows are padding, which is never used."""
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise UserError(
+            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; they do not belong together"
+        )
+
+
+def check_same_tokenizer(a: Path, b: Path) -> int:
+    """Vocabulary size that two folders share; UserError where their tokenizers differ in any token."""
+    ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (a, b))
+    if ours != theirs:
+        differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(token not in theirs for token in ours)
+        raise UserError(
+            f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, {differing} of them differ); "
+            "word-level distillation needs one tokenizer: choose a student of the teacher's family"
+        )
+    return len(ours)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
+    """Text of a response, special tokens left out."""
+    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """(eos, pad) ids."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert isinstance(eos, int)
+    return eos, pad if isinstance(pad, int) else eos
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Weights (safetensors), configuration and tokenizer into `folder`; `state` replaces the weights (gathered from ZeRO-3)."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,72 @@
+"""On a CPU: weights that stay as they are for a while, laid out once as oneDNN multiplies by them.
+
+Without it torch lays a matrix out anew for each product with few rows, as sampling makes them, and multiplies in float32 by MKL, which
+is half as fast on AMD's processors (docs/performance.md).  Costs a second copy of the weights for as long as it lasts.  torch has the two
+operators below for its own compiler; where one is missing, or on any other device, nothing is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from minillm.models.tiled_loss import Head
+
+ROWS = 32  # of the products to expect: a hint to oneDNN
+
+
+def possible(weight: Tensor) -> bool:
+    """Whether products with this matrix can be made so."""
+    if weight.device.type != "cpu" or not weight.numel() or not torch.backends.mkldnn.is_available():
+        return False  # no elements: a matrix that lies spread over processes
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x -> x weight^T + bias, without a gradient, of the present values of `weight` (out, in)."""
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+
+    def run(x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+        return result
+
+    return run
+
+
+def packed_head(head: Head) -> Head:
+    """The same head with its matrix laid out, where that is possible."""
+    if not possible(head.weight):
+        return head
+    bias = None if head.bias is None else head.bias[: head.vocabulary]
+    return dataclasses.replace(head, product=product(head.weight[: head.vocabulary], bias))
+
+
+@contextmanager
+def packed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Inside, the linear layers of these models' blocks multiply by laid out weights, which must not change; no gradients."""
+    replaced: list[Any] = []
+    try:
+        for module in {id(m): m for model in models for m in _layers(model)}.values():
+            weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
+            module.forward = product(weight, module.bias)  # an attribute of the instance, which shadows its class's method
+            replaced.append(module)
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def _layers(model: PreTrainedModel) -> Iterator[Any]:
+    decoder: Any = model.base_model
+    for module in decoder.modules():
+        if type(module) in (nn.Linear, Conv1D) and possible(module.weight) and "forward" not in vars(module):
+            yield module

@@ -1,0 +1,262 @@
+"""Figures of curves: exposure bias (6), reverse KL during training (8), the mixing ratio (16), two divergences, reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from minillm.config.sections import Style
+from minillm.publish.figures.drawing import Drawing, absent, finished, label_left, legend, line_of, panels
+from minillm.publish.registry import ITEMS
+from minillm.publish.results import Found, Trained, counts
+from minillm.publish.tables.ablations import STRATEGIES, dev_n
+
+NOT_MEASURED = "not measured in this run"
+# Keys of an exposure bias whose other value than the default one is a line of the caption.
+OTHERWISE = (
+    ("semantics", "released", " As the published script computes it (semantics: released): l counts from the second token."),
+    ("finished", "zero", " Responses that have ended count 0 (finished: zero)."),
+)
+
+
+def style_of(found: Found) -> Style:
+    """The style; only figures have one."""
+    assert found.settings.style is not None
+    return found.settings.style
+
+
+def nothing(found: Found, line: str = NOT_MEASURED) -> Drawing:
+    """The page that says what is missing from this item."""
+    return absent(style_of(found), ITEMS[found.settings.name].shows, line)
+
+
+def key(style: Style, methods: Sequence[str], model: Trained) -> Line2D:
+    """The legend's entry of a model's method."""
+    return Line2D([], [], label=model.method_label, **line_of(style, methods, model.method))
+
+
+def exposure_bias(found: Found) -> Drawing:
+    """ExAccErr(l) of each student's methods, in percent, with its interval as a band."""
+    style, methods = style_of(found), found.settings.table.methods
+    pages = []
+    for teacher, own in found.pairs():
+        for test in found.names("exposure_bias"):
+            curves = {m: c for m in found.drawn(own) if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
+            if curves:
+                pages.append((teacher, test, curves))
+    if not pages:
+        return nothing(found)
+    figure, grid = panels(style, len(pages), share_y=True)
+    handles, texts = [], []
+    compared: list[str] = []
+    for axes, (teacher, test, curves) in zip(grid, pages, strict=True):
+        for model, metrics in curves.items():
+            looks = line_of(style, methods, model.method)
+            _error_curve(axes, metrics[0], looks)
+            handles.append(key(style, methods, model))
+        model, first = next(iter(curves.items()))[0], next(iter(curves.values()))[0]
+        axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
+        axes.set_xlabel("length l (tokens)")
+        axes.axhline(0, color="black", linewidth=0.6)
+        texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
+        compared += _compared(f"{model.label} on {found.label(test)}", {m: metrics[0] for m, metrics in curves.items()})
+    label_left(grid, "ExAccErr(l) (%)")
+    legend(figure, handles)
+    caption = (
+        f"Excess accumulated error by exposure bias against the length generated; lower is better. Bands: {_level(first):.3g}% intervals over "
+        "prompts. Pale: fewer than a tenth of the responses of either kind are left."
+    )
+    caption += "".join(text for key, value, text in OTHERWISE if first.get(key) == value) + found.drawn_note + "".join(compared)
+    if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
+        caption += " First training seed."
+    return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _level(metric: dict[str, Any]) -> float:
+    """Of the metric's intervals, in percent."""
+    return 100 * metric.get("level", 0.95)
+
+
+def _error_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> None:
+    """ExAccErr(l) with its band, pale behind the last length that enough responses reach."""
+    lengths, values = np.array(metric["lengths"]), _numbers(metric["ex_acc_err"])
+    enough = lengths <= (metric.get("mean_at") or 0)
+    every = max(1, len(lengths) // 8)
+    axes.plot(lengths, np.where(enough, values, np.nan), markevery=every, **looks)
+    pale = np.where(~enough | np.append(~enough[1:], False), values, np.nan)  # from the last point of the other part on
+    axes.plot(lengths, pale, color=looks["color"], linestyle=looks["linestyle"], linewidth=0.8, alpha=0.35)
+    if metric.get("low"):
+        low, high = _numbers(metric["low"]), _numbers(metric["high"])
+        axes.fill_between(lengths, low, high, where=enough, color=looks["color"], alpha=0.15, linewidth=0)
+
+
+def _compared(where: str, curves: dict[Trained, dict[str, Any]]) -> list[str]:
+    """MiniLLM's ExAccErr minus each other method's at the longest kept length that enough responses reach: paired bootstrap over prompts."""
+    ours = next((metric for model, metric in curves.items() if model.method == "minillm"), None)
+    reach = min((metric.get("mean_at") or 0 for metric in curves.values()), default=0)
+    common = set.intersection(*(set(metric.get("draws") or {}) for metric in curves.values()))
+    at = max((int(length) for length in common if int(length) <= reach), default=0)
+    if ours is None or not at:
+        return []
+    texts, level = [], _level(ours)
+    for model, metric in curves.items():
+        values = [own["ex_acc_err"][at - 1] for own in (ours, metric)]
+        if metric is not ours and None not in values and metric.get("ids") == ours.get("ids"):
+            draws = _numbers(ours["draws"][str(at)]) - _numbers(metric["draws"][str(at)])
+            draws = draws[np.isfinite(draws)]
+            if not len(draws):  # one prompt, of which nothing can be drawn again
+                continue
+            low, high = np.percentile(draws, [50 - level / 2, 50 + level / 2])
+            texts.append(f"{model.method_label} {values[0] - values[1]:+.1f} ({low:+.1f} to {high:+.1f})")
+    how = f"{level:.3g}%, paired bootstrap over prompts."
+    return [f" {where}, l = {at}: MiniLLM minus {', '.join(texts)}; {how}"] if texts else []
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Values with NaN, which leaves a gap, for null."""
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a dev evaluation's key."""
+    points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _training(found: Found, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
+    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None where there is no log."""
+    style, every = style_of(found), found.settings.table.methods
+    pairs = [(teacher, [m for m in own if m.method in methods]) for teacher, own in found.pairs()]
+    most = max((len(own) for _, own in pairs), default=0)
+    pages = []
+    for teacher, own in pairs:
+        for name, label in names.items() if len(own) > 1 or most == 1 else ():  # one line alone compares nothing
+            curves = []
+            for model in own:
+                logs = {weights: found.log(weights) for weights in model.weights.values()}
+                curves += [(model, points) for log in logs.values() if (points := _dev_curve(log, name))[0]]
+            if curves:
+                pages.append((teacher, label, curves))
+    if not pages:
+        return None
+    figure, grid = panels(style, len(pages), columns=2 if len(names) > 1 else 3)
+    handles, rows = [], set()
+    for axes, (teacher, label, curves) in zip(grid, pages, strict=True):
+        for model, (steps, values) in curves:
+            axes.plot(steps, values, **line_of(style, every, model.method))
+            handles.append(key(style, every, model))
+            rows.add(found.dev_rows(model))
+        axes.set_title(f"{curves[0][0].label} ({teacher.label})")
+        axes.set_xlabel("update")
+        axes.set_ylabel(label)
+    legend(figure, handles)
+    return finished(figure, style, caption, "; ".join(filter(None, [dev_n(rows), "one line a training seed."])))
+
+
+def reverse_kl(found: Found) -> Drawing:
+    """Dev reverse KL and length of the answers against the update, MiniLLM and without each of its strategies."""
+    methods = ("minillm", *STRATEGIES)
+    caption = (
+        "Reverse KL of student and teacher on the student's fresh answers to dev prompts, exact over the vocabulary, mean over tokens "
+        "(the paper: an estimate on training samples, smoothed); lower is nearer to the teacher, not better answers. Beside it the mean length "
+        "of these answers."
+    )
+    lacking = [label for method, label in STRATEGIES.items() if method not in found.settings.table.methods]
+    if lacking:
+        caption += f" Not in this configuration: {', '.join(lacking)}."
+    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_length": "length of dev answers (tokens)"}
+    return _training(found, methods, names, caption) or nothing(found)
+
+
+def divergences(found: Found) -> Drawing:
+    """Dev reverse and forward KL of two methods that differ in their divergence alone."""
+    methods = {
+        m for chosen in found.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
+    }
+    if not methods:
+        return nothing(
+            found, "not measured: this configuration has no two variants that differ in forward and reverse KL alone"
+        )
+    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_forward_kl": "dev forward KL (nats a token)"}
+    caption = "The same on-policy training under forward and under reverse KL as its loss, measured by both on the student's fresh dev answers."
+    return _training(found, sorted(methods), names, caption) or nothing(found)
+
+
+def mixing(found: Found) -> Drawing:
+    """Dev ROUGE-L of the chosen checkpoint against alpha, a line a student."""
+    style, chosen = style_of(found), found.settings.chosen
+    if not any(len(values) > 1 for values in chosen.values()):
+        return nothing(found, "not measured: this configuration has one alpha")
+    lines = []
+    for teacher, own in found.pairs():
+        points = []
+        for model in own:
+            score = found.dev_rouge(model) if model.method in chosen.get(model.student, {}) else None
+            if score is not None:
+                points.append((float(chosen[model.student][model.method]), *score))
+        if len(points) > 1:
+            lines.append((f"{own[0].label} ({teacher.label})", sorted(points)))
+    if not lines:
+        return nothing(found)
+    figure, (axes,) = panels(style, 1)
+    for i, (label, points) in enumerate(lines):
+        x, y, errors = zip(*points, strict=True)
+        bars = [error or 0.0 for error in errors]
+        axes.errorbar(
+            x, y, bars if any(bars) else None, label=label, color=f"{0.65 * i / len(lines):.2f}", marker="osD^v"[i % 5],
+            linestyle=("-", "--", "-.", ":")[i % 4], capsize=2,
+        )  # fmt: skip
+    axes.set_xlabel("α, the teacher's share in the sampling mixture")
+    axes.set_ylabel("dev ROUGE-L")
+    legend(figure, axes.get_legend_handles_labels()[0])
+    caption = (
+        "Dev ROUGE-L of the chosen checkpoint; MiniLLM and variants that differ in α alone. Bars: standard error over training seeds, where "
+        "there are several."
+    )
+    n = dev_n(
+        {found.dev_rows(model) for _, own in found.pairs() for model in own if model.method in chosen.get(model.student, {})}
+    )
+    settings = sum(len(points) for _, points in lines)
+    return finished(figure, style, caption, f"{n}; {settings} settings." if n else f"{settings} settings.")
+
+
+def reliability(found: Found) -> Drawing:
+    """Accuracy against confidence, bin by bin; a panel a task."""
+    style, methods = style_of(found), found.settings.table.methods
+    pages = []
+    for task in found.names("calibration"):
+        for teacher in dict.fromkeys(m.teacher for m in found.models()):
+            every = found.drawn([m for m in found.models() if m.teacher == teacher])
+            own = {m: c for m in every if (c := found.calibration(m, task))}
+            if own:
+                pages.append((task, own))
+    if not pages:
+        return nothing(found)
+    figure, grid = panels(style, len(pages), share_y=True)
+    handles: list[Line2D] = [Line2D([], [], color="0.6", linewidth=0.8, label="perfect calibration")]
+    texts = []
+    for axes, (task, models) in zip(grid, pages, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        for model, metrics in models.items():
+            _reliability_curve(axes, metrics[0], line_of(style, methods, model.method))
+            handles.append(key(style, methods, model))
+        axes.set_title(f"{found.label(task)} ({next(iter(models)).teacher_label})")
+        axes.set_xlabel("confidence (normalised)")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        texts.append(f"{found.label(task)}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
+    label_left(grid, "accuracy")
+    legend(figure, handles)
+    caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."
+    caption += found.drawn_note
+    return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
+
+
+def _reliability_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> None:
+    bins = [b for b in metric["bins"] if b["n"]]
+    marker = {**looks, "marker": looks["marker"] or "P"}
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], **marker)

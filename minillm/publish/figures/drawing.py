@@ -1,0 +1,160 @@
+"""What all figures share: fonts, looks of methods, pages of panels, captions, and how they are saved."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from minillm.config.sections import Style
+from minillm.errors import UserError
+from minillm.files import whole_file
+from minillm.publish.style import COLOURS, HATCHES, LINES, MARKERS, MORE, MORE_LINES, MORE_MARKERS
+
+Looks = dict[str, tuple[str, str]]  # method -> colour, hatch
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its caption and n in words; `missing` says in a line what is not there, where nothing could be drawn."""
+
+    figure: Figure
+    caption: str
+    n: str = ""
+    missing: str = ""
+
+
+@contextmanager
+def fonts(style: Style) -> Iterator[None]:
+    """matplotlib without a display, with the style's font sizes."""
+    matplotlib.use("Agg")
+    size = style.font_size
+    with matplotlib.rc_context(
+        {
+            "font.size": size,
+            "axes.titlesize": size,
+            "axes.labelsize": size,
+            "xtick.labelsize": 0.9 * size,
+            "ytick.labelsize": 0.9 * size,
+            "legend.fontsize": size,
+            "hatch.linewidth": 0.5,
+            "lines.linewidth": 1.2,
+            "lines.markersize": 4.5,
+            "pdf.fonttype": 42,  # TrueType: text stays text
+        }
+    ):
+        yield
+
+
+def save(figure: Figure, style: Style, out: Path, name: str) -> None:
+    """NAME.png and NAME.pdf in `out`, without a date: the same input gives the same bytes."""
+    for kind in ("png", "pdf"):
+        with whole_file(out / f"{name}.{kind}") as partial:
+            metadata = {"CreationDate": None} if kind == "pdf" else None
+            figure.savefig(partial, format=kind, dpi=style.dpi, metadata=metadata)
+
+
+def looks_of(style: Style, methods: Sequence[str]) -> Looks:
+    """Colour and hatch of each method; those of variants by the order in which they come.
+
+    Raises UserError where the palette names no method or no colour.
+    """
+    looks = {method: (colour, HATCHES.get(method, "")) for method, colour in COLOURS.items()}
+    others = [method for method in methods if method not in looks]
+    looks |= {method: MORE[i % len(MORE)] for i, method in enumerate(others)}
+    for method, colour in style.palette.items():
+        if method not in looks:
+            raise UserError(f"style.palette: there is no method '{method}'; known: {', '.join(looks)}")
+        if not is_color_like(colour):
+            raise UserError(f"style.palette.{method}: '{colour}' is no colour; write it like '#D55E00'")
+        looks[method] = (colour, looks[method][1])
+    return looks
+
+
+def line_of(style: Style, methods: Sequence[str], method: str) -> dict[str, Any]:
+    """Colour, marker and line style of a method's curve: told apart in black and white too."""
+    others = [m for m in methods if m not in COLOURS]
+    i = others.index(method) if method in others else 0
+    return {
+        "color": looks_of(style, methods)[method][0],
+        "marker": MARKERS.get(method, MORE_MARKERS[i % len(MORE_MARKERS)]),
+        "linestyle": LINES.get(method, MORE_LINES[i % len(MORE_LINES)]),
+        "markersize": 7.0 if method == "minillm" else 4.5,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.4,
+    }
+
+
+def panels(style: Style, count: int, share_y: bool = False, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A page of `count` panels, at most `columns` side by side."""
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(style.width, style.height * (1.15 if rows == 1 else 0.85 * rows)), layout="constrained")
+    grid = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    for axes in grid[:count]:
+        tidy(axes)
+    return figure, grid[:count]
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """A light grid and no frame on top and on the right."""
+    axes.grid(axis=grid, linewidth=0.4, alpha=0.5)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend above all panels, each entry once, in as many columns as the page has room for; the page grows by its rows but one."""
+    unique = {str(handle.get_label()): handle for handle in handles}
+    if not unique:
+        return
+    size, labels = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points(), list(unique)
+
+    def width(rows: int) -> float:  # points: a letter is about 0.6 wide, the sample with its gaps 5
+        return sum((0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows))
+
+    rows = next((rows for rows in range(1, len(labels)) if width(rows) <= 72 * figure.get_figwidth()), len(labels))
+    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=-(-len(labels) // rows), frameon=False)
+    figure.set_figheight(figure.get_figheight() + (rows - 1) * 1.6 * size / 72)
+
+
+def label_left(grid: Sequence[Axes], text: str) -> None:
+    """The label of the y axis on the panels at the left."""
+    for axes in grid:
+        spec = axes.get_subplotspec()
+        if spec is None or spec.is_first_col():
+            axes.set_ylabel(text)
+
+
+def finished(figure: Figure, style: Style, caption: str, n: str = "") -> Drawing:
+    """The drawing with its caption below."""
+    text = f"{caption} {n}".strip()
+    figure.supxlabel(wrapped(text, style), fontsize=0.8 * style.font_size)
+    return Drawing(figure, caption, n)
+
+
+def wrapped(text: str, style: Style) -> str:
+    """`text` in lines as wide as the figure."""
+    return textwrap.fill(text, int(style.width * 72 / (0.8 * style.font_size * 0.56)))  # a letter is about 0.56 wide
+
+
+def absent(style: Style, shows: str, line: str) -> Drawing:
+    """A page that says what is missing, where there is nothing to draw."""
+    figure = Figure(figsize=(style.width, 0.6 * style.height), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.text(0.5, 0.6, shows, ha="center", va="center", transform=axes.transAxes)
+    axes.text(0.5, 0.35, line, ha="center", va="center", transform=axes.transAxes, style="italic", color="0.3")
+    return Drawing(figure, shows, "", line)

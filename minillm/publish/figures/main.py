@@ -1,0 +1,144 @@
+"""The main figure: the main table as grouped bars, one panel a teacher and student."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from minillm.config.sections import Style
+from minillm.config.stage_settings import FigureSettings
+from minillm.publish.figures.drawing import Looks, fonts, legend, looks_of, save
+from minillm.publish.style import DASH, METHOD_NAMES
+from minillm.publish.tables.main_cells import Cell, read_csv
+
+GROUP = 0.8  # width of a test set's group of bars
+Panel = tuple[str, str]  # teacher, student
+
+
+def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
+    """main.png and main.pdf in `out` from main.csv (`table`).  `style.height` is the height of a figure with one row of panels.
+
+    Raises UserError where the table is damaged, or the palette names no method or no colour.
+    """
+    style = settings.style
+    cells = read_csv(Path(table))
+    looks = looks_of(style, list(dict.fromkeys(c.method for c in cells)))
+    with fonts(style):
+        save(_draw(cells, style, looks), style, Path(out), "main")
+
+
+def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
+    panels: list[Panel] = list(dict.fromkeys((c.teacher, c.student) for c in cells if c.student))
+    tests = list(dict.fromkeys(c.test for c in cells))
+    methods = list(dict.fromkeys(c.method for c in cells if c.student))
+    words = [word for c in cells for word in c.test_label.split()]
+    # As many columns as leave every test set's label room to be read, without breaking a word.
+    columns = max(1, min(len(panels), 3, int(style.width // (0.6 * len(tests) + 0.4))))
+    while columns > 1 and _letters(style, columns, len(tests)) < max(map(len, words)):
+        columns -= 1
+    rows = -(-len(panels) // columns)
+    height = style.height if rows == 1 else 0.7 * style.height * rows
+    figure = Figure(figsize=(style.width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    letters = _letters(style, columns, len(tests))
+    for axes, (teacher, student) in zip(grid.flat, panels, strict=False):
+        own = [c for c in cells if c.teacher == teacher and c.student in ("", student)]
+        _panel(axes, own, tests, methods, looks, letters)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("ROUGE-L")
+    handles: list[Line2D | Patch] = [Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])]
+    labels = {c.method: c.method_label for c in cells}
+    handles += [_key(method, labels[method], looks) for method in methods]
+    legend(figure, handles)
+    figure.supxlabel(_note(cells, style), fontsize=0.8 * style.font_size)
+    return figure
+
+
+def _letters(style: Style, columns: int, tests: int) -> int:
+    """How many letters of a tick label (0.9 of the font size high, 0.6 of that wide) fit below a group of bars."""
+    return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
+
+
+def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int) -> None:
+    found = {(c.method, c.test): c for c in cells}
+    width = GROUP / len(methods)
+    own = [method for method in methods if any(c.method == method for c in cells)]  # not every pair has every method
+    labels = []
+    for x, test in enumerate(tests):
+        for i, method in enumerate(own):
+            _bar(axes, x + (i + 0.5 - len(own) / 2) * width, width, found.get((method, test)), looks)
+        teacher = found.get(("teacher", test))
+        if teacher is not None and teacher.mean is not None:
+            ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
+            error = teacher.standard_error or 0.0
+            axes.fill_between(
+                ends, teacher.mean - error, teacher.mean + error, color=looks["teacher"][0], alpha=0.2, linewidth=0
+            )
+            axes.plot(ends, [teacher.mean] * 2, color=looks["teacher"][0], linestyle="--", linewidth=1.0)
+        counts = [c.n for c in cells if c.test == test and c.n is not None]
+        label = textwrap.fill(
+            next(c.test_label for c in cells if c.test == test), letters, break_long_words=False, break_on_hyphens=False
+        )
+        labels.append(f"{label}\nn={counts[0] if counts else DASH}")
+    axes.set_xticks(range(len(tests)), labels)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.55, len(tests) - 0.45)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    student = next(c.student_label for c in cells if c.student)
+    axes.set_title(f"{student} (teacher: {cells[0].teacher_label})")
+
+
+def _bar(axes: Axes, x: float, width: float, cell: Cell | None, looks: Looks) -> None:
+    if cell is None or cell.mean is None:
+        axes.annotate(
+            "not evaluated",
+            (x, 0),
+            (0, 2),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            color="0.45",
+            size=5,
+        )
+        return
+    colour, hatch = looks[cell.method]
+    axes.bar(x, cell.mean, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
+    if cell.standard_error is not None:
+        axes.errorbar(x, cell.mean, cell.standard_error, color="black", linewidth=0.8, capsize=1.8, capthick=0.8)
+
+
+def _key(method: str, label: str, looks: Looks) -> Patch:
+    colour, hatch = looks[method]
+    return Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=label)
+
+
+def _note(cells: list[Cell], style: Style) -> str:
+    """What error bars and the band around the teacher's line are, and what is missing."""
+    ranges: dict[str, list[str]] = {}
+    seeds = max((c.training_seeds for c in cells if c.student), default=0)
+    fewer = [c for c in cells if c.student and 0 < c.training_seeds < seeds]
+    for c in cells:
+        if c.standard_error is not None and c not in fewer:
+            who = "teacher" if c.method == "teacher" else "students"
+            if who not in ranges.setdefault(c.over, []):
+                ranges[c.over].append(who)
+    note = "Single runs: no standard error."
+    if ranges:
+        texts = [over if len(ranges) == 1 else f"{over} ({', '.join(who)})" for over, who in ranges.items()]
+        note = "Error bars, and the band around the teacher's line: standard error over " + "; ".join(texts) + "."
+    if fewer:
+        note += f" Bars over fewer than {seeds} training seeds: {len(fewer)}, marked in the table."
+    if any(c.method == "teacher" and c.mean is None for c in cells):
+        note += " No dashed line: the teacher was not evaluated."
+    return textwrap.fill(note, int(style.width * 72 / (0.8 * style.font_size * 0.62)))  # a letter is about 0.6 wide

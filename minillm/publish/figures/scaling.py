@@ -1,0 +1,239 @@
+"""Figures over model sizes: students of several sizes (1), teachers of several sizes (5, 14), and the gap between the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from minillm.evaluation.statistics import ratio_error
+from minillm.publish.figures.curves import key, nothing, style_of
+from minillm.publish.figures.drawing import Drawing, finished, label_left, legend, line_of, panels
+from minillm.publish.results import Found, Trained, judge_of, parameters
+
+Score = Callable[[Trained], tuple[float, float | None] | None]
+
+
+def scores(found: Found) -> tuple[Score, str, str, list[str]]:
+    """How a model is scored, the axis's label, what the caption says of it, and the test sets.
+
+    By the judge where a real one scored something; else by ROUGE-L, which the caption says.
+    """
+    table = found.settings.table
+    judged = found.names("judge")
+    metrics = [m for model in found.models() for test in judged for m in found.metrics("judge", model, test)]
+    if metrics and not any(m.get("stand_in", True) for m in metrics):
+        names = ", ".join(map(found.label, judged))
+        judge = judge_of(metrics[0])
+        return (
+            lambda model: found.average("judge", model, judged),
+            "judge's score (%)",
+            f"Mean over {names} of the judge's score ({judge}), as a ratio of totals with the references.",
+            judged,
+        )
+    tests = list(table.tests)
+    why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
+    return (
+        lambda model: found.average("rouge", model, tests),
+        "mean ROUGE-L",
+        f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {', '.join(map(found.label, tests))}.",
+        tests,
+    )
+
+
+def _bars(found: Found, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
+    """What the caption says of the error bars, those of `drawn`: what they range over."""
+    judged = label.startswith("judge")
+    kind, single = ("judge", "prompts (bootstrap)") if judged else ("rouge", "sampling seeds")
+    several = {len(found.metrics(kind, model, tests[0])) > 1 for model in drawn}
+    single += ", the sets taken as independent" if len(tests) > 1 else ""
+    over = [name for name, is_several in (("training seeds", True), (single, False)) if is_several in several]
+    text = (
+        f"Bars: standard error over {', for models of one training over '.join(over)}."
+        if over
+        else "No bars: nothing was repeated."
+    )
+    return text + " The methods' points of one size are set side by side."
+
+
+def _n(found: Found, tests: Sequence[str], label: str) -> str:
+    """n of each test set, from what was scored."""
+    return "; ".join(found.sizes("judge" if label.startswith("judge") else "rouge", tests, found.models())) + "."
+
+
+def _size(found: Found, name: str) -> float | None:
+    return parameters(found.settings.models[name].size)
+
+
+def student_sizes(found: Found) -> Drawing:
+    """Figure 1: a panel a teacher, score against the student's size; the teacher as a dashed line."""
+    style, methods = style_of(found), found.settings.table.methods
+    score, label, text, tests = scores(found)
+    every = found.models()
+    teachers = [m for m in every if not m.student]
+    pages = []
+    drawn = []
+    for teacher in teachers:
+        points: dict[str, list[tuple[float, float, float]]] = {}
+        entries = {}
+        for model in found.drawn(_of_its_family(found, [m for m in every if m.teacher == teacher.teacher and m.student])):
+            size, value = _size(found, model.student), score(model)
+            if size and value:
+                points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
+                entries[model.method] = model
+                drawn += [model] if value[1] is not None else []
+        if points:
+            pages.append((teacher, points, entries))
+    if not pages:
+        return nothing(found, "not measured: no student with a size was evaluated")
+    figure, grid = panels(style, len(pages))
+    handles = []
+    for axes, (teacher, points, entries) in zip(grid, pages, strict=True):
+        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
+            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
+            handles.append(key(style, methods, entries[method]))
+        top = score(teacher)
+        if top:
+            axes.axhline(top[0], **{**line_of(style, methods, "teacher"), "color": "0.4"})
+            handles.append(key(style, methods, teacher))
+        _sizes(axes, sorted({size for own in points.values() for size, _, _ in own}))
+        axes.set_title(f"teacher: {teacher.label}")
+        axes.set_xlabel("student's parameters")
+    label_left(grid, label)
+    legend(figure, handles)
+    caption = f"Score against the student's size. {text} {_bars(found, drawn, tests, label)}{found.drawn_note}"
+    return finished(figure, style, caption, _n(found, tests, label))
+
+
+def _of_its_family(found: Found, models: Sequence[Trained]) -> Sequence[Trained]:
+    """Students of their teacher's family, where there are some: a line through sizes of two families would mean nothing."""
+    families = found.settings.models
+    own = [m for m in models if families[m.student].family == families[m.teacher].family]
+    return own or models
+
+
+def teacher_sizes(found: Found) -> Drawing:
+    """Figure 5: students that have teachers of several sizes; those of OPT are figure 14."""
+    return _teacher_sizes(found, lambda family: family != "OPT")
+
+
+def teacher_sizes_opt(found: Found) -> Drawing:
+    """Figure 14: the same for students of OPT."""
+    return _teacher_sizes(found, lambda family: family == "OPT")
+
+
+def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
+    style, methods = style_of(found), found.settings.table.methods
+    score, label, text, tests = scores(found)
+    teachers: dict[str, list[str]] = {}
+    for pair in (*found.settings.table.pairs, *found.settings.table.sweeps):
+        for student in pair.students:
+            family = found.settings.models[student].family
+            if wanted(family) and _size(found, pair.teacher) and found.settings.models[pair.teacher].family == family:
+                teachers.setdefault(student, []).append(pair.teacher)
+    several = [s for s, own in teachers.items() if len({_size(found, t) for t in own}) > 1]
+    if not several:
+        none = "no student of OPT" if not wanted("") and not teachers else "one teacher size a student"
+        return nothing(found, f"not measured: this configuration has {none}")
+    figure, grid = panels(style, len(several))
+    handles, drawn = [], []
+    for axes, student in zip(grid, several, strict=True):
+        points: dict[str, list[tuple[float, float, float]]] = {}
+        own = [m for m in found.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
+        for model in found.drawn(own):
+            value = score(model)
+            if value:
+                points.setdefault(model.method, []).append((_size(found, model.teacher) or 0.0, value[0], value[1] or 0.0))
+                handles.append(key(style, methods, model))
+                drawn += [model] if value[1] is not None else []
+        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
+            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
+        _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
+        axes.set_title(f"student: {own[0].label}")
+        axes.set_xlabel("teacher's parameters")
+    if not handles:
+        return nothing(found)
+    label_left(grid, label)
+    legend(figure, handles)
+    caption = f"One student, teachers of several sizes; SFT, which has no teacher, is left out. {text} {_bars(found, drawn, tests, label)}"
+    return finished(figure, style, caption + found.drawn_note, _n(found, tests, label))
+
+
+def size_gap(found: Found) -> Drawing:
+    """The share of the teacher's ROUGE-L that a student reaches, against how many times larger the teacher is."""
+    style, methods = style_of(found), found.settings.table.methods
+    tests = list(found.settings.table.tests)
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    handles = []
+    for teacher, own in found.pairs():
+        sizes = _size(found, teacher.teacher), _size(found, own[0].student)
+        for model in found.drawn(own):
+            share = _share(found, model, teacher, tests)
+            if share and sizes[0] and sizes[1]:
+                points.setdefault(model.method, []).append((sizes[0] / sizes[1], *share))
+                handles.append(key(style, methods, model))
+    ratios = {ratio for values in points.values() for ratio, _, _ in values}
+    if len(ratios) < 2:
+        return nothing(
+            found, "not measured: this configuration has one ratio of sizes" if ratios else "not measured in this run"
+        )
+    figure, (axes,) = panels(style, 1)
+    for method, values in points.items():
+        _errorbar(
+            axes, sorted(values), {**line_of(style, methods, method), "linestyle": "none"}
+        )  # pairs, of which no line goes on
+    axes.axhline(100, color="0.4", linestyle="--", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ratios), [f"{ratio:.2g}" for ratio in sorted(ratios)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("teacher's parameters / student's")
+    axes.set_ylabel("share of the teacher's ROUGE-L (%)")
+    legend(figure, handles)
+    caption = (
+        f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}. Bars: "
+        "standard error by bootstrap over prompts, the same for student and teacher; with that over training seeds where there are several."
+    )
+    caption += found.drawn_note
+    return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
+
+
+def _share(found: Found, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
+    """Percent of the teacher's mean ROUGE-L over `tests` that a student reaches, and its standard error; None where a score is missing."""
+    ours = [_by_prompt(found.metrics("rouge", model, test)) for test in tests]
+    theirs = [_by_prompt(found.metrics("rouge", teacher, test)) for test in tests]
+    mean, top = found.average("rouge", model, tests), found.average("rouge", teacher, tests)
+    if mean is None or top is None or not top[0]:
+        return None
+    several = len(found.metrics("rouge", model, tests[0])) > 1
+    trainings = 100 * (mean[1] or 0.0) / top[0] if several else 0.0
+    return 100 * mean[0] / top[0], math.hypot(ratio_error(ours, theirs), trainings)
+
+
+def _by_prompt(metrics: Sequence[dict]) -> list[float]:
+    """ROUGE-L of each prompt, a mean over all seeds."""
+    columns = zip(*(scores for metric in metrics for scores in metric["scores"].values()), strict=True)
+    return [math.fsum(column) / len(column) for column in columns]
+
+
+def _shifts(points: dict[str, list[tuple[float, float, float]]]) -> list[float]:
+    """Factors by which the methods' points are moved on a logarithmic axis, so that none hides another: 1.5% of the axis apart."""
+    sizes = [size for values in points.values() for size, _, _ in values]
+    span = math.log(max(sizes, default=1) / min(sizes, default=1)) or math.log(4)
+    return [math.exp(0.015 * span * (i - (len(points) - 1) / 2)) for i in range(len(points))]
+
+
+def _errorbar(axes: Axes, values: Sequence[tuple[float, float, float]], looks: dict) -> None:
+    x, y, errors = zip(*values, strict=True)
+    axes.errorbar(x, y, errors if any(errors) else None, capsize=2, **looks)
+
+
+def _sizes(axes: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis with a tick a size that was measured."""
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{s / 1e9:g}B" if s >= 1e9 else f"{s / 1e6:g}M" for s in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(sizes) == 1:
+        axes.set_xlim(sizes[0] / 2, sizes[0] * 2)

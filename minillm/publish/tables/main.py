@@ -1,0 +1,213 @@
+"""The main table: ROUGE-L (and a judge's score) of every teacher, student and method on every test set, as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.config.stage_settings import TableSettings
+from minillm.files import whole_file
+from minillm.publish.published_numbers import BESIDE, Published, beside, numbers
+from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sampling_text
+from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
+
+
+def write_main_table(settings: TableSettings, metrics: Path, out: Path, paper: Path | None = None) -> None:
+    """main.csv (long form), main.md and main.tex in `out`, from the metric files below `metrics` (results/<run>/metrics).
+
+    `paper`: the folder of published numbers, which stand beside those that were measured of the same model.  A missing metric
+    file gives a dash.  Raises UserError where one is damaged or was made with other settings.
+    """
+    cells = collect_cells(settings, Path(metrics), numbers(Path(paper)) if paper else {})
+    notes = footnotes(settings, cells)
+    write_csv(cells, Path(out) / "main.csv")
+    for name, text in (("main.md", _markdown(settings, cells, notes)), ("main.tex", _latex(settings, cells, notes))):
+        with whole_file(Path(out) / name) as partial:
+            partial.write_text(text)
+
+
+def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
+    """What the numbers are, what the standard errors range over, how the responses were drawn."""
+    notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
+    notes += _leads(settings, cells)
+    if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
+        notes.append("A standard error over sampling seeds or prompts says nothing about training again with another seed.")
+    if settings.judged:
+        who = f"judge: {settings.judge}" if settings.judge else "no judge scored this run; a stand-in's scores are not shown"
+        notes.append(f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who}).")
+        if any(c.judged_error is not None for c in cells):
+            notes.append(
+                "± in these columns: over prompts (bootstrap) of one training, over training seeds where there are several."
+            )
+    if any(c.published is not None and c.mean is not None for c in cells):
+        notes.append(BESIDE)
+    if any(_fewer(settings, c) for c in cells):
+        notes.append(
+            f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not comparable with "
+            "the other cells; main.csv holds what its mean and its standard error range over."
+        )
+    seeds = ", ".join(map(str, settings.sampling_seeds))
+    notes.append(f"Sampling: {sampling_text(settings.sampling)}; sampling seeds {seeds}. {_training(settings)}")
+    others = [label for label, hashes in _rows_by_test(cells).items() if len(hashes) > 1]
+    if others:
+        notes.append(
+            f"Not every teacher's block was tested on the same rows of {', '.join(others)} (prompts too long in the block's "
+            "tokenizer are dropped); compare within a block."
+        )
+    if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
+        notes.append(f"{DASH}: not evaluated.")
+    return notes
+
+
+def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
+    """What bold says, where there is something to compare."""
+    groups = {(c.teacher, c.student, c.test) for c in cells if c.student and c.mean is not None}
+    count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
+    if not count:
+        return []
+    how = "paired bootstrap over prompts, scores averaged over seeds"
+    if any(c.student and c.training_seeds > 1 for c in cells):
+        how = "Student's t of the paired difference, variances over prompts and over training seeds added"
+    text = (
+        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, "
+        f"Holm's correction over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
+    )
+    text += "." if "training" in how else "; it compares these models, not trainings."
+    return [text if any(c.best for c in cells) else f"No cell is bold. {text}"]
+
+
+def _training(settings: TableSettings) -> str:
+    first, *more = settings.training_seeds
+    if not more:
+        return f"Training seed {first}."
+    return f"Training seeds {', '.join(map(str, settings.training_seeds))}; teachers {first} alone."
+
+
+def _fewer(settings: TableSettings, cell: Cell) -> bool:
+    """Whether a student's cell lacks training seeds (a teacher has one by design)."""
+    return cell.student != "" and 0 < cell.training_seeds < len(settings.training_seeds)
+
+
+def _rows_by_test(cells: list[Cell]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for c in cells:
+        if c.rows:
+            found.setdefault(c.test_label, set()).add(c.rows)
+    return found
+
+
+def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
+    """What the standard errors range over, method by method; cells that lack training seeds are marked instead."""
+    found: dict[str, list[str]] = {}
+    for c in cells:
+        if c.mean is not None and not _fewer(settings, c):
+            names = found.setdefault(c.over if c.standard_error is not None else "", [])
+            if c.method_label not in names:
+                names.append(c.method_label)
+    texts = [f"± standard error over {where}" if where else "no standard error from a single run" for where in found]
+    if len(texts) == 1:
+        return " " + texts[0] if next(iter(found)) else "; " + texts[0]
+    return "".join(f"; {text} ({', '.join(names)})" for text, names in zip(texts, found.values(), strict=True))
+
+
+def headings(settings: TableSettings) -> list[str]:
+    """Of the columns: a test set's, and before it that of the judge where one is asked to score the set."""
+    labels = {test: settings.test_labels.get(test, test) for test in settings.tests}
+    return [
+        head
+        for test in settings.tests
+        for head in ([f"{labels[test]}, judge"] if test in settings.judged else []) + [labels[test]]
+    ]
+
+
+def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
+    """The text in each of a test set's columns, and whether it is bold; behind it the published number, where there is one."""
+    other = None if cell.published is None else Published(cell.published, cell.published_status, "")
+    rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
+    shown = [(beside(rouge, cell.mean, other), cell.best)]
+    if cell.test in settings.judged:
+        other = None if cell.judged_published is None else Published(cell.judged_published, cell.judged_published_status, "")
+        shown.insert(0, (beside(number(cell.judged, cell.judged_error), cell.judged, other), False))
+    return shown
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A teacher and its students, as texts."""
+
+    counts: list[str]  # "n = 500" of each column; a dash for n where nothing was evaluated on it
+    lines: list[tuple[str, str, list[tuple[str, bool]]]]  # model label, method label, a text a column and whether it is bold
+
+
+def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
+    """A block a teacher."""
+    blocks = []
+    for teacher in dict.fromkeys(c.teacher for c in cells):
+        own = [c for c in cells if c.teacher == teacher]
+        counts = {c.test: c.n for c in own if c.n is not None}
+        judged = {c.test: c.judged_n for c in own if c.judged_n is not None}
+        lines: dict[tuple[str, str], list[Cell]] = {}
+        for c in own:
+            lines.setdefault((c.student, c.method), []).append(c)
+        blocks.append(
+            _Block(
+                [
+                    f"n = {n.get(test, DASH)}"
+                    for test in settings.tests
+                    for n in ([judged] if test in settings.judged else []) + [counts]
+                ],
+                [
+                    (
+                        line[0].student_label or line[0].teacher_label,
+                        line[0].method_label,
+                        [text for c in line for text in texts(settings, c)],
+                    )
+                    for line in lines.values()
+                ],
+            )
+        )
+    return blocks
+
+
+def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
+    lines = []
+    for block in _blocks(settings, cells):
+        heads = [f"{markdown(label)}<br>{n}" for label, n in zip(headings(settings), block.counts, strict=True)]
+        lines += [f"**Teacher: {markdown(block.lines[0][0])}**", ""]
+        lines += ["| " + " | ".join(["Model", "Method", *heads]) + " |", "|:--|:--|" + "--:|" * len(heads)]
+        for label, method, values in block.lines:
+            shown = [f"**{text}**" if best else text for text, best in values]
+            lines.append("| " + " | ".join([markdown(label), markdown(method), *shown]) + " |")
+        lines.append("")
+    return "\n".join(lines + ["  \n".join(map(markdown, notes)), ""])
+
+
+def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
+    labels = headings(settings)
+    blocks = _blocks(settings, cells)
+    alike = all(block.counts == blocks[0].counts for block in blocks)  # else each block says its own n
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{ll{'r' * len(labels)}}}",
+        r"\toprule",
+        " & ".join(["Model", "Method", *map(latex, labels)]) + r" \\",
+        *([_latex_counts(blocks[0])] if alike else []),
+    ]
+    for block in blocks:
+        lines += [r"\midrule", *([] if alike else [_latex_counts(block)])]
+        before = ""
+        for label, method, values in block.lines:
+            if before and label != before:
+                lines.append(r"\addlinespace")
+            shown = latex(label) if label != before else ""
+            lines.append(" & ".join([shown, latex(method), *(bold(latex(text), best) for text, best in values)]) + r" \\")
+            before = label
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize"]
+    lines += [latex(note) for note in notes]
+    return "\n".join(lines + ["}", r"\end{table}", ""])
+
+
+def _latex_counts(block: _Block) -> str:
+    return " & ".join(["", "", *(f"${n}$" if DASH not in n else f"$n$ = {latex(DASH)}" for n in block.counts)]) + r" \\"

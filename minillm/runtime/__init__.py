@@ -1,0 +1,1 @@
+"""Processes, the engine, checkpoints, provenance."""

@@ -1,0 +1,43 @@
+"""metrics.jsonl, one object a logged step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from minillm.runtime.engine import METRICS, Engine
+
+
+class MetricsLog:
+    """metrics.jsonl, one object a logged step.  Rank 0 writes.
+
+    On resuming it is cut to what it held when the checkpoint was saved: steps do not say which lines these are, since what a step
+    begins with is logged after the checkpoint of the same number.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.path, self.engine, self.name = engine.folder / METRICS, engine, name
+        self.writer = None
+        if engine.world.rank != 0:
+            return
+        if self.path.exists():
+            kept = self.path.read_bytes()[: engine.logged]
+            self.path.write_bytes(kept[: kept.rfind(b"\n") + 1])  # whole lines, where the disk lost a part of it
+        if engine.launch.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(engine.folder / "tensorboard"), purge_step=engine.step + 1)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """One line; a line is also said, for those who read the log."""
+        if self.engine.world.rank != 0:
+            return
+        entry = {"step": self.engine.step, "seconds": round(self.engine.elapsed(), 1), **values}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float | int))
+        self.engine.say(f"{self.name}  step {self.engine.step}/{self.engine.steps}  {shown}")
+        if self.writer is not None:
+            for key, value in values.items():
+                if isinstance(value, float | int):
+                    self.writer.add_scalar(key, value, self.engine.step)

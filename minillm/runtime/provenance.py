@@ -1,0 +1,72 @@
+"""Where a model comes from: provenance.json, written beside its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import resource
+import subprocess
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.files import PROVENANCE, sha256
+
+PACKAGES = ("minillm", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "numpy", "snakemake")
+
+
+def content(folder: Path) -> str:
+    """Hash of what a model folder computes with: weights, configuration and tokenizer, not how or when it was made."""
+    names = sorted(
+        p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
+    )
+    return hashlib.sha256("".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()).hexdigest()
+
+
+def write(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Mapping[str, Any]) -> None:
+    """provenance.json: settings, content hashes of the inputs and of the result, and how it was run (`run`: launch values, time)."""
+    record = {
+        "content": content(folder),
+        "settings": settings,
+        "settings_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "inputs": inputs,
+        "git": revision(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "peak_memory_mb": peak_memory_mb(),
+        **run,
+    }
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def revision() -> str:
+    """Git revision of the package's checkout, marked where files differ from it; "unknown" outside a checkout."""
+    here = str(files("minillm"))  # of the whole package, whichever room this module is in
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + (" with changes" if changed else "")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Largest memory of this process so far, in MB: resident, and on the GPU where there is one."""
+    peak = {"resident": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    if torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak

@@ -1,0 +1,42 @@
+"""What happens at which optimizer step: the learning rate, the rows of the batch, dev evaluations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.sections import Training
+from minillm.errors import UserError
+
+
+def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then constant or a cosine down to `min_lr`."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup) / max(1, steps - settings.warmup)
+    floor = min(settings.min_lr, settings.lr)
+    return floor + (settings.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Rows of the global batch of an optimizer step: each epoch is a permutation drawn from (seed, epoch); a last partial batch is left out."""
+    per_epoch = count // batch
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    return [int(i) for i in order[place * batch : (place + 1) * batch]]
+
+
+def count_steps(count: int, settings: Training) -> int:
+    """Optimizer steps of a run over `count` examples; UserError where they do not fill one batch."""
+    if count < settings.batch:
+        raise UserError(f"batch: {settings.batch} rows a batch, but there are only {count} training rows; lower it")
+    return max(1, round(settings.epochs * (count // settings.batch)))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """Steps after which the dev set is looked at: evenly spread, the last one always."""
+    return {max(1, round(steps * (i + 1) / evaluations)) for i in range(evaluations)}

@@ -1,0 +1,1 @@
+"""Sampling from one or two models, and the stages that only sample."""

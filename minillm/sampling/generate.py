@@ -1,0 +1,161 @@
+"""Stages `generate` and `pseudo`: responses of a model to a test set (all sampling seeds), and the teacher's answers for SeqKD."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.config.sections import Launch, Sampling
+from minillm.config.stage_settings import GenerateSettings, PseudoSettings
+from minillm.data.batching import by_length
+from minillm.data.rows import Rows
+from minillm.data.sources import read_tests
+from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.models.loading import check_same_tokenizer, decode, load_model, load_tokenizer, special_tokens
+from minillm.runtime.processes import World, start
+from minillm.sampling.sample import sample
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to answer with one seed: `key` tells it from all others of the job and sorts the results.
+
+    Its random numbers come from (`seed`, `step`, `row`).
+    """
+
+    key: tuple[Any, ...]
+    row: int
+    seed: int
+    prompt: np.ndarray
+    step: int = 0
+
+
+def answer_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Request],
+    sampling: Sampling,
+    launch: Launch,
+    world: World,
+    journal: Path,
+) -> list[dict[str, Any]] | None:
+    """Answers to all questions, in the order of their keys, on rank 0 (None elsewhere).
+
+    Each rank writes what it has finished into its own `journal` file as it goes, so that an interrupted job goes on from there.
+    """
+    eos, pad = special_tokens(tokenizer)
+    mine = sorted(questions, key=lambda q: q.key)[world.rank :: world.size]
+    own = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_journal(own)
+    left = [q for q in mine if json.dumps(q.key) not in done]
+    bar = tqdm(total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True)
+    with open(own, "a") as file:
+        for seed, step in sorted({(q.seed, q.step) for q in left}):
+            group = [q for q in left if (q.seed, q.step) == (seed, step)]
+            for part in by_length(group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens):
+                prompts, rows = [q.prompt for q in part], [q.row for q in part]
+                found = sample(
+                    model,
+                    prompts,
+                    rows,
+                    sampling,
+                    seed=seed,
+                    step=step,
+                    eos=eos,
+                    pad=pad,
+                    vocabulary=len(tokenizer),
+                    batch=len(part),
+                )
+                for question, response in zip(part, found, strict=True):
+                    text = decode(tokenizer, response.tokens)
+                    entry = {"response": text, "response_tokens": response.tokens.tolist(), "finished": response.finished}
+                    file.write(json.dumps({"key": question.key, **entry}) + "\n")
+                    done[json.dumps(question.key)] = entry
+                file.flush()
+                bar.update(len(part))
+    bar.close()
+    every = {key: entry for part in world.gather(done) for key, entry in part.items()}
+    missing = len(questions) - len(every)
+    assert missing == 0, f"{missing} of {len(questions)} questions without an answer"
+    return [every[json.dumps(q.key)] for q in sorted(questions, key=lambda q: q.key)] if world.rank == 0 else None
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Finished answers; a last line that a kill cut short is dropped from the file too."""
+    if not path.exists():
+        return {}
+    whole = [line for line in path.read_text().split("\n")[:-1]]
+    path.write_text("".join(line + "\n" for line in whole))
+    entries = [json.loads(line) for line in whole]
+    return {json.dumps(entry.pop("key")): entry for entry in entries}
+
+
+def remove_journals(journal: Path) -> None:
+    """Every process's journal of a finished job."""
+    for path in journal.parent.glob(f"{journal.name}.*of*"):
+        path.unlink()
+
+
+def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
+    """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
+    rows = read_tests(test)
+    world = start(0, launch.patience)
+    tokenizer = load_tokenizer(model)
+    inputs = {"test": identity(test), "model": identity(model)}
+    journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings), inputs)}")
+    questions = [
+        Request((seed, row["id"]), row["id"], seed, np.asarray(row["prompt_tokens"])) for seed in settings.seeds for row in rows
+    ]
+    loaded = load_model(model, settings.precision, world.device)
+    answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)
+    if answers is not None:
+        by_id = {row["id"]: row for row in rows}
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
+                row = by_id[question.row]
+                shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
+                file.write(json.dumps({**shared, **answer, "seed": question.seed}, ensure_ascii=False) + "\n")
+        meta = {
+            "model": inputs["model"],
+            "test": inputs["test"],
+            "dataset": rows[0]["dataset"],
+            "rows": len(rows),
+            "seeds": list(settings.seeds),
+            "sampling": dataclasses.asdict(settings.sampling),
+            "precision": settings.precision,
+        }
+        write_json(out.with_suffix(".meta.json"), meta)
+        remove_journals(journal)
+    world.barrier()
+
+
+def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
+    """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
+    world = start(settings.seed, launch.patience)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    check_same_tokenizer(teacher, data / "tokenizer")
+    inputs = {"data": identity(data), "teacher": identity(teacher)}
+    journal = checkpoints / f"pseudo-{stage_key(dataclasses.asdict(settings), inputs)}"
+    questions = []
+    for split, limit in (("dev", settings.pseudo.dev_rows), ("train", settings.pseudo.rows)):
+        rows = Rows.open(data, split)
+        count = min(limit or len(rows), len(rows))
+        questions += [Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)]
+    loaded = load_model(teacher, settings.precision, world.device)
+    answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
+    if answers is not None:
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
+                split, row = question.key
+                file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
+        remove_journals(journal)
+    world.barrier()

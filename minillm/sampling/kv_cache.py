@@ -1,0 +1,114 @@
+"""One model and its KV cache, a position at a time, on unmodified transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from minillm.data.batching import least_padding
+from minillm.models.head import head_of
+from minillm.models.onednn_layout import packed_head
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer's cache with room for what is to come: transformers' own copies everything that it holds at every position."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append states (batch, heads, positions, width) and return all of them, views of the room."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.room is None:
+            self.room = self._moved(key_states, self.keys, start), self._moved(value_states, self.values, start)
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[..., start:end, :] = states
+        self.keys, self.values = (room[..., :end, :] for room in self.room)
+        return self.keys, self.values
+
+    def _moved(self, states: Tensor, held: Tensor | None, start: int) -> Tensor:
+        batch, heads, positions, width = states.shape
+        room = states.new_empty(batch, heads, max(self.length, start + positions), width)
+        if start and held is not None:
+            room[..., :start, :] = held
+        return room
+
+    def put(self, rows: Tensor, batch: int, key_states: Tensor, value_states: Tensor, end: int) -> None:
+        """Prompts of some rows of the batch, which end at position `end`; what lies before them is padding."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.room is None:  # of zeros: padding has weight 0, and 0 times what memory happens to hold may be NaN
+            made = [s.new_zeros(batch, s.shape[1], max(self.length, end), s.shape[-1]) for s in (key_states, value_states)]
+            self.room = made[0], made[1]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[rows, :, end - states.shape[-2] : end] = states
+        self.keys, self.values = (room[..., :end, :] for room in self.room)
+
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Only these rows, and no position before `first`: a copy, with the same room after it."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows, :, first:], self.values[rows, :, first:]
+            self.length, self.room = self.length - first, None
+
+
+class Decoder:
+    """A model that reads a batch position by position; `length` positions at most."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int, temperature: float, length: int) -> None:
+        self.model: Any = model.base_model
+        self.head = packed_head(head_of(model, vocabulary, temperature))
+        self.cache = DynamicCache(config=model.config)
+        self.cache.layers = [RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.croppable = all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
+
+    def hidden(self, tokens: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
+        """What the logits of the next position are made of, (batch, width)."""
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last.contiguous()  # no view: it is kept, and what it is a view of must not be
+
+    def prompts(self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int) -> Tensor:
+        """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all); `lengths` are theirs.
+
+        Those of similar length are read together, without the padding that all of them have.
+        """
+        groups = least_padding(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
+        if len(groups) == 1 or not self.croppable:
+            return self.hidden(tokens, attention, positions)
+        whole, found = self.cache, []
+        for group in groups:
+            rows, width = torch.tensor(group, device=tokens.device), max(lengths[i] for i in group)
+            self.cache = DynamicCache(config=self.model.config)
+            found.append(self.hidden(*(values[rows, -width:] for values in (tokens, attention, positions))))
+            for layer, part in zip(whole.layers, self.cache.layers, strict=True):
+                assert isinstance(layer, RoomyLayer) and isinstance(part, DynamicLayer)
+                assert part.keys is not None and part.values is not None
+                layer.put(rows, len(lengths), part.keys, part.values, tokens.shape[1])
+        self.cache = whole
+        order = torch.tensor([i for group in groups for i in group], device=tokens.device)
+        return torch.cat(found)[order.argsort()]
+
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Go on with these rows of the batch only, without the positions before `first`, which are padding in all of them."""
+        if not self.croppable:
+            self.cache.batch_select_indices(rows)
+            return
+        for layer in self.cache.layers:
+            assert isinstance(layer, RoomyLayer)
+            layer.keep(rows, first)

@@ -1,0 +1,81 @@
+"""What evaluation does to the next token's logits before it is drawn: n-gram block, top-k, top-p.  Rollouts take none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from minillm.config.sections import Sampling
+
+
+class NgramBlock:
+    """No n-gram of prompt and response comes twice, as transformers' NoRepeatNGramLogitsProcessor has it.
+
+    That one collects all n-grams of all rows again at every position; this one remembers them, which is what a batch of 100 rows
+    and more spends its time on otherwise.  `prompts` are token ids, without padding.
+    """
+
+    def __init__(self, size: int, prompts: Sequence[np.ndarray]) -> None:
+        self.size = size
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.after: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
+        for row, prompt in enumerate(prompts):
+            for token in prompt.tolist():
+                self.add(row, token)
+
+    def add(self, row: int, token: int) -> None:
+        """`token` is the row's next."""
+        start = self._last(row)
+        if start is not None:
+            self.after[row].setdefault(start, []).append(token)
+        self.tokens[row].append(token)
+
+    def _last(self, row: int) -> tuple[int, ...] | None:
+        """The last n - 1 tokens of a row, None where it has fewer."""
+        first = len(self.tokens[row]) - self.size + 1
+        return tuple(self.tokens[row][first:]) if first >= 0 else None
+
+    def block(self, rows: Sequence[int], logits: Tensor) -> Tensor:
+        """`logits` (rows, vocabulary) with minus infinity where a token would repeat an n-gram of its row."""
+        pairs = []
+        for i, row in enumerate(rows):
+            last = self._last(row)
+            if last is not None:
+                pairs += [(i, token) for token in self.after[row].get(last, ())]
+        if pairs:
+            where = torch.tensor(pairs, device=logits.device).T
+            logits = logits.clone()
+            logits[where[0], where[1]] = -torch.inf
+        return logits
+
+
+class Filters:
+    """The filters of a `Sampling` for one batch; false where there are none."""
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray]) -> None:
+        self.ngrams = NgramBlock(sampling.no_repeat_ngram, prompts) if sampling.no_repeat_ngram else None
+        self.warpers = LogitsProcessorList()
+        if sampling.top_k:
+            self.warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __bool__(self) -> bool:
+        return bool(self.ngrams or self.warpers)
+
+    def __call__(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Logits (batch, vocabulary) of these rows of the batch, with minus infinity for what must not be drawn."""
+        if self.ngrams:
+            logits = self.ngrams.block(rows.tolist(), logits)
+        # The warpers look at the scores alone.
+        return self.warpers(torch.empty(0, dtype=torch.long), logits) if self.warpers else logits  # type: ignore[arg-type,no-any-return]
+
+    def add(self, rows: Tensor, tokens: Tensor) -> None:
+        """What was drawn."""
+        if self.ngrams:
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                self.ngrams.add(row, token)

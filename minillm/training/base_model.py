@@ -1,0 +1,80 @@
+"""Stage `base`: a base model from scratch, a folder, the hub, a GGUF file, or pruned from another and healed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from minillm.config.sections import Launch, Model
+from minillm.config.stage_settings import BaseSettings
+from minillm.data.rows import Corpus, Rows
+from minillm.data.tokenizers import check_ids, own_tokenizer
+from minillm.files import identity, stage_key, whole_folder
+from minillm.models.loading import DTYPES, base_model, load_model, load_tokenizer, save_model
+from minillm.runtime import provenance
+from minillm.runtime.engine import Engine
+from minillm.runtime.processes import start
+from minillm.runtime.schedule import count_steps
+from minillm.training.dev_set import Dev, Example
+from minillm.training.export import export
+from minillm.training.supervised import fit, plain_sequences
+
+
+def run_stage(
+    settings: BaseSettings, launch: Launch, *, data: Path, out: Path, checkpoints: Path, parent: Path | None = None
+) -> None:
+    """Leave the base model at `out`; scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says."""
+    spec = settings.model
+    tokenizer = load_tokenizer(data / "tokenizer")
+    inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
+    raw = dataclasses.asdict(settings)
+    model = base_model(spec, tokenizer, settings.seed, parent)
+    if spec.source != "scratch":
+        compare_tokenizers(spec, tokenizer, parent)
+    if spec.training is None:
+        model = torch.nn.Module.to(model, DTYPES[settings.precision])
+        with whole_folder(out) as partial:
+            save_model(model, tokenizer, partial)
+            provenance.write(partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision})
+        return
+    world = start(settings.seed, launch.patience)
+    examples = plain_text_examples(data, with_rows=parent is not None)
+    dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
+    engine = Engine(
+        model,
+        spec.training,
+        launch,
+        world,
+        settings.precision,
+        checkpoints / f"base-{stage_key(raw, inputs)}",
+        count_steps(len(examples), spec.training),
+    )
+    teacher = engine.frozen(load_model(parent, settings.precision)) if parent else None
+    history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
+    export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
+
+
+def compare_tokenizers(spec: Model, run: PreTrainedTokenizerBase, parent: Path | None) -> None:
+    """UserError where the model's own tokenizer gives other ids than the run's; of one without a tokenizer this is said.
+
+    Done here, since the run's tokenizer is what goes into the model's folder: later stages see nothing else.
+    """
+    own = load_tokenizer(parent) if parent else own_tokenizer(spec)
+    if own is None:
+        print(f"{spec.path}: comes without a tokenizer; only the number of its tokens was compared with the run's")
+    else:
+        check_ids(own, run, spec.path or str(parent))
+
+
+def plain_text_examples(data: Path, with_rows: bool) -> list[Example]:
+    """The pre-training corpus, each chunk's first token as context; for healing the training rows too, prompt and response as text."""
+    corpus = Corpus.open(data)
+    chunks = [corpus.chunk(i) for i in range(len(corpus))]
+    if with_rows:
+        rows = Rows.open(data, "train")
+        chunks += [np.concatenate([rows.prompt(i), rows.response(i)]) for i in range(len(rows))]
+    return plain_sequences(chunks)

@@ -1,0 +1,206 @@
+"""What the training loops measure on the dev set, and the models they keep by it.  Nothing here ever sees a test set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minillm.config.sections import Launch, Sampling
+from minillm.data.batching import at_once, collate, least_padding, moved
+from minillm.data.rows import Rows
+from minillm.files import whole_folder
+from minillm.models.head import head_of, logits_by_tile, response_hidden, response_tokens, response_values, token_logprobs
+from minillm.models.loading import decode, save_model, special_tokens
+from minillm.runtime import checkpoints
+from minillm.runtime.engine import Engine
+from minillm.runtime.processes import World
+from minillm.sampling.sample import sample
+from minillm.scores import rouge_l
+from minillm.training import selection
+
+Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
+Divergence = Callable[[Tensor, Tensor], Tensor]  # of student and teacher logits, one value a token
+
+DEV_STEP = 2**32 - 1  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
+
+
+@dataclass(frozen=True)
+class Dev:
+    """Dev rows, the same ones at every evaluation, and how to answer them."""
+
+    examples: list[Example]
+    records: list[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    vocabulary: int
+    batch: int
+    seed: int
+    tokens: int = 0
+
+    @classmethod
+    def open(
+        cls, data: Path, limit: int, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, launch: Launch, seed: int
+    ) -> Dev:
+        """The first `limit` dev rows of a data folder (0: all)."""
+        rows = Rows.open(data, "dev")
+        count = min(limit or len(rows), len(rows))
+        return cls(
+            [(rows.prompt(i), rows.response(i)) for i in range(count)],
+            [rows.records[i] for i in range(count)],
+            tokenizer,
+            sampling,
+            len(tokenizer),
+            launch.eval_batch,
+            seed,
+            launch.eval_tokens,
+        )
+
+
+@torch.no_grad()
+def losses(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    dev: Dev,
+    world: World,
+    teacher: PreTrainedModel | None = None,
+    divergences: Mapping[str, Divergence] = MappingProxyType({}),
+    temperature: float = 1.0,
+    kept: dict[int, Tensor] | None = None,
+) -> dict[str, float]:
+    """Means over the response tokens of `examples`: "nll", and with a teacher those of `divergences`, by their names.
+
+    The divergences are those of the distributions at `temperature`, "nll" is the model's own.  `kept` holds the teacher's hidden
+    states of each batch of these examples, on the CPU, from one call to the next.
+    """
+    pad = special_tokens(dev.tokenizer)[1]
+
+    def length(example: Example) -> int:
+        return len(example[0]) + len(example[1])
+
+    mine = sorted(examples, key=length)[world.rank :: world.size]
+    wanted = dict(divergences) if teacher is not None else {}
+    totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
+    for number, rows in enumerate(least_padding(mine, length, dev.batch, at_once(world.device, dev.tokens))):
+        part = collate(rows, pad).to(world.device)
+        theirs = None
+        if teacher is not None:
+            if kept is not None and number in kept:
+                states = moved(kept[number], world.device)
+            else:
+                states = response_hidden(teacher, part)
+                if kept is not None:
+                    kept[number] = states.cpu()
+            theirs = logits_by_tile(states, head_of(teacher, dev.vocabulary, temperature))
+        tokens = response_tokens(part)
+
+        def measures(logits: Tensor, tile: slice, theirs: Any = theirs, tokens: Tensor = tokens) -> Tensor:
+            found = [-token_logprobs(logits, tokens[tile])]
+            if theirs is not None:
+                teachers = theirs(tile)
+                found += [function(logits / temperature, teachers) for function in wanted.values()]
+            return torch.stack(found, dim=1)
+
+        sums = response_values(model, part, dev.vocabulary, measures).double().sum(0).tolist()
+        totals["tokens"] += part.mask.sum().item()
+        for name, value in zip(("nll", *wanted), sums, strict=True):
+            totals[name] += value
+    parts = world.gather(totals)
+    every = {name: sum(part[name] for part in parts) for name in totals}
+    return {name: value / every["tokens"] for name, value in every.items() if name != "tokens"}
+
+
+@dataclass(frozen=True)
+class DevAnswers:
+    """Own responses of a model to the dev prompts, with their scores."""
+
+    examples: list[Example]
+    rouge: float
+    mean_length: float
+    finished: float
+
+
+def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
+    """Sample one response to each dev prompt and score it by ROUGE-L; the ranks share the prompts."""
+    mine = list(range(len(dev.examples)))[world.rank :: world.size]
+    eos, pad = special_tokens(dev.tokenizer)
+    found = sample(
+        model,
+        [dev.examples[i][0] for i in mine],
+        [int(dev.records[i]["id"]) for i in mine],
+        dev.sampling,
+        seed=dev.seed,
+        step=DEV_STEP,
+        eos=eos,
+        pad=pad,
+        vocabulary=dev.vocabulary,
+        batch=dev.batch,
+        budget=dev.tokens,
+    )
+    scored = [
+        (
+            i,
+            r.tokens,
+            r.finished,
+            rouge_l(decode(dev.tokenizer, r.tokens), dev.records[i]["references"]),
+        )
+        for i, r in zip(mine, found, strict=True)
+    ]
+    every = sorted((entry for part in world.gather(scored) for entry in part), key=lambda entry: entry[0])
+    return DevAnswers(
+        [(dev.examples[i][0], tokens) for i, tokens, _, _ in every],
+        float(np.mean([score for *_, score in every])),
+        float(np.mean([len(tokens) for _, tokens, _, _ in every])),
+        float(np.mean([finished for _, _, finished, _ in every])),
+    )
+
+
+class Candidates:
+    """The models that each selection rule would choose so far, by their step, kept beside the checkpoints until the stage is finished."""
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, rules: Sequence[str]) -> None:
+        self.engine, self.tokenizer, self.rules = engine, tokenizer, rules
+
+    def folder(self, step: int) -> Path:
+        return self.engine.folder / "candidates" / f"step-{step:07d}"
+
+    def chosen(self, history: list[dict[str, Any]]) -> set[int]:
+        """The steps that the rules choose, one or more."""
+        return {selection.choose(history, rule)["step"] for rule in self.rules}
+
+    def offer(self, history: list[dict[str, Any]]) -> None:
+        """Keep the present model where a rule chooses the last entry of `history`; what it chose before stays until `prune`."""
+        step = history[-1]["step"]
+        if step not in self.chosen(history):
+            return
+        state = self.engine.weights()
+        if self.engine.world.rank == 0:
+            with whole_folder(self.folder(step)) as partial:
+                save_model(self.engine.model, self.tokenizer, partial, state)
+        self.engine.world.barrier()
+
+    def prune(self, history: list[dict[str, Any]]) -> None:
+        """Remove what no checkpoint's part of `history` chooses: a run may have to go on from any of them, and then needs its choice."""
+        if self.engine.world.rank == 0:
+            parts = ([e for e in history if e["step"] <= step] for step in checkpoints.steps(self.engine.folder))
+            kept = {self.folder(step) for part in parts if part for step in self.chosen(part)}
+            for path in self.folder(0).parent.glob("step-*"):
+                if path not in kept:
+                    shutil.rmtree(path)
+
+    def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
+        """The model that `rule` chooses, its evidence (selection.json) and the metrics of the run, into `folder`."""
+        shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
+        (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
+        shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
+        if self.engine.launch.tensorboard:
+            shutil.copytree(self.engine.folder / "tensorboard", folder / "tensorboard")

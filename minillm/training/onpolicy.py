@@ -1,0 +1,166 @@
+"""The on-policy phase (Algorithm 1): rollout -> inner epochs of mini-batches -> dev evaluation.
+
+Where samples come from is in rollouts.py, which loss is taken on them in rollout_losses.py; MiniLLM and the methods that it is compared
+with are the same loop under other settings.  Global batch, rollouts and steps do not depend on the number of processes:
+every rank holds the whole collection and takes its share of each mini-batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minillm import objectives
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.sections import Launch, Sampling
+from minillm.config.stage_settings import OnPolicySettings
+from minillm.data.rows import Corpus, Rows
+from minillm.errors import UserError
+from minillm.files import identity, stage_key
+from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from minillm.runtime.engine import Engine
+from minillm.runtime.metrics_log import MetricsLog
+from minillm.runtime.processes import start
+from minillm.runtime.schedule import evaluation_steps
+from minillm.training.dev_set import Candidates, Dev, answer, losses
+from minillm.training.export import export
+from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
+from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
+
+INNER = 2**40  # orders of mini-batches come from other keys than orders of prompts
+
+
+def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, Any]]:
+    """Algorithm 1, phase 2; goes on from the newest checkpoint, rollouts included.  Returns the history of dev evaluations."""
+    s = task.settings
+    state = engine.resume() or {"history": [], "rollouts": None, "memory": Memory(s.student_share)}
+    history, rollouts, memory = state["history"], state["rollouts"], state["memory"]
+    candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
+    log = MetricsLog(engine, name)
+    updates = s.rollouts // s.batch
+    per_collection = s.inner_epochs * updates
+    due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
+
+    engine.engine.eval()
+    if engine.step == 0:
+        first = evaluate(engine, task)
+        memory.look(first["dev_loss"], s)
+        log.write(first)
+    with engine.interruptible(), engine.progress(name) as bar:
+        while engine.step < engine.steps:
+            collection, place = divmod(engine.step, per_collection)
+            if place == 0:
+                rollouts = collect_rollouts(engine, task.teacher, rows, task.dev, s, memory, collection, task.seed)
+                log.write(rollouts.summary | credit_summary(rollouts, s))
+                guard(rollouts, memory, s, engine)
+            chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
+            found = engine.update(*micro_batches(engine, task, rollouts, chosen))
+            bar.update()
+            if engine.logs:
+                log.write(engine.summed(found))
+            if engine.step in due:
+                history.append({"step": engine.step, **evaluate(engine, task)})
+                memory.look(history[-1]["dev_loss"], s)
+                log.write({key: value for key, value in history[-1].items() if key != "step"})
+                candidates.offer(history)
+            state = {"history": history, "rollouts": rollouts, "memory": memory}
+            if engine.step in due or engine.step % engine.launch.save_every == 0:
+                engine.save(state)
+                candidates.prune(history)
+            engine.stop_if_asked(partial(engine.save, state))
+    return history
+
+
+def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, update: int) -> list[int]:
+    """Places in the collection of one mini-batch: each inner epoch is a permutation drawn from (seed, collection, inner epoch)."""
+    key = [seed + INNER, collection * settings.inner_epochs + inner]
+    order = np.random.Generator(np.random.Philox(key=key)).permutation(settings.rollouts)
+    return [int(i) for i in order[update * settings.batch : (update + 1) * settings.batch]]
+
+
+def evaluate(engine: Engine, task: Task) -> dict[str, float]:
+    """The dev set: ROUGE-L of fresh answers, cross-entropy of the references, exact reverse KL on the answers, and the objective.
+
+    "dev_objective" is the method's own: its divergence on fresh answers, on the references where it learns from these, or both
+    in the shares that the method starts with.
+    """
+    s, dev, world = task.settings, task.dev, engine.world
+
+    def divergence(q: Any, p: Any) -> Any:
+        return token_divergence(s, q, p)
+
+    # Under its own name, so that a divergence which is reported anyway is computed once.
+    name: str = "reverse_kl" if s.objective == "minillm" else s.objective
+    wanted = {name: divergence, "forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
+    with engine.whole():
+        answers = answer(engine.model, dev, world)
+        own = losses(engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature)
+        on_gold = task.teacher if s.student_share < 1 else None
+        gold = losses(engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature)
+    objective = s.student_share * own[name] + (1 - s.student_share) * gold.get(name, 0.0)
+    return {
+        "dev_rouge": answers.rouge,
+        "dev_loss": gold["nll"],
+        "dev_objective": objective,
+        "dev_reverse_kl": own["reverse_kl"],
+        "dev_forward_kl": own["forward_kl"],
+        "dev_length": answers.mean_length,
+        "dev_finished": answers.finished,
+    }
+
+
+def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
+    """Stop where length or reverse KL has run away from the first collection's; UserError that says by how much."""
+    for key, limit, value in (
+        ("response_length", "stop_length", settings.stop_length),
+        ("rollout_reverse_kl", "stop_kl", settings.stop_kl),
+    ):
+        if not value or key not in rollouts.summary:
+            continue
+        now = rollouts.summary[key]
+        first = memory.first.setdefault(key, now)  # the first collection may have no samples of the student
+        if now > value * first or (limit == "stop_length" and now * value < first):
+            raise UserError(
+                f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} at the start: more than a factor "
+                f"of {value:g}; lower lr, raise alpha or init_kl, or set {limit}: 0.0 (the best model so far: {engine.folder}/candidates)"
+            )
+
+
+def run_stage(
+    settings: OnPolicySettings, launch: Launch, *, data: Path, init: Path, teacher: Path, out: Path, checkpoints: Path
+) -> None:
+    """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to the checkpoint of best dev ROUGE-L (`out`)."""
+    training = settings.training
+    world = start(settings.seed, launch.patience)
+    check_same_tokenizer(init, teacher)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    rows = Rows.open(data, "train")
+    if len(rows) < training.rollouts:
+        raise UserError(
+            f"{settings.method}.rollouts: {training.rollouts} prompts a collection, but there are only {len(rows)} training rows"
+        )
+    sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
+    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
+    inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
+    raw = dataclasses.asdict(settings)
+    engine = Engine(
+        load_model(init, "fp32"),
+        training,
+        launch,
+        world,
+        settings.precision,
+        checkpoints / f"{settings.method}-{stage_key(raw, inputs)}",
+        training.collections * training.inner_epochs * (training.rollouts // training.batch),
+    )
+
+    def frozen(folder: Path) -> Any:
+        return engine.frozen(load_model(folder, settings.precision))
+
+    anchor = frozen(init) if training.init_kl else None
+    task = Task(frozen(teacher), anchor, Corpus.open(data), dev, training, settings.seed)
+    history = train(engine, task, rows, settings.method)
+    export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed)

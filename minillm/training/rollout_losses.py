@@ -1,0 +1,314 @@
+"""Which loss is taken on the samples of a collection: MiniLLM's two terms, or one divergence; and plain text beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from minillm import objectives
+from minillm.config.onpolicy import OnPolicy
+from minillm.data.batching import collate, moved
+from minillm.data.rows import Corpus
+from minillm.errors import UserError
+from minillm.models.head import head_of, logits_by_tile, response_hidden, response_losses, response_tokens, token_logprobs
+from minillm.models.loading import special_tokens
+from minillm.models.tiled_loss import Compilable, Terms
+from minillm.runtime.engine import Engine, Losses
+from minillm.runtime.schedule import batch_of_step
+from minillm.training.dev_set import Dev, Example
+from minillm.training.rollouts import Rollouts
+from minillm.training.supervised import token_loss
+
+Row = tuple[Literal["sample", "text"], int]  # a sample's place in the collection, a chunk's in the corpus
+PLAIN = 2**41  # orders of plain text come from other keys than orders of prompts
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a loss needs beside the student and the samples; `anchor` is the initial student, where the guard wants it."""
+
+    teacher: PreTrainedModel
+    anchor: PreTrainedModel | None
+    corpus: Corpus
+    dev: Dev
+    settings: OnPolicy
+    seed: int
+
+
+def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
+    """w_t of every token, (rows, time): Eq. 5 by its last factor ("token"), as it stands ("product"), or 1 ("none")."""
+    if settings.importance == "none":
+        return rollouts.mask
+    weights = objectives.importance_weights(rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha)
+    if settings.importance == "product":
+        return objectives.sequence_weights(weights, rollouts.mask)
+    return weights * rollouts.mask
+
+
+def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
+    """What multiplies grad log q of every token in the long term, (rows, time), before whitening."""
+    s, mask = settings, rollouts.mask
+    rewards = objectives.token_rewards(
+        rollouts.student_logprobs, rollouts.teacher_logprobs, mask, scale=s.reward_scale, clip=s.reward_clip or None
+    )
+    expected = -rollouts.reverse_kl * mask / s.reward_scale  # the mean of r_t given what stands before it
+    if s.advantage == "expected":
+        rewards = expected
+    if s.advantage == "centred":  # r_t less its mean, then the rewards that follow
+        baseline = objectives.returns(expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True)
+        return objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=True) - baseline
+    return objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=s.include_current)
+
+
+def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
+    """Advantages of one global mini-batch, (rows, time), whitened or not.
+
+    "positions" counts `max_tokens` positions a row, absent ones as zeros, as the released code does with its padding, here
+    whatever the padding is; "tokens" counts the response tokens.
+    """
+    if settings.whiten == "none":
+        return values
+    if settings.whiten == "tokens":
+        return objectives.whiten(values, mask)
+    total = len(values) * settings.max_tokens
+    mean = objectives.masked_mean(values, mask, denominator=total)
+    present = objectives.masked_mean(torch.ones_like(values), mask, denominator=total)
+    # Squares of differences, not the difference of squares, which float32 can leave negative.
+    variance = objectives.masked_mean((values - mean) ** 2, mask, denominator=total) + (1 - present) * mean**2
+    return objectives.whiten(values, mask, statistics=(mean, variance))
+
+
+def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The configured divergence of each token; reverse KL for "minillm", which is what it minimises."""
+    if settings.objective == "minillm":
+        return objectives.reverse_kl(student_logits, teacher_logits)
+    if settings.objective == "jensen_shannon":
+        return objectives.jensen_shannon(student_logits, teacher_logits, settings.beta)
+    if settings.objective == "skew_forward_kl":
+        return objectives.skew_forward_kl(student_logits, teacher_logits, settings.skew)
+    if settings.objective == "skew_reverse_kl":
+        return objectives.skew_reverse_kl(student_logits, teacher_logits, settings.skew)
+    plain = {
+        "forward_kl": objectives.forward_kl,
+        "reverse_kl": objectives.reverse_kl,
+        "total_variation": objectives.total_variation,
+    }
+    return plain[settings.objective](student_logits, teacher_logits)
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a micro-batch's loss takes as given: of each sampled token, (tokens,) in the order of the logits; frozen models' logits by tile."""
+
+    tokens: Tensor
+    old_logprobs: Tensor
+    weights: Tensor
+    advantages: Tensor
+    teacher: Callable[[slice], Tensor] | None
+    initial: Callable[[slice], Tensor] | None
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """The loss of sampled tokens by name, each a sum over them; noted is how many have a ratio outside of 1 +- clip.
+
+    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  Whether the
+    surrogate clips such a ratio depends on the advantage.
+    """
+
+    settings: OnPolicy
+
+    def __call__(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        old_logprobs: Tensor,
+        weights: Tensor,
+        advantages: Tensor,
+        teacher_logits: Tensor | None,
+        initial_logits: Tensor | None,
+    ) -> Terms:
+        """Logits (n, vocabulary), all others (n,)."""
+        s, found, noted = self.settings, dict[str, Tensor](), dict[str, Tensor]()
+        if s.objective != "minillm":
+            assert teacher_logits is not None
+            found[s.objective] = token_divergence(s, logits, teacher_logits).sum()
+        else:
+            new = token_logprobs(logits, tokens)
+            found["long_term"] = objectives.policy_gradient_loss(
+                new, old_logprobs, advantages, torch.ones_like(new),
+                weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
+            )  # fmt: skip
+            if s.clip:
+                noted["outside"] = ((torch.exp(new.detach() - old_logprobs) * weights - 1.0).abs() > s.clip).sum()
+            if teacher_logits is not None:
+                weighted = weights if s.single_step_weights else None
+                found["single_step"] = objectives.single_step_loss(
+                    logits, teacher_logits, None, weights=weighted, denominator=1
+                )
+        if initial_logits is not None:
+            found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
+        return found, noted
+
+
+def frozen_model_logits(
+    model: PreTrainedModel, examples: Sequence[Example], task: Task, device: torch.device, temperature: float
+) -> Callable[[slice], Tensor]:
+    """Logits of a model that is not trained, a tile of the examples' response tokens at a time."""
+    batch = collate(examples, special_tokens(task.dev.tokenizer)[1]).to(device)
+    head = head_of(model, task.dev.vocabulary, temperature)
+    return logits_by_tile(response_hidden(model, batch), head)
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """One mini-batch of a collection, and the plain text beside it: what every micro-batch of every rank shares.
+
+    `advantages` and `weights` (rollouts, time); the loss on samples is divided by `denominator`, that on text by `text_denominator`.
+    """
+
+    task: Task
+    rollouts: Rollouts
+    advantages: Tensor
+    weights: Tensor
+    tokens: float
+    denominator: float
+    text_denominator: float
+    device: torch.device
+    compiled: bool
+
+    def examples(self, part: Sequence[Row]) -> list[Example]:
+        """Prompts and responses; of text the first token is the prompt, so that all others are targets."""
+        rollouts, chunk = self.rollouts, self.task.corpus.chunk
+        return [
+            (rollouts.prompts[i], rollouts.responses[i]) if kind == "sample" else (chunk(i)[:1], chunk(i)[1:])
+            for kind, i in part
+        ]
+
+    def length(self, row: Row) -> int:
+        prompt, response = self.examples([row])[0]
+        return len(prompt) + len(response)
+
+    def inputs(self, samples: Sequence[Row], tokens: Tensor) -> LossInputs:
+        """`tokens` are those of the samples' responses."""
+        s, rollouts, rows = self.task.settings, self.rollouts, [i for _, i in samples]
+        valid = rollouts.mask[rows].bool()
+
+        def cut(values: Tensor) -> Tensor:  # (tokens,), in the order of the logits
+            return moved(values[rows][valid], self.device)
+
+        def frozen(model: PreTrainedModel) -> Callable[[slice], Tensor]:
+            return frozen_model_logits(model, self.examples(samples), self.task, self.device, s.temperature)
+
+        teacher = None
+        if s.objective != "minillm" or s.single_step:
+            if rollouts.teacher_hidden is None:
+                teacher = frozen(self.task.teacher)
+            else:  # kept when the samples were drawn
+                hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
+                teacher = logits_by_tile(hidden, head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature))
+        initial = frozen(self.task.anchor) if self.task.anchor is not None else None
+        return LossInputs(tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial)
+
+    def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
+        """The loss of a tile of sampled tokens; its terms are added to `sums`."""
+
+        def given(tile: slice) -> tuple[Tensor | None, ...]:
+            frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
+            return (inputs.tokens[tile], inputs.old_logprobs[tile], inputs.weights[tile], inputs.advantages[tile], *frozen)
+
+        def note(terms: Terms) -> None:
+            found, noted = terms
+            logged = {name: value / self.denominator for name, value in found.items()}
+            if "outside" in noted:
+                logged["clip_fraction"] = noted["outside"] / self.tokens
+            for name, value in logged.items():
+                sums[name] = sums[name] + value if name in sums else value
+
+        return Compilable(SampleLoss(self.task.settings), given, note, self.compiled)
+
+    def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
+        """The loss of a tile of plain text, at temperature 1."""
+        ratio, theirs = self.task.settings.lm_kd_ratio, None
+        if ratio:
+            theirs = frozen_model_logits(self.task.teacher, self.examples(texts), self.task, self.device, 1.0)
+        return token_loss(tokens, theirs, ratio, self.compiled)
+
+    def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
+        """A micro-batch's share of the loss, from one forward pass of the student; and its terms, by name, for the log."""
+        s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
+        samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
+        batch = collate(self.examples([*samples, *texts]), special_tokens(self.task.dev.tokenizer)[1]).to(self.device)
+        tokens = response_tokens(batch)
+        border = sum(len(self.rollouts.responses[i]) for _, i in samples)
+        asked, weights = [], []
+        if samples:
+            function = self.on_samples(self.inputs(samples, tokens[:border]), sums)
+            asked.append((slice(border), function, head_of(model, vocabulary, s.temperature)))
+            weights.append(1 / self.denominator)
+        if texts:
+            asked.append((slice(border, None), self.on_texts(texts, tokens[border:]), head_of(model, vocabulary)))
+            weights.append(s.lm_coef / self.text_denominator)
+        losses = [weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)]
+        if texts:
+            sums["plain_text"] = losses[-1].detach()
+        return torch.stack(losses).sum(), sums
+
+
+def plain_text(engine: Engine, task: Task) -> list[int]:
+    """Chunks of plain text beside the mini-batch of this step, of all ranks."""
+    s, corpus = task.settings, task.corpus
+    # At most once each: a corpus shorter than a batch is used whole.
+    count = min(s.lm_batch or s.batch, len(corpus)) if s.lm_coef else 0
+    if count % engine.world.size:
+        raise UserError(
+            f"lm_batch: {count} chunks cannot be split evenly over {engine.world.size} processes; change one of them"
+            + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
+        )
+    return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
+
+
+def micro_batches(
+    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int]
+) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
+    """(this rank's micro-batches of one mini-batch and its plain text, the loss of one of them); all ranks' add up to the whole loss."""
+    s, rows = task.settings, list(chosen)
+    mask, texts = rollouts.mask[rows], plain_text(engine, task)
+    credit = advantages(rollouts, s)
+    credit[rows] = whitened(credit[rows], mask, s)  # statistics of the global mini-batch, whatever it is split into
+    tokens = float(mask.sum())
+    of_sequences = s.normaliser == "sequences"
+    made = MiniBatch(
+        task, rollouts, credit, importance(rollouts, s), tokens,
+        float(len(rows)) if of_sequences else tokens,
+        float(len(texts) if of_sequences else sum(len(task.corpus.chunk(i)) - 1 for i in texts)),
+        engine.world.device, engine.launch.compile,
+    )  # fmt: skip
+    samples: list[Row] = [("sample", i) for i in rows]
+    parts = engine.mine(samples, [("text", i) for i in texts], length=made.length)
+    return parts, partial(made.loss, engine.engine)
+
+
+def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:
+    """What is logged of a collection's rewards, advantages (before whitening) and weights; nothing for plain divergences."""
+    if settings.objective != "minillm":
+        return {}
+    mask = rollouts.mask
+    rewards = (rollouts.teacher_logprobs - rollouts.student_logprobs)[mask.bool()]
+    credit = advantages(rollouts, settings)[mask.bool()]
+    weights = importance(rollouts, settings)[mask.bool()]
+    return {
+        "reward": rewards.mean().item(),
+        "advantage_mean": credit.mean().item(),
+        "advantage_std": credit.std(correction=0).item(),
+        "advantage_min": credit.min().item(),
+        "advantage_max": credit.max().item(),
+        # Kish's effective sample size, as a share of the tokens: 1 for equal weights
+        "effective_samples": (weights.sum() ** 2 / (weights**2).sum() / len(weights)).item(),
+    }

@@ -1,0 +1,368 @@
+"""The judge: scores read from replies, the ratio by hand, and an endpoint that misbehaves in every way; no verdict is paid for twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_case import generations
+
+from minillm.cli import main
+from minillm.config import evaluation_sections
+from minillm.config.evaluation_settings import JudgeSettings
+from minillm.errors import UserError
+from minillm.evaluation.answers import question
+from minillm.evaluation.judge import LAYOUT, REQUEST, evaluate, parse_scores, request
+from minillm.evaluation.judges import KEPT, Endpoint, _fingerprint
+from minillm.scores import rouge_l
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        ("8 7\nBoth are good.", (8, 7)),
+        ("\n  7.5 10 \n", (7.5, 10)),
+        ("8, 7", (8, 7)),
+        ("Assistant 1: 8, Assistant 2: 7", None),
+        ("0 7", None),
+        ("8 11", None),
+        ("8", None),
+        ("8 7 6", None),
+        ("", None),
+    ],
+)
+def test_scores_of_a_reply(reply: str, scores: tuple[float, float] | None) -> None:
+    assert parse_scores(reply) == scores
+
+
+def test_the_request_is_the_published_one_below_question_and_answers() -> None:
+    text = request("Say {a}.", "{first}", "b")
+    assert text.startswith("[Instruction]\nSay {a}.\n\n[The Start of Assistant 1's Answer]\n{first}\n")
+    assert text.endswith(f"[System]\n{REQUEST}\n") and LAYOUT.count("{request}") == 1
+    assert REQUEST.startswith("We would like to request your feedback on the performance of two AI assistants in response to")
+    assert REQUEST.endswith("ensuring that the order in which the responses were presented does not affect your judgment.")
+
+
+def test_the_question_is_the_prompt_without_its_wrapper() -> None:
+    start = "Below is an instruction that describes a task"
+    assert question(f"{start}. Write.\n\n### Instruction:\nAdd.\n\n### Response:\n") == "Add."
+    both = "### Instruction:\nAdd.\n\n### Input:\n1 2"
+    assert question(f"{start}, paired with an input. Write.\n\n{both}\n\n### Response:\n") == both
+    assert question("Add.\n1 2\n### Response:\n") == "Add.\n1 2"
+
+
+def settings(**values: Any) -> JudgeSettings:
+    return JudgeSettings(stage="judge", judge=evaluation_sections.Judge(tests=("t",), **values), precision="fp32")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
+    file = generations(tmp_path / "t.jsonl", ["red blue green", "pink", "red pink"], seeds=(10, 20))
+    evaluate(settings(kind="stand-in", rows=2), file, tmp_path / "cache", tmp_path / "m.json")
+    found = read(tmp_path / "m.json")
+    assert found["stand_in"] is True and found["judge"]["kind"] == "stand-in"
+    assert (found["n"], found["seeds"], found["missing"], found["sources"]) == (2, [10], [], [str(file)])
+    low = round(1 + 0.09 * rouge_l("pink", ["red blue green"]), 1)
+    assert found["rows"][1] == {"seed": 10, "id": 1, "response": [low, low], "reference": [10, 10]}
+    assert found["totals"] == {"response": 10 + low, "reference": 20}
+    assert found["mean"] == pytest.approx(100 * (10 + low) / 20)
+    assert found["standard_error"] > 0
+
+
+# --- an endpoint
+class Server(ThreadingHTTPServer):
+    """Answers with what `script` says for the n-th request ("ok" after its end) and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[str] = []
+        self.prompts: list[str] = []
+        self.paid: list[str] = []
+        self.keys: set[str] = set()
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, *_: Any) -> None:  # a client that has hung up
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = body["messages"][0]["content"]
+        with self.server.lock:
+            self.server.prompts.append(prompt)
+            self.server.keys.add(self.headers["authorization"])
+            what = self.server.script.pop(0) if self.server.script else "ok"
+            if what in ("ok", "words"):
+                self.server.paid.append(prompt)
+        if what == "ok":
+            # The reference is worth 8, any response 4.
+            first = prompt.split("Assistant 1's Answer]\n")[1]
+            scores = "8 4" if first.startswith("red blue green") else "4 8"
+            self._reply(200, json.dumps({"choices": [{"message": {"content": f"{scores}\nWhy."}}]}))
+        elif what == "repeats":
+            why = f"Asked with {self.headers['authorization']}"
+            self._reply(200, json.dumps({"choices": [{"message": {"content": f"4 8\n{why}."}}]}))
+        elif what == "repeats-garbage":
+            padding = "x" * (KEPT - 10)  # the key lies across the place where such a reply is cut
+            self._reply(200, f"{padding}{self.headers['authorization']}", "text/html")
+        elif what == "words":
+            self._reply(200, json.dumps({"choices": [{"message": {"content": "I like the first."}}]}))
+        elif what == "garbage":
+            self._reply(200, "<html>proxy</html>", "text/html")
+        elif what == "broken":
+            self._reply(200, '{"choices": [')
+        elif what == "close":
+            self.close_connection = True
+        elif what == "hang":
+            time.sleep(1.0)
+        elif what == "echo":
+            self._reply(400, json.dumps({"error": {"message": f"bad request with {self.headers['authorization']}"}}))
+        else:
+            self._reply(int(what), json.dumps({"error": {"message": f"no: {self.headers['authorization']}"}}))
+
+    def _reply(self, status: int, text: str, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(text)))
+        if status == 429:
+            self.send_header("retry-after", "0.2")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    pytest.importorskip("openai", reason="openai is not installed here")
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    made = Server()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def asked(server: Server, **values: Any) -> JudgeSettings:
+    patience = {"backoff": 0.01, "timeout": 0.5, "retries": 4, "concurrency": 3}
+    return settings(kind="openai", model="m", base_url=server.url, key_variable="JUDGE_KEY", **{**patience, **values})
+
+
+def no_key(folder: Path, *texts: str) -> None:
+    for text in (*texts, *(path.read_text() for path in folder.rglob("*") if path.is_file())):
+        assert KEY not in text and "secret" not in text
+
+
+RESPONSES = ["red", "pink", "black and white", "none"]
+
+
+def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    server.script = ["429", "500", "close", "garbage", "hang", "503", "words", "broken"]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    found = read(tmp_path / "m.json")
+    assert (found["mean"], found["standard_error"], found["n"], found["missing"]) == (50, 0, 4, [])
+    assert found["by_order"] == {"response_first": 50, "reference_first": 50} and found["stand_in"] is False
+    assert found["judge"]["temperature"] == 0.7 and server.keys == {f"Bearer {KEY}"}
+    assert len(server.prompts) == 8 + 8 and len(set(server.prompts)) == 8
+    output = capfd.readouterr()
+    assert "judge: 8 verdicts wanted, 0 of them cached, 8 calls to make" in output.out
+    # A second run asks nothing, not even for the key.
+    before = (tmp_path / "m.json").read_bytes()
+    evaluate(asked(server, retries=1), file, tmp_path / "cache", tmp_path / "m.json")
+    assert len(server.prompts) == 16 and (tmp_path / "m.json").read_bytes() == before
+    assert "8 verdicts wanted, 8 of them cached, 0 calls to make" in capfd.readouterr().out
+    no_key(tmp_path, output.out, output.err)
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it(server: Server, tmp_path: Path) -> None:
+    server.script = ["repeats-garbage", *["repeats"] * 50]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    kept = [reply for path in (tmp_path / "cache").rglob("*.json") for reply in read(path)["replies"]]
+    assert len(kept) == 9 and sum("Asked with Bearer ***." in reply for reply in kept) == 8
+    no_key(tmp_path)
+    for text in kept:
+        assert KEY[:6] not in text
+
+
+def test_an_endpoint_without_a_key_may_say_none() -> None:
+    endpoint = Endpoint(evaluation_sections.Judge(kind="openai", model="m", key_variable=""))
+    pytest.importorskip("openai", reason="openai is not installed here")
+    endpoint._client()
+    assert endpoint._blanked("4 8\nnone is better") == "4 8\nnone is better"
+
+
+def test_another_fine_tuning_is_another_judge(tmp_path: Path) -> None:
+    """Weights of the same size: what was judged by the one must not be taken for the other's."""
+    for name, weights in (("a", b"0000"), ("b", b"0001"), ("c", b"0000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    found = [_fingerprint(tmp_path / name) for name in "abc"]
+    assert found[0] == found[2] != found[1]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    server.script = ["ok", "words", "ok", *["500"] * 2]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    one_by_one = asked(server, concurrency=1, retries=1)
+    with pytest.raises(
+        UserError, match=r"^http://.*/v1: no answer after 2 calls \(last: status 500\); verdicts so far are kept"
+    ):
+        evaluate(one_by_one, file, tmp_path / "cache", tmp_path / "m.json")
+    assert not (tmp_path / "m.json").exists() and len(server.paid) == 3
+    evaluate(one_by_one, file, tmp_path / "cache", tmp_path / "m.json")
+    assert read(tmp_path / "m.json")["mean"] == 50
+    paid = {prompt: server.paid.count(prompt) for prompt in server.paid}
+    assert sorted(paid.values()) == [1] * 7 + [2]  # twice only where the first reply held no scores
+    evaluate(asked(server, temperature=0.0), file, tmp_path / "cache", tmp_path / "m.json")
+    assert len(server.paid) == 9 + 8  # another temperature is another judge
+
+
+def test_a_killed_run_pays_for_nothing_twice(server: Server, tmp_path: Path) -> None:
+    server.script = ["ok", "ok", *["hang"] * 50]
+    file, config = generations(tmp_path / "t.jsonl", RESPONSES), tmp_path / "c.json"
+    config.write_text(json.dumps(dataclasses.asdict(asked(server, concurrency=1, retries=50))))
+    paths = ["--generations", file, "--cache", tmp_path / "cache", "--out", tmp_path / "m.json"]
+    command = [sys.executable, "-m", "minillm", "judge", "--config", config, *paths]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen([*map(str, command)], stdout=log, stderr=log) as process:
+        for _ in range(1200):
+            if len(server.prompts) >= 3 or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    assert len(server.paid) == 2, (tmp_path / "log").read_text()
+    server.script = []
+    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    assert len(server.paid) == len(set(server.paid)) == 8 and read(tmp_path / "m.json")["mean"] == 50
+    no_key(tmp_path)
+
+
+def test_replies_without_scores_are_missing_and_stay_so(server: Server, tmp_path: Path) -> None:
+    server.script = ["words", *["ok"] * 7, "words"]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    for _ in range(2):
+        evaluate(asked(server, concurrency=1, rereads=1), file, tmp_path / "cache", tmp_path / "m.json")
+        found = read(tmp_path / "m.json")
+        assert found["n"] == 3 and len(found["missing"]) == 1 and found["mean"] == 50
+        assert len(server.prompts) == 9 and server.prompts[8] == server.prompts[0]
+
+
+def test_a_run_all_of_whose_verdicts_are_unreadable_fails(server: Server, tmp_path: Path) -> None:
+    server.script = ["garbage"] * 100
+    with pytest.raises(UserError, match="no row has two readable verdicts of the judge"):
+        evaluate(
+            asked(server, rereads=0), generations(tmp_path / "t.jsonl", RESPONSES), tmp_path / "cache", tmp_path / "m.json"
+        )
+    assert len(server.prompts) == 8
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("401", r"http://.*: status 401: the key in \$JUDGE_KEY was refused; check it"),
+        ("404", r"http://.*: status 404 for the model 'm': .*no: Bearer \*\*\*.*; check judge.model and judge.base_url"),
+        ("echo", r"http://.*: status 400 for the model 'm': .*Bearer \*\*\*.*"),
+    ],
+)
+def test_what_a_retry_cannot_mend_is_one_line_without_the_key(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str], what: str, said: str
+) -> None:
+    server.script = [what] * 8
+    config = tmp_path / "c.json"
+    judge = {
+        "kind": "openai",
+        "model": "m",
+        "base_url": server.url,
+        "key_variable": "JUDGE_KEY",
+        "tests": ["t"],
+        "concurrency": 1,
+    }
+    config.write_text(json.dumps({"stage": "judge", "judge": judge, "precision": "fp32"}))
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    arguments = ["--config", config, "--generations", file, "--cache", tmp_path / "cache", "--out", tmp_path / "m.json"]
+    assert main(["judge", *map(str, arguments)]) == 2
+    output = capfd.readouterr()
+    line = next(line for line in output.err.splitlines() if "error" in line)
+    assert re.fullmatch(f"minillm judge: error: {said}", line)
+    assert len(server.prompts) == 1
+    no_key(tmp_path, output.out, output.err)
+
+
+def test_without_a_key_nothing_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    with pytest.raises(UserError, match=r"^judge.key_variable: \$JUDGE_KEY is not set; export the key there"):
+        evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    assert server.prompts == []
+
+
+def test_waits_grow_and_follow_the_endpoint() -> None:
+    endpoint = Endpoint(evaluation_sections.Judge(kind="openai", model="m", backoff=1.0))
+    waits = [endpoint._wait(attempt, None) for attempt in range(9)]
+    assert all(0.75 * 2**i <= wait <= 1.25 * 2**i for i, wait in enumerate(waits[:5])) and waits[8] == 60
+    assert endpoint._wait(0, "30") == 30 and endpoint._wait(0, "9999") == 60
+    assert endpoint._wait(0, "Wed, 21 Oct 2026 07:28:00 GMT") < 2
+
+
+def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
+    file = generations(tmp_path / "t.jsonl", ["red"])
+    evaluate(settings(kind="stand-in"), file, tmp_path / "cache", tmp_path / "m.json")
+    verdict = next((tmp_path / "cache").rglob("*.json"))
+    verdict.write_text("{")
+    with pytest.raises(UserError, match=f"^{re.escape(str(verdict))}: a damaged verdict; remove it"):
+        evaluate(settings(kind="stand-in"), file, tmp_path / "cache", tmp_path / "m.json")
+
+
+def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
+    """A random model's replies hold no scores: what counts is that they are asked for, kept, and do not depend on the batch."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from minillm.data.tokenizers import train_tokenizer
+    from minillm.evaluation.judges import JudgePrompt, make_judge
+    from minillm.models.loading import save_model
+
+    tokenizer = train_tokenizer(["8 7 both answers are good", REQUEST], 300)
+    end = tokenizer.eos_token_id
+    shape = GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
+    )
+    save_model(GPT2LMHeadModel(shape), tokenizer, tmp_path / "judge")
+    asked = [JudgePrompt(f"{i:064x}", f"is {'it ' * i}good", "", "", ()) for i in range(3)]
+    replies = []
+    for concurrency in (1, 3):
+        judge = make_judge(
+            evaluation_sections.Judge(
+                kind="transformers", model=str(tmp_path / "judge"), max_tokens=6, concurrency=concurrency
+            ),
+            "fp32",
+        )
+        replies.append({q.key: reply for q, reply in judge.replies(asked)})
+        assert judge.identity["kind"] == "transformers" and len(judge.identity["content"]) == 64
+    assert replies[0] == replies[1] and len(replies[0]) == 3
