@@ -67,7 +67,7 @@ echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/re
 endef
 
 plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config/config.yaml) would still run
-	@$(RUN) snakemake -n --cores all --configfile $(CONFIG) 2>&1 | python -m minillm.plan
+	@$(RUN) minillm plan --configfile $(CONFIG)
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)

@@ -1,4 +1,6 @@
-"""`snakemake -n ... | python -m minillm.plan`: what a run would still do: jobs by rule, hours by stage, and the critical path.
+"""`minillm plan`: what a run would still do: jobs by rule, hours by stage, and the critical path.
+
+It asks Snakemake itself, by a dry run.
 
 Hours are those of earlier runs, from the benchmark files that Snakemake has left in the run's folder: of the same job, else the mean over the
 same rule and model, else over the rule.  What never ran has a dash; nothing is guessed.
@@ -8,9 +10,10 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,19 +130,17 @@ def _seconds(path: Path) -> float | None:
         return None
 
 
-def main(lines: Iterable[str]) -> int:
-    """Print the report of a dry run; 0, or 2 with one line where the text is none."""
-    text = "".join(lines)
-    planned = [job for job in jobs(text) if job.rule != "all"]
-    if not planned and "Nothing to be done" not in text:
-        last = text.strip().split("\n")[-1]  # what Snakemake itself complains of
-        raise UserError(f"no dry run on the standard input (snakemake -n --configfile FILE | python -m minillm.plan): {last}")
+def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
+    """Print what Snakemake would run for these configurations (none: the paper's), in the checkout that is the working directory.
+
+    Raises UserError with Snakemake's last line where it cannot plan.
+    """
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "all", *targets]
+    command += ["--configfile", *map(str, configfiles)] if configfiles else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    planned = [job for job in jobs(done.stdout) if job.rule != "all"]
+    if done.returncode:
+        lines = done.stdout.strip().splitlines()
+        problem = next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output")
+        raise UserError(f"snakemake cannot plan this: {problem.removeprefix('Error: ')}")
     print(report(planned, hours_of(planned, Path())))
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.stdin))
-    except UserError as error:
-        sys.exit(f"minillm.plan: error: {error}")

@@ -1,16 +1,135 @@
+# Excess accumulated error (docs/evaluation.md): a teacher's samples are drawn once, each of its students draws its own.
+rule samples:
+    input:
+        config=at(layout.settings_file("samples")),
+        test=FLOW.test,
+        model=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("samples"),
+    output:
+        samples=at(layout.samples("{teacher}", "{test}")),
+        meta=at(layout.meta(layout.samples("{teacher}", "{test}"))),
+    log:
+        at(layout.log("samples/{teacher}/{test}")),
+    benchmark:
+        at(layout.benchmark("samples/{teacher}/{test}"))
+    conda:
+        "../environment.yml"
+    threads: threads_of("samples")
+    resources:
+        mem_mb=16000,
+        runtime="4h",
+    params:
+        command=FLOW.launch("samples"),
+    shell:
+        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
+        " --out {output.samples} > {log} 2>&1"
+
+
+rule exposure_bias:
+    input:
+        config=at(layout.settings_file("exposure_bias")),
+        samples=at(layout.samples("{teacher}", "{test}")),
+        meta=at(layout.meta(layout.samples("{teacher}", "{test}"))),
+        model=at(layout.model("{weights}")),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("exposure_bias"),
+    output:
+        at(layout.metric("exposure_bias", "{weights}", "{test}", "{teacher}")),
+    log:
+        at(layout.log("exposure_bias/{teacher}/{weights}/{test}")),
+    benchmark:
+        at(layout.benchmark("exposure_bias/{teacher}/{weights}/{test}"))
+    conda:
+        "../environment.yml"
+    threads: threads_of("exposure_bias")
+    resources:
+        mem_mb=32000,
+        runtime="8h",
+    params:
+        command=FLOW.launch("exposure_bias"),
+    shell:
+        "{params.command} --config {input.config} --samples {input.samples} --model {input.model}"
+        " --teacher {input.teacher} --out {output} > {log} 2>&1"
+
+
+# ROUGE-L by the length of the first reference, from scores and responses that are there already.
+rule lengths:
+    input:
+        config=at(layout.settings_file("lengths/{test}")),
+        metric=at(layout.metric("rouge", "{weights}", "{test}")),
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
+        data=FLOW.data,
+        code=FLOW.code("lengths"),
+    output:
+        at(layout.metric("lengths", "{weights}", "{test}")),
+    log:
+        at(layout.log("lengths/{weights}/{test}")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm lengths --config {input.config} --metric {input.metric} --generations {input.answers}"
+        " --data {input.data} --out {output} > {log} 2>&1"
+
+
+# Distinct n-grams, from the responses alone; and each model's loss on the references.
+rule diversity:
+    input:
+        config=at(layout.settings_file("diversity")),
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
+        code=FLOW.code("diversity"),
+    output:
+        at(layout.metric("diversity", "{weights}", "{test}")),
+    log:
+        at(layout.log("diversity/{weights}/{test}")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm diversity --config {input.config} --generations {input.answers}"
+        " --out {output} > {log} 2>&1"
+
+
+rule reference_loss:
+    input:
+        config=at(layout.settings_file("reference_loss")),
+        test=FLOW.test,
+        model=at(layout.model("{weights}")),
+        code=FLOW.code("reference_loss"),
+    output:
+        at(layout.metric("reference_loss", "{weights}", "{test}")),
+    log:
+        at(layout.log("reference_loss/{weights}/{test}")),
+    benchmark:
+        at(layout.benchmark("reference_loss/{weights}/{test}"))
+    conda:
+        "../environment.yml"
+    threads: threads_of("reference_loss")
+    resources:
+        mem_mb=16000,
+        runtime="2h",
+    params:
+        command=FLOW.launch("reference_loss"),
+    shell:
+        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
+        " --out {output} > {log} 2>&1"
+
+
 # What is measured besides ROUGE-L: calibration of the models, a judge's scores of their answers, comparisons by people.
 rule calibration:
     input:
-        config="results/{run}/configs/calibration/{task}.json",
-        model="results/{run}/models/{weights}",
-        hub=hub_of_task,
-        code=sources("minillm.evaluation.calibration"),
+        config=at(layout.settings_file("calibration/{task}")),
+        model=at(layout.model("{weights}")),
+        hub=FLOW.hub_of_task,
+        code=FLOW.code("calibration"),
     output:
-        "results/{run}/metrics/calibration/{weights}/{task}.json",
+        at(layout.metric("calibration", "{weights}", "{task}")),
     log:
-        "results/{run}/logs/calibration/{weights}/{task}.log",
+        at(layout.log("calibration/{weights}/{task}")),
     benchmark:
-        "results/{run}/benchmarks/calibration/{weights}/{task}.tsv"
+        at(layout.benchmark("calibration/{weights}/{task}"))
     conda:
         "../environment.yml"
     threads: threads_of("calibration")
@@ -18,7 +137,7 @@ rule calibration:
         mem_mb=16000,
         runtime="2h",
     params:
-        command=launch("calibration"),
+        command=FLOW.launch("calibration"),
     shell:
         "{params.command} --config {input.config} --model {input.model} --out {output} > {log} 2>&1"
 
@@ -27,16 +146,16 @@ rule calibration:
 # from where Snakemake runs, since a cluster's nodes may have no network.
 rule judge:
     input:
-        config="results/{run}/configs/judge.json",
-        answers="results/{run}/generations/{weights}/{judged}.jsonl",
-        meta="results/{run}/generations/{weights}/{judged}.meta.json",
-        code=sources("minillm.evaluation.judge"),
+        config=at(layout.settings_file("judge")),
+        answers=at(layout.generations("{weights}", "{judged}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{judged}"))),
+        code=FLOW.code("judge"),
     output:
-        "results/{run}/metrics/judge/{weights}/{judged}.json",
+        at(layout.metric("judge", "{weights}", "{judged}")),
     log:
-        "results/{run}/logs/judge/{weights}/{judged}.log",
+        at(layout.log("judge/{weights}/{judged}")),
     benchmark:
-        "results/{run}/benchmarks/judge/{weights}/{judged}.tsv"
+        at(layout.benchmark("judge/{weights}/{judged}"))
     localrule: EXPERIMENT.judge.kind != "transformers"
     conda:
         "../environment.yml"
@@ -44,27 +163,27 @@ rule judge:
     resources:
         mem_mb=16000,
         runtime="24h",
+    params:
+        cache=at(layout.judge_cache()),
     shell:
         "python -m minillm judge --config {input.config} --generations {input.answers}"
-        " --cache results/{wildcards.run}/judge-cache --out {output} > {log} 2>&1"
+        " --cache {params.cache} --out {output} > {log} 2>&1"
 
 
 rule human_page:
     input:
-        config="results/{run}/configs/human.json",
-        ours=lambda wildcards: f"{answers_of(wildcards.minillm)}.jsonl",
-        meta=lambda wildcards: f"{answers_of(wildcards.minillm)}.meta.json",
-        others=lambda wildcards: [f"{path}.jsonl" for path in compared_with(wildcards)],
-        metas=lambda wildcards: [
-            f"{path}.meta.json" for path in compared_with(wildcards)
-        ],
-        code=sources("minillm.evaluation.human"),
+        config=at(layout.settings_file("human")),
+        ours=at(layout.generations("{compared}", "{test}")),
+        meta=at(layout.meta(layout.generations("{compared}", "{test}"))),
+        others=FLOW.compared_with,
+        metas=FLOW.metas_of_compared,
+        code=FLOW.code("human-export"),
         page=os.path.relpath(f"{FOLDER}/../minillm/evaluation/human.html"),
     output:
-        page="results/{run}/human/{minillm}/{test}.html",
-        key="results/{run}/human/{minillm}/{test}.key.json",
+        page=at(layout.human_page("{compared}", "{test}")),
+        key=at(layout.key(layout.human_page("{compared}", "{test}"))),
     log:
-        "results/{run}/logs/human_page/{minillm}/{test}.log",
+        at(layout.log("human_page/{compared}/{test}")),
     localrule: True
     conda:
         "../environment.yml"
@@ -76,14 +195,17 @@ rule human_page:
 # The answer files that the configuration lists; each says to which page it belongs.
 rule human_import:
     input:
-        key="results/{run}/human/{minillm}/{test}.key.json",
-        others=collect("results/{{run}}/human/{others}/{{test}}.key.json", others=HUMAN),
+        key=at(layout.key(layout.human_page("{compared}", "{test}"))),
+        others=[
+            at(layout.key(layout.human_page(weights, "{test}")))
+            for weights in FLOW.compared
+        ],
         answers=EXPERIMENT.human.answers,
-        code=sources("minillm.evaluation.human"),
+        code=FLOW.code("human-import"),
     output:
-        "results/{run}/metrics/human/{minillm}/{test}.json",
+        at(layout.metric("human", "{compared}", "{test}")),
     log:
-        "results/{run}/logs/human_import/{minillm}/{test}.log",
+        at(layout.log("human_import/{compared}/{test}")),
     localrule: True
     conda:
         "../environment.yml"

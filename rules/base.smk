@@ -1,16 +1,16 @@
 rule base:
     input:
-        config="results/{run}/configs/base/{model}.json",
-        data=data_of,
-        parent=parent_of,
-        hub=hub_of_model,
-        code=sources("minillm.training.base_model"),
+        config=at(layout.settings_file("base/{model}")),
+        data=FLOW.data,
+        parent=FLOW.parent,
+        hub=FLOW.hub("models", "model"),
+        code=FLOW.code("base"),
     output:
-        directory("results/{run}/models/{model}/base"),
+        directory(at(layout.model(layout.base_weights("{model}")))),
     log:
-        "results/{run}/logs/base/{model}.log",
+        at(layout.log("base/{model}")),
     benchmark:
-        "results/{run}/benchmarks/base/{model}.tsv"
+        at(layout.benchmark("base/{model}"))
     conda:
         "../environment.yml"
     threads: threads_of("base")
@@ -18,7 +18,7 @@ rule base:
         mem_mb=16000,
         runtime="24h",
     params:
-        command=launch("base"),
+        command=FLOW.launch("base"),
         parent=lambda wildcards, input: (
             f"--parent {input.parent}" if input.parent else ""
         ),
@@ -30,16 +30,16 @@ rule base:
 # A finished model from a folder or the hub, in the place of one that would be trained.
 rule checkpoint:
     input:
-        config="results/{run}/configs/checkpoint/{taken}.json",
-        data=data_of,
-        hub=hub_of_checkpoint,
-        code=sources("minillm.training.base_model"),
+        config=at(layout.settings_file("checkpoint/{taken}")),
+        data=FLOW.data,
+        hub=FLOW.hub("checkpoints", "taken"),
+        code=FLOW.code("base"),
     output:
-        directory("results/{run}/models/{taken}"),
+        directory(at(layout.model("{taken}"))),
     log:
-        "results/{run}/logs/checkpoint/{taken}.log",
+        at(layout.log("checkpoint/{taken}")),
     benchmark:
-        "results/{run}/benchmarks/checkpoint/{taken}.tsv"
+        at(layout.benchmark("checkpoint/{taken}"))
     conda:
         "../environment.yml"
     threads: threads_of("base")
@@ -47,7 +47,7 @@ rule checkpoint:
         mem_mb=16000,
         runtime="4h",
     params:
-        command=launch("base"),
+        command=FLOW.launch("base"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --out {output}"
         " --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

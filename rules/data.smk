@@ -1,29 +1,29 @@
 # One settings file a stage: a value edited while a job waits in a queue cannot slip into it.
 rule settings:
     output:
-        "results/{run}/configs/{key}.json",
+        at(layout.settings_file("{key}")),
     log:
-        "results/{run}/logs/configs/{key}.log",
+        at(layout.log("configs/{key}")),
     localrule: True
     conda:
         "../environment.yml"
     params:
-        settings=settings_of,
+        settings=FLOW.settings,
     shell:
         "printf '%s\\n' {params.settings:q} > {output} 2> {log}"
 
 
 rule data:
     input:
-        config="results/{run}/configs/data/{tokenizer}.json",
-        hub=hub_of_data,
-        code=sources("minillm.data.prepare"),
+        config=at(layout.settings_file("data/{tokenizer}")),
+        hub=FLOW.hub_of_data,
+        code=FLOW.code("data"),
     output:
-        directory("results/{run}/data/{tokenizer}/training"),
+        directory(at(layout.training_data("{tokenizer}"))),
     log:
-        "results/{run}/logs/data/{tokenizer}.log",
+        at(layout.log("data/{tokenizer}")),
     benchmark:
-        "results/{run}/benchmarks/data/{tokenizer}.tsv"
+        at(layout.benchmark("data/{tokenizer}"))
     conda:
         "../environment.yml"
     resources:
@@ -36,18 +36,16 @@ rule data:
 # The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); what task files hold is measured in the first teacher's tokens.
 rule subsets:
     input:
-        config="results/{run}/configs/subsets/{subset}.json",
-        data=f"results/{{run}}/data/{tokenizer_of(TEACHERS[0])}/training",
-        hub=lambda wildcards: fetched("subsets", wildcards.subset),
-        code=sources("minillm.data.length_subsets"),
+        config=at(layout.settings_file("subsets/{subset}")),
+        data=FLOW.first_data(),
+        hub=FLOW.hub("subsets", "subset"),
+        code=FLOW.code("subsets"),
     output:
-        rows="results/{run}/data/subsets/{subset}.jsonl",
-        parts=collect(
-            "results/{{run}}/data/subsets/{{subset}}.{part}",
-            part=["0_5.jsonl", "6_10.jsonl", "11_.jsonl", "card.json"],
-        ),
+        rows=at(layout.subset_rows("{subset}")),
+        parts=[at(layout.subset_rows("{subset}", part)) for part in layout.PARTS],
+        card=at(layout.card(layout.subset_rows("{subset}"))),
     log:
-        "results/{run}/logs/subsets/{subset}.log",
+        at(layout.log("subsets/{subset}")),
     localrule: True
     conda:
         "../environment.yml"
@@ -58,18 +56,18 @@ rule subsets:
 
 rule testset:
     input:
-        config="results/{run}/configs/testset/{test}.json",
-        data="results/{run}/data/{tokenizer}/training",
-        hub=hub_of_test,
-        subset=subset_of_test,
-        code=sources("minillm.data.prepare"),
+        config=at(layout.settings_file("testset/{test}")),
+        data=at(layout.training_data("{tokenizer}")),
+        hub=FLOW.hub("datasets", "test"),
+        subset=FLOW.subset_of_test,
+        code=FLOW.code("testset"),
     output:
-        rows="results/{run}/data/{tokenizer}/tests/{test}.jsonl",
-        card="results/{run}/data/{tokenizer}/tests/{test}.card.json",
+        rows=at(layout.test_set("{tokenizer}", "{test}")),
+        card=at(layout.card(layout.test_set("{tokenizer}", "{test}"))),
     log:
-        "results/{run}/logs/testset/{tokenizer}/{test}.log",
+        at(layout.log("testset/{tokenizer}/{test}")),
     benchmark:
-        "results/{run}/benchmarks/testset/{tokenizer}/{test}.tsv"
+        at(layout.benchmark("testset/{tokenizer}/{test}"))
     conda:
         "../environment.yml"
     resources:

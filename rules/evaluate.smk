@@ -1,17 +1,17 @@
 # One job answers a test set with all sampling seeds; scores are computed from the written answers alone.
 rule generate:
     input:
-        config="results/{run}/configs/generate.json",
-        test=tests_of,
-        model="results/{run}/models/{weights}",
-        code=sources("minillm.sampling.generate"),
+        config=at(layout.settings_file("generate")),
+        test=FLOW.test,
+        model=at(layout.model("{weights}")),
+        code=FLOW.code("generate"),
     output:
-        answers="results/{run}/generations/{weights}/{test}.jsonl",
-        meta="results/{run}/generations/{weights}/{test}.meta.json",
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
     log:
-        "results/{run}/logs/generate/{weights}/{test}.log",
+        at(layout.log("generate/{weights}/{test}")),
     benchmark:
-        "results/{run}/benchmarks/generate/{weights}/{test}.tsv"
+        at(layout.benchmark("generate/{weights}/{test}"))
     conda:
         "../environment.yml"
     threads: threads_of("generate")
@@ -19,7 +19,7 @@ rule generate:
         mem_mb=16000,
         runtime="4h",
     params:
-        command=launch("generate"),
+        command=FLOW.launch("generate"),
     shell:
         "{params.command} --config {input.config} --test {input.test} --model {input.model}"
         " --out {output.answers} > {log} 2>&1"
@@ -27,13 +27,13 @@ rule generate:
 
 rule rouge:
     input:
-        answers="results/{run}/generations/{weights}/{test}.jsonl",
-        meta="results/{run}/generations/{weights}/{test}.meta.json",
-        code=sources("minillm.evaluation.rouge"),
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
+        code=FLOW.code("rouge"),
     output:
-        "results/{run}/metrics/rouge/{weights}/{test}.json",
+        at(layout.metric("rouge", "{weights}", "{test}")),
     log:
-        "results/{run}/logs/rouge/{weights}/{test}.log",
+        at(layout.log("rouge/{weights}/{test}")),
     localrule: True
     conda:
         "../environment.yml"

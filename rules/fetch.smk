@@ -1,12 +1,12 @@
 # What comes from the hub, on the machine where Snakemake runs: the only jobs that need a network.
 rule fetch:
     input:
-        config="results/{run}/configs/fetch/{source}.json",
-        code=sources("minillm.data.fetch"),
+        config=at(layout.settings_file("fetch/{source}")),
+        code=FLOW.code("fetch"),
     output:
-        "results/{run}/hub/{source}.json",
+        at(layout.fetched("{source}")),
     log:
-        "results/{run}/logs/fetch/{source}.log",
+        at(layout.log("fetch/{source}")),
     localrule: True
     conda:
         "../environment.yml"

@@ -1,17 +1,25 @@
 # The on-policy phase, from the SFT checkpoint of lowest dev loss: MiniLLM, and its variants under other settings.
 rule minillm:
     input:
-        config="results/{run}/configs/{method}/{student}/{teacher}/{seed}.json",
-        data=data_of,
-        init="results/{run}/models/{student}/init/seed{seed}",
-        teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.training.onpolicy"),
+        config=at(layout.settings_file("{method}/{student}/{teacher}/{seed}")),
+        data=FLOW.data,
+        init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("minillm"),
     output:
-        directory("results/{run}/models/{student}/{method}/{teacher}/seed{seed}"),
+        directory(
+            at(
+                layout.model(
+                    layout.student_weights(
+                        "{student}", "{method}", "{teacher}", "{seed}"
+                    )
+                )
+            )
+        ),
     log:
-        "results/{run}/logs/{method}/{student}/{teacher}/seed{seed}.log",
+        at(layout.log("{method}/{student}/{teacher}/seed{seed}")),
     benchmark:
-        "results/{run}/benchmarks/{method}/{student}/{teacher}/seed{seed}.tsv"
+        at(layout.benchmark("{method}/{student}/{teacher}/seed{seed}"))
     conda:
         "../environment.yml"
     threads: threads_of("minillm")
@@ -19,7 +27,7 @@ rule minillm:
         mem_mb=16000,
         runtime="48h",
     params:
-        command=launch("minillm"),
+        command=FLOW.launch("minillm"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --init {input.init}"
         " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

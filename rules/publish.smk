@@ -1,23 +1,70 @@
-# Tables and figures beside the main ones: registry.py says what each is made of, so that a metric file that is made again re-publishes
-# exactly what reads it. One rule; a figure is the same job with other files.
+# What people read: the main table and figure; the others, of which registry.py says what each is made of, so that a metric file that is
+# made again re-publishes exactly what reads it; the study of estimators; the list and the report of all.
+rule table:
+    input:
+        config=at(layout.settings_file("table")),
+        metrics=FLOW.metrics_of("rouge", FLOW.main_weights),
+        judged=FLOW.judged(),
+        paper=FLOW.paper(),
+        code=FLOW.code("table"),
+    output:
+        csv=report(
+            at(layout.table("main", "csv")),
+            caption="../workflow/report/main_table.rst",
+            category="Tables",
+            labels={"table": "ROUGE-L, method by test set"},
+        ),
+        md=at(layout.table("main", "md")),
+        tex=at(layout.table("main", "tex")),
+    log:
+        at(layout.log("table")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm table --config {input.config} --metrics results/{wildcards.run}/metrics"
+        " --out results/{wildcards.run}/tables > {log} 2>&1"
+
+
+rule figure:
+    input:
+        config=at(layout.settings_file("figure")),
+        table=at(layout.table("main", "csv")),
+        code=FLOW.code("figure"),
+    output:
+        png=report(
+            at(layout.figure("main", "png")),
+            caption="../workflow/report/main_figure.rst",
+            category="Figures",
+            labels={"figure": "ROUGE-L, method by test set"},
+        ),
+        pdf=at(layout.figure("main", "pdf")),
+    log:
+        at(layout.log("figure")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm figure --config {input.config} --table {input.table}"
+        " --out results/{wildcards.run}/figures > {log} 2>&1"
+
+
+# One rule; a figure is the same job with other files.
 rule publish_table:
     input:
-        results_of_item,
-        config="results/{run}/configs/publish/{name}.json",
-        code=lambda wildcards: sources(
-            f"minillm.publish.{ITEMS[wildcards.name].module}"
-        )
-        + sources("minillm.publish.run"),
+        FLOW.item_results,
+        config=at(layout.settings_file("publish/{name}")),
+        code=FLOW.item_code,
     output:
         report(
-            "results/{run}/tables/{name}.csv",
+            at(layout.table("{name}", "csv")),
             caption="../workflow/report/item.rst",
             category="Tables",
             labels=lambda wildcards: {"table": ITEMS[wildcards.name].shows},
         ),
-        collect("results/{{run}}/tables/{{name}}.{kind}", kind=["md", "tex", "json"]),
+        [at(layout.table("{name}", kind)) for kind in ("md", "tex", "json")],
     log:
-        "results/{run}/logs/publish/{name}.log",
+        at(layout.log("publish/{name}")),
     wildcard_constraints:
         name=one_of(name for name, item in ITEMS.items() if item.kind == "table"),
     localrule: True
@@ -39,12 +86,12 @@ localrules:
 use rule publish_table as publish_figure with:
     output:
         report(
-            "results/{run}/figures/{name}.png",
+            at(layout.figure("{name}", "png")),
             caption="../workflow/report/item.rst",
             category="Figures",
             labels=lambda wildcards: {"figure": ITEMS[wildcards.name].shows},
         ),
-        collect("results/{{run}}/figures/{{name}}.{kind}", kind=["pdf", "json"]),
+        [at(layout.figure("{name}", kind)) for kind in ("pdf", "json")],
     wildcard_constraints:
         name=one_of(name for name, item in ITEMS.items() if item.kind == "figure"),
     params:
@@ -53,21 +100,80 @@ use rule publish_table as publish_figure with:
         reading=lambda wildcards: READING[wildcards.name],
 
 
+# The study of gradient estimators (docs/estimators.md): no model, no data, seconds.
+rule estimators:
+    input:
+        config=at(layout.settings_file("estimators")),
+        code=FLOW.code("estimators"),
+    output:
+        report(
+            at(layout.table("estimators", "csv")),
+            caption="../workflow/report/estimators.rst",
+            category="Tables",
+            labels={"table": "Bias and variance of gradient estimators"},
+        ),
+        report(
+            at(layout.figure("estimators", "png")),
+            caption="../workflow/report/estimators.rst",
+            category="Figures",
+            labels={"figure": "Bias and variance of gradient estimators"},
+        ),
+        at(layout.table("estimators", "md")),
+        at(layout.figure("estimators", "pdf")),
+    log:
+        at(layout.log("estimators")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm estimators --config {input.config} --out results/{wildcards.run} > {log} 2>&1"
+
+
 rule index:
     input:
         sidecars=[
-            f"results/{{run}}/{item.kind}s/{name}.json" for name, item in ITEMS.items()
+            at(
+                layout.table(name, "json")
+                if item.kind == "table"
+                else layout.figure(name, "json")
+            )
+            for name, item in ITEMS.items()
         ],
-        main="results/{run}/tables/main.md",
-        figure="results/{run}/figures/main.png",
-        further=further_results(),
-        code=sources("minillm.publish.index"),
+        main=at(layout.table("main", "md")),
+        figure=at(layout.figure("main", "png")),
+        further=FLOW.further_results("estimators" in config),
+        code=FLOW.code("index"),
     output:
-        "results/{run}/index.md",
+        at(layout.index()),
     log:
-        "results/{run}/logs/index.log",
+        at(layout.log("index")),
     localrule: True
     conda:
         "../environment.yml"
     shell:
         "python -m minillm index --run-folder results/{wildcards.run} --out {output} > {log} 2>&1"
+
+
+# Snakemake's report of the finished run, by a second Snakemake that only reads: --nolock, because this one holds the lock.
+rule report:
+    input:
+        [at(layout.table("main", kind)) for kind in ("csv", "md", "tex")],
+        [at(layout.figure("main", kind)) for kind in ("png", "pdf")],
+        index=at(layout.index()),
+        captions=collect(
+            "{folder}/report/{name}.rst",
+            folder=FOLDER,
+            name=["workflow", "main_table", "main_figure", "item", "estimators"],
+        ),
+    output:
+        at(layout.report()),
+    log:
+        at(layout.log("report")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        options=same_workflow,
+    shell:
+        "python -m snakemake {input.index} --report {output} --nolock --cores 1"
+        " {params.options} > {log} 2>&1"

@@ -1,17 +1,19 @@
 # Students that learn from fixed text: SFT (two selections from one run), KD, and SeqKD on the teacher's answers.
 rule sft:
     input:
-        config="results/{run}/configs/sft/{student}/{seed}.json",
-        data=data_of,
-        base="results/{run}/models/{student}/base",
-        code=sources("minillm.training.supervised"),
+        config=at(layout.settings_file("sft/{student}/{seed}")),
+        data=FLOW.data,
+        base=at(layout.model(layout.base_weights("{student}"))),
+        code=FLOW.code("sft"),
     output:
-        sft=directory("results/{run}/models/{student}/sft/seed{seed}"),
-        init=directory("results/{run}/models/{student}/init/seed{seed}"),
+        sft=directory(
+            at(layout.model(layout.student_weights("{student}", "sft", "", "{seed}")))
+        ),
+        init=directory(at(layout.model(layout.init_weights("{student}", "{seed}")))),
     log:
-        "results/{run}/logs/sft/{student}/seed{seed}.log",
+        at(layout.log("sft/{student}/seed{seed}")),
     benchmark:
-        "results/{run}/benchmarks/sft/{student}/seed{seed}.tsv"
+        at(layout.benchmark("sft/{student}/seed{seed}"))
     conda:
         "../environment.yml"
     threads: threads_of("sft")
@@ -19,7 +21,7 @@ rule sft:
         mem_mb=16000,
         runtime="24h",
     params:
-        command=launch("sft"),
+        command=FLOW.launch("sft"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --out {output.sft} --init {output.init} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
@@ -27,17 +29,23 @@ rule sft:
 
 rule kd:
     input:
-        config="results/{run}/configs/kd/{student}/{teacher}/{seed}.json",
-        data=data_of,
-        base="results/{run}/models/{student}/base",
-        teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.training.supervised"),
+        config=at(layout.settings_file("kd/{student}/{teacher}/{seed}")),
+        data=FLOW.data,
+        base=at(layout.model(layout.base_weights("{student}"))),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("kd"),
     output:
-        directory("results/{run}/models/{student}/kd/{teacher}/seed{seed}"),
+        directory(
+            at(
+                layout.model(
+                    layout.student_weights("{student}", "kd", "{teacher}", "{seed}")
+                )
+            )
+        ),
     log:
-        "results/{run}/logs/kd/{student}/{teacher}/seed{seed}.log",
+        at(layout.log("kd/{student}/{teacher}/seed{seed}")),
     benchmark:
-        "results/{run}/benchmarks/kd/{student}/{teacher}/seed{seed}.tsv"
+        at(layout.benchmark("kd/{student}/{teacher}/seed{seed}"))
     conda:
         "../environment.yml"
     threads: threads_of("kd")
@@ -45,7 +53,7 @@ rule kd:
         mem_mb=16000,
         runtime="24h",
     params:
-        command=launch("kd"),
+        command=FLOW.launch("kd"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
@@ -53,16 +61,16 @@ rule kd:
 
 rule pseudo:
     input:
-        config="results/{run}/configs/pseudo/{teacher}.json",
-        data=data_of,
-        teacher="results/{run}/models/{teacher}/teacher",
-        code=sources("minillm.sampling.generate"),
+        config=at(layout.settings_file("pseudo/{teacher}")),
+        data=FLOW.data,
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("pseudo"),
     output:
-        "results/{run}/data/{tokenizer}/pseudo/{teacher}.jsonl",
+        at(layout.pseudo_answers("{tokenizer}", "{teacher}")),
     log:
-        "results/{run}/logs/pseudo/{tokenizer}/{teacher}.log",
+        at(layout.log("pseudo/{tokenizer}/{teacher}")),
     benchmark:
-        "results/{run}/benchmarks/pseudo/{tokenizer}/{teacher}.tsv"
+        at(layout.benchmark("pseudo/{tokenizer}/{teacher}"))
     conda:
         "../environment.yml"
     threads: threads_of("pseudo")
@@ -70,7 +78,7 @@ rule pseudo:
         mem_mb=16000,
         runtime="12h",
     params:
-        command=launch("pseudo"),
+        command=FLOW.launch("pseudo"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
@@ -78,18 +86,24 @@ rule pseudo:
 
 rule seqkd:
     input:
-        config="results/{run}/configs/seqkd/{student}/{teacher}/{seed}.json",
-        data=data_of,
-        base="results/{run}/models/{student}/base",
-        teacher="results/{run}/models/{teacher}/teacher",
-        pseudo=pseudo_of,
-        code=sources("minillm.training.supervised"),
+        config=at(layout.settings_file("seqkd/{student}/{teacher}/{seed}")),
+        data=FLOW.data,
+        base=at(layout.model(layout.base_weights("{student}"))),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        pseudo=FLOW.pseudo,
+        code=FLOW.code("seqkd"),
     output:
-        directory("results/{run}/models/{student}/seqkd/{teacher}/seed{seed}"),
+        directory(
+            at(
+                layout.model(
+                    layout.student_weights("{student}", "seqkd", "{teacher}", "{seed}")
+                )
+            )
+        ),
     log:
-        "results/{run}/logs/seqkd/{student}/{teacher}/seed{seed}.log",
+        at(layout.log("seqkd/{student}/{teacher}/seed{seed}")),
     benchmark:
-        "results/{run}/benchmarks/seqkd/{student}/{teacher}/seed{seed}.tsv"
+        at(layout.benchmark("seqkd/{student}/{teacher}/seed{seed}"))
     conda:
         "../environment.yml"
     threads: threads_of("seqkd")
@@ -97,7 +111,7 @@ rule seqkd:
         mem_mb=16000,
         runtime="24h",
     params:
-        command=launch("seqkd"),
+        command=FLOW.launch("seqkd"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --pseudo {input.pseudo}"

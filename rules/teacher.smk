@@ -1,15 +1,15 @@
 rule teacher:
     input:
-        config="results/{run}/configs/teacher/{model}.json",
-        data=data_of,
-        base="results/{run}/models/{model}/base",
-        code=sources("minillm.training.supervised"),
+        config=at(layout.settings_file("teacher/{model}")),
+        data=FLOW.data,
+        base=at(layout.model(layout.base_weights("{model}"))),
+        code=FLOW.code("teacher"),
     output:
-        directory("results/{run}/models/{model}/teacher"),
+        directory(at(layout.model(layout.teacher_weights("{model}")))),
     log:
-        "results/{run}/logs/teacher/{model}.log",
+        at(layout.log("teacher/{model}")),
     benchmark:
-        "results/{run}/benchmarks/teacher/{model}.tsv"
+        at(layout.benchmark("teacher/{model}"))
     conda:
         "../environment.yml"
     threads: threads_of("teacher")
@@ -17,7 +17,7 @@ rule teacher:
         mem_mb=16000,
         runtime="24h",
     params:
-        command=launch("teacher"),
+        command=FLOW.launch("teacher"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"

@@ -1,29 +1,26 @@
 """A whole configuration, and its check.
 
-The dataclasses are the only source of the schema.  `experiment(raw)` checks what the YAML files hold together; `stages.stage_settings`
-cuts out of it what one stage depends on.  Anything unknown, of the wrong type or out of range is refused with one line that names
-file and key.
+The dataclasses are the only source of the schema.  `experiment(raw)` checks what the YAML files hold together, and the settings of each
+stage are cut out of it (derive.py).  Anything unknown, of the wrong type or out of range is refused with one line that names file and
+key.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from minillm.config.evaluation_sections import (
-    Calibration,
-    Diversity,
-    ExposureBias,
-    Human,
-    Judge,
-    Lengths,
-    Subsets,
-    check_judgements,
-    check_responses,
-)
+from minillm.config import layout
+from minillm.config.measurements.calibration import Calibration
+from minillm.config.measurements.diversity import Diversity
+from minillm.config.measurements.exposure_bias import ExposureBias
+from minillm.config.measurements.human import Human
+from minillm.config.measurements.judge import Judge
+from minillm.config.measurements.lengths import Lengths
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sections import (
     Data,
@@ -38,10 +35,11 @@ from minillm.config.sections import (
     Style,
     Tokenizer,
 )
-from minillm.config.strict import STRICT, Count, Name, Natural, hint, merged, parse
+from minillm.config.stages import MEASUREMENTS, STAGES
+from minillm.config.strict import STRICT, Count, Name, Natural, hint, merged, must_be_one_of, parse
+from minillm.config.subsets import SUBSETS, Subsets
 from minillm.errors import UserError
 
-SUBSETS = "subsets:"  # begins the path of a data set that the stage `subsets` makes
 METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
 
@@ -85,36 +83,64 @@ class Experiment:
     judge: Judge = dataclasses.field(default_factory=Judge)
     human: Human = dataclasses.field(default_factory=Human)
 
+    @property
+    def every_method(self) -> dict[str, None]:
+        """Names of all methods that a student can be trained by, in order."""
+        return dict.fromkeys((*METHODS, *self.variants))
 
-# --- checking a whole configuration
-STAGES = (
-    "fetch",
-    "data",
-    "testset",
-    "base",
-    "checkpoint",
-    "teacher",
-    "sft",
-    "kd",
-    "pseudo",
-    "seqkd",
-    "minillm",
-    "generate",
-    "rouge",
-    "table",
-    "figure",
-    "estimators",
-    "samples",
-    "exposure_bias",
-    "lengths",
-    "diversity",
-    "reference_loss",
-    "subsets",
-    "calibration",
-    "judge",
-    "human",
-    "publish",
-)
+    def trained(self, *, sweeps: bool) -> list[tuple[str, str, str]]:
+        """(teacher, student, method) of every student, each once: of the main table, and of the sweeps if these are wanted."""
+        pairs = (*self.pairs, *self.sweeps) if sweeps else self.pairs
+        return list(
+            dict.fromkeys(
+                (pair.teacher, student, method)
+                for pair in pairs
+                for student in pair.students
+                for method in pair.methods or self.methods
+            )
+        )
+
+    def seeds_of(self, teacher: str, student: str, method: str) -> tuple[int, ...]:
+        """Training seeds of a student: all of them in the main table, only the first in a sweep."""
+        main = (teacher, student, method) in self.trained(sweeps=False)
+        return self.training_seeds if main else self.training_seeds[:1]
+
+    def sets_of(self, measurement: str) -> tuple[str, ...]:
+        """Names of the test sets (calibration: tasks) on which a measurement is asked for."""
+        value: Any = self
+        for part in MEASUREMENTS[measurement].sets.split("."):
+            value = getattr(value, part)
+        return tuple(value)
+
+    def for_model(self, stage: str, model: str) -> Any:
+        """Settings of a supervised `stage`, or of `pseudo`, for `model`: the common ones with the model's own keys replaced."""
+        values = self.per_model.get(model, {}).get(stage, {})
+        return merged(getattr(self.stages, stage), values, "config", f"per_model.{model}.{stage}")
+
+    def on_policy(self, method: str, model: str, where: str = "config") -> OnPolicy:
+        """Settings of MiniLLM or a variant for one student: the preset, then the common keys, the model's, the variant's.
+
+        Raises UserError for values that contradict each other.
+        """
+        places, names = [self.stages.minillm], []
+        if "minillm" in self.per_model.get(model, {}):
+            places.append(self.per_model[model]["minillm"])
+            names.append(f"per_model.{model}.minillm")
+        if method in self.variants:
+            places.append(self.variants[method].settings)
+            names.insert(0, f"variants.{method}")
+        under = " with ".join(names) or "stages.minillm"
+        settings = combined(places, where, under)
+        check_on_policy(settings, where, under)
+        return settings
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set of that name; rows by length are read from where the stage `subsets` leaves them."""
+        dataset = self.datasets[name]
+        if not dataset.path.startswith(SUBSETS):
+            return dataset
+        rows = layout.subset_rows(*dataset.path.removeprefix(SUBSETS).split("/", 1))
+        return dataclasses.replace(dataset, path=f"{layout.run_folder(self.run)}/{rows}")
 
 
 def schema() -> dict[str, Any]:
@@ -122,117 +148,88 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Experiment).json_schema()}
 
 
+# --- checking a whole configuration
 def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     """A whole configuration, checked: types and ranges, names that refer to something, tokenizers shared by each pair.
 
     Raises UserError (one line naming `where` and the key).
     """
     config = parse(Experiment, raw, where)
-
-    def known(name: str, table: dict[str, Any], key: str) -> None:
-        if name not in table:
-            raise UserError(f"{where}: {key}: there is no '{name}'; {hint(name, table)}")
-
-    for key in ("train", "dev", "corpus"):
-        known(getattr(config.data, key), config.datasets, f"data.{key}")
-    for i, name in enumerate(config.data.tests):
-        known(name, config.datasets, f"data.tests.{i}")
-    check_responses(config.exposure_bias, config.lengths, config.diversity, config.data.tests, config.datasets, where)
+    _check_data(config, where)
+    for field in dataclasses.fields(config):  # sections that check themselves: those of measurements
+        if check := getattr(getattr(config, field.name), "check", None):
+            check(config, where)
     for i, pair in enumerate(config.pairs):
-        _check_pair(config, pair, known, where, f"pairs.{i}")
+        _check_pair(config, pair, where, f"pairs.{i}")
     for i, pair in enumerate(config.sweeps):
-        _check_pair(config, pair, known, where, f"sweeps.{i}")
+        _check_pair(config, pair, where, f"sweeps.{i}")
         if not pair.methods:
-            raise UserError(f"{where}: sweeps.{i}.methods: missing; name the methods that are trained beside the main table's")
-    for name, dataset in config.datasets.items():
-        if dataset.path.startswith(SUBSETS):
-            known(dataset.path.removeprefix(SUBSETS).split("/")[0], config.subsets, f"datasets.{name}.path")
+            problem = "missing; name the methods that are trained in addition to the main table's"
+            raise UserError(f"{where}: sweeps.{i}.methods: {problem}")
     for name, model in config.models.items():
-        known(model.tokenizer, config.tokenizers, f"models.{name}.tokenizer")
-        _check_model(config, name, model, known, where)
+        must_be_one_of(model.tokenizer, config.tokenizers, where, f"models.{name}.tokenizer")
+        _check_model(config, name, model, where)
     for weights, model in config.checkpoints.items():
         _check_checkpoint(config, weights, model, where)
+    _check_methods(config, where)
+    for name, stages in config.per_model.items():
+        _check_per_model(config, name, stages, where)
+    _check_launch({stage: values for stage, values in config.launch.items() if stage != "default"}, where, "launch")
+    parse(Launch, config.launch.get("default", {}), where, "launch.default")
+    for stage in config.cores:
+        must_be_one_of(stage, STAGES, where, f"cores.{stage}")
+    return config
+
+
+def _check_data(config: Experiment, where: str) -> None:
+    for key in ("train", "dev", "corpus"):
+        must_be_one_of(getattr(config.data, key), config.datasets, where, f"data.{key}")
+    for i, name in enumerate(config.data.tests):
+        must_be_one_of(name, config.datasets, where, f"data.tests.{i}")
+    for name, dataset in config.datasets.items():
+        if dataset.path.startswith(SUBSETS):
+            subset = dataset.path.removeprefix(SUBSETS).split("/")[0]
+            must_be_one_of(subset, config.subsets, where, f"datasets.{name}.path")
+
+
+def _check_methods(config: Experiment, where: str) -> None:
+    """Names of variants and methods, and that the on-policy settings of each student make sense together."""
     for name in config.variants:
         if name in STAGES:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
     for student in ("", *(name for name, stages in config.per_model.items() if "minillm" in stages)):
         for method in ("minillm", *config.variants):
-            on_policy(config, method, student, where)
+            config.on_policy(method, student, where)
     for i, method in enumerate(config.methods):
-        known(method, _methods(config), f"methods.{i}")
-    for name, stages in config.per_model.items():
-        known(name, config.models, f"per_model.{name}")
-        for stage, values in stages.items():
-            if stage == "launch":
-                _check_launch(values, where, f"per_model.{name}.launch")
-                continue
-            default = getattr(config.stages, stage, None)
-            if default is None:
-                raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
-            if stage != "minillm":
-                merged(default, values, where, f"per_model.{name}.{stage}")
-    check_judgements(config.calibration, config.judge, config.human, config.datasets, config.data.tests, where)
-    _check_launch({stage: values for stage, values in config.launch.items() if stage != "default"}, where, "launch")
-    parse(Launch, config.launch.get("default", {}), where, "launch.default")
-    for stage in config.cores:
-        known(stage, dict.fromkeys(STAGES), f"cores.{stage}")
-    return config
+        must_be_one_of(method, config.every_method, where, f"methods.{i}")
 
 
-def on_policy(config: Experiment, method: str, model: str, where: str = "config") -> OnPolicy:
-    """Settings of MiniLLM or a variant of it for one student: the preset, then the common keys, the model's, the variant's.
-
-    Raises UserError where they mean nothing together.
-    """
-    given, names = [config.stages.minillm], []
-    if "minillm" in config.per_model.get(model, {}):
-        given.append(config.per_model[model]["minillm"])
-        names.append(f"per_model.{model}.minillm")
-    if method in config.variants:
-        given.append(config.variants[method].settings)
-        names.insert(0, f"variants.{method}")
-    under = " with ".join(names) or "stages.minillm"
-    settings = combined(given, where, under)
-    check_on_policy(settings, where, under)
-    return settings
+def _check_per_model(config: Experiment, name: str, stages: dict[str, dict[str, Any]], where: str) -> None:
+    must_be_one_of(name, config.models, where, f"per_model.{name}")
+    for stage, values in stages.items():
+        if stage == "launch":
+            _check_launch(values, where, f"per_model.{name}.launch")
+            continue
+        default = getattr(config.stages, stage, None)
+        if default is None:
+            raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
+        if stage != "minillm":
+            merged(default, values, where, f"per_model.{name}.{stage}")
 
 
 def _check_launch(stages: dict[str, Any], where: str, key: str) -> None:
+    launched = [name for name, stage in STAGES.items() if stage.launched]
     for stage, values in stages.items():
-        if stage not in STAGES:
-            raise UserError(f"{where}: {key}.{stage}: no such stage; {hint(stage, STAGES)}")
+        must_be_one_of(stage, launched, where, f"{key}.{stage}", "the stages that take launch values")
         parse(Launch, values, where, f"{key}.{stage}")
 
 
-def trained(config: Experiment, *, sweeps: bool) -> list[tuple[str, str, str]]:
-    """(teacher, student, method) of every student, each once: of the main table, and of the sweeps where these are wanted."""
-    pairs = (*config.pairs, *config.sweeps) if sweeps else config.pairs
-    return list(
-        dict.fromkeys(
-            (pair.teacher, student, method)
-            for pair in pairs
-            for student in pair.students
-            for method in pair.methods or config.methods
-        )
-    )
-
-
-def seeds_of(config: Experiment, teacher: str, student: str, method: str) -> tuple[int, ...]:
-    """Training seeds of a student: all of them in the main table, the first alone in a sweep."""
-    main = (teacher, student, method) in trained(config, sweeps=False)
-    return config.training_seeds if main else config.training_seeds[:1]
-
-
-def _methods(config: Experiment) -> dict[str, None]:
-    return dict.fromkeys((*METHODS, *config.variants))
-
-
-def _check_pair(config: Experiment, pair: Pair, known: Any, where: str, key: str) -> None:
-    known(pair.teacher, config.models, f"{key}.teacher")
+def _check_pair(config: Experiment, pair: Pair, where: str, key: str) -> None:
+    must_be_one_of(pair.teacher, config.models, where, f"{key}.teacher")
     for i, method in enumerate(pair.methods):
-        known(method, _methods(config), f"{key}.methods.{i}")
+        must_be_one_of(method, config.every_method, where, f"{key}.methods.{i}")
     for j, student in enumerate(pair.students):
-        known(student, config.models, f"{key}.students.{j}")
+        must_be_one_of(student, config.models, where, f"{key}.students.{j}")
         ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
         if ours != theirs:
             raise UserError(
@@ -244,14 +241,11 @@ def _check_pair(config: Experiment, pair: Pair, known: Any, where: str, key: str
 def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str) -> None:
     """A checkpoint stands where a trained model would, comes from a folder or the hub, and has the tokenizer of that model."""
     key = f"{where}: checkpoints.{weights}"
-    seeds = [f"seed{seed}" for seed in config.training_seeds]
     pairs = (*config.pairs, *config.sweeps)
-    places = {f"{pair.teacher}/teacher": pair.teacher for pair in pairs}
+    places = {layout.teacher_weights(pair.teacher): pair.teacher for pair in pairs}
     for pair in pairs:
-        for student in pair.students:
-            for method in _methods(config):
-                under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{pair.teacher}"
-                places |= {f"{under}/{seed}": student for seed in seeds}
+        for student, method in product(pair.students, config.every_method):
+            places |= {layout.student_weights(student, method, pair.teacher, seed): student for seed in config.training_seeds}
     if weights not in places:
         raise UserError(f"{key}: no model of this run has this place; {hint(weights, places)}")
     if model.source not in ("folder", "hub") or not model.path:
@@ -260,13 +254,13 @@ def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str
         raise UserError(f"{key}.tokenizer: differs from that of {places[weights]}")
 
 
-def _check_model(config: Experiment, name: str, model: Model, known: Any, where: str) -> None:
+def _check_model(config: Experiment, name: str, model: Model, where: str) -> None:
     needs = {"scratch": "architecture", "pruned": "layers"}.get(model.source, "path")
     if not getattr(model, needs):
         raise UserError(f"{where}: models.{name}.{needs}: missing; source '{model.source}' needs it")
     if model.source in ("scratch", "pruned") and model.training is None:
         raise UserError(f"{where}: models.{name}.training: missing; source '{model.source}' needs it")
     if model.source == "pruned":
-        known(model.parent, config.models, f"models.{name}.parent")
+        must_be_one_of(model.parent, config.models, where, f"models.{name}.parent")
         if config.models[model.parent].tokenizer != model.tokenizer:
             raise UserError(f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}")

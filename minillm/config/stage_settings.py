@@ -1,18 +1,30 @@
-"""What each stage depends on, and nothing else: one frozen dataclass a stage.
+"""What each stage depends on, and nothing else: one frozen dataclass a stage, read from a file with `strict.load`.
 
-stages.py cuts them out of a configuration; a stage reads its own from a file with `strict.load`.  evaluation_settings.py has those of
-what is measured beside ROUGE-L.
+`of` cuts it out of a configuration, so one edited value changes the files of exactly the stages that depend on it.  measurements/ has
+the settings of what is measured in addition to ROUGE-L.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Dataset, Estimators, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
 from minillm.config.strict import STRICT, Count, Name
+
+if TYPE_CHECKING:  # for the rules no dependency: a stage's code does not change with the sections of others
+    from minillm.config.experiment import Experiment
+
+HUB_KINDS = {
+    "models": "model",
+    "checkpoints": "model",
+    "tokenizers": "tokenizer",
+    "datasets": "dataset",
+    "subsets": "subsets",
+}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,6 +37,20 @@ class FetchSettings:
     revision: str
     subset: str = ""
     split: str = ""
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str, source: str) -> FetchSettings:
+        """The settings that `config` has for `source`: a section and a name in it, models/gpt2."""
+        section, name = source.split("/", 1)
+        spec = getattr(config, section)[name]
+        return cls(
+            stage="fetch",
+            kind=HUB_KINDS[section],  # type: ignore[arg-type]
+            path=spec.path,
+            revision=spec.revision,
+            subset=getattr(spec, "subset", ""),
+            split=getattr(spec, "split", ""),
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -42,6 +68,23 @@ class DataSettings:
     corpus_length: Count
     seed: int
 
+    @classmethod
+    def of(cls, config: Experiment, stage: str, tokenizer: str) -> DataSettings:
+        """The settings that `config` has for the data in the tokens of `tokenizer`."""
+        data = config.data
+        return cls(
+            stage="data",
+            tokenizer=config.tokenizers[tokenizer],
+            train=config.datasets[data.train],
+            dev=config.datasets[data.dev],
+            corpus=config.datasets[data.corpus],
+            template=data.template,
+            max_prompt=data.max_prompt,
+            max_response=data.max_response,
+            corpus_length=data.corpus_length,
+            seed=data.seed,
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class TestSettings:
@@ -56,6 +99,18 @@ class TestSettings:
     max_prompt: Count
     seed: int
 
+    @classmethod
+    def of(cls, config: Experiment, stage: str, test: str) -> TestSettings:
+        """The settings that `config` has for the test set `test`."""
+        return cls(
+            stage="testset",
+            name=test,
+            dataset=config.dataset(test),
+            template=config.data.template,
+            max_prompt=config.data.max_prompt,
+            seed=config.data.seed,
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class BaseSettings:
@@ -66,6 +121,17 @@ class BaseSettings:
     seed: int
     precision: Precision
     sampling: Sampling
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str, model: str = "", weights: str = "") -> BaseSettings:
+        """The settings that `config` has for the base `model`, or for a checkpoint that takes the place of `weights`."""
+        return cls(
+            stage="base",
+            model=config.checkpoints[weights] if stage == "checkpoint" else config.models[model],
+            seed=config.training_seeds[0],
+            precision=config.precision,
+            sampling=Sampling(max_tokens=config.data.max_response),
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -80,6 +146,19 @@ class TrainSettings:
     sampling: Sampling
     teacher: str = ""
 
+    @classmethod
+    def of(cls, config: Experiment, stage: str, model: str, teacher: str = "", seed: int | None = None) -> TrainSettings:
+        """The settings that `config` has for one training of `model`; the teacher itself is trained once, with the first seed."""
+        return cls(
+            stage=stage,  # type: ignore[arg-type]
+            model=model,
+            teacher=teacher,
+            seed=config.training_seeds[0] if seed is None else seed,
+            precision=config.precision,
+            training=config.for_model(stage, model),
+            sampling=Sampling(max_tokens=config.data.max_response),
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class PseudoSettings:
@@ -90,6 +169,17 @@ class PseudoSettings:
     seed: int
     precision: Precision
     pseudo: Pseudo
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str, teacher: str) -> PseudoSettings:
+        """The settings that `config` has for the answers of `teacher`."""
+        return cls(
+            stage="pseudo",
+            teacher=teacher,
+            seed=config.training_seeds[0],
+            precision=config.precision,
+            pseudo=config.for_model(stage, teacher),
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,6 +194,19 @@ class OnPolicySettings:
     precision: Precision
     training: OnPolicy
 
+    @classmethod
+    def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:
+        """The settings that `config` has for the method `stage`: "minillm", or a variant's name."""
+        return cls(
+            stage="minillm",
+            method=stage,
+            model=model,
+            teacher=teacher,
+            seed=seed,
+            precision=config.precision,
+            training=config.on_policy(stage, model),
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class GenerateSettings:
@@ -113,6 +216,11 @@ class GenerateSettings:
     seeds: tuple[int, ...]
     precision: Precision
     sampling: Sampling
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str) -> GenerateSettings:
+        """The settings that `config` has for responses to test sets."""
+        return cls(stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,6 +246,33 @@ class TableSettings:
     judged: tuple[str, ...] = ()
     judge: str = ""
 
+    @classmethod
+    def of(cls, config: Experiment, stage: str = "table", *, sweeps: bool = False) -> TableSettings:
+        """The settings that `config` has for the main table; with `sweeps`, for one of every model of the run.
+
+        Methods are in the order of the configuration.
+        """
+        students, judge = config.trained(sweeps=sweeps), config.judge
+        used = {name for teacher, student, _ in students for name in (teacher, student)}
+        trained = {method for *_, method in students}
+        methods = [method for method in dict.fromkeys((*config.methods, *config.every_method)) if method in trained]
+        return cls(
+            stage="table",
+            run=config.run,
+            pairs=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.pairs),
+            sweeps=config.sweeps if sweeps else (),
+            methods=tuple(methods),
+            method_labels={name: config.variants[name].label for name in methods if name in config.variants},
+            labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
+            tests=config.data.tests,
+            test_labels={name: config.datasets[name].label or name for name in config.data.tests},
+            training_seeds=config.training_seeds,
+            sampling_seeds=config.sampling_seeds,
+            sampling=config.generate,
+            judged=judge.tests,
+            judge=f"{judge.kind} {judge.model}" if judge.is_real else "",
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class FigureSettings:
@@ -145,6 +280,11 @@ class FigureSettings:
 
     stage: Literal["figure"]
     style: Style
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str) -> FigureSettings:
+        """The settings that `config` has for the main figure."""
+        return cls(stage="figure", style=config.style)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -154,3 +294,8 @@ class EstimatorSettings:
     stage: Literal["estimators"]
     study: Estimators
     style: Style
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str) -> EstimatorSettings:
+        """The settings that `config` has for the study of estimators."""
+        return cls(stage="estimators", study=config.estimators, style=config.style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -84,6 +84,13 @@ def hint(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+
+
+def must_be_one_of(name: str, names: Collection[str], where: str, key: str, among: str = "") -> None:
+    """Raises UserError, one line naming `where` and `key`, if `name` is not one of `names` (in words: `among`)."""
+    if name not in names:
+        problem = f"'{name}' is not among {among}" if among else f"there is no '{name}'"
+        raise UserError(f"{where}: {key}: {problem}; {hint(name, names)}")
 
 
 def load(cls: type[T], path: str | Path) -> T:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minillm.config.evaluation_sections import Subsets
 from minillm.config.stage_settings import FetchSettings
+from minillm.config.subsets import Subsets
 from minillm.data import length_subsets
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
@@ -21,7 +21,7 @@ IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvin
 TOKENIZER = ["*token*", "vocab*", "merges*", "*.model", "config.json", "special_tokens_map.json", "added_tokens.json"]
 
 
-def run_stage(settings: FetchSettings, out: Path) -> None:
+def run_stage(settings: FetchSettings, *, out: Path) -> None:
     """Download one model, tokenizer or data set at its revision and leave the record at `out`: the commit, and the hash of each file.
 
     Raises UserError, one line, where it cannot be had.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minillm.config.evaluation_sections import Subsets
 from minillm.config.sections import Dataset
+from minillm.config.subsets import Subsets, SubsetsSettings
 from minillm.counts import token_counter
 from minillm.data.sources import read_rows, resolve_path
 from minillm.errors import UserError
@@ -22,15 +22,20 @@ TASK_LISTS = ("splits/default/test_tasks.txt", "test_tasks.txt")
 Entry = dict[str, Any]
 
 
-def subsets(source: Path, out: Path, tokenizer: Path | None) -> None:
-    """All rows of the folder `source` as JSON lines to `out` (NAME.jsonl), its length subsets to NAME.0_5.jsonl, NAME.6_10.jsonl
-    and NAME.11_.jsonl, and NAME.card.json with their counts.
+def run_stage(
+    settings: SubsetsSettings | None, *, out: Path, source: Path | None = None, tokenizer: Path | None = None
+) -> None:
+    """All rows of a folder as JSON lines to `out` (NAME.jsonl), its length subsets to NAME.0_5.jsonl, NAME.6_10.jsonl and
+    NAME.11_.jsonl, and NAME.card.json with their counts.  The folder is `source`, or the one that the settings name.
 
     In the published layout (0_2, 3_5 or 3_6, 6_10, 11_, each with valid.jsonl) the folders say how long a reference is.  Task files
     (task*.json, in `source` or its folder tasks/) are of the tasks that test_tasks.txt lists, and are measured with the `tokenizer`
     folder; without one there is no length subset.  A subset that no row belongs to is an empty file.  Raises UserError where `source` is of
     neither layout or damaged.
     """
+    if (source is None) == (settings is None):
+        raise UserError("give the folder with --source, or --config with the settings that name it")
+    source = source or folder_of(settings.rows)  # type: ignore[union-attr]
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give the one with task*.json, or with 0_2, 3_5, 6_10 and 11_")
     published = [name for name in PUBLISHED if (source / name / "valid.jsonl").is_file()]

@@ -1,4 +1,4 @@
-"""Stages `data` and `testset`: rows become prompts and tokens, with a card of what was kept; and what training reads back."""
+"""Stage `data`: rows become prompts and tokens, with a card of what was kept."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config.sections import Dataset
-from minillm.config.stage_settings import DataSettings, TestSettings
+from minillm.config.stage_settings import DataSettings
 from minillm.data.prompts import encode, render
-from minillm.data.rows import Rows
 from minillm.data.sources import Row, read_rows, read_texts
 from minillm.data.tokenizers import make_tokenizer
 from minillm.errors import UserError
-from minillm.files import sha256, whole_file, whole_folder, write_json
+from minillm.files import sha256, whole_folder, write_json
 
 NAMED = 5  # how many rows a card names where it counts duplicates or overlap
 SHORTEST = 8  # tokens that the last chunk of the corpus must have to be kept
 
 
-def prepare(settings: DataSettings, out: Path) -> None:
+def run_stage(settings: DataSettings, *, out: Path) -> None:
     """Stage `data`: tokenizer, training rows, dev rows and corpus of one tokenizer into the folder `out`, with card.json.
 
     Rows with a prompt over `max_prompt` tokens or without a response are dropped, never cut.  Raises UserError where training
@@ -33,7 +32,9 @@ def prepare(settings: DataSettings, out: Path) -> None:
     """
     texts = read_texts(settings.corpus, "data.corpus")
     rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
-    refuse_overlap(rows["train"], rows["dev"], f"data.train ({_source(settings.train)})", f"data.dev ({_source(settings.dev)})")
+    refuse_overlap(
+        rows["train"], rows["dev"], f"data.train ({source_of(settings.train)})", f"data.dev ({source_of(settings.dev)})"
+    )
     card: dict[str, Any] = {}
     with whole_folder(out) as partial:
         tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
@@ -46,60 +47,8 @@ def prepare(settings: DataSettings, out: Path) -> None:
         card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
         card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
         files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
-        card["content"] = _hash(card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files))
+        card["content"] = hash_of(card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files))
         write_json(partial / "card.json", card)
-
-
-def prepare_test(settings: TestSettings, data: Path, out: Path) -> None:
-    """Stage `testset`: the prompts of one test set as JSON lines, and FILE.card.json beside them.
-
-    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
-    duplicates are counted and named; nothing else is changed.
-    """
-    where = f"datasets.{settings.name}"
-    known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
-    tokenizer = _saved_tokenizer(data)
-    rows = read_rows(settings.dataset, where)
-    refuse_overlap(known["train"], rows, f"the training rows of {data}", f"{where} ({_source(settings.dataset)})")
-    dropped: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        ids = tokenizer.encode(render(row, settings.template), add_special_tokens=False)
-        if len(ids) > settings.max_prompt:
-            dropped["prompt_too_long"] += 1
-        else:
-            kept.append((row, ids))
-    kept = subset(kept, settings.dataset.sample, settings.seed, settings.name)
-    if not kept:
-        raise UserError(f"{where}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
-    lines = [
-        {
-            "id": r.id,
-            "dataset": settings.name,
-            "prompt": render(r, settings.template),
-            "prompt_tokens": ids,
-            "references": list(r.outputs),
-        }
-        for r, ids in kept
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    dev_keys = {row.key for row in known["dev"]}
-    shared = [row.id for row, _ in kept if row.key in dev_keys]
-    card = {
-        "source": _source(settings.dataset),
-        "read": len(rows),
-        "kept": len(kept),
-        "dropped": dict(dropped),
-        "sampled_from": len(rows) - sum(dropped.values()),
-        "duplicates": _named(duplicates([row for row, _ in kept])),
-        "overlap_with_train": 0,
-        "overlap_with_dev": _named(shared),
-        "prompt_tokens": statistics([len(ids) for _, ids in kept]),
-        "content": _hash(text),
-    }
-    with whole_file(out) as partial:
-        partial.write_text(text, encoding="utf-8")
-    write_json(out.with_suffix(".card.json"), card)
 
 
 def _write_rows(
@@ -136,7 +85,7 @@ def _write_rows(
     np.save(folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32))
     np.save(folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32))
     return {
-        "source": _source(dataset),
+        "source": source_of(dataset),
         "read": len(rows),
         "kept": len(kept),
         "dropped": dict(dropped),
@@ -144,7 +93,7 @@ def _write_rows(
         "boundary_merged": notes["boundary_merged"],
         "response_cut": notes["response_cut"],
         "eos_inside": notes["eos_inside"],
-        "duplicates": _named(duplicates([row for row, *_ in kept])),
+        "duplicates": count_and_first(duplicates([row for row, *_ in kept])),
         "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
         "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
         "tokens_sha256": sha256(folder / f"{split}.tokens.npy"),
@@ -162,16 +111,16 @@ def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokeni
     if lengths[-1] < SHORTEST:
         lengths.pop()
     if not lengths:
-        raise UserError(f"data.corpus ({_source(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more")
+        raise UserError(f"data.corpus ({source_of(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more")
     np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
     np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
     return {
-        "source": _source(settings.corpus),
+        "source": source_of(settings.corpus),
         "documents": len(texts),
         "chunks": len(lengths),
         "tokens": sum(lengths),
         "tokens_sha256": sha256(folder / "corpus.tokens.npy"),
-        "text_sha256": _hash(*texts),
+        "text_sha256": hash_of(*texts),
     }
 
 
@@ -222,15 +171,15 @@ def statistics(lengths: Sequence[int]) -> dict[str, float]:
     }
 
 
-def _named(ids: list[int]) -> dict[str, Any]:
+def count_and_first(ids: list[int]) -> dict[str, Any]:
     return {"count": len(ids), "first_ids": ids[:NAMED]}
 
 
-def _source(dataset: Dataset) -> str:
+def source_of(dataset: Dataset) -> str:
     return " ".join(filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision]))
 
 
-def _hash(*parts: str) -> str:
+def hash_of(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -239,15 +188,4 @@ def _tokenizer_hash(data: Path) -> str:
     folder = data / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return sha256(folder / "tokenizer.json")
-    return _hash(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))
-
-
-def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(data / "tokenizer", local_files_only=True)
-    return tokenizer
-
-
-def _row_of(record: dict[str, Any]) -> Row:
-    return Row(record["id"], record["instruction"], record["input"], tuple(record["references"]))
+    return hash_of(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.config.evaluation_settings import CalibrationSettings
+from minillm.config.measurements.calibration import CalibrationSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate
 from minillm.data.prepare import subset

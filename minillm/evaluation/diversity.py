@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minillm.config.evaluation_settings import DiversitySettings
+from minillm.config.measurements.diversity import DiversitySettings
 from minillm.counts import distinct, repetition
 from minillm.evaluation.lengths import response_of
 from minillm.evaluation.rouge import read_generations
@@ -15,7 +15,7 @@ from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 
 
-def evaluate(settings: DiversitySettings, *, generations: Path, out: Path) -> None:
+def run_stage(settings: DiversitySettings, *, generations: Path, out: Path) -> None:
     """Dist-n of the responses in `generations` (0 to 100), seed by seed, to the metric file `out`.
 
     An n-gram is one of tokens (special ones and the EOS left out) or of words, and lies within one response.  "distinct" is

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minillm import objectives
-from minillm.config.evaluation_settings import ExposureBiasSettings
+from minillm.config.measurements.exposure_bias import ExposureBiasSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.errors import UserError

@@ -1,105 +1,36 @@
-"""Blind pairwise comparisons by people: one HTML page to hand out, and the counts of the answers that come back.
-
-The page holds texts and opaque ids only; which side is which stands in a key file beside it.
-"""
+"""Stage `human-import`: win, tie and loss of each comparison, counted from the files that annotators send back."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from minillm.config.evaluation_settings import HumanSettings
 from minillm.errors import UserError
-from minillm.evaluation.answers import Answers, question, read_answers
-from minillm.files import whole_file, write_json
+from minillm.evaluation.human_page import CHOICES, FORMAT
+from minillm.files import write_json
 
-FORMAT = "minillm-human-1"
-CHOICES = ("left", "tie", "right")
-PAGE = Path(__file__).with_name("human.html")
 LEVEL = 0.95
 
 
-def export(settings: HumanSettings, generations: Path, against: Sequence[Path], out: Path) -> None:
-    """The page `out`, and which side is which in `out`'s name with .key.json: `settings.prompts` prompts, each against each other.
-
-    Of each file the first sampling seed is shown.  Raises UserError where two files answer different prompts.
-    """
-    ours, others = read_answers(Path(generations)), [read_answers(Path(path)) for path in against]
-    for other in others:
-        _check_same(ours, other)
-    chosen = random.Random(f"{settings.seed} prompts").sample(ours.ids, min(settings.prompts, len(ours.ids)))
-    pairs = []
-    for number, other in enumerate(others):
-        for id_ in sorted(chosen):
-            row = ours.rows[ours.seeds[0]][id_]
-            texts = [row["response"].strip(), other.rows[other.seeds[0]][id_]["response"].strip()]
-            name = _hash(settings.seed, number, id_, row["prompt"], *sorted(texts))[:12]
-            side = random.Random(f"{settings.seed} {name}").randrange(2)  # 0: ours is on the left
-            shown = {"id": name, "question": question(row["prompt"]), "left": texts[side], "right": texts[1 - side]}
-            key = {"ours": CHOICES[2 * side], "against": str(other.path), "row": id_}
-            pairs.append((shown, key))
-    random.Random(f"{settings.seed} order").shuffle(pairs)
-    study = _hash(*(json.dumps(shown) for shown, _ in pairs))[:16]
-    page = {"format": FORMAT, "study": study, "pairs": [shown for shown, _ in pairs]}
-    with whole_file(out) as partial:
-        partial.write_text(PAGE.read_text().replace("{{DATA}}", embedded(page)))
-    key_values = {
-        "format": FORMAT,
-        "study": study,
-        "dataset": ours.dataset,
-        "ours": str(ours.path),
-        "against": [str(other.path) for other in others],
-        "prompts": len(chosen),
-        "seed": settings.seed,
-        "pairs": {shown["id"]: key for shown, key in pairs},
-    }
-    write_json(key_file(out), key_values)
-
-
-def key_file(page: Path) -> Path:
-    """Where the key of a page lies."""
-    return Path(page).with_suffix(".key.json")
-
-
-def embedded(value: object) -> str:
-    """JSON for a script element: no "<" is left in it that could end the element or begin a comment."""
-    return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _check_same(ours: Answers, other: Answers) -> None:
-    a, b = ours.rows[ours.seeds[0]], other.rows[other.seeds[0]]
-    differing = [id_ for id_ in ours.ids if id_ not in b or a[id_]["prompt"] != b[id_]["prompt"]]
-    if differing or len(ours.ids) != len(other.ids):
-        first = f", first id {differing[0]}" if differing else ""
-        raise UserError(f"{other.path}: its prompts are not those of {ours.path}{first}; compare answers to one test set")
-
-
-# --- answers come back
-def count(answers: Sequence[Path], key: Path, out: Path, also: Sequence[Path] = ()) -> None:
+def run_stage(*, answers: Sequence[Path], key: Path, out: Path, also: Sequence[Path] | None = None) -> None:
     """Win, tie and loss of each comparison over all annotators, with Wilson's 95% intervals, as JSON in `out`.
 
     Files that answer a page of the keys `also` are left to that page.  UserError, one line, for a file that is damaged, belongs to
     no page, or comes from an annotator who has a file already.
     """
-    page = _read_key(Path(key))
-    elsewhere = {_read_key(Path(path))["study"] for path in also} - {page["study"]}
+    page = _read_key(key)
+    elsewhere = {_read_key(path)["study"] for path in also or ()} - {page["study"]}
     given: dict[str, dict[str, str]] = {}
     sources: dict[str, str] = {}
     for path in answers:
-        found = _read_file(Path(path))
+        found = _read_file(path)
         if found["study"] in elsewhere:
             continue
-        annotator, choices = _read_answers(Path(path), found, page, Path(key))
+        annotator, choices = _read_answers(path, found, page, key)
         if annotator in given:
             raise UserError(
                 f"{path}: the annotator '{annotator}' has answered in {sources[annotator]} already; name one of the two"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from minillm.config.evaluation_settings import JudgeSettings
+from minillm.config.measurements.judge import JudgeSettings
 from minillm.errors import UserError
 from minillm.evaluation.answers import Answers, question, read_answers
 from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
@@ -41,9 +41,9 @@ RESAMPLES = 1000
 SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,;]+(\d+(?:\.\d+)?)\s*")
 
 
-def evaluate(settings: JudgeSettings, generations: Path, cache: Path, out: Path) -> None:
+def run_stage(settings: JudgeSettings, *, generations: Path, cache: Path, out: Path) -> None:
     """Scores of the responses in `generations`, with the verdicts that `cache` has and the others asked for, as JSON in `out`."""
-    answers = read_answers(Path(generations))
+    answers = read_answers(generations)
     seeds = answers.seeds[: settings.judge.seeds]
     ids = answers.ids[: settings.judge.rows or None]
     judge = make_judge(settings.judge, settings.precision)

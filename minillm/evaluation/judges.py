@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from minillm.config import evaluation_sections
+from minillm.config.measurements.judge import Judge
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256
@@ -47,7 +47,7 @@ class JudgeClient(Protocol):
         ...
 
 
-def make_judge(settings: evaluation_sections.Judge, precision: str) -> JudgeClient:
+def make_judge(settings: Judge, precision: str) -> JudgeClient:
     """The judge that a configuration names; nothing is loaded or asked yet."""
     if settings.kind == "openai":
         return Endpoint(settings)
@@ -72,7 +72,7 @@ class StandIn:
 class Local:
     """A model folder, sampled with random numbers that come from the verdict's key, so that batches change nothing."""
 
-    def __init__(self, settings: evaluation_sections.Judge, precision: str) -> None:
+    def __init__(self, settings: Judge, precision: str) -> None:
         self.settings, self.precision = settings, precision
         self.folder = resolve_path(settings.model, "judge.model")
         if not (self.folder / "config.json").is_file():
@@ -148,7 +148,7 @@ class Endpoint:
     The key is read when the first question is asked and appears in no message.
     """
 
-    def __init__(self, settings: evaluation_sections.Judge) -> None:
+    def __init__(self, settings: Judge) -> None:
         self.settings, self._stop = settings, threading.Event()
         self.identity = {
             "kind": "openai",

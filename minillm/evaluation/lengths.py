@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minillm.config.evaluation_settings import LengthsSettings
+from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations
@@ -20,7 +20,7 @@ def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
     return list(zip(lows, [*edges, None], strict=True))
 
 
-def evaluate(settings: LengthsSettings, *, metric: Path, generations: Path, data: Path, out: Path) -> None:
+def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, data: Path, out: Path) -> None:
     """Scores of a ROUGE-L `metric` file by bucket, with lengths from the `generations` behind it, to the metric file `out`.
 
     Lengths are in tokens of the tokenizer of the `data` folder, special tokens left out, of references and responses alike.

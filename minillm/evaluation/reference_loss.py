@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.config.evaluation_settings import ReferenceLossSettings
+from minillm.config.measurements.diversity import ReferenceLossSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.data.prompts import encode

@@ -15,14 +15,13 @@ from minillm.scores import exact_match, rouge_l
 AGAIN = "remove it and generate again"
 
 
-def evaluate(generations: Path, out: Path) -> None:
+def run_stage(*, generations: Path, out: Path) -> None:
     """ROUGE-L and exact match of the responses in `generations` (and FILE.meta.json beside it) to the metric file `out`.
 
     "mean" is over the seeds' means over rows (0 to 100), "standard_error" over the seeds' means (null for one seed), as
     is "exact_match_error"; "scores" holds each row's ROUGE-L in the order of "ids".  Raises UserError, one line naming file and
     line, where a line is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
     """
-    generations = Path(generations)
     meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
     exact: dict[str, float] = {}
@@ -57,7 +56,7 @@ def evaluate(generations: Path, out: Path) -> None:
 def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, dict[str, Any]]], list[int]]:
     """The meta file, the rows as seed -> id -> row, and the ids, the same for each seed, in order.
 
-    Raises UserError as `evaluate` does.
+    Raises UserError as `run_stage` does.
     """
     keys = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
     absent = "no such file; it is written with the generations, generate again"

@@ -1,4 +1,4 @@
-"""Stages `generate` and `pseudo`: responses of a model to a test set (all sampling seeds), and the teacher's answers for SeqKD."""
+"""Stage `generate`: responses of a model to a test set, all sampling seeds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.config.sections import Launch, Sampling
-from minillm.config.stage_settings import GenerateSettings, PseudoSettings
+from minillm.config.stage_settings import GenerateSettings
 from minillm.data.batching import by_length
-from minillm.data.rows import Rows
 from minillm.data.sources import read_tests
 from minillm.files import identity, stage_key, whole_file, write_json
-from minillm.models.loading import check_same_tokenizer, decode, load_model, load_tokenizer, special_tokens
+from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import World, start
 from minillm.sampling.sample import sample
 
@@ -105,7 +104,7 @@ def remove_journals(journal: Path) -> None:
         path.unlink()
 
 
-def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
+def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
     """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
     rows = read_tests(test)
     world = start(0, launch.patience)
@@ -134,28 +133,5 @@ def run_generate(settings: GenerateSettings, launch: Launch, *, test: Path, mode
             "precision": settings.precision,
         }
         write_json(out.with_suffix(".meta.json"), meta)
-        remove_journals(journal)
-    world.barrier()
-
-
-def run_pseudo(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
-    """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
-    world = start(settings.seed, launch.patience)
-    tokenizer = load_tokenizer(data / "tokenizer")
-    check_same_tokenizer(teacher, data / "tokenizer")
-    inputs = {"data": identity(data), "teacher": identity(teacher)}
-    journal = checkpoints / f"pseudo-{stage_key(dataclasses.asdict(settings), inputs)}"
-    questions = []
-    for split, limit in (("dev", settings.pseudo.dev_rows), ("train", settings.pseudo.rows)):
-        rows = Rows.open(data, split)
-        count = min(limit or len(rows), len(rows))
-        questions += [Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)]
-    loaded = load_model(teacher, settings.precision, world.device)
-    answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
-    if answers is not None:
-        with whole_file(out) as partial, open(partial, "w") as file:
-            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
-                split, row = question.key
-                file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
         remove_journals(journal)
     world.barrier()

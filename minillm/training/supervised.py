@@ -240,12 +240,14 @@ def run_stage(
     *,
     data: Path,
     base: Path,
-    outputs: dict[str, Path],
+    out: Path,
     checkpoints: Path,
+    init: Path | None = None,
     teacher: Path | None = None,
     pseudo: Path | None = None,
 ) -> None:
-    """Stages teacher, sft, kd and seqkd: train `base` on `data` and leave the models that `outputs` (rule -> folder) asks for."""
+    """Stages teacher, sft, kd and seqkd: train `base` on `data`; leave the checkpoint of best dev ROUGE-L at `out`, that of lowest
+    dev loss at `init` if that is asked for."""
     world = start(settings.seed, launch.patience)
     inputs = {
         key: identity(path) for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items() if path
@@ -280,6 +282,7 @@ def run_stage(
         teacher=teacher_model,
         own_dev=own_dev,
     )
+    outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
     export(engine, dev, history, outputs, raw, inputs, settings.seed)
     world.barrier()
     if world.rank == 0:

@@ -9,18 +9,19 @@ from pathlib import Path
 from made_up_run import REPO, config
 from matplotlib.figure import Figure
 
+from minillm.config.derive import stage_settings
 from minillm.config.strict import parse
 from minillm.publish.figures.drawing import fonts
 from minillm.publish.registry import ITEMS
 from minillm.publish.results import Found
 from minillm.publish.run import run_stage
-from minillm.publish.settings import PublishSettings, publish_settings
+from minillm.publish.settings import PublishSettings
 
 PAPER = REPO / "config/paper"
 
 
 def settings(name: str, **changed: object) -> PublishSettings:
-    return parse(PublishSettings, publish_settings(config(**changed), name), name)
+    return parse(PublishSettings, stage_settings(config(**changed), "publish", name=name), name)
 
 
 def published_item(name: str, run: Path, out: Path, **changed: object) -> dict:

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from minillm.config.derive import table_settings
 from minillm.config.experiment import Experiment, experiment
-from minillm.evaluation.human import FORMAT, count
+from minillm.config.stage_settings import TableSettings
+from minillm.evaluation.human import run_stage as count
+from minillm.evaluation.human_page import FORMAT
 from minillm.publish.run_models import models, weights_of
 
 REPO = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ def put(folder: Path, path: str, value: Any) -> None:
 
 def make(folder: Path, config: Experiment) -> Path:
     """Results of every model of `config` in `folder`; better methods have better values, all by one seed."""
-    table = table_settings(config, sweeps=True)
+    table = TableSettings.of(config, sweeps=True)
     rng = random.Random(7)
     for teacher, student, method in models(table):
         strength = 8.0 if not student else 2.0 * METHODS.index(method)
@@ -131,7 +132,7 @@ def human(folder: Path, ours: str, against: list[str]) -> None:
     put(folder, "human/key.json", key)
     answers = {name: choices[pair["row"]] for name, pair in pairs.items()}
     put(folder, "human/anna.json", {**page, "annotator": "anna", "answers": answers})
-    count([folder / "human/anna.json"], folder / "human/key.json", folder / f"metrics/human/{ours}/dolly.json")
+    count(answers=[folder / "human/anna.json"], key=folder / "human/key.json", out=folder / f"metrics/human/{ours}/dolly.json")
 
 
 def rouge(config: Experiment, test: str, n: int, mean: float, rng: random.Random) -> dict[str, Any]:

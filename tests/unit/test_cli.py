@@ -131,7 +131,7 @@ def sft(folder: Path, config: Path, data: Path, base: Path) -> list[object]:
     ids=["unknown key", "lr as text"],
 )
 def test_mistakes_in_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any], said: str) -> None:
-    import minillm.supervised  # noqa: F401  (what its imports write is not looked at here)
+    import minillm.training.supervised  # noqa: F401  (what its imports write is not looked at here)
 
     config = settings(tmp_path / "c.json", {"stage": "sft", **SUPERVISED, **change})
     line = sft(tmp_path / "results", config, tmp_path / "data", tmp_path / "base")
@@ -171,12 +171,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/, base/ in its tokenizer, and other/ in another one of the same size."""
     from minillm.config.stage_settings import DataSettings
     from minillm.config.strict import parse
-    from minillm.data.prepare import prepare
+    from minillm.data.prepare import run_stage as prepare
     from minillm.data.tokenizers import train_tokenizer
     from minillm.models.loading import load_tokenizer
 
     folder = tmp_path_factory.mktemp("made")
-    prepare(parse(DataSettings, DATA, "test"), folder / "data")
+    prepare(parse(DataSettings, DATA, "test"), out=folder / "data")
     save(folder / "base", load_tokenizer(folder / "data" / "tokenizer"))
     save(folder / "other", train_tokenizer(["quite another text with quite other words in it"] * 9, 300))
     return folder

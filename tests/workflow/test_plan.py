@@ -235,7 +235,7 @@ def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
 
 def test_schema_is_current():
     schema = REPO / "workflow" / "schemas" / "config.schema.yaml"
-    assert schema.read_text() == text(), "run `python -m minillm.schema > workflow/schemas/config.schema.yaml`"
+    assert schema.read_text() == text(), "run `python -m minillm.config.schema > workflow/schemas/config.schema.yaml`"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 
 from minillm.cli import main
 from minillm.config.sections import Dataset
-from minillm.data.length_subsets import PER_TASK, bucket_of, subsets
+from minillm.data.length_subsets import PER_TASK, bucket_of
+from minillm.data.length_subsets import run_stage as subsets
 from minillm.data.sources import read_rows
 from minillm.errors import UserError
 
@@ -46,7 +47,7 @@ def tasks(tmp_path):
 
 def test_task_files(tasks, tokenizer, tmp_path):
     out = tmp_path / "made" / "sni.jsonl"
-    subsets(tasks, out, tokenizer)
+    subsets(None, source=tasks, out=out, tokenizer=tokenizer)
     rows = lines(out)
     assert len(rows) == 5 + PER_TASK and {row["topic"] for row in rows} == {"task1_one", "task2_two"}
     assert rows[0] == {"topic": "task1_one", "instruction": "Do.", "input": "i1", "output": ["w ", "w"], "bucket": "0_5"}
@@ -70,7 +71,7 @@ def test_published_folders(tmp_path):
         (tmp_path / "sinst" / name).mkdir(parents=True)
         row = {"instruction": f"do {name}", "input": "", "output": output, "prompt": "p", "topic": "task9"}
         (tmp_path / "sinst" / name / "valid.jsonl").write_text(json.dumps(row) + "\n")
-    subsets(tmp_path / "sinst", tmp_path / "all.jsonl", None)
+    subsets(None, source=tmp_path / "sinst", out=tmp_path / "all.jsonl", tokenizer=None)
     assert [(row["bucket"], row["output"]) for row in lines(tmp_path / "all.jsonl")] == [
         ("0_5", ["a"]), ("0_5", ["b", "c"]), ("6_10", ["d"]), ("11_", ["e"]),
     ]  # fmt: skip
@@ -96,20 +97,20 @@ def test_buckets():
 def test_what_is_refused(tasks, tmp_path):
     out = tmp_path / "o.jsonl"
     with pytest.raises(UserError, match="gone: no such folder"):
-        subsets(tmp_path / "gone", out, None)
+        subsets(None, source=tmp_path / "gone", out=out, tokenizer=None)
     (tasks / "tasks" / "task2_two.json").write_text("{")
     with pytest.raises(UserError, match="task2_two.json: not JSON"):
-        subsets(tasks, out, None)
+        subsets(None, source=tasks, out=out, tokenizer=None)
     (tasks / "tasks" / "task2_two.json").unlink()
     with pytest.raises(UserError, match="task2_two.json: no such task file"):
-        subsets(tasks, out, None)
+        subsets(None, source=tasks, out=out, tokenizer=None)
     (tasks / "tasks" / "task1_one.json").write_text(json.dumps({"Definition": ["D"], "Instances": [{"input": "i"}]}))
     with pytest.raises(UserError, match=r"task1_one.json: Instances.0: no input, or no output"):
-        subsets(tasks, out, None)
+        subsets(None, source=tasks, out=out, tokenizer=None)
     (tasks / "tasks" / "task1_one.json").write_text("{}")
     with pytest.raises(UserError, match="'Definition' or 'Instances' is missing"):
-        subsets(tasks, out, None)
+        subsets(None, source=tasks, out=out, tokenizer=None)
     (tasks / "splits" / "default" / "test_tasks.txt").unlink()
     with pytest.raises(UserError, match="test_tasks.txt"):
-        subsets(tasks, out, None)
+        subsets(None, source=tasks, out=out, tokenizer=None)
     assert not out.exists()

@@ -19,15 +19,17 @@ from minillm.config.sections import Dataset, Tokenizer
 from minillm.data import embedded_corpus
 from minillm.data import prepare as prepare_module
 from minillm.data.batching import collate
-from minillm.data.prepare import prepare, prepare_test, statistics, subset
+from minillm.data.prepare import run_stage as prepare
+from minillm.data.prepare import statistics, subset
 from minillm.data.rows import Corpus, Rows
+from minillm.data.test_set import run_stage as prepare_test
 from minillm.data.tokenizers import END
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "training"
-    prepare(BASE, out)
+    prepare(BASE, out=out)
     return out
 
 
@@ -77,7 +79,7 @@ def test_large_ids_are_written_as_they_are(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, unk_token="?").save_pretrained(tmp_path / "large")
     train = rows_file(tmp_path / "train.jsonl", row("Name one.", "zebra"))
     spec = Tokenizer(source="folder", path=str(tmp_path / "large"))
-    prepare(dataclasses.replace(BASE, tokenizer=spec, train=train, corpus=embedded("text", 5)), tmp_path / "out")
+    prepare(dataclasses.replace(BASE, tokenizer=spec, train=train, corpus=embedded("text", 5)), out=tmp_path / "out")
     assert Rows.open(tmp_path / "out", "train").response(0).tolist() == [70_000, 0]
 
 
@@ -92,7 +94,7 @@ def test_corpus_chunks(prepared: Path, tmp_path: Path) -> None:
     # A last chunk of exactly 8 tokens is kept, one of 7 is not.
     for rest, kept in ((8, 8), (7, 0)):
         length = next(n for n in range(8, len(stream)) if len(stream) % n == rest)
-        prepare(dataclasses.replace(BASE, corpus_length=length), tmp_path / str(rest))
+        prepare(dataclasses.replace(BASE, corpus_length=length), out=tmp_path / str(rest))
         found = np.load(tmp_path / str(rest) / "corpus.lengths.npy")
         assert found.sum() == len(stream) - rest + kept and found[-1] == (kept or length)
 
@@ -127,7 +129,7 @@ def test_statistics() -> None:
 
 def test_content_names_the_folder(prepared: Path, tmp_path: Path) -> None:
     first = card(prepared / "card.json")
-    prepare(BASE, tmp_path / "again")
+    prepare(BASE, out=tmp_path / "again")
     assert card(tmp_path / "again" / "card.json") == first
     for i, change in enumerate(
         (
@@ -138,7 +140,7 @@ def test_content_names_the_folder(prepared: Path, tmp_path: Path) -> None:
             {"max_response": 3},
         )
     ):
-        prepare(dataclasses.replace(BASE, **change), tmp_path / str(i))  # type: ignore[arg-type]
+        prepare(dataclasses.replace(BASE, **change), out=tmp_path / str(i))  # type: ignore[arg-type]
     contents = {card(path)["content"] for path in tmp_path.glob("*/card.json")}
     assert len(contents) == 6 and all(len(content) == 64 for content in contents)
 
@@ -148,7 +150,7 @@ def test_content_follows_rows_not_places(tmp_path: Path) -> None:
     for place, answer in (("here", "one"), ("there", "one"), ("other", "two")):
         (tmp_path / place).mkdir()
         train = rows_file(tmp_path / place / "rows.jsonl", row("A."), row("B.", ["fine", answer]))
-        prepare(dataclasses.replace(BASE, train=train), tmp_path / place / "out")
+        prepare(dataclasses.replace(BASE, train=train), out=tmp_path / place / "out")
         contents.append(card(tmp_path / place / "out" / "card.json")["content"])
     assert contents[0] == contents[1] != contents[2]
 
@@ -163,7 +165,7 @@ def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
         row("Last."),
     )
     settings = dataclasses.replace(BASE, train=train, dev=rows_file(tmp_path / "dev.jsonl", row("D.")), max_prompt=60)
-    prepare(settings, tmp_path / "out")
+    prepare(settings, out=tmp_path / "out")
     part = card(tmp_path / "out" / "card.json")["train"]
     assert (part["read"], part["kept"]) == (5, 2)
     assert part["dropped"] == {"prompt_too_long": 1, "empty_response": 2}
@@ -172,15 +174,15 @@ def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
     assert all(str(tokenizer.decode(rows.prompt(i))).endswith("### Response:\n") for i in range(len(rows)))
     exact = len(rows.prompt(0))
-    prepare(dataclasses.replace(settings, max_prompt=exact), tmp_path / "exact")
+    prepare(dataclasses.replace(settings, max_prompt=exact), out=tmp_path / "exact")
     assert 0 in Rows.open(tmp_path / "exact", "train").ids
-    said = message(lambda: prepare(dataclasses.replace(settings, max_prompt=1), tmp_path / "none"))
+    said = message(lambda: prepare(dataclasses.replace(settings, max_prompt=1), out=tmp_path / "none"))
     assert said == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); raise data.max_prompt (now 1)"
 
 
 def test_cut_responses_are_counted(tmp_path: Path) -> None:
     train = rows_file(tmp_path / "train.jsonl", row("A.", "word " * 200), row("B.", "x"))
-    prepare(dataclasses.replace(BASE, train=train), tmp_path / "out")
+    prepare(dataclasses.replace(BASE, train=train), out=tmp_path / "out")
     rows = Rows.open(tmp_path / "out", "train")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
     assert card(tmp_path / "out" / "card.json")["train"]["response_cut"] == 1
@@ -190,14 +192,14 @@ def test_cut_responses_are_counted(tmp_path: Path) -> None:
 
 def test_duplicates_are_counted_and_named(tmp_path: Path) -> None:
     train = rows_file(tmp_path / "t.jsonl", *(row("Same. ", str(i)) for i in range(8)), row("Other."), row("Other.", input="x"))
-    prepare(dataclasses.replace(BASE, train=train), tmp_path / "out")
+    prepare(dataclasses.replace(BASE, train=train), out=tmp_path / "out")
     assert card(tmp_path / "out" / "card.json")["train"]["duplicates"] == {"count": 7, "first_ids": [1, 2, 3, 4, 5]}
 
 
 def test_overlap_of_train_and_dev_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     train = rows_file(tmp_path / "train.jsonl", row("A."), row("B.", input="x"), row("C."))
     dev = rows_file(tmp_path / "dev.jsonl", row("D."), row("B."), row(" C.\n", "else", input=" "))
-    said = message(lambda: prepare(dataclasses.replace(BASE, train=train, dev=dev), tmp_path / "out"))
+    said = message(lambda: prepare(dataclasses.replace(BASE, train=train, dev=dev), out=tmp_path / "out"))
     assert said == (
         f"data.dev (folder {tmp_path / 'dev.jsonl'}): 1 of its rows are training rows too, e.g. row 2 is row 2 of "
         f"data.train (folder {tmp_path / 'train.jsonl'}); remove them from one of the two"
@@ -206,7 +208,7 @@ def test_overlap_of_train_and_dev_is_refused_and_leaves_nothing(tmp_path: Path) 
 
 
 def test_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
-    prepare(dataclasses.replace(BASE, train=embedded("train", 80, sample=25)), tmp_path / "out")
+    prepare(dataclasses.replace(BASE, train=embedded("train", 80, sample=25)), out=tmp_path / "out")
     ids = Rows.open(tmp_path / "out", "train").ids
     assert len(set(ids)) == 25 and ids == sorted(ids) and ids != list(range(25))
     part = card(tmp_path / "out" / "card.json")["train"]
@@ -218,13 +220,13 @@ def test_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
     assert subset(items, 0, 0, "x") == subset(items, 1000, 0, "x") == items
     # The sample of one set does not depend on that of another.
     prepare(
-        dataclasses.replace(BASE, train=embedded("train", 80, sample=25), dev=embedded("dev", 20, sample=5)), tmp_path / "b"
+        dataclasses.replace(BASE, train=embedded("train", 80, sample=25), dev=embedded("dev", 20, sample=5)), out=tmp_path / "b"
     )
     assert Rows.open(tmp_path / "b", "train").ids == ids and len(Rows.open(tmp_path / "b", "dev")) == 5
 
 
 def test_a_failure_leaves_the_old_folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(BASE, tmp_path / "out")
+    prepare(BASE, out=tmp_path / "out")
     before = card(tmp_path / "out" / "card.json")
 
     def broken(*_: object) -> None:
@@ -232,14 +234,14 @@ def test_a_failure_leaves_the_old_folder(prepared: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(prepare_module, "_write_corpus", broken)
     with pytest.raises(RuntimeError):
-        prepare(dataclasses.replace(BASE, max_response=4), tmp_path / "out")
+        prepare(dataclasses.replace(BASE, max_response=4), out=tmp_path / "out")
     assert card(tmp_path / "out" / "card.json") == before and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n")
     text = Dataset(source="folder", path=str(tmp_path / "a.txt"))
-    said = message(lambda: prepare(dataclasses.replace(BASE, corpus=text), tmp_path / "out"))
+    said = message(lambda: prepare(dataclasses.replace(BASE, corpus=text), out=tmp_path / "out"))
     assert said == f"data.corpus (folder {tmp_path / 'a.txt'}): fewer than 8 tokens of text; give it more"
 
 
@@ -251,7 +253,7 @@ def test_opening_what_is_not_there(tmp_path: Path) -> None:
 # --- stage testset
 def test_testset(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "tests" / "a.jsonl"
-    prepare_test(TEST, prepared, out)
+    prepare_test(TEST, data=prepared, out=out)
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     made = embedded_corpus.instructions("test", 30)
@@ -264,7 +266,7 @@ def test_testset(prepared: Path, tmp_path: Path) -> None:
     assert (found["read"], found["kept"], found["dropped"], found["overlap_with_train"]) == (30, 30, {}, 0)
     assert len(found["content"]) == 64
     assert {path.name for path in out.parent.iterdir()} == {"a.jsonl", "a.card.json"}
-    prepare_test(TEST, prepared, tmp_path / "b.jsonl")
+    prepare_test(TEST, data=prepared, out=tmp_path / "b.jsonl")
     assert (tmp_path / "b.jsonl").read_bytes() == out.read_bytes() and card(tmp_path / "b.card.json") == found
 
 
@@ -273,23 +275,25 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
     new = [row(f"New {i}.", ["a", "b"]) for i in range(4)]
     dataset = rows_file(tmp_path / "t.jsonl", new[0], row("Long " * 200), dev, new[1], new[1], new[2], new[3])
     settings = dataclasses.replace(TEST, dataset=dataset)
-    prepare_test(settings, prepared, tmp_path / "a.jsonl")
+    prepare_test(settings, data=prepared, out=tmp_path / "a.jsonl")
     found = card(tmp_path / "a.card.json")
     assert (found["read"], found["kept"], found["dropped"]) == (7, 6, {"prompt_too_long": 1})
     assert found["overlap_with_dev"] == {"count": 1, "first_ids": [2]} and found["duplicates"] == {"count": 1, "first_ids": [4]}
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 2, 3, 4, 5, 6] and lines[0]["references"] == ["a", "b"]
-    prepare_test(dataclasses.replace(settings, dataset=dataclasses.replace(dataset, sample=3)), prepared, tmp_path / "s.jsonl")
+    prepare_test(
+        dataclasses.replace(settings, dataset=dataclasses.replace(dataset, sample=3)), data=prepared, out=tmp_path / "s.jsonl"
+    )
     ids = [json.loads(line)["id"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert len(ids) == 3 and ids == sorted(ids) and set(ids) <= {0, 2, 3, 4, 5, 6}
     dataset = rows_file(tmp_path / "bad.jsonl", new[0], train)
-    said = message(lambda: prepare_test(dataclasses.replace(TEST, dataset=dataset), prepared, tmp_path / "x.jsonl"))
+    said = message(lambda: prepare_test(dataclasses.replace(TEST, dataset=dataset), data=prepared, out=tmp_path / "x.jsonl"))
     assert said == (
         f"datasets.tests (folder {tmp_path / 'bad.jsonl'}): 1 of its rows are training rows too, e.g. row 1 is row 3 of "
         f"the training rows of {prepared}; remove them from one of the two"
     )
     assert not list(tmp_path.glob("*x.*"))
-    assert "no train rows here" in message(lambda: prepare_test(TEST, tmp_path, tmp_path / "x.jsonl"))
+    assert "no train rows here" in message(lambda: prepare_test(TEST, data=tmp_path, out=tmp_path / "x.jsonl"))
 
 
 # --- real data
@@ -305,7 +309,7 @@ def test_dolly_and_wikitext(tmp_path: Path) -> None:
         max_prompt=256,
         max_response=64,
     )
-    prepare(settings, tmp_path / "out")
+    prepare(settings, out=tmp_path / "out")
     found = card(tmp_path / "out" / "card.json")
     assert found["train"]["read"] == 200 == found["train"]["kept"] + found["train"]["dropped"].get("prompt_too_long", 0)
     assert found["dev"]["read"] == 1000 and found["dev"]["kept"] == 50 and found["dev"]["prompt_tokens"]["max"] <= 256
@@ -313,8 +317,8 @@ def test_dolly_and_wikitext(tmp_path: Path) -> None:
     test = Dataset(source="folder", path="$MINILLM_DATA/sni/test.jsonl", rows=100)
     prepare_test(
         dataclasses.replace(TEST, name="sni", dataset=test, template="alpaca", max_prompt=400),
-        tmp_path / "out",
-        tmp_path / "sni.jsonl",
+        data=tmp_path / "out",
+        out=tmp_path / "sni.jsonl",
     )
     lines = [json.loads(line) for line in (tmp_path / "sni.jsonl").read_text().splitlines()]
     assert any(len(line["references"]) > 1 for line in lines)

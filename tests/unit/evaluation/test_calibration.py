@@ -15,9 +15,8 @@ import torch
 import yaml
 
 from minillm.config.derive import stage_settings
-from minillm.config.evaluation_sections import ClassificationTask
-from minillm.config.evaluation_settings import CalibrationSettings
 from minillm.config.experiment import experiment
+from minillm.config.measurements.calibration import CalibrationSettings, ClassificationTask
 from minillm.config.sections import Dataset, Launch
 from minillm.config.strict import parse
 from minillm.data.embedded_corpus import classification, instructions, plain_text
@@ -245,7 +244,7 @@ def test_real_rows_parse(task: str, tokenizer: Any) -> None:
         pytest.skip("MINILLM_DATA is not set: no real data")
     mini, more = (yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("mini", "mini-all"))
     config = experiment({**mini, **more, "datasets": mini["datasets"] | more["datasets"]})
-    values = parse(CalibrationSettings, stage_settings(config, "calibration", test=task), "test")
+    values = parse(CalibrationSettings, stage_settings(config, "calibration", task=task), "test")
     assert len(read_entries(values.dataset, "test")) == {"sst2": 872, "boolq": 1000}[task]
     found = read_questions(replace(values, dataset=replace(values.dataset, rows=60)), tokenizer, 512, 520)
     assert {q.gold for q in found} == {0, 1}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make
 
-from minillm.config.evaluation_settings import ExposureBiasSettings, SamplesSettings
+from minillm.config.measurements.exposure_bias import ExposureBiasSettings, SamplesSettings
 from minillm.config.sections import Launch, Sampling
 from minillm.errors import UserError
 from minillm.evaluation.accumulated_error import band, bootstrap, curve, last_length, mean_kl, totals

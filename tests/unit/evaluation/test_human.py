@@ -14,9 +14,12 @@ import pytest
 from evaluation_case import generations
 
 from minillm.cli import main
-from minillm.config.evaluation_settings import HumanSettings
+from minillm.config.measurements.human import HumanSettings
 from minillm.errors import UserError
-from minillm.evaluation.human import count, export, key_file, wilson
+from minillm.evaluation.human import run_stage as count
+from minillm.evaluation.human import wilson
+from minillm.evaluation.human_page import key_file
+from minillm.evaluation.human_page import run_stage as export
 
 NASTY = "</script><img src=x onerror=alert(1)> <!-- & {{DATA}} \u2028"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
@@ -50,7 +53,7 @@ def made(tmp_path: Path) -> Path:
     """page.html: answers of ours to 12 prompts against two others."""
     ours = generations(tmp_path / "model-ours/t.jsonl", [f"ours {i} {NASTY}" for i in range(12)])
     others = [generations(tmp_path / f"model-{name}/t.jsonl", [f"{name} {i}" for i in range(12)]) for name in ("kd", "teacher")]
-    export(HumanSettings(stage="human", prompts=10, seed=3), ours, others, tmp_path / "page.html")
+    export(HumanSettings(stage="human", prompts=10, seed=3), generations=ours, against=others, out=tmp_path / "page.html")
     return tmp_path / "page.html"
 
 
@@ -94,7 +97,12 @@ def test_the_same_seed_gives_the_same_page(made: Path, tmp_path: Path) -> None:
     key = json.loads(key_file(made).read_text())
     again, other = tmp_path / "again.html", tmp_path / "other.html"
     for seed, out in ((3, again), (4, other)):
-        export(HumanSettings(stage="human", prompts=10, seed=seed), Path(key["ours"]), [Path(p) for p in key["against"]], out)
+        export(
+            HumanSettings(stage="human", prompts=10, seed=seed),
+            generations=Path(key["ours"]),
+            against=[Path(p) for p in key["against"]],
+            out=out,
+        )
     assert again.read_bytes() == made.read_bytes() != other.read_bytes()
 
 
@@ -115,7 +123,7 @@ def ours_against_kd(entry: dict[str, Any]) -> str:
 
 def test_round_trip(made: Path, tmp_path: Path) -> None:
     files = [answers(made, tmp_path / "a.json", "A", ours_against_kd), answers(made, tmp_path / "b.json", "B", lambda e: "tie")]
-    count(files, key_file(made), tmp_path / "m.json")
+    count(answers=files, key=key_file(made), out=tmp_path / "m.json")
     found = json.loads((tmp_path / "m.json").read_text())
     kd, teacher = found["comparisons"]
     losses = sum(e["row"] <= 5 for e in json.loads(key_file(made).read_text())["pairs"].values()) // 2
@@ -157,28 +165,33 @@ def test_damaged_or_foreign_answers_are_one_line(made: Path, tmp_path: Path, cha
     if isinstance(change, str):
         file.write_text(change)
     with pytest.raises(UserError, match=f"^{re.escape(str(file))}: {said}$"):
-        count([file], key_file(made), tmp_path / "m.json")
+        count(answers=[file], key=key_file(made), out=tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists()
 
 
 def test_wrong_choices_and_a_second_file_of_one_annotator(made: Path, tmp_path: Path) -> None:
     wrong = answers(made, tmp_path / "w.json", "A", lambda e: "middle")
     with pytest.raises(UserError, match="'middle' is none of left, tie, right"):
-        count([wrong], key_file(made), tmp_path / "m.json")
+        count(answers=[wrong], key=key_file(made), out=tmp_path / "m.json")
     files = [answers(made, tmp_path / f"{i}.json", "A", ours_against_kd) for i in range(2)]
     with pytest.raises(UserError, match="the annotator 'A' has answered in .*0.json already"):
-        count(files, key_file(made), tmp_path / "m.json")
+        count(answers=files, key=key_file(made), out=tmp_path / "m.json")
 
 
 def test_answers_to_another_page_of_the_run_are_left_to_it(made: Path, tmp_path: Path) -> None:
     key = json.loads(key_file(made).read_text())
     other = tmp_path / "other.html"
-    export(HumanSettings(stage="human", prompts=4, seed=8), Path(key["ours"]), [Path(key["against"][0])], other)
+    export(
+        HumanSettings(stage="human", prompts=4, seed=8),
+        generations=Path(key["ours"]),
+        against=[Path(key["against"][0])],
+        out=other,
+    )
     files = [
         answers(made, tmp_path / "a.json", "A", ours_against_kd),
         answers(other, tmp_path / "b.json", "B", ours_against_kd),
     ]
-    count(files, key_file(other), tmp_path / "m.json", [key_file(made), key_file(other)])
+    count(answers=files, key=key_file(other), out=tmp_path / "m.json", also=[key_file(made), key_file(other)])
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["annotators"], found["n"]) == (["B"], 4)
 
@@ -189,7 +202,7 @@ def test_answers_to_different_prompts_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"b/t.jsonl: its prompts are not those of .*a/t.jsonl; compare answers to one test set"
     ):
-        export(HumanSettings(stage="human"), ours, [other], tmp_path / "p.html")
+        export(HumanSettings(stage="human"), generations=ours, against=[other], out=tmp_path / "p.html")
 
 
 def test_by_hand_from_the_command_line(tmp_path: Path) -> None:
@@ -248,7 +261,7 @@ def test_the_script_with_a_stub_of_a_browser(made: Path, tmp_path: Path) -> None
     assert found["note"] == "Saved 20 of 20 answers."
     assert [found["file"]["answers"][p["id"]] for p in pairs] == ["left", "tie", "tie"] + ["right"] * 17
     (tmp_path / "saved.json").write_text(json.dumps(found["file"]))
-    count([tmp_path / "saved.json"], key_file(made), tmp_path / "m.json")
+    count(answers=[tmp_path / "saved.json"], key=key_file(made), out=tmp_path / "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["annotators"] == ["Anna B."]
 
 

@@ -18,11 +18,11 @@ import pytest
 from evaluation_case import generations
 
 from minillm.cli import main
-from minillm.config import evaluation_sections
-from minillm.config.evaluation_settings import JudgeSettings
+from minillm.config.measurements.judge import Judge, JudgeSettings
 from minillm.errors import UserError
 from minillm.evaluation.answers import question
-from minillm.evaluation.judge import LAYOUT, REQUEST, evaluate, parse_scores, request
+from minillm.evaluation.judge import LAYOUT, REQUEST, parse_scores, request
+from minillm.evaluation.judge import run_stage as evaluate
 from minillm.evaluation.judges import KEPT, Endpoint, _fingerprint
 from minillm.scores import rouge_l
 
@@ -64,7 +64,7 @@ def test_the_question_is_the_prompt_without_its_wrapper() -> None:
 
 
 def settings(**values: Any) -> JudgeSettings:
-    return JudgeSettings(stage="judge", judge=evaluation_sections.Judge(tests=("t",), **values), precision="fp32")
+    return JudgeSettings(stage="judge", judge=Judge(tests=("t",), **values), precision="fp32")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
     file = generations(tmp_path / "t.jsonl", ["red blue green", "pink", "red pink"], seeds=(10, 20))
-    evaluate(settings(kind="stand-in", rows=2), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(settings(kind="stand-in", rows=2), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     found = read(tmp_path / "m.json")
     assert found["stand_in"] is True and found["judge"]["kind"] == "stand-in"
     assert (found["n"], found["seeds"], found["missing"], found["sources"]) == (2, [10], [], [str(file)])
@@ -184,7 +184,7 @@ RESPONSES = ["red", "pink", "black and white", "none"]
 def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     server.script = ["429", "500", "close", "garbage", "hang", "503", "words", "broken"]
     file = generations(tmp_path / "t.jsonl", RESPONSES)
-    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     found = read(tmp_path / "m.json")
     assert (found["mean"], found["standard_error"], found["n"], found["missing"]) == (50, 0, 4, [])
     assert found["by_order"] == {"response_first": 50, "reference_first": 50} and found["stand_in"] is False
@@ -194,7 +194,7 @@ def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, cap
     assert "judge: 8 verdicts wanted, 0 of them cached, 8 calls to make" in output.out
     # A second run asks nothing, not even for the key.
     before = (tmp_path / "m.json").read_bytes()
-    evaluate(asked(server, retries=1), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(asked(server, retries=1), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert len(server.prompts) == 16 and (tmp_path / "m.json").read_bytes() == before
     assert "8 verdicts wanted, 8 of them cached, 0 calls to make" in capfd.readouterr().out
     no_key(tmp_path, output.out, output.err)
@@ -203,7 +203,7 @@ def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, cap
 def test_a_reply_that_repeats_the_key_is_kept_without_it(server: Server, tmp_path: Path) -> None:
     server.script = ["repeats-garbage", *["repeats"] * 50]
     file = generations(tmp_path / "t.jsonl", RESPONSES)
-    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     kept = [reply for path in (tmp_path / "cache").rglob("*.json") for reply in read(path)["replies"]]
     assert len(kept) == 9 and sum("Asked with Bearer ***." in reply for reply in kept) == 8
     no_key(tmp_path)
@@ -212,7 +212,7 @@ def test_a_reply_that_repeats_the_key_is_kept_without_it(server: Server, tmp_pat
 
 
 def test_an_endpoint_without_a_key_may_say_none() -> None:
-    endpoint = Endpoint(evaluation_sections.Judge(kind="openai", model="m", key_variable=""))
+    endpoint = Endpoint(Judge(kind="openai", model="m", key_variable=""))
     pytest.importorskip("openai", reason="openai is not installed here")
     endpoint._client()
     assert endpoint._blanked("4 8\nnone is better") == "4 8\nnone is better"
@@ -235,13 +235,13 @@ def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path)
     with pytest.raises(
         UserError, match=r"^http://.*/v1: no answer after 2 calls \(last: status 500\); verdicts so far are kept"
     ):
-        evaluate(one_by_one, file, tmp_path / "cache", tmp_path / "m.json")
+        evaluate(one_by_one, generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists() and len(server.paid) == 3
-    evaluate(one_by_one, file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(one_by_one, generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert read(tmp_path / "m.json")["mean"] == 50
     paid = {prompt: server.paid.count(prompt) for prompt in server.paid}
     assert sorted(paid.values()) == [1] * 7 + [2]  # twice only where the first reply held no scores
-    evaluate(asked(server, temperature=0.0), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(asked(server, temperature=0.0), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert len(server.paid) == 9 + 8  # another temperature is another judge
 
 
@@ -259,7 +259,7 @@ def test_a_killed_run_pays_for_nothing_twice(server: Server, tmp_path: Path) -> 
         process.kill()
     assert len(server.paid) == 2, (tmp_path / "log").read_text()
     server.script = []
-    evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert len(server.paid) == len(set(server.paid)) == 8 and read(tmp_path / "m.json")["mean"] == 50
     no_key(tmp_path)
 
@@ -268,7 +268,7 @@ def test_replies_without_scores_are_missing_and_stay_so(server: Server, tmp_path
     server.script = ["words", *["ok"] * 7, "words"]
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     for _ in range(2):
-        evaluate(asked(server, concurrency=1, rereads=1), file, tmp_path / "cache", tmp_path / "m.json")
+        evaluate(asked(server, concurrency=1, rereads=1), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
         found = read(tmp_path / "m.json")
         assert found["n"] == 3 and len(found["missing"]) == 1 and found["mean"] == 50
         assert len(server.prompts) == 9 and server.prompts[8] == server.prompts[0]
@@ -278,7 +278,10 @@ def test_a_run_all_of_whose_verdicts_are_unreadable_fails(server: Server, tmp_pa
     server.script = ["garbage"] * 100
     with pytest.raises(UserError, match="no row has two readable verdicts of the judge"):
         evaluate(
-            asked(server, rereads=0), generations(tmp_path / "t.jsonl", RESPONSES), tmp_path / "cache", tmp_path / "m.json"
+            asked(server, rereads=0),
+            generations=generations(tmp_path / "t.jsonl", RESPONSES),
+            cache=tmp_path / "cache",
+            out=tmp_path / "m.json",
         )
     assert len(server.prompts) == 8
 
@@ -319,12 +322,12 @@ def test_without_a_key_nothing_is_asked(server: Server, tmp_path: Path, monkeypa
     monkeypatch.delenv("JUDGE_KEY")
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     with pytest.raises(UserError, match=r"^judge.key_variable: \$JUDGE_KEY is not set; export the key there"):
-        evaluate(asked(server), file, tmp_path / "cache", tmp_path / "m.json")
+        evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert server.prompts == []
 
 
 def test_waits_grow_and_follow_the_endpoint() -> None:
-    endpoint = Endpoint(evaluation_sections.Judge(kind="openai", model="m", backoff=1.0))
+    endpoint = Endpoint(Judge(kind="openai", model="m", backoff=1.0))
     waits = [endpoint._wait(attempt, None) for attempt in range(9)]
     assert all(0.75 * 2**i <= wait <= 1.25 * 2**i for i, wait in enumerate(waits[:5])) and waits[8] == 60
     assert endpoint._wait(0, "30") == 30 and endpoint._wait(0, "9999") == 60
@@ -333,11 +336,11 @@ def test_waits_grow_and_follow_the_endpoint() -> None:
 
 def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
     file = generations(tmp_path / "t.jsonl", ["red"])
-    evaluate(settings(kind="stand-in"), file, tmp_path / "cache", tmp_path / "m.json")
+    evaluate(settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     verdict = next((tmp_path / "cache").rglob("*.json"))
     verdict.write_text("{")
     with pytest.raises(UserError, match=f"^{re.escape(str(verdict))}: a damaged verdict; remove it"):
-        evaluate(settings(kind="stand-in"), file, tmp_path / "cache", tmp_path / "m.json")
+        evaluate(settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
 
 
 def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
@@ -358,9 +361,7 @@ def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
     replies = []
     for concurrency in (1, 3):
         judge = make_judge(
-            evaluation_sections.Judge(
-                kind="transformers", model=str(tmp_path / "judge"), max_tokens=6, concurrency=concurrency
-            ),
+            Judge(kind="transformers", model=str(tmp_path / "judge"), max_tokens=6, concurrency=concurrency),
             "fp32",
         )
         replies.append({q.key: reply for q, reply in judge.replies(asked)})

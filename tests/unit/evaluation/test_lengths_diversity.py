@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make
 
-from minillm.config.evaluation_settings import DiversitySettings, LengthsSettings, ReferenceLossSettings
+from minillm.config.measurements.diversity import DiversitySettings, ReferenceLossSettings
+from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import distinct, repetition, token_counter
 from minillm.errors import UserError
 from minillm.evaluation import diversity, lengths, reference_loss, rouge
@@ -61,8 +62,8 @@ def test_buckets():
 
 def test_lengths_by_hand(data, tmp_path):
     path, metric, out = generations(tmp_path), tmp_path / "rouge.json", tmp_path / "out.json"
-    rouge.evaluate(path, metric)
-    lengths.evaluate(LengthsSettings("lengths", (2, 3, 9)), metric=metric, generations=path, data=data, out=out)
+    rouge.run_stage(generations=path, out=metric)
+    lengths.run_stage(LengthsSettings("lengths", (2, 3, 9)), metric=metric, generations=path, data=data, out=out)
     found = json.loads(out.read_text())
     scores = json.loads(metric.read_text())["scores"]
     assert found["reference_tokens"] == [1, 2, 3, 4], "of the first reference"
@@ -83,7 +84,7 @@ def test_lengths_by_hand(data, tmp_path):
 
 def test_scores_of_other_rows_are_refused(data, tmp_path):
     path, metric = generations(tmp_path), tmp_path / "rouge.json"
-    rouge.evaluate(path, metric)
+    rouge.run_stage(generations=path, out=metric)
     whole = json.loads(metric.read_text())
     settings, rest = LengthsSettings("lengths", (5,)), {"generations": path, "data": data, "out": tmp_path / "o.json"}
     for change, said in (
@@ -94,7 +95,7 @@ def test_scores_of_other_rows_are_refused(data, tmp_path):
     ):
         metric.write_text(json.dumps(whole | change))
         with pytest.raises(UserError, match=f"rouge.json: {said}.*score again"):
-            lengths.evaluate(settings, metric=metric, **rest)
+            lengths.run_stage(settings, metric=metric, **rest)
     with pytest.raises(UserError, match="tokenizer.json is missing"):
         token_counter(tmp_path)
 
@@ -112,7 +113,7 @@ def test_distinct_by_hand():
 def test_diversity_by_hand(tmp_path):
     path, out = generations(tmp_path), tmp_path / "d.json"
     for unit in ("tokens", "words"):
-        diversity.evaluate(DiversitySettings("diversity", 2, unit), generations=path, out=out)
+        diversity.run_stage(DiversitySettings("diversity", 2, unit), generations=path, out=out)
         found = json.loads(out.read_text())
         ten, twenty = found["per_seed"]["10"], found["per_seed"]["20"]
         # Seed 10: a | a b | a b c | d gives ab, ab, bc.  Seed 20: a b | c | a b c | a b c d gives ab, ab, bc, ab, bc, cd.
@@ -122,7 +123,7 @@ def test_diversity_by_hand(tmp_path):
         assert found["standard_error"] == pytest.approx(np.std([200 / 3, 50], ddof=1) / 2**0.5)
         assert ten["response_tokens"] == pytest.approx(7 / 4) and ten["finished"] == 0.75 and ten["repetition"] == 0.0
         assert found["means"]["total"] == 4.5 and found["unit"] == unit
-    diversity.evaluate(DiversitySettings("diversity", 5, "tokens"), generations=path, out=out)
+    diversity.run_stage(DiversitySettings("diversity", 5, "tokens"), generations=path, out=out)
     found = json.loads(out.read_text())
     assert found["mean"] is None and found["per_seed"]["10"] == {**found["per_seed"]["10"], "total": 0, "dist": None}
 
@@ -131,7 +132,7 @@ def test_generations_without_tokens_are_refused(tmp_path):
     path = generations(tmp_path)
     path.write_text(path.read_text().replace('"response_tokens"', '"other"'))
     with pytest.raises(UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing; generate again"):
-        diversity.evaluate(DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json")
+        diversity.run_stage(DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json")
 
 
 # --- loss on references

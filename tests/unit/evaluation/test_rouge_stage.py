@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minillm.errors import UserError
-from minillm.evaluation.rouge import evaluate
+from minillm.evaluation.rouge import run_stage as evaluate
 
 
 def row(seed: int, id_: int, response: str) -> dict:
@@ -30,7 +30,7 @@ def write(folder: Path, rows: list, meta: dict | None = None) -> Path:
 
 def test_metric_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path, ROWS)
-    evaluate(path, tmp_path / "out/t.json")
+    evaluate(generations=path, out=tmp_path / "out/t.json")
     metric = json.loads((tmp_path / "out/t.json").read_text())
     assert metric == {
         "metric": "rougeL",
@@ -51,18 +51,18 @@ def test_metric_by_hand(tmp_path: Path) -> None:
 
 
 def test_one_seed_has_no_error(tmp_path: Path) -> None:
-    evaluate(write(tmp_path, ROWS[:2], {"seeds": [10]}), tmp_path / "m.json")
+    evaluate(generations=write(tmp_path, ROWS[:2], {"seeds": [10]}), out=tmp_path / "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["standard_error"] is None
 
 
 def test_the_order_of_lines_does_not_matter(tmp_path: Path) -> None:
-    evaluate(write(tmp_path, ROWS), tmp_path / "a.json")
-    evaluate(write(tmp_path, ROWS[::-1]), tmp_path / "b.json")
+    evaluate(generations=write(tmp_path, ROWS), out=tmp_path / "a.json")
+    evaluate(generations=write(tmp_path, ROWS[::-1]), out=tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 def test_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
-    evaluate(write(tmp_path, [*ROWS[:3], row(20, 7, "red\u2028\x85gray")]), tmp_path / "m.json")
+    evaluate(generations=write(tmp_path, [*ROWS[:3], row(20, 7, "red\u2028\x85gray")]), out=tmp_path / "m.json")
     assert json.loads((tmp_path / "m.json").read_text())["scores"]["20"] == pytest.approx([100, 50])
 
 
@@ -88,7 +88,7 @@ def without(key: str) -> dict:
 def test_damage_is_one_line_with_the_place(tmp_path: Path, rows: list, meta: dict, line: str) -> None:
     path = write(tmp_path, rows, meta)
     with pytest.raises(UserError) as error:
-        evaluate(path, tmp_path / "m.json")
+        evaluate(generations=path, out=tmp_path / "m.json")
     line = line.replace("FILE", re.escape(str(path))).replace("META", re.escape(str(path.with_suffix(".meta.json"))))
     assert re.fullmatch(line, str(error.value))
     assert not (tmp_path / "m.json").exists()
@@ -96,7 +96,7 @@ def test_damage_is_one_line_with_the_place(tmp_path: Path, rows: list, meta: dic
 
 def test_a_failed_write_leaves_the_earlier_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = write(tmp_path, ROWS), tmp_path / "out/m.json"
-    evaluate(path, out)
+    evaluate(generations=path, out=out)
     before = out.read_bytes()
 
     def half(self: Path, text: str, *_: object, **__: object) -> int:
@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_the_earlier_metric(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", half)
         with pytest.raises(OSError, match="disk full"):
-            evaluate(path, out)
+            evaluate(generations=path, out=out)
     assert out.read_bytes() == before
     assert [file.name for file in out.parent.iterdir()] == ["m.json"]
 
@@ -118,8 +118,8 @@ def test_missing_and_damaged_meta(tmp_path: Path) -> None:
     for text, line in (("{", "not JSON"), ("{}", "'dataset' is missing"), (None, "no such file")):
         meta.unlink() if text is None else meta.write_text(text)
         with pytest.raises(UserError, match=f"^{re.escape(str(meta))}: {line}.*$"):
-            evaluate(path, tmp_path / "m.json")
+            evaluate(generations=path, out=tmp_path / "m.json")
     write(tmp_path, ROWS)
     path.unlink()
     with pytest.raises(UserError, match="no such generations file"):
-        evaluate(path, tmp_path / "m.json")
+        evaluate(generations=path, out=tmp_path / "m.json")

@@ -13,11 +13,12 @@ import pytest
 from items_case import published_item, settings, text
 from made_up_run import config, make, put
 
+from minillm.config.derive import stage_settings
 from minillm.errors import UserError
 from minillm.publish.index import write_index
 from minillm.publish.registry import ITEMS, READING
 from minillm.publish.run import run_stage
-from minillm.publish.settings import alike, publish_settings
+from minillm.publish.settings import alike
 
 ALWAYS = ("figure2", "figure3")  # made of no result
 
@@ -198,8 +199,8 @@ def test_variants_that_differ_in_one_key() -> None:
 
 def test_style_is_a_figures_alone() -> None:
     changed = {"style": {"dpi": 51}}
-    assert publish_settings(config(), "table3") == publish_settings(config(**changed), "table3")
-    assert publish_settings(config(), "figure6") != publish_settings(config(**changed), "figure6")
+    assert stage_settings(config(), "publish", name="table3") == stage_settings(config(**changed), "publish", name="table3")
+    assert stage_settings(config(), "publish", name="figure6") != stage_settings(config(**changed), "publish", name="figure6")
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Where every file of a run lies, below results/<run>/: one function a kind of file.
+
+Rules, package and results/README.md agree by a test (tests/unit/config/test_layout.py).  Arguments are names, or what stands in a rule for
+them ("{weights}").  `weights` is the path of a model below models/, such as gpt2/minillm/gpt2-xl/seed10.
+"""
+
+from __future__ import annotations
+
+PARTS = ("0_5", "6_10", "11_")  # of a set by the length of the reference, as the published folders are called
+
+
+def run_folder(run: str) -> str:
+    """The folder of a run; every other path here is below it."""
+    return f"results/{run}"
+
+
+def settings_file(key: str) -> str:
+    """The settings of one stage; `key` as in stages.names_of."""
+    return f"configs/{key}.json"
+
+
+# --- data
+def fetched(source: str) -> str:
+    """The record of what came from the hub; `source` is a section of the configuration and a name in it (models/gpt2)."""
+    return f"hub/{source}.json"
+
+
+def training_data(tokenizer: str) -> str:
+    """Folder: tokenizer, training rows, dev rows and corpus."""
+    return f"data/{tokenizer}/training"
+
+
+def test_set(tokenizer: str, test: str) -> str:
+    """One test set in a tokenizer's tokens."""
+    return f"data/{tokenizer}/tests/{test}.jsonl"
+
+
+def subset_rows(subset: str, part: str = "") -> str:
+    """Rows of S-NI or UnNI: all of them, or one of `PARTS`."""
+    return f"data/subsets/{subset}{part and '.' + part}.jsonl"
+
+
+def pseudo_answers(tokenizer: str, teacher: str) -> str:
+    """The teacher's answers that SeqKD is trained on."""
+    return f"data/{tokenizer}/pseudo/{teacher}.jsonl"
+
+
+# --- models
+def model(weights: str) -> str:
+    """Folder of the model with these weights."""
+    return f"models/{weights}"
+
+
+def base_weights(name: str) -> str:
+    """Weights of a base model."""
+    return f"{name}/base"
+
+
+def teacher_weights(name: str) -> str:
+    """Weights of a fine-tuned teacher."""
+    return f"{name}/teacher"
+
+
+def init_weights(student: str, seed: int | str) -> str:
+    """Weights that MiniLLM starts from."""
+    return f"{student}/init/seed{seed}"
+
+
+def student_weights(student: str, method: str, teacher: str, seed: int | str) -> str:
+    """Weights of a student; SFT has no teacher."""
+    if method == "sft":
+        return f"{student}/sft/seed{seed}"
+    return f"{student}/{method}/{teacher}/seed{seed}"
+
+
+def checkpoints() -> str:
+    """Folder of the training states of stages that have not ended."""
+    return "checkpoints"
+
+
+# --- generations and metrics
+def generations(weights: str, test: str) -> str:
+    """A model's responses to a test set."""
+    return f"generations/{weights}/{test}.jsonl"
+
+
+def samples(teacher: str, test: str) -> str:
+    """A teacher's responses that exposure bias is measured on."""
+    return f"samples/{teacher}/{test}.jsonl"
+
+
+def metric(kind: str, weights: str, name: str, teacher: str = "") -> str:
+    """What the measurement `kind` found of a model on a test set or task; exposure bias is measured under a `teacher`."""
+    return "/".join(filter(None, ("metrics", kind, teacher, weights, f"{name}.json")))
+
+
+def metrics_table() -> str:
+    """One tidy table of everything that was measured."""
+    return "metrics.csv"
+
+
+def judge_cache() -> str:
+    """Folder of a judge's verdicts; no rule owns them, so that none is paid for twice."""
+    return "judge-cache"
+
+
+def human_page(weights: str, test: str) -> str:
+    """A page of blind comparisons for annotators."""
+    return f"human/{weights}/{test}.html"
+
+
+# --- what people read
+def table(name: str, kind: str) -> str:
+    """A table; `kind` is csv, md, tex, or json for what it is made of."""
+    return f"tables/{name}.{kind}"
+
+
+def figure(name: str, kind: str) -> str:
+    """A figure; `kind` is png, pdf, or json for what it is made of."""
+    return f"figures/{name}.{kind}"
+
+
+def index() -> str:
+    """Every table and figure in one line."""
+    return "index.md"
+
+
+def report() -> str:
+    """Snakemake's report."""
+    return "report.html"
+
+
+# --- beside a file, and of a job
+def meta(rows: str) -> str:
+    """How generations or samples were drawn."""
+    return rows.removesuffix(".jsonl") + ".meta.json"
+
+
+def card(rows: str) -> str:
+    """What was kept of a test set, or of rows by length, and what was dropped."""
+    return rows.removesuffix(".jsonl") + ".card.json"
+
+
+def key(page: str) -> str:
+    """Which side is which on a page for annotators."""
+    return page.removesuffix(".html") + ".key.json"
+
+
+def log(job: str) -> str:
+    """What a job printed."""
+    return f"logs/{job}.log"
+
+
+def benchmark(job: str) -> str:
+    """A job's time and memory, as Snakemake measures them."""
+    return f"benchmarks/{job}.tsv"

@@ -1,0 +1,87 @@
+"""Exposure bias (docs/evaluation.md): the section, and the settings of `samples` and `exposure_bias`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from minillm.config.sections import Precision, Sampling
+from minillm.config.strict import STRICT, Count, Name, Natural, must_be_one_of
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExposureBias:
+    """ExAccErr (docs/evaluation.md): `responses` to each of `prompts` prompts of a test set (0: all), from student and teacher.
+
+    `finished`: the mean at a position is over the responses that reach it ("alive"), or over all, those that have ended counting 0
+    ("zero").  `semantics` "released" computes as the published script does (D23).  The band is a bootstrap over prompts.
+    """
+
+    tests: tuple[Name, ...] = ()
+    prompts: Natural = 0
+    responses: Count = 10
+    max_tokens: Count = 256
+    finished: Literal["alive", "zero"] = "alive"
+    semantics: Literal["paper", "released"] = "paper"
+    resamples: Count = 1000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: Natural = 0
+
+    def check(self, config: Any, where: str) -> None:
+        """Raises UserError, one line naming `where` and the key, for what the types do not say."""
+        for test in self.tests:
+            must_be_one_of(test, config.data.tests, where, "exposure_bias.tests", "data.tests")
+
+
+@dataclass(frozen=True, config=STRICT)
+class SamplesSettings:
+    """`samples`: a teacher's responses to a test set, `responses` a prompt, for every student's exposure bias."""
+
+    stage: Literal["samples"]
+    prompts: Natural
+    responses: Count
+    seed: Natural
+    precision: Precision
+    sampling: Sampling
+
+    @classmethod
+    def of(cls, config: Any, stage: str) -> SamplesSettings:
+        """The settings that `config` has for a teacher's samples."""
+        section = config.exposure_bias
+        # The published script samples as it does everywhere at test time (D23).
+        ngram = 6 if section.semantics == "released" else 0
+        return cls(
+            stage="samples",
+            prompts=section.prompts,
+            responses=section.responses,
+            seed=section.seed,
+            precision=config.precision,
+            sampling=Sampling(no_repeat_ngram=ngram, max_tokens=section.max_tokens),
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExposureBiasSettings:
+    """`exposure_bias`: ExAccErr of one student under one teacher; `samples` is what the teacher's samples were drawn with."""
+
+    stage: Literal["exposure_bias"]
+    samples: SamplesSettings
+    finished: Literal["alive", "zero"]
+    semantics: Literal["paper", "released"]
+    resamples: Count
+    level: Annotated[float, Field(gt=0, lt=1)]
+
+    @classmethod
+    def of(cls, config: Any, stage: str) -> ExposureBiasSettings:
+        """The settings that `config` has for ExAccErr."""
+        section = config.exposure_bias
+        return cls(
+            stage="exposure_bias",
+            samples=SamplesSettings.of(config, "samples"),
+            finished=section.finished,
+            semantics=section.semantics,
+            resamples=section.resamples,
+            level=section.level,
+        )

@@ -1,0 +1,43 @@
+"""Comparisons by people: the section, and the settings of `human-export`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from minillm.config.strict import STRICT, Count, Natural, must_be_one_of
+
+
+@dataclass(frozen=True, config=STRICT)
+class Human:
+    """Blind comparisons of MiniLLM's responses with the others' on the test set `test` ("": none), and the answer files to count."""
+
+    test: str = ""
+    prompts: Count = 50
+    seed: Natural = 10
+    answers: tuple[str, ...] = ()
+
+    def check(self, config: Any, where: str) -> None:
+        """Raises UserError, one line naming `where` and the key, for what the types do not say."""
+        if self.test:
+            must_be_one_of(self.test, config.data.tests, where, "human.test")
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The test set whose answers are counted: none before somebody has answered."""
+        return (self.test,) if self.test and self.answers else ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class HumanSettings:
+    """`human`: which prompts are compared, and the order in which they are shown; not the answers."""
+
+    stage: Literal["human"]
+    prompts: Count = 50
+    seed: int = 10
+
+    @classmethod
+    def of(cls, config: Any, stage: str) -> HumanSettings:
+        """The settings that `config` has for the page of comparisons."""
+        return cls(stage="human", prompts=config.human.prompts, seed=config.human.seed)

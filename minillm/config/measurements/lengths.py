@@ -1,0 +1,51 @@
+"""ROUGE-L by the length of the reference: the section, and the settings of `lengths`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from minillm.config.strict import STRICT, Name, Natural, must_be_one_of
+from minillm.errors import UserError
+
+Edges = Annotated[tuple[Natural, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Lengths:
+    """ROUGE-L by the length of the first reference in tokens: edges e1 < e2 give [0, e1], [e1 + 1, e2], [e2 + 1, inf).
+
+    Figure 15 shows those of `tests` that `figure15` names (in the paper UnNI), Figure 7 all others (in the paper S-NI).
+    """
+
+    tests: tuple[Name, ...] = ()
+    figure15: tuple[Name, ...] = ()
+    edges: Edges = (5, 10)
+    per_test: dict[Name, Edges] = dataclasses.field(default_factory=dict)
+
+    def check(self, config: Any, where: str) -> None:
+        """Raises UserError, one line naming `where` and the key, for what the types do not say."""
+        for key in ("tests", "per_test"):
+            for name in getattr(self, key):
+                must_be_one_of(name, config.datasets, where, f"lengths.{key}", "datasets")
+        for name in self.figure15:
+            must_be_one_of(name, self.tests, where, "lengths.figure15", "lengths.tests")
+        for key, edges in {"edges": self.edges, **{f"per_test.{name}": e for name, e in self.per_test.items()}}.items():
+            if list(edges) != sorted(set(edges)):
+                raise UserError(f"{where}: lengths.{key}: {list(edges)} do not rise; write them from small to large")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LengthsSettings:
+    """`lengths`: where the buckets of one test set end."""
+
+    stage: Literal["lengths"]
+    edges: Edges
+
+    @classmethod
+    def of(cls, config: Any, stage: str, test: str) -> LengthsSettings:
+        """The settings that `config` has for the test set `test`."""
+        return cls(stage="lengths", edges=config.lengths.per_test.get(test, config.lengths.edges))

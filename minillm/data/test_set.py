@@ -1,0 +1,81 @@
+"""Stage `testset`: the prompts of one test set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from minillm.config.stage_settings import TestSettings
+from minillm.data.prepare import count_and_first, duplicates, hash_of, refuse_overlap, source_of, statistics, subset
+from minillm.data.prompts import render
+from minillm.data.rows import Rows
+from minillm.data.sources import Row, read_rows
+from minillm.errors import UserError
+from minillm.files import whole_file, write_json
+
+
+def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
+    """Stage `testset`: the prompts of one test set as JSON lines, and FILE.card.json beside them.
+
+    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
+    duplicates are counted and named; nothing else is changed.
+    """
+    where = f"datasets.{settings.name}"
+    known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
+    tokenizer = _saved_tokenizer(data)
+    rows = read_rows(settings.dataset, where)
+    refuse_overlap(known["train"], rows, f"the training rows of {data}", f"{where} ({source_of(settings.dataset)})")
+    dropped: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        ids = tokenizer.encode(render(row, settings.template), add_special_tokens=False)
+        if len(ids) > settings.max_prompt:
+            dropped["prompt_too_long"] += 1
+        else:
+            kept.append((row, ids))
+    kept = subset(kept, settings.dataset.sample, settings.seed, settings.name)
+    if not kept:
+        raise UserError(f"{where}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+    lines = [
+        {
+            "id": r.id,
+            "dataset": settings.name,
+            "prompt": render(r, settings.template),
+            "prompt_tokens": ids,
+            "references": list(r.outputs),
+        }
+        for r, ids in kept
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    dev_keys = {row.key for row in known["dev"]}
+    shared = [row.id for row, _ in kept if row.key in dev_keys]
+    card = {
+        "source": source_of(settings.dataset),
+        "read": len(rows),
+        "kept": len(kept),
+        "dropped": dict(dropped),
+        "sampled_from": len(rows) - sum(dropped.values()),
+        "duplicates": count_and_first(duplicates([row for row, _ in kept])),
+        "overlap_with_train": 0,
+        "overlap_with_dev": count_and_first(shared),
+        "prompt_tokens": statistics([len(ids) for _, ids in kept]),
+        "content": hash_of(text),
+    }
+    with whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    write_json(out.with_suffix(".card.json"), card)
+
+
+def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(data / "tokenizer", local_files_only=True)
+    return tokenizer
+
+
+def _row_of(record: dict[str, Any]) -> Row:
+    return Row(record["id"], record["instruction"], record["input"], tuple(record["references"]))

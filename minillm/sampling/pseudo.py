@@ -1,0 +1,38 @@
+"""Stage `pseudo`: the teacher's answers to training prompts, for SeqKD."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from minillm.config.sections import Launch
+from minillm.config.stage_settings import PseudoSettings
+from minillm.data.rows import Rows
+from minillm.files import identity, stage_key, whole_file
+from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from minillm.runtime.processes import start
+from minillm.sampling.generate import Request, answer_all, remove_journals
+
+
+def run_stage(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
+    """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
+    world = start(settings.seed, launch.patience)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    check_same_tokenizer(teacher, data / "tokenizer")
+    inputs = {"data": identity(data), "teacher": identity(teacher)}
+    journal = checkpoints / f"pseudo-{stage_key(dataclasses.asdict(settings), inputs)}"
+    questions = []
+    for split, limit in (("dev", settings.pseudo.dev_rows), ("train", settings.pseudo.rows)):
+        rows = Rows.open(data, split)
+        count = min(limit or len(rows), len(rows))
+        questions += [Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)]
+    loaded = load_model(teacher, settings.precision, world.device)
+    answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
+    if answers is not None:
+        with whole_file(out) as partial, open(partial, "w") as file:
+            for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
+                split, row = question.key
+                file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
+        remove_journals(journal)
+    world.barrier()

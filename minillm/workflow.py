@@ -1,0 +1,355 @@
+"""What the rules ask: which files a job needs, what its settings are, on which code it depends, and how its command starts.
+
+The one seam that knows wildcards and paths: rules/ holds no logic, and the package nothing of Snakemake.  `wildcards` are a job's, with
+`get`, as Snakemake has them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from minillm.config import layout
+from minillm.config.derive import canonical, launch_values, stage_settings
+from minillm.config.experiment import Experiment
+from minillm.config.stages import MEASUREMENTS, STAGES, names_of
+from minillm.config.subsets import SUBSETS
+from minillm.publish.registry import ITEMS, Item
+from minillm.publish.settings import asked
+
+ANY_RUN = layout.run_folder("{run}")  # with Snakemake's wildcard
+MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")  # wildcards that name a model, its teacher first
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A regular expression that matches these names; with no names, nothing."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def at(path: str) -> str:
+    """A path of layout.py in a rule: below the folder of the run."""
+    return f"{ANY_RUN}/{path}"
+
+
+class Workflow:
+    """A checked configuration, as the rules see it; `root` is the checkout, relative to where Snakemake runs."""
+
+    def __init__(self, config: Experiment, root: Path) -> None:
+        self.config, self.root = config, root
+        self.run = config.run
+        self.main = config.trained(sweeps=False)
+        self.trained = config.trained(sweeps=True)
+        self.teachers = list(dict.fromkeys(teacher for teacher, *_ in self.trained))
+
+    def below(self, path: str) -> str:
+        """A path of layout.py below the folder of this run."""
+        return f"{layout.run_folder(self.run)}/{path}"
+
+    # --- which models there are
+    def _weights_of(self, students: Sequence[tuple[str, str, str]]) -> list[str]:
+        """Weights of these students' teachers and of the students, all seeds."""
+        teachers = [layout.teacher_weights(teacher) for teacher, *_ in students]
+        trained = [
+            layout.student_weights(student, method, teacher, seed)
+            for teacher, student, method in students
+            for seed in self.config.seeds_of(teacher, student, method)
+        ]
+        return list(dict.fromkeys([*teachers, *trained]))
+
+    @cached_property
+    def main_weights(self) -> list[str]:
+        """Weights of the models of the main table."""
+        return self._weights_of(self.main)
+
+    @cached_property
+    def every_weights(self) -> list[str]:
+        """Weights of every model that is evaluated: those of the sweeps too."""
+        return self._weights_of(self.trained)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """Weights of MiniLLM's students whose answers people compare: first training seed, if a test set is named."""
+        seed = self.config.training_seeds[0]
+        return [
+            layout.student_weights(student, method, teacher, seed)
+            for teacher, student, method in self.main
+            if self.config.human.test and method == "minillm"
+        ]
+
+    def constraints(self) -> dict[str, str]:
+        """Wildcard -> regular expression."""
+        config = self.config
+        settings = [*STAGES, *config.variants]
+        return {
+            "run": re.escape(self.run),
+            "model": one_of(config.models),
+            "student": one_of(dict.fromkeys(student for _, student, _ in self.trained)),
+            "teacher": one_of(self.teachers),
+            "tokenizer": one_of(config.tokenizers),
+            # `lengths` may ask for sets that are not evaluated otherwise
+            "test": one_of(dict.fromkeys([*config.data.tests, *config.lengths.tests])),
+            "weights": one_of(self.every_weights),
+            "taken": one_of(config.checkpoints),
+            "source": r"(models|tokenizers|datasets|checkpoints|subsets)/.+",
+            "subset": one_of(config.subsets),
+            "method": one_of(["minillm", *config.variants]),
+            "seed": r"\d+",
+            "key": f"({one_of(settings)})(/.+)?",
+            "task": one_of(config.calibration.tasks),
+            "judged": one_of(config.sets_of("judge")),
+            "compared": one_of(self.compared),
+        }
+
+    # --- settings, code and commands
+    def settings(self, wildcards: Any) -> str:
+        """Params function: text of a stage's settings file.  Equal settings always give the same text; nothing else goes into it."""
+        stage, names = names_of(wildcards.key, self.config.variants)
+        return canonical(stage_settings(self.config, stage, **names))
+
+    def code(self, stage: str) -> list[str]:
+        """The package's files that a stage's results depend on: of its module and of all that this imports."""
+        return sources(self.root, STAGES[stage].module)
+
+    def item_code(self, wildcards: Any) -> list[str]:
+        """Input function: the code of one table or figure."""
+        module = f"minillm.publish.{ITEMS[wildcards.name].module}"
+        return list(dict.fromkeys([*sources(self.root, module), *self.code("publish")]))
+
+    def threads(self, stage: str, cores: int | None) -> int:
+        """CPU cores of a job: the whole machine (`cores`), so that two never share it, unless `cores` of the configuration says less.
+
+        On a cluster the profile's set-threads take its place.
+        """
+        machine = cores or 8
+        return min(machine, self.config.cores.get(stage, machine))
+
+    def launch(self, stage: str) -> Callable[..., str]:
+        """Params function: how a stage is started on the resources that its job got.
+
+        Functions of `resources` are not part of a job's recorded parameters, so launch values re-run nothing.
+        """
+
+        def command(wildcards: Any, resources: Any, threads: int) -> str:
+            models = [name.split("/")[0] for key in MODEL_KEYS if (name := wildcards.get(key))]
+            values = launch_values(self.config, stage, models)
+            return start(stage, values, resources, threads, self.root / "workflow/scripts/per_node.sh")
+
+        return command
+
+    # --- inputs of the pipeline's jobs
+    def _tokenizer(self, model: str) -> str:
+        return self.config.models[model].tokenizer
+
+    def data(self, wildcards: Any) -> str:
+        """Input function: the data folder in the tokenizer of the job's model."""
+        keys = ("model", "student", "teacher", "weights", "taken")
+        name = next(name for key in keys if (name := wildcards.get(key)))
+        return self.below(layout.training_data(self._tokenizer(name.split("/")[0])))
+
+    def first_data(self) -> str:
+        """The data folder of the first teacher."""
+        return self.below(layout.training_data(self._tokenizer(self.teachers[0])))
+
+    def test(self, wildcards: Any) -> str:
+        """Input function: the test set in the tokenizer of the evaluated model."""
+        name = (wildcards.get("weights") or wildcards.teacher).split("/")[0]
+        return self.below(layout.test_set(self._tokenizer(name), wildcards.test))
+
+    def pseudo(self, wildcards: Any) -> str:
+        """Input function: the teacher's answers that SeqKD is trained on."""
+        return self.below(layout.pseudo_answers(self._tokenizer(wildcards.teacher), wildcards.teacher))
+
+    def parent(self, wildcards: Any) -> list[str]:
+        """Input function: the base model that a pruned one is cut from."""
+        parent = self.config.models[wildcards.model].parent
+        return [self.below(layout.model(layout.base_weights(parent)))] if parent else []
+
+    def fetched(self, section: str, *names: str) -> list[str]:
+        """Records of those of `names` in a section of the configuration that come from the hub."""
+        table = getattr(self.config, section)
+        return [self.below(layout.fetched(f"{section}/{name}")) for name in names if table[name].source == "hub"]
+
+    def hub(self, section: str, key: str) -> Callable[[Any], list[str]]:
+        """Input function: the record of what the wildcard `key` names, if it comes from the hub."""
+        return lambda wildcards: self.fetched(section, wildcards[key])
+
+    def hub_of_data(self, wildcards: Any) -> list[str]:
+        """Input function: records of tokenizer, training rows, dev rows and corpus."""
+        data = self.config.data
+        return [
+            *self.fetched("tokenizers", wildcards.tokenizer),
+            *self.fetched("datasets", data.train, data.dev, data.corpus),
+        ]
+
+    def hub_of_task(self, wildcards: Any) -> list[str]:
+        """Input function: the record of a classification task's data set."""
+        return self.fetched("datasets", self.config.calibration.tasks[wildcards.task].dataset)
+
+    def subset_of_test(self, wildcards: Any) -> list[str]:
+        """Input function: the file that the rule `subsets` makes, if a test set is one of its."""
+        dataset = self.config.datasets[wildcards.test]
+        return [self.config.dataset(wildcards.test).path] if dataset.path.startswith(SUBSETS) else []
+
+    # --- comparisons by people
+    def compared_with(self, wildcards: Any) -> list[str]:
+        """Input function: the answers that a student's are compared with: those of the baselines of its pair, and of the teacher."""
+        student, _, teacher, _ = wildcards.compared.split("/")
+        baselines = [
+            layout.student_weights(student, method, teacher, self.config.training_seeds[0])
+            for method in ("sft", "kd", "seqkd")
+            if (teacher, student, method) in self.main
+        ]
+        return [
+            self.below(layout.generations(weights, wildcards.test)) for weights in (*baselines, layout.teacher_weights(teacher))
+        ]
+
+    def metas_of_compared(self, wildcards: Any) -> list[str]:
+        """Input function: what lies next to them."""
+        return list(map(layout.meta, self.compared_with(wildcards)))
+
+    # --- what tables and figures are made of
+    def results_of(self, item: Item, name: str) -> Iterator[str]:
+        """The results that a table or figure is made of, as far as the configuration asks for them."""
+        weights = self.every_weights if item.sweeps else self.main_weights
+        for kind in item.needs:
+            if kind == "models":
+                yield from (self.below(layout.model(w)) for w in weights)
+            elif kind == "generations":
+                yield from (self.below(layout.generations(w, t)) for w in weights for t in self.config.data.tests)
+            elif kind == "paper":
+                yield from self.paper()
+            else:
+                yield from self.metrics_of(kind, weights, name)
+
+    def item_results(self, wildcards: Any) -> list[str]:
+        """Input function: the results of the item that the job makes."""
+        return list(self.results_of(ITEMS[wildcards.name], wildcards.name))
+
+    def paper(self) -> list[str]:
+        """The files of published numbers."""
+        return sorted(map(str, (self.root / "config/paper").glob("*.csv")))
+
+    def metrics_of(self, kind: str, weights: Sequence[str], item: str = "") -> list[str]:
+        """Metric files of one kind that the configuration asks for of these models; of `item`, those that it shows."""
+        return [
+            self.below(layout.metric(kind, w, name, teacher))
+            for teacher, w in self._measured(kind, weights)
+            for name in asked(self.config, kind, item)
+        ]
+
+    def _measured(self, kind: str, weights: Sequence[str]) -> list[tuple[str, str]]:
+        """(teacher, weights) of what a measurement is made of: exposure bias of students, under each of their teachers."""
+        if kind == "human":
+            return [("", w) for w in self.compared]
+        if kind == "exposure_bias":
+            return list(
+                dict.fromkeys(
+                    (teacher, layout.student_weights(student, method, teacher, seed))
+                    for teacher, student, method in self.main
+                    for seed in self.config.training_seeds
+                )
+            )
+        return [("", w) for w in weights]
+
+    def every_metric(self) -> list[str]:
+        """Metric files that the configuration asks for: what some table or figure is made of, and measurements that none shows.
+
+        Asked for by name, so that one that was deleted is made again.
+        """
+        paths: list[str] = []
+        shown = set()
+        for name, item in ITEMS.items():
+            weights = self.every_weights if item.sweeps else self.main_weights
+            kinds = [kind for kind in item.needs if kind in MEASUREMENTS]
+            shown.update(kinds)
+            paths += [path for kind in kinds for path in self.metrics_of(kind, weights, name)]
+        for kind in MEASUREMENTS.keys() - shown:
+            paths += self.metrics_of(kind, self.main_weights)
+        return list(dict.fromkeys(paths))
+
+    def judged(self) -> list[str]:
+        """Input of the main table: a real judge's scores."""
+        return self.metrics_of("judge", self.main_weights) if self.config.judge.is_real else []
+
+    def further_results(self, estimators: bool) -> list[str]:
+        """Pages for annotators, if the configuration names a test set; the study of `estimators`, if it has that section, be it empty."""
+        pages = [layout.human_page(w, self.config.human.test) for w in self.compared]
+        study = [layout.table("estimators", "md"), layout.figure("estimators", "png")] if estimators else []
+        return [self.below(path) for path in pages + study]
+
+
+# --- code
+def sources(root: Path, module: str) -> list[str]:
+    """The package's files that `module` imports, itself included: the code that its results depend on.
+
+    Imports for the type checker do not count.  Paths begin with `root`, which is relative, so that a moved checkout re-runs nothing.
+    """
+    return list(_sources(root, module))
+
+
+@cache
+def _sources(root: Path, module: str) -> tuple[str, ...]:
+    seen: set[Path] = set()
+    todo = [module]
+    while todo:
+        path = _file_of(root, todo.pop())
+        if path is not None and path not in seen:
+            seen.add(path)
+            todo += _imports(path)
+    return tuple(sorted(os.path.relpath(path) for path in seen if path.stat().st_size))
+
+
+@cache
+def _file_of(root: Path, module: str) -> Path | None:
+    base = root.joinpath(*module.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """Names of the package's modules that a file imports, also inside its functions; names that it imports from them too."""
+    found: list[str] = []
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "minillm"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minillm":
+            found += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        todo += ast.iter_child_nodes(node)
+    return tuple(found)
+
+
+# --- how a command starts
+def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, per_node: Path) -> str:
+    """The beginning of a stage's command: on one process, by torchrun, or by torchrun on each node of a Slurm job.
+
+    values: launch values.  threads: CPU cores of the job, all its processes together.  per_node: the script that runs on each node.
+    """
+    processes, nodes = values["processes"], resources.get("nodes", 1)
+    gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
+    if gpus:
+        processes = int(gpus[1])  # of each node
+    # Snakemake gives MKL all threads of the job, which are those of all its processes together.
+    share = max(1, threads // processes)
+    prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
+    # After a SIGTERM torchrun gives the processes so many seconds to save; by default 30.
+    torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
+    run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
+    if nodes > 1:
+        # srun inherits nothing of this from the job
+        return (
+            f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
+            f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {torchrun} --nnodes={nodes} {run}"
+        )
+    return f"{prefix} {torchrun} --standalone {run}" if processes > 1 else f"{prefix} python {run}"
