@@ -24,7 +24,7 @@ rule base:
         ),
     shell:
         "{params.command} --config {input.config} --data {input.data} {params.parent}"
-        " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
 
 
 # A finished model from a folder or the hub, in the place of one that would be trained.
@@ -50,4 +50,4 @@ rule checkpoint:
         command=FLOW.launch("base"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --out {output}"
-        " --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --checkpoints {CHECKPOINTS} > {log} 2>&1"

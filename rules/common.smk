@@ -42,7 +42,12 @@ except UserError as error:
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
+# Folders that shell commands name.
 RUN = layout.run_folder(EXPERIMENT.run)
+CHECKPOINTS, TABLES, FIGURES = (
+    f"{RUN}/{path}"
+    for path in (layout.checkpoints(), layout.tables(), layout.figures())
+)
 
 
 def threads_of(stage):

@@ -30,4 +30,4 @@ rule minillm:
         command=FLOW.launch("minillm"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --init {input.init}"
-        " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --teacher {input.teacher} --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"

@@ -22,8 +22,8 @@ rule table:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm table --config {input.config} --metrics results/{wildcards.run}/metrics"
-        " --out results/{wildcards.run}/tables > {log} 2>&1"
+        "python -m minillm table --config {input.config} --run-folder {RUN}"
+        " --out {TABLES} > {log} 2>&1"
 
 
 rule figure:
@@ -46,7 +46,7 @@ rule figure:
         "../environment.yml"
     shell:
         "python -m minillm figure --config {input.config} --table {input.table}"
-        " --out results/{wildcards.run}/figures > {log} 2>&1"
+        " --out {FIGURES} > {log} 2>&1"
 
 
 # One rule; a figure is the same job with other files.
@@ -71,12 +71,12 @@ rule publish_table:
     conda:
         "../environment.yml"
     params:
-        folder="tables",
+        folder=TABLES,
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
     shell:
-        "python -m minillm publish --name {wildcards.name} --config {input.config} --run-folder results/{wildcards.run}"
-        " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
+        "python -m minillm publish --config {input.config} --run-folder {RUN}"
+        " --out {params.folder} > {log} 2>&1"
 
 
 localrules:
@@ -95,7 +95,7 @@ use rule publish_table as publish_figure with:
     wildcard_constraints:
         name=one_of(name for name, item in ITEMS.items() if item.kind == "figure"),
     params:
-        folder="figures",
+        folder=FIGURES,
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
 
@@ -126,7 +126,7 @@ rule estimators:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm estimators --config {input.config} --out results/{wildcards.run} > {log} 2>&1"
+        "python -m minillm estimators --config {input.config} --out {RUN} > {log} 2>&1"
 
 
 rule index:
@@ -151,7 +151,7 @@ rule index:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm index --run-folder results/{wildcards.run} --out {output} > {log} 2>&1"
+        "python -m minillm index --run-folder {RUN} --out {output} > {log} 2>&1"
 
 
 # Snakemake's report of the finished run, by a second Snakemake that only reads: --nolock, because this one holds the lock.

@@ -24,7 +24,7 @@ rule sft:
         command=FLOW.launch("sft"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output.sft} --init {output.init} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --out {output.sft} --init {output.init} --checkpoints {CHECKPOINTS} > {log} 2>&1"
 
 
 rule kd:
@@ -56,7 +56,7 @@ rule kd:
         command=FLOW.launch("kd"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --teacher {input.teacher} --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --teacher {input.teacher} --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
 
 
 rule pseudo:
@@ -81,7 +81,7 @@ rule pseudo:
         command=FLOW.launch("pseudo"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
-        " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
 
 
 rule seqkd:
@@ -115,4 +115,4 @@ rule seqkd:
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --pseudo {input.pseudo}"
-        " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"

@@ -20,4 +20,4 @@ rule teacher:
         command=FLOW.launch("teacher"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output} --checkpoints results/{wildcards.run}/checkpoints > {log} 2>&1"
+        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"

@@ -110,14 +110,24 @@ def human_page(weights: str, test: str) -> str:
 
 
 # --- what people read
+def tables() -> str:
+    """Folder of the tables."""
+    return "tables"
+
+
 def table(name: str, kind: str) -> str:
     """A table; `kind` is csv, md, tex, or json for what it is made of."""
-    return f"tables/{name}.{kind}"
+    return f"{tables()}/{name}.{kind}"
+
+
+def figures() -> str:
+    """Folder of the figures."""
+    return "figures"
 
 
 def figure(name: str, kind: str) -> str:
     """A figure; `kind` is png, pdf, or json for what it is made of."""
-    return f"figures/{name}.{kind}"
+    return f"{figures()}/{name}.{kind}"
 
 
 def index() -> str:

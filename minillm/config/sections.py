@@ -1,6 +1,7 @@
 """The sections of a configuration: frozen dataclasses, strictly loaded.
 
-evaluation_sections.py has the sections of what is measured beside ROUGE-L, onpolicy.py that of the on-policy phase, experiment.py the whole.
+measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the on-policy phase, experiment.py the
+whole.
 Stages that train import these sections alone, so that a new analysis re-runs no training.
 
 Launch values (`Launch`) say how a stage is run, not what it computes; they are in no stage's settings.

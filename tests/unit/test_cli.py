@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 
 import minillm
-from minillm import cli
 from minillm.cli import main
+from minillm.config.stages import Stage
 
 HERE = str(Path(minillm.__file__).parents[1])
 GOOD = {"instruction": "Say yes.", "output": "yes"}
@@ -87,7 +86,7 @@ def test_help_and_command_line_import_no_torch() -> None:
             check=True,
             env={**os.environ, "PYTHONPATH": HERE},
         )
-        assert "usage: python -m minillm" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+        assert "usage: minillm" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
@@ -221,19 +220,19 @@ def test_a_folder_that_is_not_there(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
-    def fail(args):
+    def fail(**paths):
         raise problem
 
-    monkeypatch.setitem(cli.STAGES, "rouge", dataclasses.replace(cli.STAGES["rouge"], run=fail))
+    monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
     assert main(["rouge", "--generations", "a", "--out", "b"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("minillm rouge: error: the disk is full; free some space") and said.count("\n") == 1
 
 
 def test_other_errors_are_not_a_full_disk(monkeypatch):
-    def fail(args):
+    def fail(**paths):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b")
 
-    monkeypatch.setitem(cli.STAGES, "rouge", dataclasses.replace(cli.STAGES["rouge"], run=fail))
+    monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
     with pytest.raises(PermissionError):
         main(["rouge", "--generations", "a", "--out", "b"])

@@ -3,7 +3,7 @@
 import pytest
 
 from minillm.errors import UserError
-from minillm.plan import critical_path, hours_of, jobs, main, report
+from minillm.plan import critical_path, hours_of, jobs, plan, report
 
 DRY = """Building DAG of jobs...
 
@@ -72,8 +72,7 @@ def test_the_critical_path_goes_through_the_slowest_before(tmp_path):
     assert "Critical path: 2 h and 1 stages that never ran" in text and "  minillm small/minillm/big/seed10 (–)" in text
 
 
-def test_what_is_no_dry_run_is_one_line(capsys):
-    with pytest.raises(UserError, match="no dry run on the standard input"):
-        main(["hello\n"])
-    assert main(["Nothing to be done (all requested files are present and up to date).\n"]) == 0
-    assert "| all | 0 | | 0 |" in capsys.readouterr().out
+def test_what_snakemake_cannot_plan_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^snakemake cannot plan this: No Snakefile found"):
+        plan([])

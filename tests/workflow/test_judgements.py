@@ -66,7 +66,7 @@ def test_answers_do_not_change_the_page(checkout) -> None:
     other = experiment(raw)
     assert stage_settings(one, "human") == stage_settings(other, "human")
     assert stage_settings(one, "judge") != stage_settings(other, "judge")
-    assert stage_settings(one, "calibration", test="colour") == stage_settings(other, "calibration", test="colour")
+    assert stage_settings(one, "calibration", task="colour") == stage_settings(other, "calibration", task="colour")
 
 
 def checkout_config(checkout) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 from tiny_models import make
 
-from minillm.config.experiment import experiment, on_policy
+from minillm.config.experiment import experiment
 from minillm.config.onpolicy import PRESETS, OnPolicy, expanded
 from minillm.config.sections import Launch
 from minillm.errors import UserError
@@ -257,7 +257,7 @@ def test_variants_and_presets_in_a_configuration(plan):
         "gkd": {"label": "GKD", "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5}}
     }
     plan["methods"] = ["sft", "minillm", "gkd"]
-    found = on_policy(experiment(plan), "minillm", "short")
+    found = experiment(plan).on_policy("minillm", "short")
     assert found.whiten == "positions" and found.collections == 2
     plan["methods"].append("gdk")
     with pytest.raises(UserError, match=r"methods.3: there is no 'gdk'; did you mean 'gkd'"):
@@ -276,7 +276,7 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
     found = experiment(plan)
 
     def given(method, model, *keys):
-        values = dataclasses.asdict(on_policy(found, method, model))
+        values = dataclasses.asdict(found.on_policy(method, model))
         return tuple(values[key] for key in keys)
 
     keys = ("lr", "batch", "rollouts", "whiten", "gamma", "clip")
