@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import string
 from collections.abc import Collection
 from typing import Annotated, Literal
@@ -19,61 +18,104 @@ Edges = Annotated[tuple[Natural, ...], Field(min_length=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class ExposureBias:
-    """ExAccErr (docs/evaluation.md): `responses` to each of `prompts` prompts of a test set (0: all), from student and teacher.
+    """ExAccErr, the excess error that accumulates on a student's own prefixes (docs/evaluation.md, Figure 6)."""
 
-    `finished`: the mean at a position is over the responses that reach it ("alive"), or over all, those that have ended counting 0
-    ("zero").  `semantics` "released" computes as the published script does (D23).  The band is a bootstrap over prompts.
-    """
-
-    tests: tuple[Name, ...] = ()
-    prompts: Natural = 0
-    responses: Count = 10
-    max_tokens: Count = 256
-    finished: Literal["alive", "zero"] = "alive"
-    semantics: Literal["paper", "released"] = "paper"
-    resamples: Count = 1000
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: Natural = 0
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to measure; empty measures nothing. The paper: DollyEval.",
+    )
+    prompts: Natural = Field(
+        default=0,
+        description="Size of a random subset of each test set's prompts, drawn with `seed`; 0: all.",
+    )
+    responses: Count = Field(
+        default=10,
+        description="Responses of student and teacher to each prompt. The paper: 10 (D22 in docs/method.md).",
+    )
+    max_tokens: Count = Field(default=256, description="Longest response, in tokens, EOS included.")
+    finished: Literal["alive", "zero"] = Field(
+        default="alive",
+        description="The mean at a position is over the responses that reach it (`alive`), or over all of "
+        "them, those that have ended counting 0 (`zero`).",
+    )
+    semantics: Literal["paper", "released"] = Field(
+        default="paper",
+        description="`paper`: from the first token on, samples without filters. `released`: as the published "
+        "script computes it, from the second token on, with its 6-gram block (D23).",
+    )
+    resamples: Count = Field(
+        default=1000,
+        description="Bootstrap resamples over prompts, for the error band.",
+    )
+    level: float = Field(default=0.95, gt=0, lt=1, description="Confidence level of the band.")
+    seed: Natural = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Lengths:
-    """ROUGE-L by the length of the first reference in tokens: edges e1 < e2 give [0, e1], [e1 + 1, e2], [e2 + 1, inf).
+    """ROUGE-L by the length of the first reference in tokens (Figures 7 and 15)."""
 
-    Figure 15 shows those of `tests` that `figure15` names (in the paper UnNI), Figure 7 all others (in the paper S-NI).
-    """
-
-    tests: tuple[Name, ...] = ()
-    figure15: tuple[Name, ...] = ()
-    edges: Edges = (5, 10)
-    per_test: dict[Name, Edges] = dataclasses.field(default_factory=dict)
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Entries of `datasets` to measure; they need not be test sets. Figure 7 shows those that "
+        "`figure15` does not name (in the paper S-NI). Empty measures nothing.",
+    )
+    figure15: tuple[Name, ...] = Field(
+        default=(),
+        description="Those of `tests` that Figure 15 shows (in the paper UnNI).",
+    )
+    edges: Edges = Field(
+        default=(5, 10),
+        description="Last length of each bucket but the open one, rising: e1 < e2 give [0, e1], [e1 + 1, e2] "
+        "and [e2 + 1, inf). The paper: 5 and 10.",
+    )
+    per_test: dict[Name, Edges] = Field(
+        default_factory=dict,
+        description="Edges of single data sets that replace `edges`.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Subsets:
-    """Where the rows of S-NI or UnNI come from, short references and long (stage `subsets`): a folder, or a repository of the hub.
+    """Rows of S-NI or UnNI, short references and long, which stage `subsets` collects.
 
-    In it lie task files, or the published folders by length. A data set takes the rows up by its path: {source: folder, path:
-    "subsets:NAME"} all of them, "subsets:NAME/11_" (or 0_5, 6_10) those of one bucket.
+    A data set takes them by its path: `{source: folder, path: "subsets:NAME"}` all of them, `"subsets:NAME/11_"` (or `0_5`, `6_10`)
+    those of one bucket.
     """
 
-    source: Literal["folder", "hub"]
-    path: Annotated[str, Field(min_length=1)]
-    revision: str = ""
+    source: Literal["folder", "hub"] = Field(
+        description="A local folder, or a repository of the Hugging Face hub.",
+    )
+    path: str = Field(
+        min_length=1,
+        description="The folder or repository, with task files of Super-NaturalInstructions or the published "
+        "folders by length (`0_2`, `3_5`, `6_10`, `11_`).",
+    )
+    revision: str = Field(
+        default="",
+        description="Commit, tag or branch of the hub repository; empty is its default branch.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Diversity:
-    """Dist-n of the responses, and the model's loss on the references.
+    """Distinct n-grams of the responses, and the model's loss on the references (Tables 3 and 5)."""
 
-    `unit`: n-grams of the model's tokens, or of words (what white space separates).  `loss`: mean over all tokens of the
-    references, their EOS included ("tokens"), or as the published script computes it (D21, "released").
-    """
-
-    tests: tuple[Name, ...] = ()
-    ngram: Count = 4
-    unit: Literal["tokens", "words"] = "tokens"
-    loss: Literal["tokens", "released"] = "tokens"
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to measure; empty measures nothing. The paper: DollyEval and SelfInst.",
+    )
+    ngram: Count = Field(default=4, description="Length n of the n-grams of Dist-n. The paper: 4.")
+    unit: Literal["tokens", "words"] = Field(
+        default="tokens",
+        description="What n-grams consist of: the model's tokens, or words (what white space separates). The "
+        "paper does not say which.",
+    )
+    loss: Literal["tokens", "released"] = Field(
+        default="tokens",
+        description="`tokens`: mean over all tokens of the references, their EOS included. `released`: as "
+        "the published script computes it, whose values Table 3 of the paper has (D21).",
+    )
 
 
 def check_responses(
@@ -109,22 +151,29 @@ def check_responses(
 
 @dataclass(frozen=True, config=STRICT)
 class ClassificationTask:
-    """One classification task without examples: rows of a data set, how they are asked, and the word of each label.
+    """One zero-shot classification task.
 
-    `prompt`, `input` and `cue` are templates whose {field} stands for a column of the row.  `prompt` is the instruction and `input`
-    its input in the run's prompt template; `cue` begins the response, and the label word follows it.  `gold` is the column of the
-    right label, `labels` maps its values (as JSON writes them: true, 1, positive) to the words.  `truncate` is the column that is
-    cut from its end where a prompt is too long.
+    `prompt`, `input` and `cue` are templates in which `{column}` stands for a column of the row; write `{{` and `}}` for braces.
     """
 
-    dataset: Name
-    prompt: str
-    labels: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=2)]
-    input: str = ""
-    cue: str = ""
-    gold: str = "label"
-    truncate: str = ""
-    label: str = ""
+    dataset: Name = Field(description="Entry of `datasets` with the rows, whatever their columns.")
+    prompt: str = Field(description="Template of the instruction, in the run's prompt template.")
+    labels: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        min_length=2,
+        description="Values of the column `gold`, as JSON writes them (`true`, `1`, `positive`), and the "
+        "word that stands for each.",
+    )
+    input: str = Field(default="", description="Template of the instruction's input; empty has none.")
+    cue: str = Field(
+        default="",
+        description="Template of the response's beginning, which the label word follows.",
+    )
+    gold: str = Field(default="label", description="Column of the right label.")
+    truncate: str = Field(
+        default="",
+        description="Column that is cut from its end if the prompt is too long; empty refuses such rows.",
+    )
+    label: str = Field(default="", description="Name in tables and figures; empty is that of the data set.")
 
     @property
     def fields(self) -> list[str]:
@@ -135,48 +184,86 @@ class ClassificationTask:
 
 @dataclass(frozen=True, config=STRICT)
 class Calibration:
-    """Expected calibration error of label words' probabilities.  `max_prompt` in tokens; 0: what the model can take."""
+    """Expected calibration error (ECE) of label words' probabilities (Table 2)."""
 
-    tasks: dict[Name, ClassificationTask] = dataclasses.field(default_factory=dict)
-    bins: Count = 10
-    max_prompt: Natural = 0
+    tasks: dict[Name, ClassificationTask] = Field(
+        default_factory=dict,
+        description="Classification tasks by name; empty measures nothing. The paper: SST-2 and BoolQ.",
+    )
+    bins: Count = Field(
+        default=10,
+        description="Bins of equal width over [0, 1]. The paper's number is not known.",
+    )
+    max_prompt: Natural = Field(
+        default=0,
+        description="Longest prompt in tokens; 0 is what the model can take.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Judge:
-    """Who scores responses against references from 1 to 10, on which test sets, and how patiently it is asked.
+    """Who scores responses and references from 1 to 10, and how patiently it is asked."""
 
-    openai: any endpoint of that form at `base_url`, `model` its name there; the key is read from the environment variable
-    `key_variable` ("": the endpoint wants none).  transformers: `model` is a local folder.  stand-in: scores from ROUGE-L, for tests.
-    `rows` (0: all) are the first of the test set, `seeds` the first of the sampling seeds.  After `retries` failed calls for one
-    verdict the stage stops; after `rereads` more replies that hold no two scores a verdict is counted as missing.  Waits grow from
-    `backoff` seconds; `timeout` (seconds) is that of one call.
-    """
-
-    kind: Literal["none", "openai", "transformers", "stand-in"] = "none"
-    model: str = ""
-    base_url: str = "https://api.openai.com/v1"
-    key_variable: str = "OPENAI_API_KEY"
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    max_tokens: Count = 512
-    tests: tuple[Name, ...] = ()
-    rows: Natural = 0
-    seeds: Count = 1
-    concurrency: Count = 4
-    retries: Natural = 6
-    rereads: Natural = 2
-    backoff: Positive = 1.0
-    timeout: Positive = 120.0
+    kind: Literal["none", "openai", "transformers", "stand-in"] = Field(
+        default="none",
+        description="`none`: no judge. `openai`: any endpoint of that form at `base_url`. `transformers`: a "
+        "local model. `stand-in`: scores made of ROUGE-L, for tests.",
+    )
+    model: str = Field(
+        default="",
+        description="`openai`: the model's name at the endpoint. `transformers`: a local folder. The paper: "
+        "GPT-4, of which it names no snapshot.",
+    )
+    base_url: str = Field(
+        default="https://api.openai.com/v1",
+        description="Address of the endpoint, without a key in it.",
+    )
+    key_variable: str = Field(
+        default="OPENAI_API_KEY",
+        description="Environment variable that the key is read from; empty if the endpoint wants none.",
+    )
+    temperature: float = Field(default=0.7, ge=0, description="The judge's sampling temperature.")
+    max_tokens: Count = Field(default=512, description="Longest reply in tokens.")
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to judge, of `data.tests`. The paper: DollyEval, SelfInst and VicunaEval.",
+    )
+    rows: Natural = Field(
+        default=0,
+        description="Judge the first so many rows of each test set; 0 judges all.",
+    )
+    seeds: Count = Field(default=1, description="Judge the responses of the first so many sampling seeds.")
+    concurrency: Count = Field(default=4, description="Calls at a time; of a local model, prompts at a time.")
+    retries: Natural = Field(
+        default=6,
+        description="Failed calls for one verdict that are repeated before the stage stops.",
+    )
+    rereads: Natural = Field(
+        default=2,
+        description="How often to ask again after a reply that does not begin with two scores; then the "
+        "verdict counts as missing.",
+    )
+    backoff: Positive = Field(
+        default=1.0,
+        description="Seconds before a failed call is repeated, doubled each time, up to a minute.",
+    )
+    timeout: Positive = Field(default=120.0, description="Seconds that one call may take.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Human:
-    """Blind comparisons of MiniLLM's responses with the others' on the test set `test` ("": none), and the answer files to count."""
+    """Blind comparisons of MiniLLM's responses with the others', by annotators (Figure 4)."""
 
-    test: str = ""
-    prompts: Count = 50
-    seed: Natural = 10
-    answers: tuple[str, ...] = ()
+    test: str = Field(
+        default="",
+        description="Test set to compare on, of `data.tests`; empty makes no pages. The paper: SelfInst.",
+    )
+    prompts: Count = Field(default=50, description="Number of prompts, drawn with `seed`. The paper: 50.")
+    seed: Natural = Field(default=10, description="Seed of the prompts, of their order and of the sides.")
+    answers: tuple[str, ...] = Field(
+        default=(),
+        description="Answer files that annotators sent back, to be counted.",
+    )
 
 
 def check_judgements(
