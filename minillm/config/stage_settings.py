@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Dataset, Estimators, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
+from minillm.config.sections import Dataset, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
 from minillm.config.strict import STRICT, Count, Name
 
 
