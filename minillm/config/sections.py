@@ -320,7 +320,7 @@ class Style:
 
 @dataclass(frozen=True, config=STRICT)
 class Launch:
-    """How a stage is run on the machine: recorded next to the result, compared with nothing; a change re-runs nothing."""
+    """How a stage is run, not what it computes: recorded next to the result; a change re-runs nothing."""
 
     zero: Literal[0, 1, 2, 3] = Field(
         default=1,
@@ -376,9 +376,8 @@ class Launch:
     )
     teacher_cache: bool = Field(
         default=True,
-        description="Keep the teacher's hidden states: MiniLLM's of the samples for the inner epochs, those "
-        "of KD and healing, of fixed rows, for later epochs. Otherwise the teacher reads them again each "
-        "time.",
+        description="Keep the teacher's hidden states: of samples for the inner epochs (MiniLLM), of fixed "
+        "rows for later epochs (KD, healing). Otherwise the teacher reads them again each time.",
     )
     save_every: Count = Field(
         default=100,
