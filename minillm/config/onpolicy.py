@@ -39,9 +39,8 @@ class OnPolicy:
     lr: Positive = Field(default=5e-6, description="Learning rate after warm-up. The paper: 5e-6.")
     collections: Count = Field(
         default=312,
-        description="Number of times that prompts are drawn and answered; the optimizer takes `inner_epochs` "
-        "* `rollouts` / `batch` steps after each. The paper: 5,000 steps in all, which 312 times 16 comes "
-        "to.",
+        description="Rounds of sampling, each followed by `inner_epochs` * `rollouts` / `batch` optimizer steps. "
+        "The paper: 5,000 steps, here 312 * 16 = 4,992.",
     )
     rollouts: Count = Field(
         default=256,

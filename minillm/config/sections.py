@@ -1,8 +1,8 @@
-"""The sections of a configuration: frozen dataclasses, strictly loaded; docs/configuration.md is made of their descriptions.
+"""The sections of a configuration: frozen dataclasses, strictly loaded.  docs/configuration.md is made of their descriptions.
 
-evaluation_sections.py has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the on-policy phase,
-estimators.py that of the study of estimators, experiment.py the whole.  Stages that train import only these, so that a new measurement
-re-runs no training.
+evaluation_sections.py has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the
+on-policy phase, estimators.py that of the study of estimators, experiment.py the whole.  Stages that train import
+only these, so that a new measurement re-runs no training.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Pair:
 
 @dataclass(frozen=True, config=STRICT)
 class Stages:
-    """Settings of the training stages, common to all models; `per_model` replaces single keys for one model."""
+    """Settings of the training stages for all models; `per_model` replaces single keys for one model."""
 
     teacher: Training = Field(description="Fine-tuning of the teachers on the training rows.")
     sft: Training = Field(
@@ -299,8 +299,8 @@ class Stages:
     pseudo: Pseudo = Field(default_factory=Pseudo, description="The teacher's responses for SeqKD.")
     minillm: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(OnPolicy).json_schema())] = Field(
         default_factory=dict,
-        description="The on-policy phase, MiniLLM and its variants: any keys of `OnPolicy`. Keys that are "
-        "not given come from the preset `semantics`, and only then from the defaults.",
+        description="The on-policy phase of MiniLLM and its variants. Keys that are not set come from the "
+        "preset `semantics`, and only then from the defaults.",
     )
 
 

@@ -42,7 +42,7 @@ def test_the_page_is_current() -> None:
 def test_defaults_are_written_as_yaml_reads_them() -> None:
     """5e-06 would be text to YAML."""
     assert "| `lr` | number > 0 | `5.0e-06` |" in reference.text()
-    assert not re.search(r"`\d+e-\d+`", reference.text())
+    assert not re.search(r"`\d+e-\d+`", reference.text().split("## Top level")[1])
 
 
 def test_described_keys_are_loaded_as_strictly_as_before() -> None:
