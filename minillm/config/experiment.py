@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import product
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from minillm.config import layout
+from minillm.config.estimators import Estimators
 from minillm.config.measurements.calibration import Calibration
 from minillm.config.measurements.diversity import Diversity
 from minillm.config.measurements.exposure_bias import ExposureBias
@@ -25,7 +26,6 @@ from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sections import (
     Data,
     Dataset,
-    Estimators,
     Launch,
     Model,
     Pair,
@@ -45,43 +45,97 @@ METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
 
 @dataclass(frozen=True, config=STRICT)
 class Experiment:
-    """One configuration: everything that a run's results depend on, and how to run it.
+    """One configuration: everything that a run's results depend on, and how to run it."""
 
-    `pairs` are the rows of the main table; `sweeps` are further models, of `methods` of their own, for the tables and figures that
-    compare settings or teachers (publish/registry.py), which alone show them; they are trained with the first training seed alone.
-    `checkpoints` maps a path below models/ (gpt2/minillm/gpt2-xl/seed10) to a finished model that is taken from a folder or the hub
-    instead of being trained.  `per_model` maps a model to the keys that it replaces in each of `stages`, and under `launch` in the launch
-    values of each stage's jobs that work with it, as teacher or student.  `cores` maps a stage to the CPU cores of one of its jobs on
-    one machine, where that is not all of them: small jobs then run side by side.
-    """
-
-    run: Name
-    tokenizers: dict[Name, Tokenizer]
-    models: dict[Name, Model]
-    datasets: dict[Name, Dataset]
-    data: Data
-    pairs: tuple[Pair, ...]
-    stages: Stages
-    methods: tuple[Name, ...] = METHODS
-    sweeps: tuple[Pair, ...] = ()
-    checkpoints: dict[str, Model] = dataclasses.field(default_factory=dict)
-    variants: dict[Name, Variant] = dataclasses.field(default_factory=dict)
-    training_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10,)
-    sampling_seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (10, 20, 30, 40, 50)
-    precision: Precision = "bf16"
-    generate: Sampling = dataclasses.field(default_factory=Sampling)
-    per_model: dict[Name, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    launch: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    cores: dict[str, Count] = dataclasses.field(default_factory=dict)
-    subsets: dict[Name, Subsets] = dataclasses.field(default_factory=dict)
-    style: Style = dataclasses.field(default_factory=Style)
-    estimators: Estimators = dataclasses.field(default_factory=Estimators)
-    exposure_bias: ExposureBias = dataclasses.field(default_factory=ExposureBias)
-    lengths: Lengths = dataclasses.field(default_factory=Lengths)
-    diversity: Diversity = dataclasses.field(default_factory=Diversity)
-    calibration: Calibration = dataclasses.field(default_factory=Calibration)
-    judge: Judge = dataclasses.field(default_factory=Judge)
-    human: Human = dataclasses.field(default_factory=Human)
+    run: Name = Field(description="Name of the run: its files are in `results/<run>/`.")
+    tokenizers: dict[Name, Tokenizer] = Field(description="Tokenizers by name.")
+    models: dict[Name, Model] = Field(description="Base models by name.")
+    datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
+    data: Data = Field(description="Which data sets are used, and how rows become tokens.")
+    pairs: tuple[Pair, ...] = Field(description="Teachers with their students: the rows of the main table.")
+    stages: Stages = Field(description="Settings of the training stages, for all models.")
+    methods: tuple[Name, ...] = Field(
+        default=METHODS,
+        description="Methods of the main table, in its order: some of `sft`, `kd`, `seqkd`, `minillm` and "
+        "the names of `variants`.",
+    )
+    sweeps: tuple[Pair, ...] = Field(
+        default=(),
+        description="Further pairs, each with its own `methods`, only for the tables and figures that "
+        "compare settings or teachers. They are trained with the first training seed only.",
+    )
+    checkpoints: dict[str, Model] = Field(
+        default_factory=dict,
+        description="Finished models that are loaded from a folder or the hub instead of being trained, by "
+        "their path below `models/`, such as `gpt2/minillm/gpt2-xl/seed10`.",
+    )
+    variants: dict[Name, Variant] = Field(
+        default_factory=dict,
+        description="Further on-policy methods by name: MiniLLM with some keys replaced.",
+    )
+    training_seeds: tuple[Natural, ...] = Field(
+        default=(10,),
+        min_length=1,
+        description="Every student of the main table is trained once per seed; teachers and sweeps only with "
+        "the first. The paper trains once.",
+    )
+    sampling_seeds: tuple[Natural, ...] = Field(
+        default=(10, 20, 30, 40, 50),
+        min_length=1,
+        description="Every test prompt is answered once per seed. The paper: 10, 20, 30, 40, 50.",
+    )
+    precision: Precision = Field(
+        default="bf16",
+        description="Number format in training and sampling: `bf16`, `fp32`, or `fp16` for GPUs without bf16 "
+        "such as V100, with a dynamic loss scale. The paper: fp16.",
+    )
+    generate: Sampling = Field(
+        default_factory=Sampling,
+        description="How responses to test prompts are drawn.",
+    )
+    per_model: dict[Name, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict,
+        description="Keys that one model replaces: model, then stage (a key of `stages`), then keys. Below "
+        "`launch` it holds launch values by stage, for the jobs that work with the model as teacher or "
+        "student.",
+    )
+    launch: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Launch values: `default` for all stages, and single keys replaced for one stage. They "
+        "are recorded next to the results; a change re-runs nothing.",
+    )
+    cores: dict[str, Count] = Field(
+        default_factory=dict,
+        description="CPU cores of one job of a stage, on one machine; a stage that is not named takes all. "
+        "Small jobs then run side by side.",
+    )
+    subsets: dict[Name, Subsets] = Field(
+        default_factory=dict,
+        description="S-NI and UnNI by the length of the reference: data sets name it as `subsets:NAME`.",
+    )
+    style: Style = Field(default_factory=Style, description="Appearance of the figures.")
+    estimators: Estimators = Field(
+        default_factory=Estimators,
+        description="The exact study of gradient estimators.",
+    )
+    exposure_bias: ExposureBias = Field(
+        default_factory=ExposureBias,
+        description="Measurement: excess error by exposure bias.",
+    )
+    lengths: Lengths = Field(
+        default_factory=Lengths,
+        description="Measurement: ROUGE-L by the length of the reference.",
+    )
+    diversity: Diversity = Field(
+        default_factory=Diversity,
+        description="Measurement: distinct n-grams, and the loss on the references.",
+    )
+    calibration: Calibration = Field(
+        default_factory=Calibration,
+        description="Measurement: calibration on classification tasks.",
+    )
+    judge: Judge = Field(default_factory=Judge, description="Measurement: scores by a judge model.")
+    human: Human = Field(default_factory=Human, description="Measurement: blind comparisons by annotators.")
 
     @property
     def every_method(self) -> dict[str, None]:

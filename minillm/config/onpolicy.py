@@ -7,90 +7,218 @@ model < variant.  docs/method.md has the table key -> paper -> released code -> 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Count, Natural, Positive, Share, hint, parse
+from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
+
+Objective = Literal[
+    "minillm",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "total_variation",
+]
 
 
 @dataclass(frozen=True, config=STRICT)
 class OnPolicy:
-    """The on-policy phase: where samples come from, which loss is taken on them, and how to train (docs/method.md).
+    """The on-policy phase: where samples come from, which loss is taken on them, and how to train (docs/method.md)."""
 
-    `semantics` names a preset (onpolicy.py) that fills in what is given nowhere.  `collections` times, `rollouts` prompts are
-    answered, then follow `inner_epochs` passes over them in mini-batches of `batch`.
-
-    Samples: `alpha` is the teacher's share in the sampling mixture (Eq. 4).  `student_share` of the rows are answered by the
-    student (GKD's lambda), the others keep their gold response; `adaptive` raises this share by 0.1 whenever the dev loss has risen
-    by 0.1.  `replay` is the capacity of a buffer of earlier samples, which takes over as training goes on (DistiLLM); 0: none.
-
-    Loss: `objective` "minillm" is single-step plus long term; every other is the mean of that divergence on the samples
-    (`beta` is the Jensen-Shannon's, `skew` the alpha of the skewed ones).  `advantage` is that of the long term: "returns"; "expected":
-    each following reward replaced by its conditional mean, minus the reverse KL of its position; "centred": this reward too,
-    plus the reverse KL here, which is its baseline, and stands for the single-step term.  Without `single_step` the long term has
-    this token's reward only with `include_current`, or where it is "centred".  `clip` 0 and `reward_clip` 0 are none.  `lm_coef`
-    weighs the pre-training loss, in which `lm_kd_ratio` is the share of forward KL to the teacher.
-
-    Guard, off at 0: `init_kl` weighs a reverse KL to the initial student; training stops where the mean length of a collection exceeds
-    `stop_length` times the first one's or falls below that part of it, or its reverse KL exceeds `stop_kl` times the first one's.
-    """
-
-    semantics: Literal["default", "paper", "released", "first_release"] = "default"
-    lr: Positive = 5e-6
-    collections: Count = 312
-    rollouts: Count = 256
-    batch: Count = 64
-    inner_epochs: Count = 4
-    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    temperature: Positive = 1.0
-    max_tokens: Count = 256
-    student_share: Share = 1.0
-    adaptive: bool = False
-    replay: Natural = 0
-    objective: Literal[
-        "minillm", "forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl", "total_variation"
-    ] = "minillm"
-    beta: Share = 0.5
-    skew: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    advantage: Literal["returns", "expected", "centred"] = "returns"
-    single_step: bool = True
-    single_step_weights: bool = True
-    include_current: bool = False
-    gamma: Share = 1.0
-    length_norm: bool = True
-    whiten: Literal["none", "tokens", "positions"] = "tokens"
-    reward_scale: Positive = 1.0
-    reward_clip: Annotated[float, Field(ge=0)] = 0.0
-    surrogate: Literal["ppo", "paper"] = "ppo"
-    clip: Annotated[float, Field(ge=0)] = 0.2
-    importance: Literal["token", "product", "none"] = "token"
-    normaliser: Literal["tokens", "sequences"] = "tokens"
-    lm_coef: Annotated[float, Field(ge=0)] = 1.0
-    lm_kd_ratio: Share = 0.5
-    lm_batch: Natural = 0
-    init_kl: Annotated[float, Field(ge=0)] = 0.0
-    stop_length: Annotated[float, Field(ge=0)] = 0.0
-    stop_kl: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    min_lr: Annotated[float, Field(ge=0)] = 1e-7
-    warmup: Natural = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-6
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    clip_norm: Positive = 1.0
-    dropout: bool = False
-    evaluations: Count = 1
-    dev_rows: Natural = 0
+    semantics: Literal["default", "paper", "released", "first_release"] = Field(
+        default="default",
+        description="Preset for all keys that the configuration sets nowhere. `paper`: the objective as "
+        "printed; `released`: the authors' code of 2025; `first_release`: that under the schedule of 2023, "
+        "which made the published numbers; `default`: the defaults listed here.",
+    )
+    lr: Positive = Field(default=5e-6, description="Learning rate after warm-up. The paper: 5e-6.")
+    collections: Count = Field(
+        default=312,
+        description="Rounds of sampling, each followed by `inner_epochs` * `rollouts` / `batch` optimizer steps. "
+        "The paper: 5,000 steps, here 312 * 16 = 4,992.",
+    )
+    rollouts: Count = Field(
+        default=256,
+        description="Prompts that are answered in each collection, a multiple of `batch`. The paper: 256.",
+    )
+    batch: Count = Field(default=64, description="Global mini-batch in responses. The paper: 64.")
+    inner_epochs: Count = Field(default=4, description="Passes over each collection. The paper: 4.")
+    alpha: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="The teacher's share in the distribution that responses are sampled from (Eq. 4); 0 "
+        "samples from the student alone. The paper: 0.2.",
+    )
+    temperature: Positive = Field(
+        default=1.0,
+        description="Temperature of student and teacher when sampling, and in the losses. The paper: 1.",
+    )
+    max_tokens: Count = Field(
+        default=256,
+        description="Longest response, in tokens, EOS included. The paper: 512, prompt included.",
+    )
+    student_share: Share = Field(
+        default=1.0,
+        description="Share of the rows that the student answers (GKD's lambda); the others keep their gold "
+        "response. MiniLLM needs 1.",
+    )
+    adaptive: bool = Field(
+        default=False,
+        description="Raise the student's share by 0.1 whenever the dev loss has risen by 0.1 (DistiLLM). "
+        "Needs `student_share` below 1 and at least 2 `evaluations`.",
+    )
+    replay: Natural = Field(
+        default=0,
+        description="Capacity, in responses, of a buffer of earlier samples, which replaces more and more of "
+        "the new ones as training goes on (DistiLLM); 0: none.",
+    )
+    objective: Objective = Field(
+        default="minillm",
+        description="`minillm`: the single-step term plus the long term of the policy gradient. Any other: "
+        "the mean of that divergence between teacher and student over the tokens of the responses.",
+    )
+    beta: Share = Field(
+        default=0.5,
+        description="Beta of the Jensen-Shannon divergence: 0 is the forward KL, 1 the reverse KL.",
+    )
+    skew: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Alpha of the skewed divergences: the share of the first distribution in the mixture "
+        "that it is compared with.",
+    )
+    advantage: Literal["returns", "expected", "centred"] = Field(
+        default="returns",
+        description="Advantage in the long term. `returns`: the rewards that follow. `expected`: each of "
+        "them replaced by its conditional mean, minus the reverse KL of its position. `centred`: this "
+        "token's reward too, plus the reverse KL here as its baseline, in place of the single-step term.",
+    )
+    single_step: bool = Field(
+        default=True,
+        description="Include the single-step term (Eq. 3). Without it, this token's reward counts only with "
+        "`include_current` or `advantage: centred`.",
+    )
+    single_step_weights: bool = Field(
+        default=True,
+        description="Multiply the single-step term by the importance weights. The paper: true (Eq. 5, D1).",
+    )
+    include_current: bool = Field(
+        default=False,
+        description="Include this token's reward in the returns of the long term. The paper: false (D2).",
+    )
+    gamma: Share = Field(
+        default=1.0,
+        description="Discount per token of the rewards that follow. The paper: 1 (D3).",
+    )
+    length_norm: bool = Field(
+        default=True,
+        description="Divide returns by the number of their rewards (Eq. 6). The paper: true (D5).",
+    )
+    whiten: Literal["none", "tokens", "positions"] = Field(
+        default="tokens",
+        description="Whiten advantages over the global mini-batch: over response tokens, or over all "
+        "`max_tokens` positions of each row, absent ones as zeros. The paper: none (D6).",
+    )
+    reward_scale: Positive = Field(default=1.0, description="Rewards are divided by it. The paper: 1 (D7).")
+    reward_clip: NonNegative = Field(
+        default=0.0,
+        description="Clip scaled rewards to plus or minus this; 0: no clip, as in the paper (D7).",
+    )
+    surrogate: Literal["ppo", "paper"] = Field(
+        default="ppo",
+        description="How the clipped ratio enters the long term. `ppo`: max(-A r, -A clip(r)); `paper`: -A "
+        "min(r, clip(r)), which does not bound the update where the advantage A is negative (D8).",
+    )
+    clip: NonNegative = Field(
+        default=0.2,
+        description="The ratio is clipped to 1 plus or minus this; 0: no clip. The paper: 0.2.",
+    )
+    importance: Literal["token", "product", "none"] = Field(
+        default="token",
+        description="Importance weights of Eq. 5. `token`: the last factor, the paper's approximation (D9); "
+        "`product`: the whole product; `none`: 1.",
+    )
+    normaliser: Literal["tokens", "sequences"] = Field(
+        default="tokens",
+        description="What sums over tokens are divided by, in the plain-text loss too: the number of tokens, "
+        "or of responses. The paper: sequences.",
+    )
+    lm_coef: NonNegative = Field(
+        default=1.0,
+        description="Weight of the pre-training loss on plain text; 0 leaves it out. The `paper` preset: 1.",
+    )
+    lm_kd_ratio: Share = Field(
+        default=0.5,
+        description="Share of forward KL to the teacher in the pre-training loss; language modelling has the "
+        "rest. The paper: 0 (D10).",
+    )
+    lm_batch: Natural = Field(
+        default=0,
+        description="Chunks of plain text per update, over all processes; 0 takes as many as `batch`.",
+    )
+    init_kl: NonNegative = Field(
+        default=0.0,
+        description="Weight of a reverse KL to the initial student; 0: none, as in the paper (D28).",
+    )
+    stop_length: NonNegative = Field(
+        default=0.0,
+        description="Stop when the mean response length of a collection is more than this factor above or "
+        "below the first one's. Above 1; 0 never stops.",
+    )
+    stop_kl: NonNegative = Field(
+        default=0.0,
+        description="Stop when the reverse KL of a collection exceeds the first one's by more than this "
+        "factor. Above 1; 0 never stops.",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="Learning rate after warm-up: constant, or a cosine from `lr` down to `min_lr`.",
+    )
+    min_lr: NonNegative = Field(default=1e-7, description="Learning rate at the end of the cosine schedule.")
+    warmup: Natural = Field(
+        default=100,
+        description="Optimizer steps over which the learning rate rises linearly to `lr`.",
+    )
+    weight_decay: NonNegative = Field(
+        default=1e-6,
+        description="AdamW's weight decay, on weight matrices only: biases and norms have none.",
+    )
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.95),
+        description="AdamW's decay rates of the running means of gradient and squared gradient.",
+    )
+    clip_norm: Positive = Field(
+        default=1.0,
+        description="Gradients are scaled down to this global L2 norm if theirs is larger.",
+    )
+    dropout: bool = Field(
+        default=False,
+        description="Keep the model's own dropout active during updates; the old log-probabilities were "
+        "recorded without it (D12).",
+    )
+    evaluations: Count = Field(
+        default=1,
+        description="Dev evaluations over the whole run, evenly spaced, the last one at the end. The "
+        "checkpoint with the best dev ROUGE-L is kept, as in the paper.",
+    )
+    dev_rows: Natural = Field(default=0, description="Evaluate on the first so many dev rows; 0: all.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Variant:
-    """An on-policy method beside MiniLLM: its settings with these keys of `OnPolicy` replaced, from the same initial student."""
+    """An on-policy method in addition to MiniLLM, from the same initial student."""
 
-    label: str
-    settings: dict[str, Any]
+    label: str = Field(description="Name in tables and figures.")
+    settings: dict[str, Any] = Field(
+        description="Keys of `stages.minillm` that are replaced. They win over those of `per_model` too.",
+    )
 
 
 PAPER = {

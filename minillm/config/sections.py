@@ -1,22 +1,19 @@
-"""The sections of a configuration: frozen dataclasses, strictly loaded.
+"""The sections of a configuration: frozen dataclasses, strictly loaded.  docs/configuration.md is made of their descriptions.
 
-measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the on-policy phase, experiment.py the
-whole.
-Stages that train import these sections alone, so that a new analysis re-runs no training.
-
-Launch values (`Launch`) say how a stage is run, not what it computes; they are in no stage's settings.
+measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the
+on-policy phase, estimators.py that of the study of estimators, experiment.py the whole.  Stages that train import
+only these, so that a new measurement re-runs no training.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.strict import STRICT, Count, Name, Natural, Positive, Share
+from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -24,193 +21,375 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # --- what there is to work on
 @dataclass(frozen=True, config=STRICT)
 class Tokenizer:
-    """Where a tokenizer comes from: trained on the plain text, a local folder, the hub, or a GGUF file.
+    """Where a tokenizer comes from."""
 
-    `path` is a folder, a hub name or a file; `package:NAME/FILE` is a file inside an installed Python package and
-    `$MINILLM_DATA/...` one below the folder that this environment variable names.
-    """
-
-    source: Literal["train", "folder", "hub", "gguf"]
-    path: str = ""
-    revision: str = ""
-    vocabulary: Annotated[int, Field(ge=260)] = 1024
+    source: Literal["train", "folder", "hub", "gguf"] = Field(
+        description="`train`: a byte-level BPE trained on the plain text of `data.corpus`. `folder`, `hub`, "
+        "`gguf`: loaded from `path`.",
+    )
+    path: str = Field(
+        default="",
+        description="A folder, a repository of the Hugging Face hub or a GGUF file. `package:NAME/FILE` is a "
+        "file inside an installed Python package and `$MINILLM_DATA/...` one below the folder that this "
+        "environment variable names.",
+    )
+    revision: str = Field(
+        default="",
+        description="Commit, tag or branch of the hub repository; empty is `main`.",
+    )
+    vocabulary: int = Field(
+        default=1024,
+        ge=260,
+        description="Number of tokens of a tokenizer with `source: train`.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Dataset:
-    """Instruction data, or plain text for the pre-training corpus.
+    """Instruction data, plain text for the pre-training corpus, or rows for classification (docs/data.md)."""
 
-    embedded: `split` of the generator in embedded_corpus.py.  folder: `path` is a .jsonl file (instruction, input, output) or, for plain
-    text, a .txt file with one document a line.  hub: `datasets.load_dataset(path, subset, split=split, revision=revision)`.
-    `start` and `rows` take a slice of the source as it is ordered; `sample` takes a seeded subset of what was kept.
-    `fields` renames columns: {"instruction": "their name"}.
-    """
-
-    source: Literal["embedded", "folder", "hub"]
-    path: str = ""
-    subset: str = ""
-    split: str = ""
-    revision: str = ""
-    start: Natural = 0
-    rows: Natural = 0
-    sample: Natural = 0
-    fields: dict[str, str] = dataclasses.field(default_factory=dict)
-    label: str = ""
+    source: Literal["embedded", "folder", "hub"] = Field(
+        description="`embedded`: the generator of minillm/data/embedded_corpus.py, which downloads nothing. "
+        "`folder`: a local file. `hub`: a data set of the Hugging Face hub.",
+    )
+    path: str = Field(
+        default="",
+        description="`folder`: a `.jsonl` file (`instruction`, `input`, `output`) or, for plain text, a "
+        "`.txt` file with one document per line; `package:` and `$MINILLM_DATA/` work as in a tokenizer's "
+        "path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for "
+        "one JSON Lines file of the repository.",
+    )
+    subset: str = Field(
+        default="",
+        description="Subset of a hub data set (its configuration): the second argument of "
+        "`datasets.load_dataset`, such as `sst2` of GLUE.",
+    )
+    split: str = Field(
+        default="",
+        description="Split of a hub data set; empty is `train`. For `embedded`: `train`, `dev`, `test` or "
+        "`test_hard`, or the classification tasks `colour` and `kind`; plain text ignores it.",
+    )
+    revision: str = Field(
+        default="",
+        description="Commit, tag or branch of the hub repository; empty is its default branch.",
+    )
+    start: Natural = Field(
+        default=0,
+        description="Rows to skip at the beginning of the source, before any are dropped.",
+    )
+    rows: Natural = Field(
+        default=0,
+        description="Rows to read after `start`, in the order of the source; 0: all (`embedded`: 1000).",
+    )
+    sample: Natural = Field(
+        default=0,
+        description="Size of a random subset of the rows that filtering leaves, drawn with `data.seed`; 0: "
+        "all. Plain text ignores it.",
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict,
+        description="Columns of the source under other names than ours: `{instruction: question}` reads the "
+        "instruction from the column `question`. Ours are `instruction`, `input`, `output` and `category`; "
+        "for plain text `text`.",
+    )
+    label: str = Field(default="", description="Name in tables and figures; empty is the name of the entry.")
 
 
 # --- how to train
 @dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """How responses are drawn; 0 (top_k, no_repeat_ngram) and 1.0 (top_p) switch a filter off."""
+    """How responses are drawn."""
 
-    temperature: Positive = 1.0
-    top_k: Natural = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    no_repeat_ngram: Natural = 0
-    max_tokens: Count = 256
+    temperature: Positive = Field(
+        default=1.0,
+        description="Divides the logits before the softmax. The paper: 1.",
+    )
+    top_k: Natural = Field(default=0, description="Draw only from this many of the likeliest tokens; 0: off.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Draw only from the likeliest tokens, up to this total probability; 1.0: off.",
+    )
+    no_repeat_ngram: Natural = Field(
+        default=0,
+        description="No n-gram of this length may occur twice in prompt and response; 0: off. The paper does "
+        "not mention it; its numbers were made with 6 at test time (D19 in docs/method.md).",
+    )
+    max_tokens: Count = Field(default=256, description="Longest response, in tokens, EOS included.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
-    """Supervised training.  `batch` is global: accumulation follows from it, the micro-batch and the process count.
+    """Supervised training with AdamW."""
 
-    `loss` is "ce" (cross-entropy on the responses) or "kd" (that mixed with forward KL to the teacher at `kd_ratio`).
-    `evaluations` counts dev evaluations over the whole run, evenly spread, the last one at the end.
-    """
-
-    lr: Positive
-    epochs: Positive
-    batch: Count = 32
-    loss: Literal["ce", "kd"] = "ce"
-    kd_ratio: Share = 0.5
-    schedule: Literal["constant", "cosine"] = "cosine"
-    min_lr: Annotated[float, Field(ge=0)] = 1e-7
-    warmup: Natural = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    clip_norm: Positive = 1.0
-    dropout: bool = True
-    evaluations: Count = 1
-    dev_rows: Natural = 0
+    lr: Positive = Field(
+        description="Learning rate after warm-up. The paper searches 5e-4, 1e-4 and 5e-5 below 1.3B "
+        "parameters, 5e-5, 1e-5 and 5e-6 from there on.",
+    )
+    epochs: Positive = Field(
+        description="Passes over the training rows; fractions are allowed. The paper: 20 below 1.3B "
+        "parameters, 10 from there on.",
+    )
+    batch: Count = Field(
+        default=32,
+        description="Global batch size in rows: gradient accumulation follows from it, `launch.micro_batch` "
+        "and the number of processes. The paper searches 32 and 64.",
+    )
+    loss: Literal["ce", "kd"] = Field(
+        default="ce",
+        description="`ce`: cross-entropy on the responses. `kd`: mixed with forward KL to the teacher.",
+    )
+    kd_ratio: Share = Field(
+        default=0.5,
+        description="Weight of the forward KL with `loss: kd`; cross-entropy has the rest. The paper: 0.5.",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine",
+        description="Learning rate after warm-up: constant, or a cosine from `lr` down to `min_lr`.",
+    )
+    min_lr: NonNegative = Field(default=1e-7, description="Learning rate at the end of the cosine schedule.")
+    warmup: Natural = Field(
+        default=0,
+        description="Optimizer steps over which the learning rate rises linearly to `lr`.",
+    )
+    weight_decay: NonNegative = Field(
+        default=0.01,
+        description="AdamW's weight decay, on weight matrices only: biases and norms have none.",
+    )
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.999),
+        description="AdamW's decay rates of the running means of gradient and squared gradient.",
+    )
+    clip_norm: Positive = Field(
+        default=1.0,
+        description="Gradients are scaled down to this global L2 norm if theirs is larger.",
+    )
+    dropout: bool = Field(default=True, description="Keep the model's own dropout active during updates.")
+    evaluations: Count = Field(
+        default=1,
+        description="Dev evaluations over the whole run, evenly spaced, the last one at the end. The best of "
+        "these checkpoints is kept; the paper chooses by dev ROUGE-L.",
+    )
+    dev_rows: Natural = Field(default=0, description="Evaluate on the first so many dev rows; 0: all.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pseudo:
-    """The teacher's answers to training prompts, for SeqKD (`rows` = 0: all), and to `dev_rows` dev prompts, which only measure it."""
+    """The teacher's responses to training prompts, which SeqKD trains on."""
 
-    rows: Natural = 0
-    dev_rows: Natural = 100
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    rows: Natural = Field(default=0, description="Answer the first so many training prompts; 0: all.")
+    dev_rows: Natural = Field(
+        default=100,
+        description="Answer the first so many dev prompts too, to measure the loss of SeqKD; 0: all.",
+    )
+    sampling: Sampling = Field(default_factory=Sampling, description="How the teacher's responses are drawn.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """A base model.  `tokenizer` names an entry of `tokenizers`; teacher and student of a pair must share it.
+    """A base model, or a finished one that is taken over (`checkpoints`)."""
 
-    scratch: `architecture` holds model_type and the arguments of that transformers configuration, pre-trained by `training` on
-    the plain text.  folder, hub, gguf: `path` as in Tokenizer.  pruned: `layers` of the base model `parent`, healed by
-    `training` (distillation from it on the plain text and the training rows).
-    """
-
-    source: Literal["scratch", "folder", "hub", "gguf", "pruned"]
-    tokenizer: Name
-    family: str = ""
-    size: str = ""
-    path: str = ""
-    revision: str = ""
-    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
-    parent: str = ""
-    layers: tuple[Natural, ...] = ()
-    training: Training | None = None
+    source: Literal["scratch", "folder", "hub", "gguf", "pruned"] = Field(
+        description="`scratch`: `architecture` with random weights, pre-trained by `training` on the plain "
+        "text. `folder`, `hub`, `gguf`: loaded from `path`. `pruned`: some `layers` of the base model "
+        "`parent`, healed by `training`.",
+    )
+    tokenizer: Name = Field(description="Entry of `tokenizers`. Teacher and student of a pair must share it.")
+    family: str = Field(
+        default="",
+        description="Name of the model family in tables, such as `GPT-2`. With `size` it also finds the "
+        "model's published numbers.",
+    )
+    size: str = Field(default="", description="Size in tables, such as `120M`.")
+    path: str = Field(
+        default="",
+        description="Folder, hub repository or GGUF file, as in a tokenizer's path.",
+    )
+    revision: str = Field(
+        default="",
+        description="Commit, tag or branch of the hub repository; empty is `main`.",
+    )
+    architecture: dict[str, Any] = Field(
+        default_factory=dict,
+        description="With `source: scratch`: `model_type` and the arguments of that transformers "
+        "configuration, such as `hidden_size`.",
+    )
+    parent: str = Field(
+        default="",
+        description="With `source: pruned`: the base model whose layers are taken.",
+    )
+    layers: tuple[Natural, ...] = Field(
+        default=(),
+        description="With `source: pruned`: decoder layers of the parent to keep, counted from 0.",
+    )
+    training: Training | None = Field(
+        default=None,
+        description="How a `scratch` model is pre-trained on the plain text, or a `pruned` one healed: by "
+        "distillation from its parent on the plain text and the training rows. Other sources have none.",
+    )
 
 
 # --- the whole experiment
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """Which sets are used and how rows become tokens; lengths are in tokens of the pair's tokenizer."""
+    """Which data sets are used, and how rows become tokens. Lengths are in tokens of the pair's tokenizer."""
 
-    train: Name
-    dev: Name
-    corpus: Name
-    tests: tuple[Name, ...]
-    template: Literal["alpaca", "plain"] = "alpaca"
-    max_prompt: Count = 256
-    max_response: Count = 256
-    corpus_length: Annotated[int, Field(ge=8)] = 512
-    seed: int = 0
+    train: Name = Field(description="Entry of `datasets` with the training rows. The paper: Dolly.")
+    dev: Name = Field(description="Entry of `datasets` with the dev rows, by which checkpoints are chosen.")
+    corpus: Name = Field(
+        description="Entry of `datasets` with plain text, for the pre-training loss. The paper: OpenWebText "
+        "for GPT-2, RoBERTa's training corpus for the other families.",
+    )
+    tests: tuple[Name, ...] = Field(
+        description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
+        "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
+    )
+    template: Literal["alpaca", "plain"] = Field(
+        default="alpaca",
+        description="Prompt template: `alpaca` is the paper's; `plain` has only instruction, input and a "
+        "heading, for models with short contexts.",
+    )
+    max_prompt: Count = Field(
+        default=256,
+        description="Longest prompt; rows with a longer one are dropped and counted. The paper: 512 for "
+        "prompt and response together (D18 in docs/method.md).",
+    )
+    max_response: Count = Field(
+        default=256,
+        description="Longest training response, EOS included; longer ones are cut and then have no EOS. Dev "
+        "responses may be as long.",
+    )
+    corpus_length: int = Field(
+        default=512,
+        ge=8,
+        description="Length of the chunks into which the plain text is cut. The paper: 512.",
+    )
+    seed: int = Field(
+        default=0,
+        description="Seed of random subsets (`sample` of a data set) and of the prompts in Table 8.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pair:
-    """One teacher and the students that are distilled from it, by `methods` (empty: the run's)."""
+    """One teacher and the students that are distilled from it."""
 
-    teacher: Name
-    students: tuple[Name, ...]
-    methods: tuple[Name, ...] = ()
+    teacher: Name = Field(description="Entry of `models`, fine-tuned on the training rows first.")
+    students: tuple[Name, ...] = Field(description="Entries of `models`, each trained by each method.")
+    methods: tuple[Name, ...] = Field(
+        default=(),
+        description="Methods of this pair; empty takes the run's `methods`.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Stages:
-    """Settings of the stages for every model; `per_model` overrides single keys for one.
+    """Settings of the training stages for all models; `per_model` replaces single keys for one model."""
 
-    `minillm` holds the keys that are given, and no defaults, since a preset comes before a default (`experiment.on_policy`).
-    """
-
-    teacher: Training
-    sft: Training
-    kd: Training
-    seqkd: Training
-    pseudo: Pseudo = dataclasses.field(default_factory=Pseudo)
-    minillm: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(OnPolicy).json_schema())] = dataclasses.field(
-        default_factory=dict
+    teacher: Training = Field(description="Fine-tuning of the teachers on the training rows.")
+    sft: Training = Field(
+        description="Fine-tuning of the students without a teacher. The checkpoint with the lowest dev loss "
+        "is where MiniLLM starts.",
+    )
+    kd: Training = Field(description="Word-level distillation (KD) on the training rows; set `loss: kd`.")
+    seqkd: Training = Field(
+        description="Sequence-level distillation (SeqKD): cross-entropy on the teacher's responses.",
+    )
+    pseudo: Pseudo = Field(default_factory=Pseudo, description="The teacher's responses for SeqKD.")
+    minillm: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(OnPolicy).json_schema())] = Field(
+        default_factory=dict,
+        description="The on-policy phase of MiniLLM and its variants. Keys that are not set come from the "
+        "preset `semantics`, and only then from the defaults.",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Style:
-    """Looks of the figures; nothing but them depends on it."""
+    """Appearance of the figures. A change redraws them and re-runs nothing else."""
 
-    width: Positive = 7.0
-    height: Positive = 3.2
-    dpi: Count = 200
-    font_size: Positive = 9.0
-    palette: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Estimators:
-    """The exact study of gradient estimators (docs/estimators.md): how small a world, and how far apart student and teacher.
-
-    `distances` maps a name to the standard deviation of the difference of the logits; "disjoint" is set apart by that many nats on
-    the teacher's likeliest tokens.
-    """
-
-    vocabulary: Annotated[int, Field(ge=2, le=5)] = 3
-    horizon: Annotated[int, Field(ge=1, le=6)] = 4
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (1, 2, 3)
-    alphas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2, 0.5)
-    distances: dict[Name, Positive] = dataclasses.field(
-        default_factory=lambda: {"near": 0.1, "middle": 0.5, "far": 2.0, "disjoint": 3.0}
+    width: Positive = Field(default=7.0, description="Width of a figure, in inches.")
+    height: Positive = Field(default=3.2, description="Height of a figure with one row of panels, in inches.")
+    dpi: Count = Field(default=200, description="Resolution of PNG files, in dots per inch.")
+    font_size: Positive = Field(default=9.0, description="Font size in points.")
+    palette: dict[str, str] = Field(
+        default_factory=dict,
+        description="Colours by method, such as `{minillm: '#D55E00'}`; other methods keep theirs.",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Launch:
-    """How a stage is run on the machine; recorded beside the result, compared with nothing."""
+    """How a stage is run, not what it computes: recorded next to the result; a change re-runs nothing."""
 
-    zero: Literal[0, 1, 2, 3] = 1
-    micro_batch: Count = 8  # rows at once in training, at most
-    micro_tokens: Natural = 0  # positions at once in training, padding included, at most; 0: as many as the rows have
-    eval_batch: Count = 32  # the same two where there is no gradient: sampling and dev sets
-    eval_tokens: Natural = 0
-    processes: Count = 1
-    offload: bool = False
-    shard_teacher: bool = False
-    gradient_checkpointing: bool = False
-    attention: Literal["auto", "sdpa", "eager"] = "auto"  # how transformers computes it in updates; auto: as it likes
-    compile: bool = False  # losses and, in updates, decoder blocks, by torch: fewer passes over numbers, seconds at the start
-    teacher_cache: bool = True  # keep the teacher's hidden states: of samples for inner epochs, of fixed rows for later ones
-    save_every: Count = 100
-    log_every: Count = 10
-    tensorboard: bool = False
-    patience: Count = 600  # seconds without a sign of life from another process
+    zero: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="DeepSpeed's ZeRO stage in training: 1 shards the optimizer state over the processes, 2 "
+        "also the gradients, 3 also the weights.",
+    )
+    micro_batch: Count = Field(
+        default=8,
+        description="Most rows that a process computes at once in training. The global batch stays what it "
+        "is: gradient accumulation follows.",
+    )
+    micro_tokens: Natural = Field(
+        default=0,
+        description="Most positions that a process computes at once in training, padding included; 0: no "
+        "limit. Set it to what the memory holds and `micro_batch` high to compute many short rows at a time.",
+    )
+    eval_batch: Count = Field(
+        default=32,
+        description="Like `micro_batch`, without gradients: sampling and dev sets.",
+    )
+    eval_tokens: Natural = Field(
+        default=0,
+        description="Like `micro_tokens`, without gradients; a row counts with its longest response.",
+    )
+    processes: Count = Field(
+        default=1,
+        description="Processes on the machine, one per GPU. More than one are started by `torchrun`; on a "
+        "cluster the number of GPUs of the job takes its place. Must divide the global batches.",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep the optimizer state in the CPU's memory, with ZeRO 2 and 3.",
+    )
+    shard_teacher: bool = Field(
+        default=False,
+        description="Shard the teacher's weights over the processes during updates, as ZeRO 3 does the "
+        "student's. Sampling and dev sets still gather them whole on each GPU.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, about a third more time.",
+    )
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        default="auto",
+        description="How transformers computes attention in updates; `auto` leaves it to transformers. On a "
+        "CPU in bf16 `eager` is the faster one, and takes more memory.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Let torch compile the losses and, in updates, the decoder blocks: fewer passes over "
+        "logits and hidden states, ten seconds to half a minute at the start. Needs a C++ compiler, on a GPU "
+        "Triton.",
+    )
+    teacher_cache: bool = Field(
+        default=True,
+        description="Keep the teacher's hidden states: of samples for the inner epochs (MiniLLM), of fixed "
+        "rows for later epochs (KD, healing). Otherwise the teacher reads them again each time.",
+    )
+    save_every: Count = Field(
+        default=100,
+        description="Optimizer steps between checkpoints; every dev evaluation saves one too.",
+    )
+    log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
+    tensorboard: bool = Field(
+        default=False,
+        description="Write TensorBoard event files next to `metrics.jsonl`.",
+    )
+    patience: Count = Field(
+        default=600,
+        description="Seconds that a process may show no sign of life before the others end the stage and "
+        "name it, with its last step.",
+    )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Dataset, Estimators, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
+from minillm.config.sections import Dataset, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
 from minillm.config.strict import STRICT, Count, Name
 
 if TYPE_CHECKING:  # for the rules no dependency: a stage's code does not change with the sections of others

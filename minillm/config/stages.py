@@ -58,7 +58,11 @@ def _named(text: str) -> Any:
 _SETTINGS = "minillm.config.stage_settings"
 _MEASURE = "minillm.config.measurements"
 _TRAINED = ("config", "data", "base", "out", "checkpoints")
-_SUPERVISED: dict[str, Any] = {"target": "minillm.training.supervised:run_stage", "settings": f"{_SETTINGS}:TrainSettings", "launched": True}
+_SUPERVISED: dict[str, Any] = {
+    "target": "minillm.training.supervised:run_stage",
+    "settings": f"{_SETTINGS}:TrainSettings",
+    "launched": True,
+}
 
 _ENTRIES = (
     Stage(

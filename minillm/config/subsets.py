@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -14,15 +14,24 @@ SUBSETS = "subsets:"  # begins the path of a data set that the stage `subsets` m
 
 @dataclass(frozen=True, config=STRICT)
 class Subsets:
-    """Where the rows of S-NI or UnNI come from, short references and long (stage `subsets`): a folder, or a repository of the hub.
+    """Rows of S-NI or UnNI, short references and long, which stage `subsets` collects.
 
-    In it lie task files, or the published folders by length. A data set takes the rows up by its path: {source: folder, path:
-    "subsets:NAME"} all of them, "subsets:NAME/11_" (or 0_5, 6_10) those of one bucket.
+    A data set takes them by its path: `{source: folder, path: "subsets:NAME"}` all of them, `"subsets:NAME/11_"` (or `0_5`, `6_10`)
+    those of one bucket.
     """
 
-    source: Literal["folder", "hub"]
-    path: Annotated[str, Field(min_length=1)]
-    revision: str = ""
+    source: Literal["folder", "hub"] = Field(
+        description="A local folder, or a repository of the Hugging Face hub.",
+    )
+    path: str = Field(
+        min_length=1,
+        description="The folder or repository, with task files of Super-NaturalInstructions or the published "
+        "folders by length (`0_2`, `3_5`, `6_10`, `11_`).",
+    )
+    revision: str = Field(
+        default="",
+        description="Commit, tag or branch of the hub repository; empty is its default branch.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

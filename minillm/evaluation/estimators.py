@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm import objectives
-from minillm.config.sections import Estimators
+from minillm.config.estimators import Estimators
 
 EOS = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import string
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -17,22 +16,29 @@ from minillm.errors import UserError
 
 @dataclass(frozen=True, config=STRICT)
 class ClassificationTask:
-    """One classification task without examples: rows of a data set, how they are asked, and the word of each label.
+    """One zero-shot classification task.
 
-    `prompt`, `input` and `cue` are templates whose {field} stands for a column of the row.  `prompt` is the instruction and `input`
-    its input in the run's prompt template; `cue` begins the response, and the label word follows it.  `gold` is the column of the
-    right label, `labels` maps its values (as JSON writes them: true, 1, positive) to the words.  `truncate` is the column that is
-    cut from its end where a prompt is too long.
+    `prompt`, `input` and `cue` are templates in which `{column}` stands for a column of the row; write `{{` and `}}` for braces.
     """
 
-    dataset: Name
-    prompt: str
-    labels: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=2)]
-    input: str = ""
-    cue: str = ""
-    gold: str = "label"
-    truncate: str = ""
-    label: str = ""
+    dataset: Name = Field(description="Entry of `datasets` with the rows, whatever their columns.")
+    prompt: str = Field(description="Template of the instruction, in the run's prompt template.")
+    labels: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        min_length=2,
+        description="Values of the column `gold`, as JSON writes them (`true`, `1`, `positive`), and the "
+        "word that stands for each.",
+    )
+    input: str = Field(default="", description="Template of the instruction's input; empty has none.")
+    cue: str = Field(
+        default="",
+        description="Template of the response's beginning, which the label word follows.",
+    )
+    gold: str = Field(default="label", description="Column of the right label.")
+    truncate: str = Field(
+        default="",
+        description="Column that is cut from its end if the prompt is too long; empty refuses such rows.",
+    )
+    label: str = Field(default="", description="Name in tables and figures; empty is that of the data set.")
 
     @property
     def fields(self) -> list[str]:
@@ -43,11 +49,20 @@ class ClassificationTask:
 
 @dataclass(frozen=True, config=STRICT)
 class Calibration:
-    """Expected calibration error of label words' probabilities.  `max_prompt` in tokens; 0: what the model can take."""
+    """Expected calibration error (ECE) of label words' probabilities (Table 2)."""
 
-    tasks: dict[Name, ClassificationTask] = dataclasses.field(default_factory=dict)
-    bins: Count = 10
-    max_prompt: Natural = 0
+    tasks: dict[Name, ClassificationTask] = Field(
+        default_factory=dict,
+        description="Classification tasks by name; empty measures nothing. The paper: SST-2 and BoolQ.",
+    )
+    bins: Count = Field(
+        default=10,
+        description="Bins of equal width over [0, 1]. The paper's number is not known.",
+    )
+    max_prompt: Natural = Field(
+        default=0,
+        description="Longest prompt in tokens; 0 is what the model can take.",
+    )
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

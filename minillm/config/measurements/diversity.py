@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config.sections import Precision
@@ -12,16 +13,23 @@ from minillm.config.strict import STRICT, Count, Name, must_be_one_of
 
 @dataclass(frozen=True, config=STRICT)
 class Diversity:
-    """Dist-n of the responses, and the model's loss on the references.
+    """Distinct n-grams of the responses, and the model's loss on the references (Tables 3 and 5)."""
 
-    `unit`: n-grams of the model's tokens, or of words (what white space separates).  `loss`: mean over all tokens of the
-    references, their EOS included ("tokens"), or as the published script computes it (D21, "released").
-    """
-
-    tests: tuple[Name, ...] = ()
-    ngram: Count = 4
-    unit: Literal["tokens", "words"] = "tokens"
-    loss: Literal["tokens", "released"] = "tokens"
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to measure; empty measures nothing. The paper: DollyEval and SelfInst.",
+    )
+    ngram: Count = Field(default=4, description="Length n of the n-grams of Dist-n. The paper: 4.")
+    unit: Literal["tokens", "words"] = Field(
+        default="tokens",
+        description="What n-grams consist of: the model's tokens, or words (what white space separates). The "
+        "paper does not say which.",
+    )
+    loss: Literal["tokens", "released"] = Field(
+        default="tokens",
+        description="`tokens`: mean over all tokens of the references, their EOS included. `released`: as "
+        "the published script computes it, whose values Table 3 of the paper has (D21).",
+    )
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

@@ -13,21 +13,37 @@ from minillm.config.strict import STRICT, Count, Name, Natural, must_be_one_of
 
 @dataclass(frozen=True, config=STRICT)
 class ExposureBias:
-    """ExAccErr (docs/evaluation.md): `responses` to each of `prompts` prompts of a test set (0: all), from student and teacher.
+    """ExAccErr, the excess error that accumulates on a student's own prefixes (docs/evaluation.md, Figure 6)."""
 
-    `finished`: the mean at a position is over the responses that reach it ("alive"), or over all, those that have ended counting 0
-    ("zero").  `semantics` "released" computes as the published script does (D23).  The band is a bootstrap over prompts.
-    """
-
-    tests: tuple[Name, ...] = ()
-    prompts: Natural = 0
-    responses: Count = 10
-    max_tokens: Count = 256
-    finished: Literal["alive", "zero"] = "alive"
-    semantics: Literal["paper", "released"] = "paper"
-    resamples: Count = 1000
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: Natural = 0
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to measure; empty measures nothing. The paper: DollyEval.",
+    )
+    prompts: Natural = Field(
+        default=0,
+        description="Size of a random subset of each test set's prompts, drawn with `seed`; 0: all.",
+    )
+    responses: Count = Field(
+        default=10,
+        description="Responses of student and teacher to each prompt. The paper: 10 (D22 in docs/method.md).",
+    )
+    max_tokens: Count = Field(default=256, description="Longest response, in tokens, EOS included.")
+    finished: Literal["alive", "zero"] = Field(
+        default="alive",
+        description="The mean at a position is over the responses that reach it (`alive`), or over all of "
+        "them, those that have ended counting 0 (`zero`).",
+    )
+    semantics: Literal["paper", "released"] = Field(
+        default="paper",
+        description="`paper`: from the first token on, samples without filters. `released`: as the published "
+        "script computes it, from the second token on, with its 6-gram block (D23).",
+    )
+    resamples: Count = Field(
+        default=1000,
+        description="Bootstrap resamples over prompts, for the error band.",
+    )
+    level: float = Field(default=0.95, gt=0, lt=1, description="Confidence level of the band.")
+    seed: Natural = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

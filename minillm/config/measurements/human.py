@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config.strict import STRICT, Count, Natural, must_be_one_of
@@ -11,12 +12,18 @@ from minillm.config.strict import STRICT, Count, Natural, must_be_one_of
 
 @dataclass(frozen=True, config=STRICT)
 class Human:
-    """Blind comparisons of MiniLLM's responses with the others' on the test set `test` ("": none), and the answer files to count."""
+    """Blind comparisons of MiniLLM's responses with the others', by annotators (Figure 4)."""
 
-    test: str = ""
-    prompts: Count = 50
-    seed: Natural = 10
-    answers: tuple[str, ...] = ()
+    test: str = Field(
+        default="",
+        description="Test set to compare on, of `data.tests`; empty makes no pages. The paper: SelfInst.",
+    )
+    prompts: Count = Field(default=50, description="Number of prompts, drawn with `seed`. The paper: 50.")
+    seed: Natural = Field(default=10, description="Seed of the prompts, of their order and of the sides.")
+    answers: tuple[str, ...] = Field(
+        default=(),
+        description="Answer files that annotators sent back, to be counted.",
+    )
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -17,29 +17,52 @@ REAL_JUDGES = ("openai", "transformers")
 
 @dataclass(frozen=True, config=STRICT)
 class Judge:
-    """Who scores responses against references from 1 to 10, on which test sets, and how patiently it is asked.
+    """Who scores responses and references from 1 to 10, and how patiently it is asked."""
 
-    openai: any endpoint of that form at `base_url`, `model` its name there; the key is read from the environment variable
-    `key_variable` ("": the endpoint wants none).  transformers: `model` is a local folder.  stand-in: scores from ROUGE-L, for tests.
-    `rows` (0: all) are the first of the test set, `seeds` the first of the sampling seeds.  After `retries` failed calls for one
-    verdict the stage stops; after `rereads` more replies that hold no two scores a verdict is counted as missing.  Waits grow from
-    `backoff` seconds; `timeout` (seconds) is that of one call.
-    """
-
-    kind: Literal["none", "openai", "transformers", "stand-in"] = "none"
-    model: str = ""
-    base_url: str = "https://api.openai.com/v1"
-    key_variable: str = "OPENAI_API_KEY"
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    max_tokens: Count = 512
-    tests: tuple[Name, ...] = ()
-    rows: Natural = 0
-    seeds: Count = 1
-    concurrency: Count = 4
-    retries: Natural = 6
-    rereads: Natural = 2
-    backoff: Positive = 1.0
-    timeout: Positive = 120.0
+    kind: Literal["none", "openai", "transformers", "stand-in"] = Field(
+        default="none",
+        description="`none`: no judge. `openai`: any endpoint of that form at `base_url`. `transformers`: a "
+        "local model. `stand-in`: scores made of ROUGE-L, for tests.",
+    )
+    model: str = Field(
+        default="",
+        description="`openai`: the model's name at the endpoint. `transformers`: a local folder. The paper: "
+        "GPT-4, of which it names no snapshot.",
+    )
+    base_url: str = Field(
+        default="https://api.openai.com/v1",
+        description="Address of the endpoint, without a key in it.",
+    )
+    key_variable: str = Field(
+        default="OPENAI_API_KEY",
+        description="Environment variable that the key is read from; empty if the endpoint wants none.",
+    )
+    temperature: float = Field(default=0.7, ge=0, description="The judge's sampling temperature.")
+    max_tokens: Count = Field(default=512, description="Longest reply in tokens.")
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Test sets to judge, of `data.tests`. The paper: DollyEval, SelfInst and VicunaEval.",
+    )
+    rows: Natural = Field(
+        default=0,
+        description="Judge the first so many rows of each test set; 0 judges all.",
+    )
+    seeds: Count = Field(default=1, description="Judge the responses of the first so many sampling seeds.")
+    concurrency: Count = Field(default=4, description="Calls at a time; of a local model, prompts at a time.")
+    retries: Natural = Field(
+        default=6,
+        description="Failed calls for one verdict that are repeated before the stage stops.",
+    )
+    rereads: Natural = Field(
+        default=2,
+        description="How often to ask again after a reply that does not begin with two scores; then the "
+        "verdict counts as missing.",
+    )
+    backoff: Positive = Field(
+        default=1.0,
+        description="Seconds before a failed call is repeated, doubled each time, up to a minute.",
+    )
+    timeout: Positive = Field(default=120.0, description="Seconds that one call may take.")
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,15 +15,26 @@ Edges = Annotated[tuple[Natural, ...], Field(min_length=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class Lengths:
-    """ROUGE-L by the length of the first reference in tokens: edges e1 < e2 give [0, e1], [e1 + 1, e2], [e2 + 1, inf).
+    """ROUGE-L by the length of the first reference in tokens (Figures 7 and 15)."""
 
-    Figure 15 shows those of `tests` that `figure15` names (in the paper UnNI), Figure 7 all others (in the paper S-NI).
-    """
-
-    tests: tuple[Name, ...] = ()
-    figure15: tuple[Name, ...] = ()
-    edges: Edges = (5, 10)
-    per_test: dict[Name, Edges] = dataclasses.field(default_factory=dict)
+    tests: tuple[Name, ...] = Field(
+        default=(),
+        description="Entries of `datasets` to measure; they need not be test sets. Figure 7 shows those that "
+        "`figure15` does not name (in the paper S-NI). Empty measures nothing.",
+    )
+    figure15: tuple[Name, ...] = Field(
+        default=(),
+        description="Those of `tests` that Figure 15 shows (in the paper UnNI).",
+    )
+    edges: Edges = Field(
+        default=(5, 10),
+        description="Last length of each bucket but the open one, rising: e1 < e2 give [0, e1], [e1 + 1, e2] "
+        "and [e2 + 1, inf). The paper: 5 and 10.",
+    )
+    per_test: dict[Name, Edges] = Field(
+        default_factory=dict,
+        description="Edges of single data sets that replace `edges`.",
+    )
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""

@@ -217,9 +217,9 @@ def test_package_paths_import_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- hub
 HUB = """
 import json, sys
-from minillm.config import Dataset
+from minillm.config.sections import Dataset
 from minillm.errors import UserError
-from minillm.sources import read_rows, read_texts
+from minillm.data.sources import read_rows, read_texts
 path, split, kind = sys.argv[1:]
 try:
     read = read_rows if kind == "rows" else read_texts
@@ -291,6 +291,6 @@ def test_one_file_of_a_hub_repository(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_sources_and_corpus_import_no_torch() -> None:
-    code = "import sys, minillm.sources, minillm.corpus; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    code = "import sys, minillm.data.sources, minillm.data.embedded_corpus; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(embedded_corpus.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

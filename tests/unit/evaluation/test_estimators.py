@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minillm.config.sections import Estimators, Style
+from minillm.config.estimators import Estimators
+from minillm.config.sections import Style
 from minillm.config.stage_settings import EstimatorSettings
 from minillm.evaluation.estimators import MIXED, OWN, Family, measure, pair, sequence_kl, study
 from minillm.publish.estimators import run_stage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from made_up_run import REPO, SECTIONS, config, make
 
 from minillm.errors import UserError
 from minillm.evaluation.statistics import part, t_interval
-from minillm.publish.published_numbers import published
+from minillm.publish.published_numbers import numbers, published
 from minillm.publish.registry import ITEMS
 from minillm.publish.tables.ablations import is_gpt4
 
@@ -75,6 +76,16 @@ def test_no_published_number_in_other_tables(run: Path, tmp_path: Path) -> None:
         published_item(name, tmp_path / "none", tmp_path)
         found = (tmp_path / f"{name}.md").read_text()
         assert not [row for row in published(PAPER) if f" {row['value']} |" in found]
+
+
+def test_what_is_verified() -> None:
+    """Table 1 has a source for all but 114 of its numbers, Table 6 for four, the other tables for every one."""
+    rows = published(PAPER)
+    unverified = Counter(row["table"] for row in rows if row["verified"] == "no")
+    assert unverified == {"1": 114, "6": 99} and Counter(row["table"] for row in rows)["1"] == 248
+    assert all((row["source"] == "recalled") == (row["verified"] == "no") for row in rows)
+    cell = numbers(PAPER)["1", "GPT-2 1.5B", "GPT-2 1.5B", "Teacher", "uni", "rougeL"]
+    assert (cell.value, cell.status, cell.source) == (31.8, "verified", "[K1]")
 
 
 def test_published_numbers_are_checked(tmp_path: Path) -> None:
