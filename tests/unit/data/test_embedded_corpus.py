@@ -25,7 +25,7 @@ def digest(value: object) -> str:
 
 def test_the_same_in_another_process_whatever_its_hash_seed() -> None:
     code = (
-        "import hashlib, json; from minillm import corpus; "
+        "import hashlib, json; from minillm.data import embedded_corpus as corpus; "
         "value = [corpus.instructions('train', 200, 3), corpus.plain_text(200, 3)]; "
         "print(hashlib.sha256(json.dumps(value).encode()).hexdigest())"
     )
