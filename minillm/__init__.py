@@ -51,7 +51,7 @@ _PUBLIC = {
 _NAME_IN_MODULE = {"tiled_loss": "loss", "tiled_values": "values"}
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
