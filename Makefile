@@ -75,8 +75,8 @@ test: lint types ## lint, types and tests
 test-slurm: $(VENV)/.installed ## a small run, and its faults, on a Slurm cluster at hand or on one that is started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)
 
-lint: $(VENV)/.installed ## ruff, snakefmt, snakemake --lint
-	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES)
+lint: $(VENV)/.installed ## ruff, snakefmt, codespell, snakemake --lint
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES) && codespell
 	$(RUN) snakemake --lint --configfile tests/config/plan.yaml
 
 types: $(VENV)/.installed ## mypy on the package

@@ -1,6 +1,6 @@
 """Where the time of one iteration goes: by part (which model, which pass), by kind of operation, and against the roofline.
 
-`python -m benchmarks.breakdown [--precision bf16] [--side ours] [--real]` prints the tables that docs/performance.md quotes.
+`python -m benchmarks.breakdown [--precision bf16] [--side ours] [--real]` prints the tables; docs/performance.md sums them up.
 """
 
 from __future__ import annotations

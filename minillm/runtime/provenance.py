@@ -45,7 +45,10 @@ def write(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], 
 def revision() -> str:
     """Git revision of the package's checkout, marked where files differ from it; "unknown" outside a checkout."""
     here = str(files("minillm"))  # of the whole package, whichever room this module is in
+    tracked = ["git", "ls-files", "--error-unmatch", "__init__.py"]
     try:
+        # An installed package may lie in an environment inside of somebody else's checkout.
+        subprocess.run(tracked, cwd=here, capture_output=True, check=True)
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
