@@ -24,7 +24,6 @@ from minillm.config.subsets import SUBSETS
 from minillm.publish.registry import ITEMS, Item
 from minillm.publish.settings import asked
 
-ANY_RUN = layout.run_folder("{run}")  # with Snakemake's wildcard
 MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")  # wildcards that name a model, its teacher first
 
 
@@ -33,24 +32,18 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def at(path: str) -> str:
-    """A path of layout.py in a rule: below the folder of the run."""
-    return f"{ANY_RUN}/{path}"
-
-
 class Workflow:
     """A checked configuration, as the rules see it; `root` is the checkout, relative to where Snakemake runs."""
 
     def __init__(self, config: Experiment, root: Path) -> None:
         self.config, self.root = config, root
-        self.run = config.run
         self.main = config.trained(sweeps=False)
         self.trained = config.trained(sweeps=True)
         self.teachers = list(dict.fromkeys(teacher for teacher, *_ in self.trained))
 
     def below(self, path: str) -> str:
         """A path of layout.py below the folder of this run."""
-        return f"{layout.run_folder(self.run)}/{path}"
+        return f"{layout.run_folder(self.config.run)}/{path}"
 
     # --- which models there are
     def _weights_of(self, students: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -88,7 +81,6 @@ class Workflow:
         config = self.config
         settings = [*STAGES, *config.variants]
         return {
-            "run": re.escape(self.run),
             "model": one_of(config.models),
             "student": one_of(dict.fromkeys(student for _, student, _ in self.trained)),
             "teacher": one_of(self.teachers),
