@@ -1,8 +1,9 @@
-"""What one table or figure of registry.py depends on."""
+"""What one table or figure of registry.py depends on, and metrics.csv; which metric files each is made of."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -13,6 +14,7 @@ from minillm.config.sections import Style
 from minillm.config.stage_settings import TableSettings
 from minillm.config.strict import STRICT
 from minillm.publish.registry import ITEMS
+from minillm.publish.run_models import declared, main_table_asks
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,8 +30,9 @@ class ModelLabel:
 class PublishSettings:
     """`publish`: one table or figure (publish/registry.py); `style` is None for a table.
 
-    models: label and size of each model.  asked: kind of results -> names of the sets (calibration: tasks) that it is made of; what else
-    lies in metrics/ is no part of it.  chosen: student -> method -> value of the on-policy key that the item ranges over.
+    models: label and size of each model.  asked: kind of metric -> names of the sets (calibration: tasks) that it is
+    made of; nothing else in metrics/ is part of it.  chosen: student -> method -> value of the on-policy key that
+    the item ranges over.
     """
 
     stage: Literal["publish"]
@@ -40,6 +43,15 @@ class PublishSettings:
     chosen: dict[str, dict[str, float | str]]
     seed: int
     style: Style | None
+
+
+@dataclass(frozen=True, config=STRICT)
+class MetricsSettings:
+    """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings."""
+
+    stage: Literal["metrics"]
+    table: TableSettings
+    asked: dict[str, tuple[str, ...]]
 
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:
@@ -59,27 +71,59 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
     return next((group for group in groups.values() if "minillm" in group), {})
 
 
+# Kind of metric (the folder's name below metrics/) -> names of the sets on which a configuration asks for it
+# (calibration: of the tasks).  A new measurement has its line here; its numbers are then in metrics.csv.
+ASKED: dict[str, Callable[[Experiment], tuple[str, ...]]] = {
+    "rouge": lambda config: config.data.tests,
+    "judge": lambda config: () if config.judge.kind == "none" else config.judge.tests,
+    "diversity": lambda config: config.diversity.tests,
+    "reference_loss": lambda config: config.diversity.tests,
+    "lengths": lambda config: config.lengths.tests,
+    "exposure_bias": lambda config: config.exposure_bias.tests,
+    "calibration": lambda config: tuple(config.calibration.tasks),
+    # Only if there are answers to count.
+    "human": lambda config: (config.human.test,) if config.human.test and config.human.answers else (),
+}
+
+
 def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
-    """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>; of `item`, those that it shows."""
-    lengths = config.lengths
+    """Names of the sets (calibration: tasks) on which metrics/<kind> is asked for; for `item`, those that it shows."""
+    names = ASKED[kind](config)
     if kind == "lengths" and item == "figure7":
-        return tuple(test for test in lengths.tests if test not in lengths.figure15)
+        return tuple(name for name in names if name not in config.lengths.figure15)
     if kind == "lengths" and item == "figure15":
-        return lengths.figure15
-    if kind == "judge" and (config.judge.kind == "none" or (item == "table6" and config.judge.kind not in REAL_JUDGES)):
+        return config.lengths.figure15
+    if kind == "judge" and item == "table6" and config.judge.kind not in REAL_JUDGES:
         return ()
-    return {
-        "rouge": config.data.tests,
-        "lengths": lengths.tests,
-        "exposure_bias": config.exposure_bias.tests,
-        "diversity": config.diversity.tests,
-        "reference_loss": config.diversity.tests,
-        "calibration": tuple(config.calibration.tasks),
-        "judge": config.judge.tests,
-        "human": (config.human.test,)
-        if config.human.test and config.human.answers
-        else (),  # where there is something to count
-    }[kind]
+    return names
+
+
+def _asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
+    """Kind of metric -> names of the sets that an item of registry.py is made of; of all that is asked for without `item`."""
+    if not item:
+        return {kind: names for kind in ASKED if (names := asked(config, kind))}
+    return {kind: asked(config, kind, item) for kind in ITEMS[item].needs if kind in ASKED}
+
+
+def metric_files(config: Experiment, item: str = "") -> list[str]:
+    """Metric files, relative to the run's folder, that an item is made of; without `item`, those of metrics.csv.
+
+    The frame that the item reads is made of exactly these (results.py): both come from `run_models.declared`.
+    """
+    table = table_settings(config, sweeps=ITEMS[item].sweeps if item else True)
+    return list(dict.fromkeys(file.path for file in declared(table, _asked_by(config, item))))
+
+
+def main_table_files(config: Experiment) -> list[str]:
+    """The same for the main table."""
+    table = table_settings(config)
+    return list(dict.fromkeys(file.path for file in declared(table, main_table_asks(table))))
+
+
+def metrics_settings(config: Experiment) -> dict[str, Any]:
+    """What metrics.csv depends on, as plain data."""
+    table = table_settings(config, sweeps=True)
+    return dataclasses.asdict(MetricsSettings(stage="metrics", table=table, asked=_asked_by(config, "")))
 
 
 def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
@@ -87,7 +131,7 @@ def publish_settings(config: Experiment, name: str) -> dict[str, Any]:
     item = ITEMS[name]
     students = dict.fromkeys(student for _, student, _ in trained(config, sweeps=item.sweeps))
     table = table_settings(config, sweeps=item.sweeps)
-    sets = {kind: asked(config, kind, name) for kind in item.needs if kind not in ("models", "generations", "paper")}
+    sets = _asked_by(config, name)
     tasks = config.calibration.tasks if "calibration" in sets else {}
     more = {name: config.datasets[name].label or name for name in sets.get("lengths", ())}  # some are no test set
     more |= {name: task.label or config.datasets[task.dataset].label or name for name, task in tasks.items()}
