@@ -110,7 +110,7 @@ def table_settings(config: Experiment, *, sweeps: bool = False) -> TableSettings
         stage="table",
         run=config.run,
         pairs=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.pairs),
-        sweeps=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.sweeps if sweeps),
+        sweeps=config.sweeps if sweeps else (),
         methods=tuple(methods),
         method_labels={name: config.variants[name].label for name in methods if name in config.variants},
         labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
