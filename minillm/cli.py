@@ -127,17 +127,18 @@ def _rouge(args: argparse.Namespace) -> None:
 def _table(args: argparse.Namespace) -> None:
     from minillm.config.stage_settings import TableSettings
     from minillm.config.strict import load
-    from minillm.publish.tables.main import write_main_table
+    from minillm.publish.tables.main import run_stage
 
-    write_main_table(load(TableSettings, args.config), args.metrics, args.out, args.paper or Path("config/paper"))
+    settings = load(TableSettings, args.config)
+    run_stage(settings, run_folder=args.run_folder, out=args.out, paper=args.paper or Path("config/paper"))
 
 
 def _figure(args: argparse.Namespace) -> None:
     from minillm.config.stage_settings import FigureSettings
     from minillm.config.strict import load
-    from minillm.publish.figures.main import draw_main
+    from minillm.publish.figures.main import run_stage
 
-    draw_main(load(FigureSettings, args.config), args.table, args.out)
+    run_stage(load(FigureSettings, args.config), table=args.table, out=args.out)
 
 
 def _estimators(args: argparse.Namespace) -> None:
@@ -145,7 +146,7 @@ def _estimators(args: argparse.Namespace) -> None:
     from minillm.config.strict import load
     from minillm.publish.estimators import run_stage
 
-    run_stage(load(EstimatorSettings, args.config), args.out)
+    run_stage(load(EstimatorSettings, args.config), out=args.out)
 
 
 def _samples(args: argparse.Namespace) -> None:
@@ -237,13 +238,21 @@ def _publish(args: argparse.Namespace) -> None:
     from minillm.publish.run import run_stage
     from minillm.publish.settings import PublishSettings
 
-    run_stage(load(PublishSettings, args.config), args.name.name, args.run_folder, args.out, args.paper)
+    run_stage(load(PublishSettings, args.config), run_folder=args.run_folder, out=args.out, paper=args.paper)
+
+
+def _metrics(args: argparse.Namespace) -> None:
+    from minillm.config.strict import load
+    from minillm.publish.metrics_csv import run_stage
+    from minillm.publish.settings import MetricsSettings
+
+    run_stage(load(MetricsSettings, args.config), run_folder=args.run_folder, out=args.out)
 
 
 def _index(args: argparse.Namespace) -> None:
-    from minillm.publish.index import write_index
+    from minillm.publish.index import run_stage
 
-    write_index(args.run_folder, args.out)
+    run_stage(run_folder=args.run_folder, out=args.out)
 
 
 STAGES = {
@@ -278,9 +287,10 @@ STAGES = {
     ),
     "generate": Stage("responses of a model to a test set", ("config", "test", "model", "out"), _generate, launched=True),
     "rouge": Stage("ROUGE-L of responses", ("generations", "out"), _rouge),
-    "table": Stage("the main table", ("config", "metrics", "out"), _table, ("paper",)),
+    "table": Stage("the main table", ("config", "run-folder", "out"), _table, ("paper",)),
     "figure": Stage("the main figure", ("config", "table", "out"), _figure),
-    "publish": Stage("one more table or figure", ("config", "name", "run-folder", "out"), _publish, ("paper",)),
+    "publish": Stage("one more table or figure", ("config", "run-folder", "out"), _publish, ("paper",)),
+    "metrics": Stage("everything that was measured, as one CSV file", ("config", "run-folder", "out"), _metrics),
     "index": Stage("list of the results", ("run-folder", "out"), _index),
     "estimators": Stage("bias and variance of gradient estimators, exact", ("config", "out"), _estimators),
     "samples": Stage(

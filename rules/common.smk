@@ -11,9 +11,13 @@ from minillm.errors import UserError
 from minillm.config.experiment import STAGES, SUBSETS, experiment, seeds_of, trained
 from minillm.publish import report_texts
 from minillm.publish.registry import ITEMS, READING
-from minillm.publish.settings import asked, publish_settings
+from minillm.publish.settings import (
+    asked,
+    main_table_files,
+    metric_files,
+    publish_settings,
+)
 from minillm.config.derive import (
-    REAL_JUDGES,
     canonical,
     launch_values,
     stage_settings,
@@ -147,56 +151,18 @@ def settings_of(wildcards):
     return canonical(stage_settings(EXPERIMENT, stage, **values))
 
 
-def metrics_of(kind, weights=MAIN_WEIGHTS, item=""):
-    """Metric files of one kind, named by the folder below metrics/, that the configuration asks for (`item`: that it shows)."""
-    folder = f"results/{RUN}/metrics/{kind}"
-    models = weights
-    if kind == "human":
-        models = HUMAN
-    elif kind == "exposure_bias":  # of students, under each of their teachers
-        models = dict.fromkeys(
-            f"{teacher}/{student_weights(student, method, teacher, seed)}"
-            for teacher, student, method in MAIN
-            for seed in SEEDS
-        )
-    return [
-        f"{folder}/{model}/{test}.json"
-        for model in models
-        for test in asked(EXPERIMENT, kind, item)
-    ]
+def in_run(paths):
+    return [f"results/{RUN}/{path}" for path in paths]
 
 
-def results_of(kind, weights, item):
-    """Results of one kind of publish/registry.py: metrics, models, generations, or the published numbers."""
-    if kind == "models":
-        return [f"results/{RUN}/models/{model}" for model in weights]
-    if kind == "generations":
-        return [
-            f"results/{RUN}/generations/{model}/{test}.jsonl"
-            for model in weights
-            for test in TESTS
-        ]
-    if kind == "paper":
-        folder = Path(workflow.basedir).parent / "config" / "paper"
-        return sorted(os.path.relpath(path) for path in folder.glob("*.csv"))
-    return metrics_of(kind, weights, item)
-
-
-def weights_of_item(item):
-    """The models that a table or figure is made of."""
-    return WEIGHTS if item.sweeps else MAIN_WEIGHTS
+def paper_numbers():
+    folder = Path(workflow.basedir).parent / "config" / "paper"
+    return sorted(os.path.relpath(path) for path in folder.glob("*.csv"))
 
 
 def every_metric():
     """Metric files that some table or figure is made of; asked for by name, so that one that was deleted is made again."""
-    paths = [
-        path
-        for name, item in ITEMS.items()
-        for kind in item.needs
-        if kind not in ("models", "generations", "paper")
-        for path in metrics_of(kind, weights_of_item(item), name)
-    ]
-    return list(dict.fromkeys(paths))
+    return in_run(metric_files(EXPERIMENT))
 
 
 def teachers_tests_of(wildcards):
@@ -206,11 +172,15 @@ def teachers_tests_of(wildcards):
 def results_of_item(wildcards):
     """The results that a table or figure is made of, as far as the configuration asks for them."""
     item = ITEMS[wildcards.name]
-    return [
-        path
-        for kind in item.needs
-        for path in results_of(kind, weights_of_item(item), wildcards.name)
-    ]
+    weights = WEIGHTS if item.sweeps else MAIN_WEIGHTS
+    files = metric_files(EXPERIMENT, wildcards.name)
+    if "models" in item.needs:
+        files += [f"models/{model}" for model in weights]
+    if "generations" in item.needs:
+        files += [
+            f"generations/{model}/{test}.jsonl" for model in weights for test in TESTS
+        ]
+    return in_run(files) + (paper_numbers() if "paper" in item.needs else [])
 
 
 def tokenizer_of(name):

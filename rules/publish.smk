@@ -28,7 +28,7 @@ rule publish_table:
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
     shell:
-        "python -m minillm publish --name {wildcards.name} --config {input.config} --run-folder results/{wildcards.run}"
+        "python -m minillm publish --config {input.config} --run-folder results/{wildcards.run}"
         " --out results/{wildcards.run}/{params.folder} > {log} 2>&1"
 
 

@@ -1,13 +1,8 @@
 rule table:
     input:
         config="results/{run}/configs/table.json",
-        metrics=collect(
-            "results/{{run}}/metrics/rouge/{weights}/{test}.json",
-            weights=MAIN_WEIGHTS,
-            test=TESTS,
-        ),
-        judged=metrics_of("judge") if EXPERIMENT.judge.kind in REAL_JUDGES else [],
-        paper=results_of("paper", [], ""),
+        metrics=in_run(main_table_files(EXPERIMENT)),
+        paper=paper_numbers(),
         code=sources("minillm.publish.tables.main"),
     output:
         csv=report(
@@ -24,5 +19,5 @@ rule table:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm table --config {input.config} --metrics results/{wildcards.run}/metrics"
+        "python -m minillm table --config {input.config} --run-folder results/{wildcards.run}"
         " --out results/{wildcards.run}/tables > {log} 2>&1"

@@ -17,7 +17,7 @@ MAIN = (("tables/main.md", "Table 1: ROUGE-L, method by test set"), ("figures/ma
 REPORT = ("report.html", "Snakemake's report of the run: all of this in one file")
 
 
-def write_index(run_folder: Path, out: Path) -> None:
+def run_stage(*, run_folder: Path, out: Path) -> None:
     """index.md (`out`) of the run: link, what it shows, n, and whether it was measured; what was not made is said to be so."""
     run = Path(run_folder)
     lines = [f"# Results of the run {markdown(run.resolve().name)}", "", "| Result | Shows | n | State |", "|:--|:--|:--|:--|"]

@@ -48,14 +48,14 @@ def _sampling(card: dict[str, Any]) -> str:
 
 def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:
     """Stage -> "jobs", and "seconds" of all of them."""
-    found: dict[str, dict[str, float]] = {}
+    stages: dict[str, dict[str, float]] = {}
     for path in dict.fromkeys(map(benchmark_of, paths)):
         seconds = path and _wall(run / path)
         if path and seconds:
-            stage = found.setdefault(path.split("/")[1], {"jobs": 0, "seconds": 0.0})
+            stage = stages.setdefault(path.split("/")[1], {"jobs": 0, "seconds": 0.0})
             stage["jobs"] += 1
             stage["seconds"] = round(stage["seconds"] + seconds, 2)
-    return found
+    return stages
 
 
 def benchmark_of(path: str) -> str:

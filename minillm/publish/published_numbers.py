@@ -43,9 +43,9 @@ def published(folder: Path) -> list[dict[str, str]]:
             lacking = [column for column in NEEDED if column not in (reader.fieldnames or [])]
             if lacking:
                 raise UserError(f"{path}:1: no column '{lacking[0]}'; add it")
-            own = list(reader)
-        teachers = {row["family"]: f"{row['family']} {row['size']}" for row in own if row["method"] == "Teacher"}
-        for line, row in enumerate(own, start=2):
+            of_file = list(reader)
+        teachers = {row["family"]: f"{row['family']} {row['size']}" for row in of_file if row["method"] == "Teacher"}
+        for line, row in enumerate(of_file, start=2):
             try:
                 float(row["value"])
             except ValueError:

@@ -20,17 +20,17 @@ def main_table(run: Path) -> str:
         lines = (run / "tables/main.md").read_text().split("\n")
     except FileNotFoundError:
         return ""
-    found: list[str] = []
+    parts: list[str] = []
     table: list[list[str]] = []
     for line in [*lines, ""]:
         if line.startswith("|"):
             table.append([cell.strip().replace("<br>", " ") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif table:
-            found += [_csv_table([row for row in table if not row[0].startswith(":--")]), ""]
+            parts += [_csv_table([row for row in table if not row[0].startswith(":--")]), ""]
             table = []
         if line.strip() and not line.startswith("|"):
-            found += [line.strip(), ""]
-    return "\n".join(found)
+            parts += [line.strip(), ""]
+    return "\n".join(parts)
 
 
 def _csv_table(rows: list[list[str]]) -> str:
@@ -83,9 +83,9 @@ def _files(title: str, paths: Sequence[str]) -> str:
 def _times(seconds: dict[str, Any]) -> str:
     """Run times of the jobs that made sources and origins, as far as there are benchmark files of them."""
     stages = [
-        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({own['jobs']} job{'s' * (own['jobs'] != 1)})"
-        for stage, own in seconds.items()
-        for s in (round(own["seconds"]),)
+        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} job{'s' * (ran['jobs'] != 1)})"
+        for stage, ran in seconds.items()
+        for s in (round(ran["seconds"]),)
     ]
     return f"**Run time**, h:min:s: {', '.join(stages)}" if stages else ""
 

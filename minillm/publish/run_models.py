@@ -85,7 +85,7 @@ def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]]) -> lis
     ]
 
 
-def main_table_asks(settings: TableSettings) -> dict[str, Sequence[str]]:
+def main_table_asks(settings: TableSettings) -> dict[str, tuple[str, ...]]:
     """What the main table is made of, as `declared` takes it: ROUGE-L, and a real judge's scores."""
     return {"rouge": settings.tests} | ({"judge": settings.judged} if settings.judge else {})
 

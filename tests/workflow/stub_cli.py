@@ -26,7 +26,7 @@ def main() -> int:
     out = Path(options["--out"])
     if stage == "publish":
         kinds = ["csv", "md", "tex", "json"] if out.name == "tables" else ["png", "pdf", "json"]
-        files = [out / f"{options['--name']}.{kind}" for kind in kinds]
+        files = [out / f"{Path(options['--config']).stem}.{kind}" for kind in kinds]
     elif stage in INSIDE:
         files = [out / name for name in INSIDE[stage]]
     elif out.suffix.startswith((".json", ".md", ".html")):

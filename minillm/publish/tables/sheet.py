@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from minillm.files import whole_file
 from minillm.publish.style import DASH, latex, markdown
@@ -35,13 +36,16 @@ class Sheet:
 def write(sheet: Sheet, out: Path, name: str) -> None:
     """NAME.csv, NAME.md and NAME.tex in `out`."""
     columns = list(dict.fromkeys(key for record in sheet.records for key in record)) or list(sheet.columns)
-    with whole_file(out / f"{name}.csv") as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sheet.records)
+    with whole_file(out / f"{name}.csv") as partial:
+        table_of(sheet.records, columns).to_csv(partial, index=False)
     for kind, text in (("md", as_markdown(sheet)), ("tex", as_latex(sheet))):
         with whole_file(out / f"{name}.{kind}") as partial:
             partial.write_text(text)
+
+
+def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """`records` as they are: as columns of one type, counts with a missing value would become 12.0."""
+    return pd.DataFrame(list(records), columns=list(columns), dtype=object)
 
 
 def as_markdown(sheet: Sheet) -> str:
