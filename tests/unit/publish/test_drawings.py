@@ -96,7 +96,7 @@ def test_lengths_are_compared_on_the_same_prompts(run: Path, monkeypatch: pytest
     assert not [bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)], (
         "too few prompts"
     )
-    monkeypatch.setattr("minillm.publish.bars.FEWEST", 2)
+    monkeypatch.setattr("minillm.publish.figures.bars.FEWEST", 2)
     for name, title in (("figure7", "DollyEval"), ("figure15", "S-NI")):
         axes = drawn(name, run).axes[0]
         assert axes.get_title().endswith(title)
