@@ -1,4 +1,4 @@
-"""The results that one table or figure is made of: its models, the frame of their numbers, and what else the run recorded of them."""
+"""The results that one table or figure is made of: models, the frame of their numbers, and what else was recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from minillm.publish.style import METHOD_NAMES
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher, or a student trained by one method, over all training seeds; `student` is empty for a teacher."""
+    """A teacher, or a student trained by one method, over all training seeds; a teacher has an empty `student`."""
 
     teacher: str
     student: str
@@ -68,7 +68,7 @@ class ItemResults:
 
     # --- the models
     def models(self) -> list[Trained]:
-        """Every model that the item is about (of the main table, or of the whole run), in the table's order."""
+        """Every model that the item is about (main table, or whole run), in the table's order."""
         table = self.settings.table
         names = labels(table)
         return [
@@ -115,7 +115,7 @@ class ItemResults:
         return self.settings.table.test_labels.get(test, test)
 
     def published(self, table: str, model: Trained, name: str, metric: str) -> Published | None:
-        """The paper's number for a model, in its table of that name ("2"); None if it has none, or it is not known."""
+        """The paper's number for a model, in its table of that name ("2"); None if there is none."""
         of_name = self.settings.models
         student, teacher = (f"{of_name[key].family} {of_name[key].size}" for key in (model.name, model.teacher))
         return self.paper.get((table, student, teacher, model.method_label, name, metric))
@@ -164,7 +164,7 @@ class ItemResults:
         return rows
 
     def value(self, model: Trained, metric: str | Sequence[str], name: str) -> Value | None:
-        """Mean and standard error over training seeds on one set; of one training, with the metric's own error."""
+        """Mean and standard error over training seeds on one set; the metric's own error if there is one."""
         return over_training_seeds(self.rows(model, metric, [name]))
 
     def average(self, model: Trained, metric: str, names: Sequence[str]) -> Value | None:
@@ -193,7 +193,7 @@ class ItemResults:
         return [calibration_of(content) for content in self.contents("calibration", model, task)]
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
-        """Human comparisons of each MiniLLM student, each as `comparison_of` has it; those without an answer left out."""
+        """Answered comparisons of each MiniLLM student by people, each as `comparison_of` has it."""
         files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
         pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
         flat = {name: [comparison_of(c) for c in comparisons if c["n"]] for name, comparisons in pages.items()}

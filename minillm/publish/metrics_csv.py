@@ -1,4 +1,4 @@
-"""Stage `metrics`: metrics.csv, the frame of everything that the configuration asks to be measured (docs/metrics.md)."""
+"""Stage `metrics`: metrics.csv, the frame of everything that the configuration asks for (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minillm.publish.settings import MetricsSettings
 
 
 def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None:
-    """The file `out` from the metric files of the run (`run_folder`: results/<run>), numbers in full, rows sorted.
+    """The file `out` from the metric files in `run_folder` (results/<run>), numbers in full, rows sorted.
 
     A missing metric file gives no row.  Raises UserError, one line, if one is damaged.
     """

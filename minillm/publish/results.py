@@ -1,6 +1,6 @@
-"""What was measured in a run, as one tidy pandas frame: a row a number, made of the metric files that a job declares.
+"""What was measured in a run as one tidy pandas frame, a row a number, of the metric files that a job declares.
 
-Every number of a table or figure that is no curve and no score of a single prompt comes from here; docs/metrics.md
+Every number of a table or figure comes from here, except for curves and scores of single prompts; docs/metrics.md
 has the columns and the names of the metrics.
 """
 
@@ -68,7 +68,7 @@ def read_frame(run_folder: Path, files: Iterable[MetricFile]) -> pd.DataFrame:
 def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str, Any]]]) -> pd.DataFrame:
     """Columns `COLUMNS`, a row a number, in the order of `contents` (metric files and what they hold).
 
-    `error` is NaN and `n` missing where the file has none; `sampling_seed` is missing for a value over all of them.
+    `error` is NaN and `n` missing if the file has none; `sampling_seed` is missing for a value over all of them.
     """
     rows = []
     for file, content in contents:
@@ -102,7 +102,7 @@ def over_training_seeds(rows: pd.DataFrame) -> Value | None:
 
 
 def over_sets(rows: pd.DataFrame, names: Sequence[str]) -> Value | None:
-    """Unweighted mean over the sets `names`, of each training seed that has them all, then over training seeds.
+    """Unweighted mean over the sets `names`: of each training seed that has them all, then over training seeds.
 
     The sets' errors are taken as independent.
     """
@@ -118,7 +118,7 @@ def over_sets(rows: pd.DataFrame, names: Sequence[str]) -> Value | None:
 
 # --- from a metric file to its numbers
 def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    """`mean`, `standard_error`, `n` and `per_seed` (sampling seed -> number), which every kind of metric may have."""
+    """What any kind may have: `mean`, `standard_error`, `n`, `per_seed` (sampling seed -> number)."""
     n = content.get("n")
     yield Measured(kind, content.get("mean"), content.get("standard_error"), n)
     for seed, value in (content.get("per_seed") or {}).items():
@@ -196,7 +196,7 @@ FLATTEN: dict[str, Callable[[str, Mapping[str, Any]], Iterator[Measured]]] = {
 
 
 def calibration_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A calibration metric flat: accuracy, ece (normalised) and ece_raw, each with its error; bins with low and high."""
+    """A calibration metric flat: accuracy, ece (normalised), ece_raw, each with its error; bins with low and high."""
     if "normalised" not in content:
         return dict(content)
     flat = {**content, "bins": [{**b, "low": b["from"], "high": b["to"]} for b in content["normalised"]["bins"]]}

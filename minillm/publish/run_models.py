@@ -1,4 +1,4 @@
-"""The models of a run in the order of its tables, where their weights are, and which metric files are asked of them."""
+"""The models of a run in the order of its tables, where their weights are, and the metric files asked of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MetricFile(NamedTuple):
 
 
 def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
-    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row of its own."""
+    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row."""
     students: dict[str, dict[str, set[str]]] = {}
     for pair in (*settings.pairs, *settings.sweeps):
         for student in pair.students:
@@ -47,7 +47,7 @@ def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
 
 
 def weights_of(settings: TableSettings, teacher: str, student: str, method: str) -> dict[int, str]:
-    """Training seed -> path below the models folder; teachers and sweeps have the first training seed only."""
+    """Training seed -> path below models/; teachers and sweeps have the first training seed only."""
     if method == "teacher":
         return {settings.training_seeds[0]: f"{teacher}/teacher"}
     under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{teacher}"
@@ -66,8 +66,8 @@ def method_of(generations: str) -> str:
 def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]]) -> list[MetricFile]:
     """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
 
-    A student's SFT belongs to each of its teachers, so that one file can be listed several times.
-    Exposure bias is measured of students only, and people compare MiniLLM's answers of the first training seed.
+    A student's SFT belongs to each of its teachers, so that one file can be listed several times.  Exposure bias is
+    measured of students only, and people compare MiniLLM's answers of the first training seed.
     """
     first = settings.training_seeds[0]
     every, main = (

@@ -87,7 +87,7 @@ ASKED: dict[str, Callable[[Experiment], tuple[str, ...]]] = {
 
 
 def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
-    """Names of the sets (calibration: tasks) on which metrics/<kind> is asked for; for `item`, those that it shows."""
+    """Names of the sets (calibration: tasks) on which metrics/<kind> is asked for; of `item`, those that it shows."""
     names = ASKED[kind](config)
     if kind == "lengths" and item == "figure7":
         return tuple(name for name in names if name not in config.lengths.figure15)
@@ -99,14 +99,14 @@ def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
 
 
 def _asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
-    """Kind of metric -> names of the sets that an item of registry.py is made of; of all that is asked for without `item`."""
+    """Kind of metric -> names of the sets that an item is made of; without `item`, of everything asked for."""
     if not item:
         return {kind: names for kind in ASKED if (names := asked(config, kind))}
     return {kind: asked(config, kind, item) for kind in ITEMS[item].needs if kind in ASKED}
 
 
 def metric_files(config: Experiment, item: str = "") -> list[str]:
-    """Metric files, relative to the run's folder, that an item is made of; without `item`, those of metrics.csv.
+    """Metric files, below the run's folder, that an item is made of; without `item`, those of metrics.csv.
 
     The frame that the item reads is made of exactly these (results.py): both come from `run_models.declared`.
     """
