@@ -6,7 +6,6 @@ from pathlib import Path
 
 from minillm.files import whole_file
 from minillm.publish.results import COLUMNS, read_frame
-from minillm.publish.run_models import declared
 from minillm.publish.settings import MetricsSettings
 
 
@@ -15,6 +14,6 @@ def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None
 
     A missing metric file gives no row.  Raises UserError, one line, if one is damaged.
     """
-    frame = read_frame(Path(run_folder), declared(settings.table, settings.asked))
+    frame = read_frame(Path(run_folder), settings.files())
     with whole_file(out) as partial:
         frame.sort_values([*COLUMNS[:7], "source"], na_position="first").to_csv(partial, index=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from minillm.config.stage_settings import TableSettings
 
 # Measured of the main table's models only, never of those of a sweep.
-MAIN_TABLE_ONLY = ("lengths", "exposure_bias", "human")
+MAIN_TABLE_ONLY = ("exposure_bias", "human")
 
 
 class MetricFile(NamedTuple):
@@ -63,9 +63,10 @@ def method_of(generations: str) -> str:
     return generations.rpartition("generations/")[2].split("/")[1]
 
 
-def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]]) -> list[MetricFile]:
+def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]], main_only: Collection[str] = ()) -> list[MetricFile]:
     """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
 
+    main_only: kinds that are not asked of the models of the table's sweeps.
     A student's SFT belongs to each of its teachers, so that one file can be listed several times.  Exposure bias is
     measured of students only, and people compare MiniLLM's answers of the first training seed.
     """
@@ -77,7 +78,7 @@ def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]]) -> lis
     return [
         MetricFile(kind, teacher, student, method, seed, name, weights)
         for kind, names in asked.items()
-        for teacher, student, method, seeds in (main if kind in MAIN_TABLE_ONLY else every)
+        for teacher, student, method, seeds in (main if kind in (*MAIN_TABLE_ONLY, *main_only) else every)
         if (kind != "exposure_bias" or student) and (kind != "human" or method == "minillm")
         for seed, weights in seeds.items()
         if kind != "human" or seed == first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -14,7 +14,7 @@ from minillm.config.sections import Style
 from minillm.config.stage_settings import TableSettings
 from minillm.config.strict import STRICT
 from minillm.publish.registry import ITEMS
-from minillm.publish.run_models import declared, main_table_asks
+from minillm.publish.run_models import MetricFile, declared, main_table_asks
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -47,11 +47,27 @@ class PublishSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class MetricsSettings:
-    """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings."""
+    """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings.
+
+    main_only: kinds that are measured of the main table's models only: no item that ranges over sweeps shows them.
+    """
 
     stage: Literal["metrics"]
     table: TableSettings
     asked: dict[str, tuple[str, ...]]
+    main_only: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Experiment) -> MetricsSettings:
+        """Everything that `config` asks to be measured."""
+        kinds = {kind: names for kind in ASKED if (names := asked(config, kind))}
+        swept = {kind for item in ITEMS.values() if item.sweeps for kind in item.needs}
+        main_only = tuple(kind for kind in kinds if kind not in swept)
+        return cls("metrics", table_settings(config, sweeps=True), kinds, main_only)
+
+    def files(self) -> list[MetricFile]:
+        """The metric files that metrics.csv is made of."""
+        return declared(self.table, self.asked, self.main_only)
 
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:
@@ -99,9 +115,7 @@ def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
 
 
 def _asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
-    """Kind of metric -> names of the sets that an item is made of; without `item`, of everything asked for."""
-    if not item:
-        return {kind: names for kind in ASKED if (names := asked(config, kind))}
+    """Kind of metric -> names of the sets that an item of registry.py is made of."""
     return {kind: asked(config, kind, item) for kind in ITEMS[item].needs if kind in ASKED}
 
 
@@ -110,20 +124,25 @@ def metric_files(config: Experiment, item: str = "") -> list[str]:
 
     The frame that the item reads is made of exactly these (results.py): both come from `run_models.declared`.
     """
-    table = table_settings(config, sweeps=ITEMS[item].sweeps if item else True)
-    return list(dict.fromkeys(file.path for file in declared(table, _asked_by(config, item))))
+    if not item:
+        return _paths(MetricsSettings.of(config).files())
+    return _paths(declared(table_settings(config, sweeps=ITEMS[item].sweeps), _asked_by(config, item)))
 
 
 def main_table_files(config: Experiment) -> list[str]:
     """The same for the main table."""
     table = table_settings(config)
-    return list(dict.fromkeys(file.path for file in declared(table, main_table_asks(table))))
+    return _paths(declared(table, main_table_asks(table)))
+
+
+def _paths(files: Iterable[MetricFile]) -> list[str]:
+    """Each once: a student's SFT belongs to each of its teachers."""
+    return list(dict.fromkeys(file.path for file in files))
 
 
 def metrics_settings(config: Experiment) -> dict[str, Any]:
     """What metrics.csv depends on, as plain data."""
-    table = table_settings(config, sweeps=True)
-    return dataclasses.asdict(MetricsSettings(stage="metrics", table=table, asked=_asked_by(config, "")))
+    return dataclasses.asdict(MetricsSettings.of(config))
 
 
 def publish_settings(config: Experiment, name: str) -> dict[str, Any]:

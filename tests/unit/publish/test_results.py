@@ -164,15 +164,21 @@ def test_what_is_declared() -> None:
     """Teachers and sweeps have the first training seed only; some kinds are measured of the main table only."""
     several = config(**SEVERAL)
     table = table_settings(several, sweeps=True)
-    files = declared(table, {kind: ["dolly"] for kind in ("rouge", "exposure_bias", "lengths", "human")})
-    kinds = {kind: [file for file in files if file.kind == kind] for kind in ("rouge", "exposure_bias", "lengths", "human")}
+    kinds = ("rouge", "exposure_bias", "lengths", "human")
+    files = declared(table, {kind: ["dolly"] for kind in kinds}, ("lengths",))
+    of_kind = {kind: [file for file in files if file.kind == kind] for kind in kinds}
     # Two teachers, three pairs of three methods and three seeds, one variant.
-    assert {kind: len(files) for kind, files in kinds.items()} == {"rouge": 30, "exposure_bias": 27, "lengths": 29, "human": 3}
-    assert kinds["exposure_bias"][0].path == "metrics/exposure_bias/xl/base/sft/seed10/dolly.json"
-    assert {file.method for file in kinds["human"]} == {"minillm"}
-    assert {file.training_seed for file in kinds["rouge"] if file.method in ("teacher", "no-mixing")} == {10}
+    assert {kind: len(files) for kind, files in of_kind.items()} == {
+        "rouge": 30,
+        "exposure_bias": 27,
+        "lengths": 29,
+        "human": 3,
+    }
+    assert of_kind["exposure_bias"][0].path == "metrics/exposure_bias/xl/base/sft/seed10/dolly.json"
+    assert {file.method for file in of_kind["human"]} == {"minillm"}
+    assert {file.training_seed for file in of_kind["rouge"] if file.method in ("teacher", "no-mixing")} == {10}
     # SFT's files belong to both teachers of a student.
-    assert len({file.path for file in kinds["rouge"]}) == 27
+    assert len({file.path for file in of_kind["rouge"]}) == 27
     assert set(metric_files(several, "figure7")) < set(metric_files(several))
     judged = {path.split("/")[1] for path in main_table_files(several)}
     assert judged == {"rouge", "judge"}
