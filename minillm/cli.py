@@ -129,8 +129,7 @@ def _table(args: argparse.Namespace) -> None:
     from minillm.config.strict import load
     from minillm.publish.tables.main import run_stage
 
-    settings = load(TableSettings, args.config)
-    run_stage(settings, run_folder=args.run_folder, out=args.out, paper=args.paper or Path("config/paper"))
+    run_stage(load(TableSettings, args.config), run_folder=args.run_folder, out=args.out, paper=args.paper)
 
 
 def _figure(args: argparse.Namespace) -> None:

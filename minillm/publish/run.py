@@ -19,7 +19,7 @@ from minillm.publish.settings import PublishSettings
 def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
     """The item that the settings name, from `run_folder` (results/<run>) into `out`.
 
-    paper: the folder of published numbers.
+    paper: the folder of published numbers (config/paper).
 
     A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; with it goes NAME.json: caption,
     sources, n, what is missing if nothing was measured, and what the sources came from (origins.py).

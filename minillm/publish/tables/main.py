@@ -15,10 +15,10 @@ from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_
 def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
     """main.csv (long form), main.md and main.tex in `out`, from the metric files of the run (`run_folder`: results/<run>).
 
-    `paper`: the folder of published numbers, which stand next to those that were measured of the same model.  A missing
-    metric file gives a dash.  Raises UserError if one is damaged or was made with other settings.
+    `paper`: the folder of published numbers (config/paper), which stand next to those that were measured of the same
+    model.  A missing metric file gives a dash.  Raises UserError if one is damaged or was made with other settings.
     """
-    cells = collect_cells(settings, Path(run_folder), numbers(Path(paper)) if paper else {})
+    cells = collect_cells(settings, Path(run_folder), numbers(Path(paper or "config/paper")))
     notes = footnotes(settings, cells)
     write_csv(cells, Path(out) / "main.csv")
     for name, text in (("main.md", _markdown(settings, cells, notes)), ("main.tex", _latex(settings, cells, notes))):
