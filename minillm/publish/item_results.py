@@ -182,7 +182,7 @@ class ItemResults:
         sizes = {name: self.sizes(kind, models, name) for name in names}
         return [f"{self.label(name)}: n = {' or '.join(map(str, n))}" for name, n in sizes.items() if n]
 
-    # --- what is no tidy number: scores of single prompts, curves, bins, who judged
+    # --- what is not a tidy number: scores of single prompts, curves, bins, who judged
     def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
         """The declared metric file of each training seed that has one."""
         files = self._of(kind, model, name)
@@ -231,7 +231,7 @@ class ItemResults:
         rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
         if rows != 0:
             return rows if isinstance(rows, int) else None
-        # 0: all that there are.
+        # 0 means all rows.
         card = self.json(f"data/{self.settings.models[model.name].tokenizer}/training/card.json") or {}
         kept = card.get("dev", {}).get("kept")
         return kept if isinstance(kept, int) else None
@@ -244,7 +244,7 @@ class ItemResults:
 
 
 def parameters(size: str) -> float | None:
-    """ "120M" -> 1.2e8; None for what is no size."""
+    """ "120M" -> 1.2e8; None for what is not a size."""
     scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(size[-1:].upper())
     try:
         return float(size[:-1]) * scale if scale else None

@@ -1,4 +1,4 @@
-"""Every table and figure beside the main ones: what makes it, which results it is made of, what it shows, and how it is read."""
+"""Every table and figure besides the main ones: what makes it, which results it is made of, what it shows, how to read it."""
 
 from __future__ import annotations
 

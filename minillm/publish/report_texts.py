@@ -12,7 +12,7 @@ from typing import Any
 
 
 def main_table(run: Path) -> str:
-    """tables/main.md of the run's folder with its notes; empty where there is none yet.
+    """tables/main.md of the run's folder with its notes; empty if there is none yet.
 
     What is escaped there is escaped in reStructuredText too.
     """
@@ -40,7 +40,7 @@ def _csv_table(rows: list[list[str]]) -> str:
 
 
 def details(run: Path, kind: str, name: str) -> str:
-    """Caption, n, where it comes from and settings of an item ("table" or "figure"), by the files beside it; empty where it is not made."""
+    """Caption, n, origins and settings of an item ("table" or "figure"), from the files next to it; empty if not made."""
     try:
         sidecar = json.loads((run / f"{kind}s/{name}.json").read_text())
         settings = json.loads((run / f"configs/publish/{name}.json").read_text())

@@ -21,7 +21,7 @@ from minillm.publish.run_models import MetricFile, method_of
 MODEL = ["teacher", "student", "method"]
 COLUMNS = [*MODEL, "training_seed", "sampling_seed", "test_set", "metric", "value", "error", "n", "source"]
 AGAIN = "remove it and make it again"
-# A mean and its standard error; None where nothing was repeated.
+# A mean and its standard error; None if nothing was repeated.
 Value = tuple[float, float | None]
 
 

@@ -71,7 +71,7 @@ class MetricsSettings:
 
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:
-    """On-policy methods of one student that differ in `knob` alone -> its value; those that differ so from MiniLLM, where it is one.
+    """On-policy methods of one student that differ only in `knob` -> its value; MiniLLM is one of them.
 
     For the knob "objective": the first methods that are alike and hold both forward and reverse KL.
     """

@@ -130,7 +130,7 @@ def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], lis
 
 
 def _training(results: ItemResults, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
-    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None where there is no log."""
+    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None if there is no log."""
     style, every = style_of(results), results.settings.table.methods
     pairs = [(teacher, [m for m in students if m.method in methods]) for teacher, students in results.pairs()]
     most = max((len(students) for _, students in pairs), default=0)
@@ -176,7 +176,7 @@ def reverse_kl(results: ItemResults) -> Drawing:
 
 
 def divergences(results: ItemResults) -> Drawing:
-    """Dev reverse and forward KL of two methods that differ in their divergence alone."""
+    """Dev reverse and forward KL of two methods that differ only in their divergence."""
     methods = {
         m for chosen in results.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
     }

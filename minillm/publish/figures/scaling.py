@@ -109,7 +109,7 @@ def student_sizes(results: ItemResults) -> Drawing:
 
 
 def _of_its_family(results: ItemResults, models: Sequence[Trained]) -> Sequence[Trained]:
-    """Students of their teacher's family, where there are some: a line through sizes of two families would mean nothing."""
+    """Students of their teacher's family if it has any: a line through sizes of two families would mean nothing."""
     families = results.settings.models
     same = [m for m in models if families[m.student].family == families[m.teacher].family]
     return same or models
@@ -201,7 +201,7 @@ def size_gap(results: ItemResults) -> Drawing:
 
 
 def _share(results: ItemResults, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
-    """Percent of the teacher's mean ROUGE-L over `tests` that a student reaches, and its standard error; None where a score is missing."""
+    """Percent of the teacher's mean ROUGE-L that a student reaches, with standard error; None if a score is missing."""
     ours = [_by_prompt(results.contents("rouge", model, test)) for test in tests]
     theirs = [_by_prompt(results.contents("rouge", teacher, test)) for test in tests]
     mean, top = (results.average(each, "rouge", tests) for each in (model, teacher))

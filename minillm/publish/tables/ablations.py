@@ -17,7 +17,7 @@ AVERAGED = {"calibration": {"sst2", "boolq"}, "judge": {"dolly", "self_inst", "v
 
 
 def inst_score(results: ItemResults, model: Trained) -> Value | None:
-    """Mean judge score over the test sets that were judged by a real judge; None where there is none."""
+    """Mean score of a real judge over the judged test sets; None if there is none."""
     rows = results.rows(model, ("judge", "judge_stand_in"), results.names("judge"))
     return None if (rows["metric"] == "judge_stand_in").any() else over_sets(rows, results.names("judge"))
 
@@ -89,7 +89,7 @@ def strategies(results: ItemResults) -> Sheet:
 
 
 def dev_n(rows: set[int | None]) -> str:
-    """The n of dev scores, in words; nothing where it is not recorded."""
+    """The n of dev scores, in words; empty if it is not recorded."""
     recorded = sorted(count for count in rows if count is not None)
     return f"dev: n = {' or '.join(map(str, recorded))}" if recorded else ""
 

@@ -1,4 +1,4 @@
-"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, beside its score."""
+"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, next to its score."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _run(results: ItemResults, model: Trained, weights: str) -> dict[str, Any] |
 
 
 def _benchmark(results: ItemResults, model: Trained, weights: str) -> dict[str, float]:
-    """The numbers of the stage's benchmark file; empty where there is none."""
+    """The numbers of the stage's benchmark file; empty if there is none."""
     _, *rest = weights.split("/")
     if model.method == "teacher":
         path = f"benchmarks/teacher/{model.teacher}.tsv"
@@ -114,7 +114,7 @@ def _numbers(results: ItemResults, path: str) -> dict[str, float]:
 
 
 def _tokens(results: ItemResults, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
-    """Tokens newly sampled in all collections, or of the answers trained on; None where it is not recorded."""
+    """Tokens newly sampled in all collections, or of the answers trained on; None if it is not recorded."""
     training = provenance.get("settings", {}).get("training", {})
     if "rollouts" in training:
         collections = [entry for entry in results.log(weights) if "response_length" in entry]

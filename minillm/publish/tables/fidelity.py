@@ -21,7 +21,7 @@ PLACES = {"ece": 3, "loss": 2}
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value and its 95% interval; bounds are None where nothing was repeated."""
+    """A measured value and its 95% interval; bounds are None if nothing was repeated."""
 
     mean: float
     low: float | None
@@ -29,7 +29,7 @@ class Measured:
 
 
 def fidelity(results: ItemResults) -> Sheet:
-    """The table `fidelity`: measured, interval, published and their difference; dashes where nothing was measured."""
+    """The table `fidelity`: measured, interval, published and their difference; dashes for what was not measured."""
     cells = {(c.teacher, c.student, c.method, c.test): c for c in collect_cells(results.settings.table, results.folder)}
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []

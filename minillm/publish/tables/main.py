@@ -60,7 +60,7 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
 
 
 def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
-    """What bold says, where there is something to compare."""
+    """What bold means, if there is something to compare."""
     groups = {(c.teacher, c.student, c.test) for c in cells if c.student and c.mean is not None}
     count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
     if not count:
@@ -111,7 +111,7 @@ def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
 
 
 def headings(settings: TableSettings) -> list[str]:
-    """Of the columns: a test set's, and before it that of the judge where one is asked to score the set."""
+    """Column headings: each test set, preceded by its judge column if it has one."""
     labels = {test: settings.test_labels.get(test, test) for test in settings.tests}
     return [
         head
@@ -121,7 +121,7 @@ def headings(settings: TableSettings) -> list[str]:
 
 
 def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
-    """The text in each of a test set's columns, and whether it is bold; behind it the published number, where there is one."""
+    """The text in each of a test set's columns, with the published number if there is one, and whether it is bold."""
     other = None if cell.published is None else Published(cell.published, cell.published_status, "")
     rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
     shown = [(beside(rouge, cell.mean, other), cell.best)]

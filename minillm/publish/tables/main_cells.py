@@ -45,7 +45,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one test set; `mean` is None where no metric file is there."""
+    """One model under one test set; `mean` is None if there is no metric file."""
 
     teacher: str
     student: str  # empty for the teacher itself
@@ -68,13 +68,15 @@ class Cell:
     sources: str = ""
     published: float | None = None  # the paper's ROUGE-L
     published_status: str = ""  # verified or unverified
-    judged: float | None = None  # a real judge's score in percent, where the test set has such a column
+    # A real judge's score in percent, if the test set has such a column.
+    judged: float | None = None
     judged_error: float | None = None
     judged_n: int | None = None
     judged_published: float | None = None  # the paper's GPT-4 score
     judged_published_status: str = ""
     exact_match: float | None = None  # percent of the responses that are one of the references
-    exact_match_error: float | None = None  # over training seeds where there are several, else over sampling seeds
+    # Over training seeds if there are several, else over sampling seeds.
+    exact_match_error: float | None = None
 
     @property
     def training_seeds(self) -> int:
@@ -255,7 +257,7 @@ def _p(first: Sequence[float], second: Sequence[float], trainings: Sequence[Part
 
 
 def write_csv(cells: list[Cell], path: Path) -> None:
-    """Long form, one line a cell; numbers in full, empty where there is none."""
+    """Long form, one line a cell; numbers in full, empty if there is none."""
     with whole_file(path) as partial:
         table_of([dataclasses.asdict(cell) for cell in cells], COLUMNS).to_csv(partial, index=False)
 

@@ -57,7 +57,7 @@ def _shown(results: ItemResults, model: Trained) -> bool:
 
 
 def _answers(results: ItemResults, weights: str, test: str, seed: int) -> dict[int, dict[str, Any]]:
-    """id -> generation of one sampling seed; empty where there are none."""
+    """id -> generation of one sampling seed; empty if there are none."""
     path = f"generations/{weights}/{test}.jsonl"
     text = results.text(path)
     try:

@@ -67,7 +67,7 @@ def _cell(text: str) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence where there is nothing to show."""
+    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence if there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
     kinds = "".join(
         rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r") for i in range(len(sheet.columns))
@@ -104,7 +104,7 @@ def decimals(value: tuple[float, float | None] | None, places: int, scale: float
 
 
 def merged_labels(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows whose first cell is left empty where it repeats the one above."""
+    """Rows whose first cell is left empty if it repeats the one above."""
     shown, before = [], None
     for row in rows:
         shown.append([("" if row[0] == before else row[0]), *row[1:]])
