@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
-from minillm.config.stages import MEASUREMENTS, STAGES, names_of
+from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
-from minillm.publish.registry import ITEMS, Item
-from minillm.publish.settings import asked
+from minillm.publish.registry import ITEMS
+from minillm.publish.settings import main_table_files, metric_files
 
 MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")  # wildcards that name a model, its teacher first
 
@@ -207,68 +207,29 @@ class Workflow:
         return list(map(layout.meta, self.compared_with(wildcards)))
 
     # --- what tables and figures are made of
-    def results_of(self, item: Item, name: str) -> Iterator[str]:
-        """The results that a table or figure is made of, as far as the configuration asks for them."""
-        weights = self.every_weights if item.sweeps else self.main_weights
-        for kind in item.needs:
-            if kind == "models":
-                yield from (self.below(layout.model(w)) for w in weights)
-            elif kind == "generations":
-                yield from (self.below(layout.generations(w, t)) for w in weights for t in self.config.data.tests)
-            elif kind == "paper":
-                yield from self.paper()
-            else:
-                yield from self.metrics_of(kind, weights, name)
-
     def item_results(self, wildcards: Any) -> list[str]:
-        """Input function: the results of the item that the job makes."""
-        return list(self.results_of(ITEMS[wildcards.name], wildcards.name))
+        """Input function: what the table or figure that the job makes is made of, as far as the configuration asks for it."""
+        item = ITEMS[wildcards.name]
+        weights = self.every_weights if item.sweeps else self.main_weights
+        records = {
+            "models": [layout.model(w) for w in weights],
+            "generations": [layout.generations(w, t) for w in weights for t in self.config.data.tests],
+        }
+        paths = [path for kind in item.needs for path in records.get(kind, ())]
+        paths += metric_files(self.config, wildcards.name)
+        return [*map(self.below, paths), *(self.paper() if "paper" in item.needs else [])]
+
+    def table_results(self) -> list[str]:
+        """Input of the main table."""
+        return list(map(self.below, main_table_files(self.config)))
+
+    def every_metric(self) -> list[str]:
+        """Metric files that the configuration asks for; named one by one, so that one that was deleted is made again."""
+        return list(map(self.below, metric_files(self.config)))
 
     def paper(self) -> list[str]:
         """The files of published numbers."""
         return sorted(map(str, (self.root / "config/paper").glob("*.csv")))
-
-    def metrics_of(self, kind: str, weights: Sequence[str], item: str = "") -> list[str]:
-        """Metric files of one kind that the configuration asks for of these models; of `item`, those that it shows."""
-        return [
-            self.below(layout.metric(kind, w, name, teacher))
-            for teacher, w in self._measured(kind, weights)
-            for name in asked(self.config, kind, item)
-        ]
-
-    def _measured(self, kind: str, weights: Sequence[str]) -> list[tuple[str, str]]:
-        """(teacher, weights) of what a measurement is made of: exposure bias of students, under each of their teachers."""
-        if kind == "human":
-            return [("", w) for w in self.compared]
-        if kind == "exposure_bias":
-            return list(
-                dict.fromkeys(
-                    (teacher, layout.student_weights(student, method, teacher, seed))
-                    for teacher, student, method in self.main
-                    for seed in self.config.training_seeds
-                )
-            )
-        return [("", w) for w in weights]
-
-    def every_metric(self) -> list[str]:
-        """Metric files that the configuration asks for: what some table or figure is made of, and measurements that none shows.
-
-        Asked for by name, so that one that was deleted is made again.
-        """
-        paths: list[str] = []
-        shown = set()
-        for name, item in ITEMS.items():
-            weights = self.every_weights if item.sweeps else self.main_weights
-            kinds = [kind for kind in item.needs if kind in MEASUREMENTS]
-            shown.update(kinds)
-            paths += [path for kind in kinds for path in self.metrics_of(kind, weights, name)]
-        for kind in MEASUREMENTS.keys() - shown:
-            paths += self.metrics_of(kind, self.main_weights)
-        return list(dict.fromkeys(paths))
-
-    def judged(self) -> list[str]:
-        """Input of the main table: a real judge's scores."""
-        return self.metrics_of("judge", self.main_weights) if self.config.judge.is_real else []
 
     def further_results(self, estimators: bool) -> list[str]:
         """Pages for annotators, if the configuration names a test set; the study of `estimators`, if it has that section, be it empty."""

@@ -3,8 +3,7 @@
 rule table:
     input:
         config=at(layout.settings_file("table")),
-        metrics=FLOW.metrics_of("rouge", FLOW.main_weights),
-        judged=FLOW.judged(),
+        metrics=FLOW.table_results(),
         paper=FLOW.paper(),
         code=FLOW.code("table"),
     output:
@@ -24,6 +23,23 @@ rule table:
     shell:
         "python -m minillm table --config {input.config} --run-folder {RUN}"
         " --out {TABLES} > {log} 2>&1"
+
+
+# Everything that was measured, in one tidy table.
+rule metrics:
+    input:
+        FLOW.every_metric(),
+        config=at(layout.settings_file("metrics")),
+        code=FLOW.code("metrics"),
+    output:
+        at(layout.metrics_table()),
+    log:
+        at(layout.log("metrics")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm metrics --config {input.config} --run-folder {RUN} --out {output} > {log} 2>&1"
 
 
 rule figure:

@@ -166,6 +166,10 @@ class Experiment:
             value = getattr(value, part)
         return tuple(value)
 
+    def measured(self) -> dict[str, tuple[str, ...]]:
+        """Measurement -> names of the sets on which it is asked for; those that are not asked for are left out."""
+        return {kind: names for kind in MEASUREMENTS if (names := self.sets_of(kind))}
+
     def for_model(self, stage: str, model: str) -> Any:
         """Settings of a supervised `stage`, or of `pseudo`, for `model`: the common ones with the model's own keys replaced."""
         values = self.per_model.get(model, {}).get(stage, {})

@@ -6,6 +6,8 @@ them ("{weights}").  `weights` is the path of a model below models/, such as gpt
 
 from __future__ import annotations
 
+import re
+
 PARTS = ("0_5", "6_10", "11_")  # of a set by the length of the reference, as the published folders are called
 
 
@@ -164,3 +166,32 @@ def log(job: str) -> str:
 def benchmark(job: str) -> str:
     """A job's time and memory, as Snakemake measures them."""
     return f"benchmarks/{job}.tsv"
+
+
+# A result -> the benchmark file of the job that made it: what the rules call their jobs.
+_BENCHMARKS = (
+    (r"(benchmarks/.+\.tsv)", r"\1"),
+    (r"generations/(.+)\.jsonl", r"benchmarks/generate/\1.tsv"),
+    (r"metrics/(.+)\.json", r"benchmarks/\1.tsv"),
+    (r"samples/(.+)\.jsonl", r"benchmarks/samples/\1.tsv"),
+    (r"data/([^/]+)/tests/(.+)\.jsonl", r"benchmarks/testset/\1/\2.tsv"),
+    (r"data/([^/]+)/pseudo/(.+)\.jsonl", r"benchmarks/pseudo/\1/\2.tsv"),
+    (r"models/([^/]+)/(base|teacher)(/.*)?", r"benchmarks/\2/\1.tsv"),
+    (r"models/([^/]+)/([^/]+)/((?:[^/]+/)?seed\d+)(/.*)?", r"benchmarks/\2/\1/\3.tsv"),
+)
+
+
+def benchmark_of(result: str) -> str:
+    """The benchmark file of the job that made a result (or a file in one); empty if it has none."""
+    matches = ((re.fullmatch(pattern, result), to) for pattern, to in _BENCHMARKS)
+    return next((match.expand(to) for match, to in matches if match), "")
+
+
+def is_metric(path: str) -> bool:
+    """Whether a path is that of a metric file."""
+    return re.fullmatch(r"metrics/.+\.json", path) is not None
+
+
+def is_generations(path: str) -> bool:
+    """Whether a path is that of a model's responses."""
+    return re.fullmatch(r"generations/.+\.jsonl", path) is not None

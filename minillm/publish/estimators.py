@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minillm.config import layout
 from minillm.config.sections import Style
 from minillm.config.stage_settings import EstimatorSettings
-from minillm.evaluation.estimators import Finding, study
+from minillm.evaluation.estimators import study
 from minillm.files import whole_file
 from minillm.publish.style import markdown
 
@@ -23,40 +21,36 @@ INKS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79
 EXACT = 1e-9  # a bias below this share of the gradient is rounding
 
 
-def run_stage(settings: EstimatorSettings, out: Path) -> None:
+def run_stage(settings: EstimatorSettings, *, out: Path) -> None:
     """Stage estimators: tables/estimators.{csv,md} and figures/estimators.{png,pdf} below `out`."""
-    findings = study(settings.study)
-    with whole_file(out / "tables" / "estimators.csv") as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Finding)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(finding) for finding in findings)
-    with whole_file(out / "tables" / "estimators.md") as partial:
+    findings = pd.DataFrame(study(settings.study))
+    with whole_file(out / layout.table("estimators", "csv")) as partial:
+        findings.to_csv(partial, index=False)
+    with whole_file(out / layout.table("estimators", "md")) as partial:
         partial.write_text(as_markdown(settings, findings))
     matplotlib.use("Agg")
     figure = draw(findings, settings.style)
     for kind in ("png", "pdf"):
-        with whole_file(out / "figures" / f"estimators.{kind}") as partial:
+        with whole_file(out / layout.figure("estimators", kind)) as partial:
             figure.savefig(
                 partial, format=kind, dpi=settings.style.dpi, metadata={"CreationDate": None} if kind == "pdf" else None
             )
 
 
-def as_markdown(settings: EstimatorSettings, findings: list[Finding]) -> str:
-    """One line an estimator: bias and spread at each distance."""
+def as_markdown(settings: EstimatorSettings, findings: pd.DataFrame) -> str:
+    """One line an estimator: bias and spread at each distance.  `findings`: the columns of `Finding`."""
     distances = list(settings.study.distances)
     lines = ["| Samples | Estimator | " + " | ".join(f"{d}: bias, spread" for d in distances) + " |"]
     lines.append("|:--|:--|" + "--:|" * len(distances))
-    for alpha, name in dict.fromkeys((f.alpha, f.estimator) for f in findings):
+    for (alpha, name), rows in findings.groupby(["alpha", "estimator"], sort=False):
+        over_pairs = rows.groupby("distance").agg({"bias": ["min", "max"], "spread": "median"})
         cells = []
-        for distance in distances:
-            own = [f for f in findings if (f.alpha, f.estimator, f.distance) == (alpha, name, distance)]
-            spread = statistics.median(f.spread for f in own)
-            low, high = min(f.bias for f in own), max(f.bias for f in own)
+        for low, high, spread in over_pairs.loc[distances].itertuples(index=False):
             bias = "0" if high < EXACT else f"{low:.2f} to {high:.2f}"
             cells.append(f"{bias}, {spread:.1f}")
         lines.append(f"| {samples(alpha)} | {markdown(name)} | " + " | ".join(cells) + " |")
+    kls = [f"{d} {kl:.2g}" for d, kl in findings.groupby("distance")["kl"].median()[distances].items()]
     s = settings.study
-    kls = [f"{d} {statistics.median(f.kl for f in findings if f.distance == d):.2g}" for d in distances]
     lines += [
         "",
         f"Vocabulary {s.vocabulary} with EOS, horizon {s.horizon}, {len(s.seeds)} random pairs a distance; KL\\[q||p\\] in nats (median): "
@@ -72,16 +66,16 @@ def samples(alpha: float) -> str:
     return f"mixture, {alpha:g}" if alpha else "student"
 
 
-def draw(findings: list[Finding], style: Style) -> Figure:
+def draw(findings: pd.DataFrame, style: Style) -> Figure:
     """Bias and spread at each distance, median and range over the pairs; one row of panels for each source of samples."""
-    alphas = sorted({f.alpha for f in findings})
+    drawn = findings.assign(bias=findings["bias"].where(findings["bias"] >= EXACT))
+    alphas = sorted(findings["alpha"].unique())
     with matplotlib.rc_context({"font.size": style.font_size, "pdf.fonttype": 42}):
         figure = Figure(figsize=(style.width, 0.8 * style.height * len(alphas)), layout="constrained")
         grid = figure.subplots(len(alphas), 2, squeeze=False, sharex=True)
         for row, alpha in zip(grid, alphas, strict=True):
-            own = [f for f in findings if f.alpha == alpha]
-            _panel(row[0], own, lambda f: f.bias if f.bias >= EXACT else float("nan"))
-            _panel(row[1], own, lambda f: f.spread)
+            for axes, column in zip(row, ("bias", "spread"), strict=True):
+                _panel(axes, drawn[drawn["alpha"] == alpha], column)
             row[0].set_ylabel(f"samples: {samples(alpha)}")
             row[1].legend(fontsize=0.7 * style.font_size, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         grid[0][0].set_title("bias / norm of the gradient\n(exact ones not drawn)", fontsize=style.font_size)
@@ -91,21 +85,17 @@ def draw(findings: list[Finding], style: Style) -> Figure:
         return figure
 
 
-def _panel(axes: Axes, findings: list[Finding], value: Callable[[Finding], float]) -> None:
-    distances = list(dict.fromkeys(f.distance for f in findings))
-    names = list(dict.fromkeys(f.estimator for f in findings))
+def _panel(axes: Axes, findings: pd.DataFrame, column: str) -> None:
+    distances, names = findings["distance"].unique(), findings["estimator"].unique()
     for i, name in enumerate(names):
-        middles, errors = [], []
-        for distance in distances:
-            found = [value(f) for f in findings if (f.estimator, f.distance) == (name, distance)]
-            middles.append(statistics.median(found))
-            errors.append((middles[-1] - min(found), max(found) - middles[-1]))
+        of_name = findings[findings["estimator"] == name].groupby("distance", sort=False)[column]
+        middle = of_name.median()
         places = [x + 0.5 * (i / len(names) - 0.5) for x in range(len(distances))]
         axes.errorbar(
-            places, middles, list(zip(*errors, strict=True)), fmt=MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)],
-            markersize=3.5, linewidth=0, elinewidth=0.8, label=name,
+            places, middle, [middle - of_name.min(), of_name.max() - middle],
+            fmt=MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)], markersize=3.5, linewidth=0, elinewidth=0.8, label=name,
         )  # fmt: skip
-    kls = [statistics.median(f.kl for f in findings if f.distance == d) for d in distances]
-    axes.set_xticks(range(len(distances)), [f"{d}\n{kl:.1g}" for d, kl in zip(distances, kls, strict=True)])
+    kls = findings.groupby("distance", sort=False)["kl"].median()
+    axes.set_xticks(range(len(distances)), [f"{d}\n{kl:.1g}" for d, kl in kls.items()])
     axes.set_yscale("log")
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)

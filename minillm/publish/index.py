@@ -6,18 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minillm.config import layout
 from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.publish.registry import ITEMS
 from minillm.publish.style import DASH, markdown
 
-MAIN = (("tables/main.md", "Table 1: ROUGE-L, method by test set"), ("figures/main.png", "Table 1 as bars"),
-        ("tables/estimators.md", "Bias and variance of gradient estimators"),
-        ("figures/estimators.png", "The same, drawn"))  # fmt: skip
-REPORT = ("report.html", "Snakemake's report of the run: all of this in one file")
+MAIN = (
+    (layout.table("main", "md"), "Table 1: ROUGE-L, method by test set"),
+    (layout.figure("main", "png"), "Table 1 as bars"),
+    (layout.table("estimators", "md"), "Bias and variance of gradient estimators"),
+    (layout.figure("estimators", "png"), "The same, drawn"),
+)
+METRICS = (layout.metrics_table(), "Everything that was measured, as one tidy table")
+REPORT = (layout.report(), "Snakemake's report of the run: all of this in one file")
 
 
-def write_index(run_folder: Path, out: Path) -> None:
+def run_stage(*, run_folder: Path, out: Path) -> None:
     """index.md (`out`) of the run: link, what it shows, n, and whether it was measured; what was not made is said to be so."""
     run = Path(run_folder)
     lines = [f"# Results of the run {markdown(run.resolve().name)}", "", "| Result | Shows | n | State |", "|:--|:--|:--|:--|"]
@@ -25,8 +30,8 @@ def write_index(run_folder: Path, out: Path) -> None:
         if (run / path).exists():
             lines.append(_line(Path(path).stem, path, shows, "", "made"))
     for name, item in ITEMS.items():
-        folder, kind = ("tables", "md") if item.kind == "table" else ("figures", "png")
-        sidecar = _sidecar(run / folder / f"{name}.json")
+        path_of, kind = (layout.table, "md") if item.kind == "table" else (layout.figure, "png")
+        sidecar = _sidecar(run / path_of(name, "json"))
         if sidecar is None:
             lines.append(_line(name, "", item.shows, "", "not made"))
         else:
@@ -37,10 +42,11 @@ def write_index(run_folder: Path, out: Path) -> None:
                 if sidecar["sources"]
                 else "no measurement in it"
             )
-            lines.append(_line(name, f"{folder}/{name}.{kind}", sidecar["shows"], sidecar["n"], state))
-    for page in sorted((run / "human").rglob("*.html")):
-        name = page.relative_to(run / "human").with_suffix("").as_posix()
-        lines.append(_line(f"page {name}", f"human/{name}.html", "Blind pairs for annotators", "", "made"))
+            lines.append(_line(name, path_of(name, kind), sidecar["shows"], sidecar["n"], state))
+    for page in sorted(path.relative_to(run).as_posix() for path in run.glob(layout.human_page("**", "*"))):
+        name = page.split("/", 1)[1].removesuffix(".html")
+        lines.append(_line(f"page {name}", page, "Blind pairs for annotators", "", "made"))
+    lines.append(_line("metrics", *METRICS, "", "made with the tables"))
     lines.append(_line("report", *REPORT, "", "made from this list"))
     with whole_file(out) as partial:
         partial.write_text("\n".join([*lines, ""]))

@@ -5,22 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-# A result below the run's folder -> the benchmark file of the job that made it.
-BENCHMARKS = (
-    (r"(benchmarks/.+\.tsv)", r"\1"),
-    (r"generations/(.+)\.jsonl", r"benchmarks/generate/\1.tsv"),
-    (r"metrics/(.+)\.json", r"benchmarks/\1.tsv"),
-    (r"samples/(.+)\.jsonl", r"benchmarks/samples/\1.tsv"),
-    (r"data/([^/]+)/tests/(.+)\.jsonl", r"benchmarks/testset/\1/\2.tsv"),
-    (r"data/([^/]+)/pseudo/(.+)\.jsonl", r"benchmarks/pseudo/\1/\2.tsv"),
-    (r"models/([^/]+)/(base|teacher)(/.*)?", r"benchmarks/\2/\1.tsv"),
-    (r"models/([^/]+)/([^/]+)/((?:[^/]+/)?seed\d+)(/.*)?", r"benchmarks/\2/\1/\3.tsv"),
-)
+from minillm.config import layout
 
 
 def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
@@ -30,11 +19,11 @@ def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
     seconds: stage -> jobs and their seconds together, of the benchmark files that there are of sources and origins.  A file that is not
     there, or is damaged, adds nothing.
     """
-    metrics = [_json(run / source) for source in sources if source.startswith("metrics/")]
+    metrics = [_json(run / source) for source in sources if layout.is_metric(source)]
     named = [_below(run, str(path)) for metric in metrics for path in _list(metric.get("sources"))]
     files = [path for path in dict.fromkeys(named) if path not in sources]
-    answers = [path for path in (*sources, *files) if re.fullmatch(r"generations/.+\.jsonl", path)]
-    cards = [*metrics, *(_json((run / path).with_suffix(".meta.json")) for path in answers)]
+    answers = [path for path in (*sources, *files) if layout.is_generations(path)]
+    cards = [*metrics, *(_json(run / layout.meta(path)) for path in answers)]
     texts = dict.fromkeys(_sampling(card) for card in cards if isinstance(card.get("sampling"), dict))
     return {"origins": files, "sampling": list(texts), "seconds": _seconds(run, (*sources, *files))}
 
@@ -48,20 +37,14 @@ def _sampling(card: dict[str, Any]) -> str:
 
 def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:
     """Stage -> "jobs", and "seconds" of all of them."""
-    found: dict[str, dict[str, float]] = {}
-    for path in dict.fromkeys(map(benchmark_of, paths)):
+    stages: dict[str, dict[str, float]] = {}
+    for path in dict.fromkeys(map(layout.benchmark_of, paths)):
         seconds = path and _wall(run / path)
         if path and seconds:
-            stage = found.setdefault(path.split("/")[1], {"jobs": 0, "seconds": 0.0})
+            stage = stages.setdefault(path.split("/")[1], {"jobs": 0, "seconds": 0.0})
             stage["jobs"] += 1
             stage["seconds"] = round(stage["seconds"] + seconds, 2)
-    return found
-
-
-def benchmark_of(path: str) -> str:
-    """The benchmark file of the job that made a result, all of them below the run's folder; empty for what has none."""
-    matches = ((re.fullmatch(pattern, path), to) for pattern, to in BENCHMARKS)
-    return next((match.expand(to) for match, to in matches if match), "")
+    return stages
 
 
 def _wall(path: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""The published numbers (config/paper/*.csv), and how one of them stands beside what was measured."""
+"""The published numbers (config/paper/*.csv), and how they are shown next to measured ones."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def published(folder: Path) -> list[dict[str, str]]:
             lacking = [column for column in NEEDED if column not in (reader.fieldnames or [])]
             if lacking:
                 raise UserError(f"{path}:1: no column '{lacking[0]}'; add it")
-            own = list(reader)
-        teachers = {row["family"]: f"{row['family']} {row['size']}" for row in own if row["method"] == "Teacher"}
-        for line, row in enumerate(own, start=2):
+            of_file = list(reader)
+        teachers = {row["family"]: f"{row['family']} {row['size']}" for row in of_file if row["method"] == "Teacher"}
+        for line, row in enumerate(of_file, start=2):
             try:
                 float(row["value"])
             except ValueError:
@@ -74,7 +74,7 @@ def numbers(folder: Path) -> dict[Key, Published]:
 
 
 def beside(text: str, measured: float | None, other: Published | None, places: int = 1) -> str:
-    """ "24.1 ± 0.2 [24.6: -0.5]"; a published value that is unverified has a "?".  `text` alone where either is missing."""
+    """ "24.1 ± 0.2 [24.6: -0.5]"; a published value that is unverified has a "?".  Only `text` if either is missing."""
     if measured is None or other is None:
         return text
     mark = "" if other.status == "verified" else "?"
@@ -82,7 +82,7 @@ def beside(text: str, measured: float | None, other: Published | None, places: i
 
 
 def columns(measured: float | None, other: Published | None, prefix: str = "") -> dict[str, float | str | None]:
-    """The same for a line of a CSV file: empty where there is nothing."""
+    """The same for a line of a CSV file: empty if there is nothing."""
     both = measured is not None and other is not None
     return {
         f"{prefix}published": other.value if both and other else None,

@@ -1,8 +1,11 @@
-"""Every table and figure beside the main ones: what makes it, which results it is made of, what it shows, and how it is read."""
+"""Every table and figure besides the main ones: what makes it, which results it is made of, what it shows, how to read it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Results that are no metric, among what an item is made of.
+RECORDS = ("models", "generations", "paper")
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.config import layout
+
 
 def main_table(run: Path) -> str:
-    """tables/main.md of the run's folder with its notes; empty where there is none yet.
+    """tables/main.md of the run's folder with its notes; empty if there is none yet.
 
     What is escaped there is escaped in reStructuredText too.
     """
     try:
-        lines = (run / "tables/main.md").read_text().split("\n")
+        lines = (run / layout.table("main", "md")).read_text().split("\n")
     except FileNotFoundError:
         return ""
-    found: list[str] = []
+    parts: list[str] = []
     table: list[list[str]] = []
     for line in [*lines, ""]:
         if line.startswith("|"):
             table.append([cell.strip().replace("<br>", " ") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif table:
-            found += [_csv_table([row for row in table if not row[0].startswith(":--")]), ""]
+            parts += [_csv_table([row for row in table if not row[0].startswith(":--")]), ""]
             table = []
         if line.strip() and not line.startswith("|"):
-            found += [line.strip(), ""]
-    return "\n".join(found)
+            parts += [line.strip(), ""]
+    return "\n".join(parts)
 
 
 def _csv_table(rows: list[list[str]]) -> str:
@@ -40,10 +42,10 @@ def _csv_table(rows: list[list[str]]) -> str:
 
 
 def details(run: Path, kind: str, name: str) -> str:
-    """Caption, n, where it comes from and settings of an item ("table" or "figure"), by the files beside it; empty where it is not made."""
+    """Caption, n, origins and settings of an item ("table" or "figure"), from the files next to it; empty if not made."""
     try:
-        sidecar = json.loads((run / f"{kind}s/{name}.json").read_text())
-        settings = json.loads((run / f"configs/publish/{name}.json").read_text())
+        sidecar = json.loads((run / (layout.table if kind == "table" else layout.figure)(name, "json")).read_text())
+        settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text())
     except (FileNotFoundError, ValueError):
         return ""
     if not isinstance(sidecar, dict) or not {"caption", "n", "missing", "sources"} <= sidecar.keys():
@@ -83,9 +85,9 @@ def _files(title: str, paths: Sequence[str]) -> str:
 def _times(seconds: dict[str, Any]) -> str:
     """Run times of the jobs that made sources and origins, as far as there are benchmark files of them."""
     stages = [
-        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({own['jobs']} job{'s' * (own['jobs'] != 1)})"
-        for stage, own in seconds.items()
-        for s in (round(own["seconds"]),)
+        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} job{'s' * (ran['jobs'] != 1)})"
+        for stage, ran in seconds.items()
+        for s in (round(ran["seconds"]),)
     ]
     return f"**Run time**, h:min:s: {', '.join(stages)}" if stages else ""
 

@@ -9,34 +9,34 @@ from typing import Any
 from minillm.config.strict import hint
 from minillm.errors import UserError
 from minillm.files import write_json
+from minillm.publish.item_results import ItemResults
 from minillm.publish.origins import origins
 from minillm.publish.published_numbers import numbers
 from minillm.publish.registry import ITEMS
-from minillm.publish.results import Found
 from minillm.publish.settings import PublishSettings
 
 
-def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path, paper: Path | None = None) -> None:
-    """The item `name` from the results in `run_folder` (results/<run>) into `out`; `paper` is the folder of published numbers.
+def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
+    """The item that the settings name, from `run_folder` (results/<run>) into `out`.
 
-    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; beside it NAME.json: caption, sources, n and, where
-    nothing was measured, what is missing, and what the sources came from (origins.py).
-    Raises UserError for a name that there is not, and where a result is damaged.
+    paper: the folder of published numbers (config/paper).
+
+    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; with it goes NAME.json: caption,
+    sources, n, what is missing if nothing was measured, and what the sources came from (origins.py).
+    Raises UserError for an unknown name, and if a result is damaged.
     """
+    name = settings.name
     if name not in ITEMS:
-        raise UserError(f"--name: there is no '{name}'; {hint(name, ITEMS)}")
-    if settings.name != name:
-        raise UserError(
-            f"--name: '{name}', but --config holds the settings of '{settings.name}'; give the settings of '{name}'"
-        )
+        raise UserError(f"--config: name: there is no '{name}'; {hint(name, ITEMS)}")
     item = ITEMS[name]
-    found = Found(settings, Path(run_folder), numbers(Path(paper or "config/paper")) if "paper" in item.needs else {})
+    published = numbers(Path(paper or "config/paper")) if "paper" in item.needs else {}
+    results = ItemResults(settings, Path(run_folder), published)
     make = getattr(importlib.import_module(f"minillm.publish.{item.module}"), item.function)
     made: Any
     if item.kind == "table":
         from minillm.publish.tables.sheet import write
 
-        made = make(found)
+        made = make(results)
         write(made, Path(out), name)
     else:
         from minillm.publish.figures.drawing import fonts, save
@@ -44,7 +44,7 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
         if settings.style is None:
             raise UserError(f"--config: no style; '{name}' is a figure and needs one")
         with fonts(settings.style):
-            made = make(found)
+            made = make(results)
             save(made.figure, settings.style, Path(out), name)
     write_json(
         Path(out) / f"{name}.json",
@@ -54,7 +54,7 @@ def run_stage(settings: PublishSettings, name: str, run_folder: Path, out: Path,
             "caption": made.caption,
             "n": made.n,
             "missing": made.missing,
-            "sources": found.sources,
-            **origins(Path(run_folder), found.sources),
+            "sources": results.sources,
+            **origins(Path(run_folder), results.sources),
         },
     )

@@ -1,35 +1,95 @@
-"""The models of a run in the order of its tables, and where their weights are."""
+"""The models of a run in the order of its tables, where their weights are, and the metric files asked of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from minillm.config import layout
 from minillm.config.stage_settings import TableSettings
+
+# Measured of the main table's models only, never of those of a sweep.
+MAIN_TABLE_ONLY = ("exposure_bias", "human")
+
+
+class MetricFile(NamedTuple):
+    """One metric file of a run: what was measured, of which model, on which set (of calibration: task)."""
+
+    kind: str
+    teacher: str
+    # Empty for a teacher.
+    student: str
+    method: str
+    training_seed: int
+    test_set: str
+    # Path of the model below models/.
+    weights: str
+
+    @property
+    def path(self) -> str:
+        """Where it is, relative to the run's folder."""
+        teacher = self.teacher if self.kind == "exposure_bias" else ""
+        return layout.metric(self.kind, self.weights, self.test_set, teacher)
 
 
 def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
-    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row of its own."""
+    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row."""
     students: dict[str, dict[str, set[str]]] = {}
     for pair in (*settings.pairs, *settings.sweeps):
         for student in pair.students:
-            students.setdefault(pair.teacher, {}).setdefault(student, set()).update(pair.methods or settings.methods)
-    for teacher, own in students.items():
+            methods = students.setdefault(pair.teacher, {}).setdefault(student, set())
+            methods.update(pair.methods or settings.methods)
+    for teacher, methods_of in students.items():
         yield teacher, "", "teacher"
-        for student, methods in own.items():
+        for student, methods in methods_of.items():
             yield from ((teacher, student, method) for method in settings.methods if method in methods)
 
 
 def weights_of(settings: TableSettings, teacher: str, student: str, method: str) -> dict[int, str]:
-    """Training seed -> path of the weights below the models folder; teachers and sweeps have the first training seed alone."""
+    """Training seed -> path below models/; teachers and sweeps have the first training seed only."""
     if method == "teacher":
-        return {settings.training_seeds[0]: f"{teacher}/teacher"}
-    under = f"{student}/sft" if method == "sft" else f"{student}/{method}/{teacher}"
+        return {settings.training_seeds[0]: layout.teacher_weights(teacher)}
     main = any(
         pair.teacher == teacher and student in pair.students and method in (pair.methods or settings.methods)
         for pair in settings.pairs
     )
-    return {seed: f"{under}/seed{seed}" for seed in settings.training_seeds[: None if main else 1]}
+    seeds = settings.training_seeds[: None if main else 1]
+    return {seed: layout.student_weights(student, method, teacher, seed) for seed in seeds}
+
+
+def method_of(generations: str) -> str:
+    """The method of the model that wrote a generations file (.../generations/<weights>/<test>.jsonl)."""
+    return generations.rpartition("generations/")[2].split("/")[1]
+
+
+def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]], main_only: Collection[str] = ()) -> list[MetricFile]:
+    """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
+
+    main_only: kinds that are not asked of the models of the table's sweeps.
+    A student's SFT belongs to each of its teachers, so that one file can be listed several times.  Exposure bias is
+    measured of students only, and people compare MiniLLM's answers of the first training seed.
+    """
+    first = settings.training_seeds[0]
+    every, main = (
+        [(*model, weights_of(table, *model)) for model in models(table)]
+        for table in (settings, dataclasses.replace(settings, sweeps=()))
+    )
+    return [
+        MetricFile(kind, teacher, student, method, seed, name, weights)
+        for kind, names in asked.items()
+        for teacher, student, method, seeds in (main if kind in (*MAIN_TABLE_ONLY, *main_only) else every)
+        if (kind != "exposure_bias" or student) and (kind != "human" or method == "minillm")
+        for seed, weights in seeds.items()
+        if kind != "human" or seed == first
+        for name in names
+    ]
+
+
+def main_table_asks(settings: TableSettings) -> dict[str, tuple[str, ...]]:
+    """What the main table is made of, as `declared` takes it: ROUGE-L, and a real judge's scores."""
+    return {"rouge": settings.tests} | ({"judge": settings.judged} if settings.judge else {})
 
 
 def labels(settings: TableSettings) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""What one table or figure of registry.py depends on."""
+"""What one table or figure of registry.py depends on, and metrics.csv; which metric files each is made of."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
@@ -11,9 +12,10 @@ from pydantic.dataclasses import dataclass
 from minillm.config.sections import Style
 from minillm.config.stage_settings import TableSettings
 from minillm.config.strict import STRICT
-from minillm.publish.registry import ITEMS
+from minillm.publish.registry import ITEMS, RECORDS
+from minillm.publish.run_models import MetricFile, declared, main_table_asks
 
-if TYPE_CHECKING:  # for the rules no dependency
+if TYPE_CHECKING:  # for the rules no dependency: a table does not change with sections that it does not show
     from minillm.config.experiment import Experiment
 
 
@@ -30,8 +32,9 @@ class ModelLabel:
 class PublishSettings:
     """`publish`: one table or figure (publish/registry.py); `style` is None for a table.
 
-    models: label and size of each model.  asked: kind of results -> names of the sets (calibration: tasks) that it is made of; what else
-    lies in metrics/ is no part of it.  chosen: student -> method -> value of the on-policy key that the item ranges over.
+    models: label and size of each model.  asked: kind of metric -> names of the sets (calibration: tasks) that it is
+    made of; nothing else in metrics/ is part of it.  chosen: student -> method -> value of the on-policy key that
+    the item ranges over.
     """
 
     stage: Literal["publish"]
@@ -49,9 +52,10 @@ class PublishSettings:
         item = ITEMS[name]
         students = dict.fromkeys(student for _, student, _ in config.trained(sweeps=item.sweeps))
         table = TableSettings.of(config, sweeps=item.sweeps)
-        sets = {kind: asked(config, kind, name) for kind in item.needs if kind not in ("models", "generations", "paper")}
+        sets = asked_by(config, name)
         tasks = config.calibration.tasks if "calibration" in sets else {}
-        labels = {test: config.datasets[test].label or test for test in sets.get("lengths", ())}  # some are no test set
+        # `lengths` may name sets that are not test sets.
+        labels = {test: config.datasets[test].label or test for test in sets.get("lengths", ())}
         labels |= {task: t.label or config.datasets[t.dataset].label or task for task, t in tasks.items()}
         return cls(
             stage="publish",
@@ -68,9 +72,38 @@ class PublishSettings:
             style=config.style if item.kind == "figure" else None,
         )
 
+    def files(self) -> list[MetricFile]:
+        """The metric files that the item is made of."""
+        return declared(self.table, self.asked)
+
+
+@dataclass(frozen=True, config=STRICT)
+class MetricsSettings:
+    """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings.
+
+    main_only: kinds that are measured of the main table's models only: no item that ranges over sweeps shows them.
+    """
+
+    stage: Literal["metrics"]
+    table: TableSettings
+    asked: dict[str, tuple[str, ...]]
+    main_only: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str = "metrics") -> MetricsSettings:
+        """Everything that `config` asks to be measured."""
+        kinds = config.measured()
+        swept = {kind for item in ITEMS.values() if item.sweeps for kind in item.needs}
+        main_only = tuple(kind for kind in kinds if kind not in swept)
+        return cls("metrics", TableSettings.of(config, sweeps=True), kinds, main_only)
+
+    def files(self) -> list[MetricFile]:
+        """The metric files that metrics.csv is made of."""
+        return declared(self.table, self.asked, self.main_only)
+
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:
-    """On-policy methods of one student that differ in `knob` alone -> its value; those that differ so from MiniLLM, where it is one.
+    """On-policy methods of one student that differ only in `knob` -> its value; MiniLLM is one of them.
 
     For the knob "objective": the first methods that are alike and hold both forward and reverse KL.
     """
@@ -79,20 +112,42 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
         if method == "minillm" or method in config.variants:
             settings = dataclasses.asdict(config.on_policy(method, student))
             value = settings.pop(knob)
-            del settings["semantics"]  # a preset's name; its keys are there
+            # A preset's name; the keys that it sets are there.
+            del settings["semantics"]
             groups.setdefault(json.dumps(settings, sort_keys=True), {})[method] = value
     if knob == "objective":
         return next((group for group in groups.values() if {"forward_kl", "reverse_kl"} <= set(group.values())), {})
     return next((group for group in groups.values() if "minillm" in group), {})
 
 
-def asked(config: Experiment, kind: str, item: str = "") -> tuple[str, ...]:
-    """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>; of `item`, those that it shows."""
-    lengths = config.lengths
-    if kind == "lengths" and item == "figure7":
-        return tuple(test for test in lengths.tests if test not in lengths.figure15)
-    if kind == "lengths" and item == "figure15":
-        return lengths.figure15
-    if kind == "judge" and item == "table6" and not config.judge.is_real:
-        return ()
-    return config.sets_of(kind)
+def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
+    """Kind of metric -> names of the sets (calibration: tasks) that an item of registry.py is made of."""
+    asked = {kind: config.sets_of(kind) for kind in ITEMS[item].needs if kind not in RECORDS}
+    if item == "figure7":
+        asked["lengths"] = tuple(name for name in asked["lengths"] if name not in config.lengths.figure15)
+    if item == "figure15":
+        asked["lengths"] = config.lengths.figure15
+    if item == "table6" and not config.judge.is_real:
+        asked["judge"] = ()
+    return asked
+
+
+def metric_files(config: Experiment, item: str = "") -> list[str]:
+    """Metric files, below the run's folder, that an item is made of; without `item`, those of metrics.csv.
+
+    The frame that the item reads is made of exactly these (results.py): both come from `run_models.declared`.
+    """
+    if not item:
+        return _paths(MetricsSettings.of(config).files())
+    return _paths(declared(TableSettings.of(config, sweeps=ITEMS[item].sweeps), asked_by(config, item)))
+
+
+def main_table_files(config: Experiment) -> list[str]:
+    """The same for the main table."""
+    table = TableSettings.of(config)
+    return _paths(declared(table, main_table_asks(table)))
+
+
+def _paths(files: Iterable[MetricFile]) -> list[str]:
+    """Each once: a student's SFT belongs to each of its teachers."""
+    return list(dict.fromkeys(file.path for file in files))

@@ -14,7 +14,7 @@ MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#99
         ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**"), ("#F0E442", "////"), ("#999999", "...."),
         ("#CC79A7", "xxxx"), ("#0072B2", "----"), ("#F0E442", "OO"), ("#999999", "\\\\\\\\")]  # fmt: skip
 
-# Of lines: two ways to tell methods apart beside the colour.
+# Of lines: two more ways to tell methods apart than the colour.
 MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
 LINES = {"teacher": "--", "sft": ":", "kd": "-.", "seqkd": "--", "minillm": "-"}
 MORE_MARKERS = "DvPX<>hpd8H"

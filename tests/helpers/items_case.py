@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from minillm.config.derive import stage_settings
 from minillm.config.strict import parse
 from minillm.publish.figures.drawing import fonts
+from minillm.publish.item_results import ItemResults
 from minillm.publish.registry import ITEMS
-from minillm.publish.results import Found
 from minillm.publish.run import run_stage
 from minillm.publish.settings import PublishSettings
 
@@ -26,7 +26,7 @@ def settings(name: str, **changed: object) -> PublishSettings:
 
 def published_item(name: str, run: Path, out: Path, **changed: object) -> dict:
     """The sidecar of an item, all of whose files are there."""
-    run_stage(settings(name, **changed), name, run, out, PAPER)
+    run_stage(settings(name, **changed), run_folder=run, out=out, paper=PAPER)
     for kind in ("csv", "md", "tex") if ITEMS[name].kind == "table" else ("png", "pdf"):
         assert (out / f"{name}.{kind}").stat().st_size
     return json.loads((out / f"{name}.json").read_text())
@@ -39,8 +39,8 @@ def text(name: str, run: Path, out: Path, kind: str = "md") -> str:
 
 def drawn(name: str, run: Path, **changed: object) -> Figure:
     """The figure itself."""
-    own = settings(name, **changed)
-    assert own.style is not None
+    item = settings(name, **changed)
+    assert item.style is not None
     make = getattr(importlib.import_module(f"minillm.publish.{ITEMS[name].module}"), ITEMS[name].function)
-    with fonts(own.style):
-        return make(Found(own, run, PAPER)).figure
+    with fonts(item.style):
+        return make(ItemResults(item, run)).figure

@@ -26,10 +26,10 @@ def main() -> int:
     out = Path(options["--out"])
     if stage == "publish":
         kinds = ["csv", "md", "tex", "json"] if out.name == "tables" else ["png", "pdf", "json"]
-        files = [out / f"{options['--name']}.{kind}" for kind in kinds]
+        files = [out / f"{Path(options['--config']).stem}.{kind}" for kind in kinds]
     elif stage in INSIDE:
         files = [out / name for name in INSIDE[stage]]
-    elif out.suffix.startswith((".json", ".md", ".html")):
+    elif out.suffix.startswith((".json", ".md", ".html", ".csv")):
         files = [out, *(out.with_suffix(suffix) for suffix in BESIDE.get(stage, ()))]
     else:
         files = [Path(options[key]) / "made" for key in ("--out", "--init") if key in options]

@@ -38,7 +38,7 @@ def test_the_index_needs_every_item_and_every_command_is_one(items):
     found = [words[words.index("minillm") + 1 :] for words in commands(output)]
     parsed = [parser().parse_args(words) for words in found if words[0] in ("publish", "index")]
     tables = {name for name, item in ITEMS.items() if item.kind == "table"}
-    assert {str(args.name) for args in parsed if args.command == "publish"} >= tables and parsed[-1].command == "index"
+    assert {args.config.stem for args in parsed if args.command == "publish"} >= tables and parsed[-1].command == "index"
     items.snakemake("--cores", "4", f"{RUN}/index.md", "--configfile", PLAN, "--quiet", "--show-failed-logs")
     assert {path.stem for path in (items.root / RUN / "tables").glob("*.json")} == tables
 

@@ -11,29 +11,29 @@ from matplotlib.patches import Patch
 from minillm.evaluation.statistics import paired_bootstrap, sign_test
 from minillm.publish.figures.curves import nothing, style_of
 from minillm.publish.figures.drawing import Drawing, finished, legend, looks_of, panels
-from minillm.publish.results import Found, Trained
+from minillm.publish.item_results import ItemResults, Trained
 
 GROUP = 0.8  # width of a bucket's group of bars
 FEWEST = 5  # prompts of which an interval is drawn: a bootstrap over fewer hardly knows any spread
 OUTCOMES = {"win": ("#0072B2", ""), "tie": ("0.85", "////"), "loss": ("#D55E00", "....")}
 
 
-def lengths(found: Found) -> Drawing:
+def lengths(results: ItemResults) -> Drawing:
     """Figures 7 and 15: the sets that the configuration's `lengths` names for it."""
-    style, methods, tests = style_of(found), found.settings.table.methods, found.names("lengths")
+    style, methods, tests = style_of(results), results.settings.table.methods, results.names("lengths")
     if not tests:
-        key = "lengths.figure15" if found.settings.name == "figure15" else "lengths.tests"
-        return nothing(found, f"not measured: this configuration names no set for it in {key}")
+        key = "lengths.figure15" if results.settings.name == "figure15" else "lengths.tests"
+        return nothing(results, f"not measured: this configuration names no set for it in {key}")
     pages = []
-    for teacher, own in found.pairs():
+    for teacher, students in results.pairs():
         for test in tests:
-            buckets = {m: _buckets(found, m, test) for m in own}
+            buckets = {m: _buckets(results, m, test) for m in students}
             sft = next((values for model, values in buckets.items() if model.method == "sft"), {})
-            others = {model: buckets[model] for model in found.drawn(own) if model.method != "sft" and buckets[model]}
+            others = {model: buckets[model] for model in results.drawn(students) if model.method != "sft" and buckets[model]}
             if sft and others:
                 pages.append((teacher, test, sft, others))
     if not pages:
-        return nothing(found)
+        return nothing(results)
     looks = looks_of(style, methods)
     figure, grid = panels(style, len(pages), columns=2)
     handles = []
@@ -55,15 +55,15 @@ def lengths(found: Found) -> Drawing:
         axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={len(sft[place])}" for place in places])
         axes.axhline(0, color="black", linewidth=0.8)
         model = next(iter(others))
-        axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
+        axes.set_title(f"{model.label} ({teacher.label})\n{results.label(test)}")
         axes.set_xlabel("length of the reference (tokens)")
         axes.set_ylabel("ROUGE-L − SFT's")
     legend(figure, handles)
-    n = "; ".join(dict.fromkeys(f"{found.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages))
+    n = "; ".join(dict.fromkeys(f"{results.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages))
     caption = (
         "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error bars: 95% intervals of the "
         f"difference by paired bootstrap over prompts, scores averaged over sampling seeds; none for fewer than {FEWEST}. First training seed."
-        + found.drawn_note
+        + results.drawn_note
     )
     return finished(figure, style, caption, n + ".")
 
@@ -74,13 +74,13 @@ def _compared(ours: dict[int, float], theirs: dict[int, float], name: str) -> tu
     first, second = [ours[i] for i in ids], [theirs[i] for i in ids]
     if len(ids) < FEWEST:
         return (math.fsum(first) - math.fsum(second)) / max(1, len(ids)), None
-    found = paired_bootstrap(first, second, name)
-    return found.difference, (found.low, found.high)
+    comparison = paired_bootstrap(first, second, name)
+    return comparison.difference, (comparison.low, comparison.high)
 
 
-def _buckets(found: Found, model: Trained, test: str) -> dict[tuple[int, int | None], dict[int, float]]:
+def _buckets(results: ItemResults, model: Trained, test: str) -> dict[tuple[int, int | None], dict[int, float]]:
     """(low, high) -> the score of each prompt of the bucket by its id, first training seed; empty buckets are left out."""
-    metric = next(iter(found.metrics("lengths", model, test)), None)
+    metric = next(iter(results.contents("lengths", model, test)), None)
     if metric is None:
         return {}
     rows = list(zip(metric["ids"], metric["reference_tokens"], metric["scores"], strict=True))
@@ -97,17 +97,17 @@ def _range(low: int, high: int | None) -> str:
     return f"≥ {low}" if high is None else f"{low}–{high}"
 
 
-def human(found: Found) -> Drawing:
+def human(results: ItemResults) -> Drawing:
     """Figure 4: MiniLLM's wins, ties and losses against each other model, with intervals of wins and of losses."""
-    style = style_of(found)
-    pages = found.comparisons()
+    style = style_of(results)
+    pages = results.comparisons()
     if not pages:
-        return nothing(found, "no annotations")
+        return nothing(results, "no annotations")
     figure, grid = panels(style, len(pages), columns=2)
     for axes, (name, comparisons) in zip(grid, pages.items(), strict=True):
         for y, comparison in enumerate(reversed(comparisons)):
             _stack(axes, y, comparison)
-        labels = [f"against {_against(found, c['against'])}\nn={c['n']}" for c in reversed(comparisons)]
+        labels = [f"against {_against(results, c['against'])}\nn={c['n']}" for c in reversed(comparisons)]
         axes.set_yticks(range(len(comparisons)), labels)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the judgements (%)")
@@ -124,7 +124,7 @@ def human(found: Found) -> Drawing:
         "losses (right). Exact sign tests of wins against losses, ties left out, each by itself:"
     )
     for name, comparisons in pages.items():
-        tests = ", ".join(_sign_test(found, comparison) for comparison in comparisons)
+        tests = ", ".join(_sign_test(results, comparison) for comparison in comparisons)
         caption += (f" {name}: " if len(pages) > 1 else " ") + f"{tests}."
     if any(c["annotators"] > 1 for comparisons in pages.values() for c in comparisons):
         caption += (
@@ -135,15 +135,15 @@ def human(found: Found) -> Drawing:
     return finished(figure, style, caption, f"n = {n} judgements a comparison.")
 
 
-def _against(found: Found, name: str) -> str:
-    label = next((model.method_label for model in found.models() if model.method == name), name)
+def _against(results: ItemResults, name: str) -> str:
+    label = next((model.method_label for model in results.models() if model.method == name), name)
     return "the teacher" if name == "teacher" else label
 
 
-def _sign_test(found: Found, comparison: dict[str, Any]) -> str:
+def _sign_test(results: ItemResults, comparison: dict[str, Any]) -> str:
     """ "against SeqKD 27 to 10, p = 0.0076"."""
     wins, losses = comparison["win"], comparison["loss"]
-    return f"against {_against(found, comparison['against'])} {wins} to {losses}, p = {sign_test(wins, losses):.2g}"
+    return f"against {_against(results, comparison['against'])} {wins} to {losses}, p = {sign_test(wins, losses):.2g}"
 
 
 def _stack(axes: Axes, y: int, comparison: dict[str, Any]) -> None:

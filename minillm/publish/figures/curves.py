@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from minillm.config.sections import Style
 from minillm.publish.figures.drawing import Drawing, absent, finished, label_left, legend, line_of, panels
+from minillm.publish.item_results import ItemResults, Trained
 from minillm.publish.registry import ITEMS
-from minillm.publish.results import Found, Trained, counts
 from minillm.publish.tables.ablations import STRATEGIES, dev_n
 
 NOT_MEASURED = "not measured in this run"
@@ -23,15 +23,15 @@ OTHERWISE = (
 )
 
 
-def style_of(found: Found) -> Style:
+def style_of(results: ItemResults) -> Style:
     """The style; only figures have one."""
-    assert found.settings.style is not None
-    return found.settings.style
+    assert results.settings.style is not None
+    return results.settings.style
 
 
-def nothing(found: Found, line: str = NOT_MEASURED) -> Drawing:
+def nothing(results: ItemResults, line: str = NOT_MEASURED) -> Drawing:
     """The page that says what is missing from this item."""
-    return absent(style_of(found), ITEMS[found.settings.name].shows, line)
+    return absent(style_of(results), ITEMS[results.settings.name].shows, line)
 
 
 def key(style: Style, methods: Sequence[str], model: Trained) -> Line2D:
@@ -39,17 +39,17 @@ def key(style: Style, methods: Sequence[str], model: Trained) -> Line2D:
     return Line2D([], [], label=model.method_label, **line_of(style, methods, model.method))
 
 
-def exposure_bias(found: Found) -> Drawing:
+def exposure_bias(results: ItemResults) -> Drawing:
     """ExAccErr(l) of each student's methods, in percent, with its interval as a band."""
-    style, methods = style_of(found), found.settings.table.methods
+    style, methods = style_of(results), results.settings.table.methods
     pages = []
-    for teacher, own in found.pairs():
-        for test in found.names("exposure_bias"):
-            curves = {m: c for m in found.drawn(own) if (c := found.metrics("exposure_bias", m, test, under=teacher.teacher))}
+    for teacher, students in results.pairs():
+        for test in results.names("exposure_bias"):
+            curves = {m: c for m in results.drawn(students) if (c := results.contents("exposure_bias", m, test))}
             if curves:
                 pages.append((teacher, test, curves))
     if not pages:
-        return nothing(found)
+        return nothing(results)
     figure, grid = panels(style, len(pages), share_y=True)
     handles, texts = [], []
     compared: list[str] = []
@@ -59,18 +59,20 @@ def exposure_bias(found: Found) -> Drawing:
             _error_curve(axes, metrics[0], looks)
             handles.append(key(style, methods, model))
         model, first = next(iter(curves.items()))[0], next(iter(curves.values()))[0]
-        axes.set_title(f"{model.label} ({teacher.label})\n{found.label(test)}")
+        axes.set_title(f"{model.label} ({teacher.label})\n{results.label(test)}")
         axes.set_xlabel("length l (tokens)")
         axes.axhline(0, color="black", linewidth=0.6)
-        texts.append(f"{found.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
-        compared += _compared(f"{model.label} on {found.label(test)}", {m: metrics[0] for m, metrics in curves.items()})
+        texts.append(f"{results.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
+        compared += _compared(f"{model.label} on {results.label(test)}", {m: metrics[0] for m, metrics in curves.items()})
     label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
     caption = (
         f"Excess accumulated error by exposure bias against the length generated; lower is better. Bands: {_level(first):.3g}% intervals over "
         "prompts. Pale: fewer than a tenth of the responses of either kind are left."
     )
-    caption += "".join(text for key, value, text in OTHERWISE if first.get(key) == value) + found.drawn_note + "".join(compared)
+    caption += (
+        "".join(text for key, value, text in OTHERWISE if first.get(key) == value) + results.drawn_note + "".join(compared)
+    )
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
         caption += " First training seed."
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
@@ -104,7 +106,7 @@ def _compared(where: str, curves: dict[Trained, dict[str, Any]]) -> list[str]:
         return []
     texts, level = [], _level(ours)
     for model, metric in curves.items():
-        values = [own["ex_acc_err"][at - 1] for own in (ours, metric)]
+        values = [each["ex_acc_err"][at - 1] for each in (ours, metric)]
         if metric is not ours and None not in values and metric.get("ids") == ours.get("ids"):
             draws = _numbers(ours["draws"][str(at)]) - _numbers(metric["draws"][str(at)])
             draws = draws[np.isfinite(draws)]
@@ -127,17 +129,18 @@ def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], lis
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _training(found: Found, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
-    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None where there is no log."""
-    style, every = style_of(found), found.settings.table.methods
-    pairs = [(teacher, [m for m in own if m.method in methods]) for teacher, own in found.pairs()]
-    most = max((len(own) for _, own in pairs), default=0)
+def _training(results: ItemResults, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
+    """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None if there is no log."""
+    style, every = style_of(results), results.settings.table.methods
+    pairs = [(teacher, [m for m in students if m.method in methods]) for teacher, students in results.pairs()]
+    most = max((len(students) for _, students in pairs), default=0)
     pages = []
-    for teacher, own in pairs:
-        for name, label in names.items() if len(own) > 1 or most == 1 else ():  # one line alone compares nothing
+    for teacher, students in pairs:
+        # A single line compares nothing.
+        for name, label in names.items() if len(students) > 1 or most == 1 else ():
             curves = []
-            for model in own:
-                logs = {weights: found.log(weights) for weights in model.weights.values()}
+            for model in students:
+                logs = {weights: results.log(weights) for weights in model.weights.values()}
                 curves += [(model, points) for log in logs.values() if (points := _dev_curve(log, name))[0]]
             if curves:
                 pages.append((teacher, label, curves))
@@ -149,7 +152,7 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
         for model, (steps, values) in curves:
             axes.plot(steps, values, **line_of(style, every, model.method))
             handles.append(key(style, every, model))
-            rows.add(found.dev_rows(model))
+            rows.add(results.dev_rows(model))
         axes.set_title(f"{curves[0][0].label} ({teacher.label})")
         axes.set_xlabel("update")
         axes.set_ylabel(label)
@@ -157,7 +160,7 @@ def _training(found: Found, methods: Sequence[str], names: dict[str, str], capti
     return finished(figure, style, caption, "; ".join(filter(None, [dev_n(rows), "one line a training seed."])))
 
 
-def reverse_kl(found: Found) -> Drawing:
+def reverse_kl(results: ItemResults) -> Drawing:
     """Dev reverse KL and length of the answers against the update, MiniLLM and without each of its strategies."""
     methods = ("minillm", *STRATEGIES)
     caption = (
@@ -165,43 +168,43 @@ def reverse_kl(found: Found) -> Drawing:
         "(the paper: an estimate on training samples, smoothed); lower is nearer to the teacher, not better answers. Beside it the mean length "
         "of these answers."
     )
-    lacking = [label for method, label in STRATEGIES.items() if method not in found.settings.table.methods]
+    lacking = [label for method, label in STRATEGIES.items() if method not in results.settings.table.methods]
     if lacking:
         caption += f" Not in this configuration: {', '.join(lacking)}."
     names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_length": "length of dev answers (tokens)"}
-    return _training(found, methods, names, caption) or nothing(found)
+    return _training(results, methods, names, caption) or nothing(results)
 
 
-def divergences(found: Found) -> Drawing:
-    """Dev reverse and forward KL of two methods that differ in their divergence alone."""
+def divergences(results: ItemResults) -> Drawing:
+    """Dev reverse and forward KL of two methods that differ only in their divergence."""
     methods = {
-        m for chosen in found.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
+        m for chosen in results.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
     }
     if not methods:
         return nothing(
-            found, "not measured: this configuration has no two variants that differ in forward and reverse KL alone"
+            results, "not measured: this configuration has no two variants that differ in forward and reverse KL alone"
         )
     names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_forward_kl": "dev forward KL (nats a token)"}
     caption = "The same on-policy training under forward and under reverse KL as its loss, measured by both on the student's fresh dev answers."
-    return _training(found, sorted(methods), names, caption) or nothing(found)
+    return _training(results, sorted(methods), names, caption) or nothing(results)
 
 
-def mixing(found: Found) -> Drawing:
+def mixing(results: ItemResults) -> Drawing:
     """Dev ROUGE-L of the chosen checkpoint against alpha, a line a student."""
-    style, chosen = style_of(found), found.settings.chosen
+    style, chosen = style_of(results), results.settings.chosen
     if not any(len(values) > 1 for values in chosen.values()):
-        return nothing(found, "not measured: this configuration has one alpha")
+        return nothing(results, "not measured: this configuration has one alpha")
     lines = []
-    for teacher, own in found.pairs():
+    for teacher, students in results.pairs():
         points = []
-        for model in own:
-            score = found.dev_rouge(model) if model.method in chosen.get(model.student, {}) else None
+        for model in students:
+            score = results.dev_rouge(model) if model.method in chosen.get(model.student, {}) else None
             if score is not None:
                 points.append((float(chosen[model.student][model.method]), *score))
         if len(points) > 1:
-            lines.append((f"{own[0].label} ({teacher.label})", sorted(points)))
+            lines.append((f"{students[0].label} ({teacher.label})", sorted(points)))
     if not lines:
-        return nothing(found)
+        return nothing(results)
     figure, (axes,) = panels(style, 1)
     for i, (label, points) in enumerate(lines):
         x, y, errors = zip(*points, strict=True)
@@ -218,24 +221,29 @@ def mixing(found: Found) -> Drawing:
         "there are several."
     )
     n = dev_n(
-        {found.dev_rows(model) for _, own in found.pairs() for model in own if model.method in chosen.get(model.student, {})}
+        {
+            results.dev_rows(model)
+            for _, students in results.pairs()
+            for model in students
+            if model.method in chosen.get(model.student, {})
+        }
     )
     settings = sum(len(points) for _, points in lines)
     return finished(figure, style, caption, f"{n}; {settings} settings." if n else f"{settings} settings.")
 
 
-def reliability(found: Found) -> Drawing:
+def reliability(results: ItemResults) -> Drawing:
     """Accuracy against confidence, bin by bin; a panel a task."""
-    style, methods = style_of(found), found.settings.table.methods
+    style, methods = style_of(results), results.settings.table.methods
     pages = []
-    for task in found.names("calibration"):
-        for teacher in dict.fromkeys(m.teacher for m in found.models()):
-            every = found.drawn([m for m in found.models() if m.teacher == teacher])
-            own = {m: c for m in every if (c := found.calibration(m, task))}
-            if own:
-                pages.append((task, own))
+    for task in results.names("calibration"):
+        for teacher in dict.fromkeys(m.teacher for m in results.models()):
+            every = results.drawn([m for m in results.models() if m.teacher == teacher])
+            calibrations = {m: c for m in every if (c := results.calibration(m, task))}
+            if calibrations:
+                pages.append((task, calibrations))
     if not pages:
-        return nothing(found)
+        return nothing(results)
     figure, grid = panels(style, len(pages), share_y=True)
     handles: list[Line2D] = [Line2D([], [], color="0.6", linewidth=0.8, label="perfect calibration")]
     texts = []
@@ -244,15 +252,16 @@ def reliability(found: Found) -> Drawing:
         for model, metrics in models.items():
             _reliability_curve(axes, metrics[0], line_of(style, methods, model.method))
             handles.append(key(style, methods, model))
-        axes.set_title(f"{found.label(task)} ({next(iter(models)).teacher_label})")
+        axes.set_title(f"{results.label(task)} ({next(iter(models)).teacher_label})")
         axes.set_xlabel("confidence (normalised)")
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        texts.append(f"{found.label(task)}: n = {', '.join(map(str, counts([m for own in models.values() for m in own])))}")
+        sizes = results.sizes("calibration", list(models), task)
+        texts.append(f"{results.label(task)}: n = {', '.join(map(str, sizes))}")
     label_left(grid, "accuracy")
     legend(figure, handles)
     caption = "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First training seed."
-    caption += found.drawn_note
+    caption += results.drawn_note
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
 
 

@@ -26,7 +26,7 @@ Looks = dict[str, tuple[str, str]]  # method -> colour, hatch
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, its caption and n in words; `missing` says in a line what is not there, where nothing could be drawn."""
+    """A figure, its caption and n in words; `missing` says in a line what is not there if nothing could be drawn."""
 
     figure: Figure
     caption: str
@@ -151,7 +151,7 @@ def wrapped(text: str, style: Style) -> str:
 
 
 def absent(style: Style, shows: str, line: str) -> Drawing:
-    """A page that says what is missing, where there is nothing to draw."""
+    """A page that says what is missing if there is nothing to draw."""
     figure = Figure(figsize=(style.width, 0.6 * style.height), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from minillm.publish.figures.drawing import Drawing, finished, legend, panels
-from minillm.publish.results import Found
+from minillm.publish.item_results import ItemResults
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def fit_reverse(p: Mixture) -> tuple[float, float]:
     """Mean and standard deviation of the Gaussian q that minimises KL(q || p): the best of searches from each component and from
     the forward fit."""
     starts = [*zip(p.means, p.deviations, strict=True), fit_forward(p)]
-    found = [minimize(lambda v: reverse_kl(v[0], v[1], p), [m, np.log(s)], method="L-BFGS-B") for m, s in starts]
-    best = min(found, key=lambda result: result.fun)
+    fits = [minimize(lambda v: reverse_kl(v[0], v[1], p), [m, np.log(s)], method="L-BFGS-B") for m, s in starts]
+    best = min(fits, key=lambda result: result.fun)
     return float(best.x[0]), float(np.exp(best.x[1]))
 
 
-def toy(found: Found) -> Drawing:
+def toy(results: ItemResults) -> Drawing:
     """Densities of the mixture and of both fits."""
-    style = found.settings.style
+    style = results.settings.style
     assert style is not None
     figure, (axes,) = panels(style, 1)
     x = np.linspace(-7, 8, 600)

@@ -6,14 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from minillm.publish.figures.drawing import Drawing, finished, panels
-from minillm.publish.results import Found
+from minillm.publish.item_results import ItemResults
 
 BOX = {"teacher": ("0.85", "-"), "student": ("#FBE0CF", "-"), "text": ("white", "--")}
 
 
-def schematic(found: Found) -> Drawing:
+def schematic(results: ItemResults) -> Drawing:
     """Two panels of boxes and arrows."""
-    style = found.settings.style
+    style = results.settings.style
     assert style is not None
     figure, (left, right) = panels(style, 2)
     for axes in (left, right):

@@ -20,7 +20,7 @@ GROUP = 0.8  # width of a test set's group of bars
 Panel = tuple[str, str]  # teacher, student
 
 
-def draw_main(settings: FigureSettings, table: Path, out: Path) -> None:
+def run_stage(settings: FigureSettings, *, table: Path, out: Path) -> None:
     """main.png and main.pdf in `out` from main.csv (`table`).  `style.height` is the height of a figure with one row of panels.
 
     Raises UserError where the table is damaged, or the palette names no method or no colour.
@@ -47,8 +47,8 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     letters = _letters(style, columns, len(tests))
     for axes, (teacher, student) in zip(grid.flat, panels, strict=False):
-        own = [c for c in cells if c.teacher == teacher and c.student in ("", student)]
-        _panel(axes, own, tests, methods, looks, letters)
+        shown = [c for c in cells if c.teacher == teacher and c.student in ("", student)]
+        _panel(axes, shown, tests, methods, looks, letters)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for row in grid:
@@ -67,14 +67,15 @@ def _letters(style: Style, columns: int, tests: int) -> int:
 
 
 def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int) -> None:
-    found = {(c.method, c.test): c for c in cells}
+    by_place = {(c.method, c.test): c for c in cells}
     width = GROUP / len(methods)
-    own = [method for method in methods if any(c.method == method for c in cells)]  # not every pair has every method
+    # Not every pair has every method.
+    present = [method for method in methods if any(c.method == method for c in cells)]
     labels = []
     for x, test in enumerate(tests):
-        for i, method in enumerate(own):
-            _bar(axes, x + (i + 0.5 - len(own) / 2) * width, width, found.get((method, test)), looks)
-        teacher = found.get(("teacher", test))
+        for i, method in enumerate(present):
+            _bar(axes, x + (i + 0.5 - len(present) / 2) * width, width, by_place.get((method, test)), looks)
+        teacher = by_place.get(("teacher", test))
         if teacher is not None and teacher.mean is not None:
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
             error = teacher.standard_error or 0.0

@@ -11,24 +11,25 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from minillm.evaluation.statistics import ratio_error
 from minillm.publish.figures.curves import key, nothing, style_of
 from minillm.publish.figures.drawing import Drawing, finished, label_left, legend, line_of, panels
-from minillm.publish.results import Found, Trained, judge_of, parameters
+from minillm.publish.item_results import ItemResults, Trained, judge_of, parameters
+from minillm.publish.results import Value
 
-Score = Callable[[Trained], tuple[float, float | None] | None]
+Score = Callable[[Trained], Value | None]
 
 
-def scores(found: Found) -> tuple[Score, str, str, list[str]]:
+def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
     """How a model is scored, the axis's label, what the caption says of it, and the test sets.
 
     By the judge where a real one scored something; else by ROUGE-L, which the caption says.
     """
-    table = found.settings.table
-    judged = found.names("judge")
-    metrics = [m for model in found.models() for test in judged for m in found.metrics("judge", model, test)]
+    table = results.settings.table
+    judged = results.names("judge")
+    metrics = [m for model in results.models() for test in judged for m in results.contents("judge", model, test)]
     if metrics and not any(m.get("stand_in", True) for m in metrics):
-        names = ", ".join(map(found.label, judged))
+        names = ", ".join(map(results.label, judged))
         judge = judge_of(metrics[0])
         return (
-            lambda model: found.average("judge", model, judged),
+            lambda model: results.average(model, "judge", judged),
             "judge's score (%)",
             f"Mean over {names} of the judge's score ({judge}), as a ratio of totals with the references.",
             judged,
@@ -36,18 +37,18 @@ def scores(found: Found) -> tuple[Score, str, str, list[str]]:
     tests = list(table.tests)
     why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
     return (
-        lambda model: found.average("rouge", model, tests),
+        lambda model: results.average(model, "rouge", tests),
         "mean ROUGE-L",
-        f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {', '.join(map(found.label, tests))}.",
+        f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {', '.join(map(results.label, tests))}.",
         tests,
     )
 
 
-def _bars(found: Found, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
+def _bars(results: ItemResults, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
     """What the caption says of the error bars, those of `drawn`: what they range over."""
     judged = label.startswith("judge")
     kind, single = ("judge", "prompts (bootstrap)") if judged else ("rouge", "sampling seeds")
-    several = {len(found.metrics(kind, model, tests[0])) > 1 for model in drawn}
+    several = {len(results.rows(model, kind, tests[:1])) > 1 for model in drawn}
     single += ", the sets taken as independent" if len(tests) > 1 else ""
     over = [name for name, is_several in (("training seeds", True), (single, False)) if is_several in several]
     text = (
@@ -58,28 +59,28 @@ def _bars(found: Found, drawn: Sequence[Trained], tests: Sequence[str], label: s
     return text + " The methods' points of one size are set side by side."
 
 
-def _n(found: Found, tests: Sequence[str], label: str) -> str:
+def _n(results: ItemResults, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
-    return "; ".join(found.sizes("judge" if label.startswith("judge") else "rouge", tests, found.models())) + "."
+    return "; ".join(results.sizes_text("judge" if label.startswith("judge") else "rouge", tests, results.models())) + "."
 
 
-def _size(found: Found, name: str) -> float | None:
-    return parameters(found.settings.models[name].size)
+def _size(results: ItemResults, name: str) -> float | None:
+    return parameters(results.settings.models[name].size)
 
 
-def student_sizes(found: Found) -> Drawing:
+def student_sizes(results: ItemResults) -> Drawing:
     """Figure 1: a panel a teacher, score against the student's size; the teacher as a dashed line."""
-    style, methods = style_of(found), found.settings.table.methods
-    score, label, text, tests = scores(found)
-    every = found.models()
+    style, methods = style_of(results), results.settings.table.methods
+    score, label, text, tests = scores(results)
+    every = results.models()
     teachers = [m for m in every if not m.student]
     pages = []
     drawn = []
     for teacher in teachers:
         points: dict[str, list[tuple[float, float, float]]] = {}
         entries = {}
-        for model in found.drawn(_of_its_family(found, [m for m in every if m.teacher == teacher.teacher and m.student])):
-            size, value = _size(found, model.student), score(model)
+        for model in results.drawn(_of_its_family(results, [m for m in every if m.teacher == teacher.teacher and m.student])):
+            size, value = _size(results, model.student), score(model)
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
                 entries[model.method] = model
@@ -87,7 +88,7 @@ def student_sizes(found: Found) -> Drawing:
         if points:
             pages.append((teacher, points, entries))
     if not pages:
-        return nothing(found, "not measured: no student with a size was evaluated")
+        return nothing(results, "not measured: no student with a size was evaluated")
     figure, grid = panels(style, len(pages))
     handles = []
     for axes, (teacher, points, entries) in zip(grid, pages, strict=True):
@@ -98,86 +99,86 @@ def student_sizes(found: Found) -> Drawing:
         if top:
             axes.axhline(top[0], **{**line_of(style, methods, "teacher"), "color": "0.4"})
             handles.append(key(style, methods, teacher))
-        _sizes(axes, sorted({size for own in points.values() for size, _, _ in own}))
+        _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
         axes.set_title(f"teacher: {teacher.label}")
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    caption = f"Score against the student's size. {text} {_bars(found, drawn, tests, label)}{found.drawn_note}"
-    return finished(figure, style, caption, _n(found, tests, label))
+    caption = f"Score against the student's size. {text} {_bars(results, drawn, tests, label)}{results.drawn_note}"
+    return finished(figure, style, caption, _n(results, tests, label))
 
 
-def _of_its_family(found: Found, models: Sequence[Trained]) -> Sequence[Trained]:
-    """Students of their teacher's family, where there are some: a line through sizes of two families would mean nothing."""
-    families = found.settings.models
-    own = [m for m in models if families[m.student].family == families[m.teacher].family]
-    return own or models
+def _of_its_family(results: ItemResults, models: Sequence[Trained]) -> Sequence[Trained]:
+    """Students of their teacher's family if it has any: a line through sizes of two families would mean nothing."""
+    families = results.settings.models
+    same = [m for m in models if families[m.student].family == families[m.teacher].family]
+    return same or models
 
 
-def teacher_sizes(found: Found) -> Drawing:
+def teacher_sizes(results: ItemResults) -> Drawing:
     """Figure 5: students that have teachers of several sizes; those of OPT are figure 14."""
-    return _teacher_sizes(found, lambda family: family != "OPT")
+    return _teacher_sizes(results, lambda family: family != "OPT")
 
 
-def teacher_sizes_opt(found: Found) -> Drawing:
+def teacher_sizes_opt(results: ItemResults) -> Drawing:
     """Figure 14: the same for students of OPT."""
-    return _teacher_sizes(found, lambda family: family == "OPT")
+    return _teacher_sizes(results, lambda family: family == "OPT")
 
 
-def _teacher_sizes(found: Found, wanted: Callable[[str], bool]) -> Drawing:
-    style, methods = style_of(found), found.settings.table.methods
-    score, label, text, tests = scores(found)
+def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawing:
+    style, methods = style_of(results), results.settings.table.methods
+    score, label, text, tests = scores(results)
     teachers: dict[str, list[str]] = {}
-    for pair in (*found.settings.table.pairs, *found.settings.table.sweeps):
+    for pair in (*results.settings.table.pairs, *results.settings.table.sweeps):
         for student in pair.students:
-            family = found.settings.models[student].family
-            if wanted(family) and _size(found, pair.teacher) and found.settings.models[pair.teacher].family == family:
+            family = results.settings.models[student].family
+            if wanted(family) and _size(results, pair.teacher) and results.settings.models[pair.teacher].family == family:
                 teachers.setdefault(student, []).append(pair.teacher)
-    several = [s for s, own in teachers.items() if len({_size(found, t) for t in own}) > 1]
+    several = [s for s, names in teachers.items() if len({_size(results, t) for t in names}) > 1]
     if not several:
         none = "no student of OPT" if not wanted("") and not teachers else "one teacher size a student"
-        return nothing(found, f"not measured: this configuration has {none}")
+        return nothing(results, f"not measured: this configuration has {none}")
     figure, grid = panels(style, len(several))
     handles, drawn = [], []
     for axes, student in zip(grid, several, strict=True):
         points: dict[str, list[tuple[float, float, float]]] = {}
-        own = [m for m in found.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
-        for model in found.drawn(own):
+        trained = [m for m in results.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
+        for model in results.drawn(trained):
             value = score(model)
             if value:
-                points.setdefault(model.method, []).append((_size(found, model.teacher) or 0.0, value[0], value[1] or 0.0))
+                points.setdefault(model.method, []).append((_size(results, model.teacher) or 0.0, value[0], value[1] or 0.0))
                 handles.append(key(style, methods, model))
                 drawn += [model] if value[1] is not None else []
         for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
             _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
         _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
-        axes.set_title(f"student: {own[0].label}")
+        axes.set_title(f"student: {trained[0].label}")
         axes.set_xlabel("teacher's parameters")
     if not handles:
-        return nothing(found)
+        return nothing(results)
     label_left(grid, label)
     legend(figure, handles)
-    caption = f"One student, teachers of several sizes; SFT, which has no teacher, is left out. {text} {_bars(found, drawn, tests, label)}"
-    return finished(figure, style, caption + found.drawn_note, _n(found, tests, label))
+    caption = f"One student, teachers of several sizes; SFT, which has no teacher, is left out. {text} {_bars(results, drawn, tests, label)}"
+    return finished(figure, style, caption + results.drawn_note, _n(results, tests, label))
 
 
-def size_gap(found: Found) -> Drawing:
+def size_gap(results: ItemResults) -> Drawing:
     """The share of the teacher's ROUGE-L that a student reaches, against how many times larger the teacher is."""
-    style, methods = style_of(found), found.settings.table.methods
-    tests = list(found.settings.table.tests)
+    style, methods = style_of(results), results.settings.table.methods
+    tests = list(results.settings.table.tests)
     points: dict[str, list[tuple[float, float, float]]] = {}
     handles = []
-    for teacher, own in found.pairs():
-        sizes = _size(found, teacher.teacher), _size(found, own[0].student)
-        for model in found.drawn(own):
-            share = _share(found, model, teacher, tests)
+    for teacher, students in results.pairs():
+        sizes = _size(results, teacher.teacher), _size(results, students[0].student)
+        for model in results.drawn(students):
+            share = _share(results, model, teacher, tests)
             if share and sizes[0] and sizes[1]:
                 points.setdefault(model.method, []).append((sizes[0] / sizes[1], *share))
                 handles.append(key(style, methods, model))
     ratios = {ratio for values in points.values() for ratio, _, _ in values}
     if len(ratios) < 2:
         return nothing(
-            found, "not measured: this configuration has one ratio of sizes" if ratios else "not measured in this run"
+            results, "not measured: this configuration has one ratio of sizes" if ratios else "not measured in this run"
         )
     figure, (axes,) = panels(style, 1)
     for method, values in points.items():
@@ -192,21 +193,21 @@ def size_gap(found: Found) -> Drawing:
     axes.set_ylabel("share of the teacher's ROUGE-L (%)")
     legend(figure, handles)
     caption = (
-        f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(found.label, tests))}. Bars: "
+        f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(results.label, tests))}. Bars: "
         "standard error by bootstrap over prompts, the same for student and teacher; with that over training seeds where there are several."
     )
-    caption += found.drawn_note
-    return finished(figure, style, caption, _n(found, tests, "ROUGE-L"))
+    caption += results.drawn_note
+    return finished(figure, style, caption, _n(results, tests, "ROUGE-L"))
 
 
-def _share(found: Found, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
-    """Percent of the teacher's mean ROUGE-L over `tests` that a student reaches, and its standard error; None where a score is missing."""
-    ours = [_by_prompt(found.metrics("rouge", model, test)) for test in tests]
-    theirs = [_by_prompt(found.metrics("rouge", teacher, test)) for test in tests]
-    mean, top = found.average("rouge", model, tests), found.average("rouge", teacher, tests)
+def _share(results: ItemResults, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
+    """Percent of the teacher's mean ROUGE-L that a student reaches, with standard error; None if a score is missing."""
+    ours = [_by_prompt(results.contents("rouge", model, test)) for test in tests]
+    theirs = [_by_prompt(results.contents("rouge", teacher, test)) for test in tests]
+    mean, top = (results.average(each, "rouge", tests) for each in (model, teacher))
     if mean is None or top is None or not top[0]:
         return None
-    several = len(found.metrics("rouge", model, tests[0])) > 1
+    several = len(results.rows(model, "rouge", tests[:1])) > 1
     trainings = 100 * (mean[1] or 0.0) / top[0] if several else 0.0
     return 100 * mean[0] / top[0], math.hypot(ratio_error(ours, theirs), trainings)
 

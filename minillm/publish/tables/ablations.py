@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from minillm.publish.item_results import ItemResults, Trained, judge_of
 from minillm.publish.published_numbers import BESIDE, GPT4, beside
 from minillm.publish.published_numbers import columns as columns_of
-from minillm.publish.results import Found, Trained, judge_of, over_seeds
+from minillm.publish.results import Value, over_sets
 from minillm.publish.style import DASH
 from minillm.publish.tables.sheet import Sheet, decimals, merged_labels
 
@@ -15,25 +16,19 @@ STRATEGIES = {"no-length-norm": "w/o length norm.", "no-mixing": "w/o teacher-mi
 AVERAGED = {"calibration": {"sst2", "boolq"}, "judge": {"dolly", "self_inst", "vicuna"}}
 
 
-def test_rouge(found: Found, model: Trained, test: str) -> tuple[float, float | None] | None:
-    """ROUGE-L of a model on a test set."""
-    return over_seeds(found.metrics("rouge", model, test))
+def inst_score(results: ItemResults, model: Trained) -> Value | None:
+    """Mean score of a real judge over the judged test sets; None if there is none."""
+    rows = results.rows(model, ("judge", "judge_stand_in"), results.names("judge"))
+    return None if (rows["metric"] == "judge_stand_in").any() else over_sets(rows, results.names("judge"))
 
 
-def inst_score(found: Found, model: Trained) -> tuple[float, float | None] | None:
-    """Mean judge score over the test sets that were judged by a real judge; None where there is none."""
-    if any(metric.get("stand_in", True) for metric in _judged(found, model)):
-        return None
-    return found.average("judge", model, found.names("judge"))
-
-
-def inst_is_papers(found: Found, model: Trained) -> bool:
+def inst_is_papers(results: ItemResults, model: Trained) -> bool:
     """Whether it is over the paper's test sets, and GPT-4 judged all of it."""
-    return papers_sets(found, "judge") and all(is_gpt4(metric) for metric in _judged(found, model))
+    return papers_sets(results, "judge") and all(is_gpt4(metric) for metric in _judged(results, model))
 
 
-def _judged(found: Found, model: Trained) -> list[dict[str, Any]]:
-    return [metric for test in found.names("judge") for metric in found.metrics("judge", model, test)]
+def _judged(results: ItemResults, model: Trained) -> list[dict[str, Any]]:
+    return [metric for test in results.names("judge") for metric in results.contents("judge", model, test)]
 
 
 def is_gpt4(metric: dict[str, Any]) -> bool:
@@ -41,34 +36,34 @@ def is_gpt4(metric: dict[str, Any]) -> bool:
     return not metric.get("stand_in", True) and bool(GPT4.fullmatch(judge_of(metric)))
 
 
-def class_accuracy(found: Found, model: Trained) -> tuple[float, float | None] | None:
+def class_accuracy(results: ItemResults, model: Trained) -> Value | None:
     """Mean accuracy over the classification tasks, in percent."""
-    return found.average("calibration", model, found.names("calibration"), "accuracy", "accuracy_error")
+    return results.average(model, "accuracy", results.names("calibration"))
 
 
-def papers_sets(found: Found, kind: str) -> bool:
+def papers_sets(results: ItemResults, kind: str) -> bool:
     """Whether the sets of `kind` are those that the paper's published mean is over."""
-    return {name.replace("-", "_") for name in found.names(kind)} == AVERAGED[kind]
+    return {name.replace("-", "_") for name in results.names(kind)} == AVERAGED[kind]
 
 
-def strategies(found: Found) -> Sheet:
+def strategies(results: ItemResults) -> Sheet:
     """Table 4: dev ROUGE-L of the chosen checkpoint and test ROUGE-L, MiniLLM and without each strategy."""
-    tests = found.settings.table.tests
-    present = [method for method in STRATEGIES if method in found.settings.table.methods]
+    tests = results.settings.table.tests
+    present = [method for method in STRATEGIES if method in results.settings.table.methods]
     caption = "MiniLLM without one of its strategies (ROUGE-L)."
-    columns = ["Student", "Method", "dev", *map(found.label, tests)]
-    if not present or "minillm" not in found.settings.table.methods:
+    columns = ["Student", "Method", "dev", *map(results.label, tests)]
+    if not present or "minillm" not in results.settings.table.methods:
         return Sheet(caption, columns, [], [], [], "", f"not measured: this configuration has none of {', '.join(STRATEGIES)}")
     rows, records = [], []
     n: dict[str, int] = {}
     compared, dev_rows = False, set()
-    for _, own in found.pairs():
-        ablated = any(model.method in present for model in own)
-        for model in own:
+    for _, students in results.pairs():
+        ablated = any(model.method in present for model in students)
+        for model in students:
             if not ablated or model.method not in ("minillm", *present):
                 continue
-            values: dict[str, Any] = {"dev": found.dev_rouge(model), **{t: test_rouge(found, model, t) for t in tests}}
-            theirs = {name: found.published("4", model, name, "rougeL") for name in values}
+            values: dict[str, Any] = {"dev": results.dev_rouge(model), **{t: results.value(model, "rouge", t) for t in tests}}
+            theirs = {name: results.published("4", model, name, "rougeL") for name in values}
             compared = compared or any(value and theirs[name] for name, value in values.items())
             shown = (beside(decimals(value, 1), value and value[0], theirs[name]) for name, value in values.items())
             rows.append([model.label, model.method_label, *shown])
@@ -77,13 +72,13 @@ def strategies(found: Found) -> Sheet:
                  "mean": value and value[0], "standard_error": value and value[1], **columns_of(value and value[0], theirs[name])}
                 for name, value in values.items()
             ]  # fmt: skip
-            dev_rows.add(found.dev_rows(model))
-            n |= {t: m[0]["n"] for t in tests if (m := found.metrics("rouge", model, t))}
+            dev_rows.add(results.dev_rows(model))
+            n |= {test: sizes[0] for test in tests if (sizes := results.sizes("rouge", [model], test))}
     lacking = [STRATEGIES[method] for method in STRATEGIES if method not in present]
     notes = [
         "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as in the main table. The two "
         "are not comparable with each other.",
-        "; ".join(filter(None, [dev_n(dev_rows), *(f"{found.label(t)}: n = {count}" for t, count in n.items())])),
+        "; ".join(filter(None, [dev_n(dev_rows), *(f"{results.label(t)}: n = {count}" for t, count in n.items())])),
         "±: standard error over training seeds, where a row has several (the variants have the first alone); else over sampling seeds.",
         BESIDE if compared else "",
         f"Not in this configuration: {', '.join(lacking)}." if lacking else "",
@@ -94,39 +89,39 @@ def strategies(found: Found) -> Sheet:
 
 
 def dev_n(rows: set[int | None]) -> str:
-    """The n of dev scores, in words; nothing where it is not recorded."""
-    known = sorted(row for row in rows if row is not None)
-    return f"dev: n = {' or '.join(map(str, known))}" if known else ""
+    """The n of dev scores, in words; empty if it is not recorded."""
+    recorded = sorted(count for count in rows if count is not None)
+    return f"dev: n = {' or '.join(map(str, recorded))}" if recorded else ""
 
 
-def plain_text(found: Found) -> Sheet:
+def plain_text(results: ItemResults) -> Sheet:
     """Table 7: MiniLLM with and without L_PT: accuracy on classification, judge score and ROUGE-L on instructions."""
     caption = "MiniLLM with and without the pre-training loss."
     columns = ["Student", "Method", "CLS (%)", "Inst (judge, %)", "Inst (ROUGE-L)"]
-    chosen = found.settings.chosen
+    chosen = results.settings.chosen
     if not any(0.0 in methods.values() for methods in chosen.values()):
         return Sheet(
             caption, columns, [], [], [], "", "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else"
         )
-    tests = found.settings.table.tests
+    tests = results.settings.table.tests
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     models: list[Trained] = []
     compared = False
-    for _, own in found.pairs():
-        without = {m.method for m in own if chosen.get(m.student, {}).get(m.method) == 0.0}
-        for model in own if without else ():
+    for _, students in results.pairs():
+        without = {m.method for m in students if chosen.get(m.student, {}).get(m.method) == 0.0}
+        for model in students if without else ():
             coefficient = chosen.get(model.student, {}).get(model.method)
             if coefficient is None or (coefficient != 0 and model.method != "minillm"):
                 continue
             values = {
-                "cls": class_accuracy(found, model),
-                "inst": inst_score(found, model),
-                "rougeL": found.average("rouge", model, tests),
+                "cls": class_accuracy(results, model),
+                "inst": inst_score(results, model),
+                "rougeL": results.average(model, "rouge", tests),
             }
             theirs = {
-                "cls": found.published("7", model, "average", "cls") if papers_sets(found, "calibration") else None,
-                "inst": found.published("7", model, "average", "inst") if inst_is_papers(found, model) else None,
+                "cls": results.published("7", model, "average", "cls") if papers_sets(results, "calibration") else None,
+                "inst": results.published("7", model, "average", "inst") if inst_is_papers(results, model) else None,
                 "rougeL": None,  # the paper has no such mean
             }
             compared = compared or any(value and theirs[key] for key, value in values.items())
@@ -138,14 +133,14 @@ def plain_text(found: Found) -> Sheet:
             who = {"teacher": model.teacher, "student": model.student, "method": model.method}
             records.append({**who, "lm_coef": coefficient, **record})
             models.append(model)
-    kinds = {"calibration": found.names("calibration"), "judge": found.names("judge"), "rouge": tests}
-    n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in found.sizes(kind, names, models)))
-    judges = sorted({judge_of(metric) for model in models for metric in _judged(found, model)})
+    kinds = {"calibration": results.names("calibration"), "judge": results.names("judge"), "rouge": tests}
+    n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in results.sizes_text(kind, names, models)))
+    judges = sorted({judge_of(metric) for model in models for metric in _judged(results, model)})
     notes = [
-        f"CLS: mean accuracy over {', '.join(map(found.label, found.names('calibration'))) or 'the classification tasks'}. Inst: mean over "
-        f"{', '.join(map(found.label, found.names('judge'))) or 'the judged test sets'} of the judge's score, dashes unless a real judge ran "
-        f"(judge: {', '.join(judges) or 'none'}); "
-        f"ROUGE-L: mean over {', '.join(map(found.label, tests))}.",
+        f"CLS: mean accuracy over {', '.join(map(results.label, kinds['calibration'])) or 'the classification tasks'}. "
+        f"Inst: mean over {', '.join(map(results.label, kinds['judge'])) or 'the judged test sets'} of the judge's score, "
+        f"dashes unless a real judge ran (judge: {', '.join(judges) or 'none'}); "
+        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}.",
         "±, of one training: CLS over rows, the judge's over prompts, ROUGE-L over sampling seeds, the sets taken as independent; over "
         "training seeds where a row has several.",
         *([BESIDE] if compared else []),

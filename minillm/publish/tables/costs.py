@@ -1,4 +1,4 @@
-"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, beside its score."""
+"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, next to its score."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import json
 from typing import Any
 
-from minillm.publish.results import Found, Trained
+from minillm.config import layout
+from minillm.publish.item_results import ItemResults, Trained
 from minillm.publish.style import DASH
 from minillm.publish.tables.sheet import Sheet, decimals, merged_labels
 
@@ -24,16 +25,16 @@ COLUMNS = [
 ]
 
 
-def costs(found: Found) -> Sheet:
+def costs(results: ItemResults) -> Sheet:
     """One line a model; a mean over training seeds."""
-    tests = found.settings.table.tests
+    tests = results.settings.table.tests
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
-    for model in found.models():
-        runs = [run for weights in model.weights.values() if (run := _run(found, model, weights))]
+    for model in results.models():
+        runs = [run for weights in model.weights.values() if (run := _run(results, model, weights))]
         keys = ("wall_hours", "total_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
         values = {key: _mean([run[key] for run in runs]) for key in keys}
-        score = found.average("rouge", model, tests)
+        score = results.average(model, "rouge", tests)
         shown = [(f"{v:.3g}" if v is not None else DASH) for v in values.values()]
         shown[-1] = DASH if values["tokens"] is None else f"{values['tokens'] / 1e6:.3g}"
         shown[-2] = DASH if values["updates"] is None else f"{values['updates']:.0f}"
@@ -49,94 +50,86 @@ def costs(found: Found) -> Sheet:
         "GPUs. Memory: resident.",
         "Tokens: on-policy methods: newly sampled, summed over the log's collections; supervised ones: of the answers that were "
         "trained on, as often as they were (updates × batch × mean length of an answer).",
-        f"ROUGE-L: mean over {', '.join(map(found.label, tests))}; ± over sampling seeds of one training, the sets taken as independent, over "
-        f"training seeds where there are several. {DASH}: not recorded.",
+        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds of one training, the sets taken "
+        f"as independent, over training seeds where there are several. {DASH}: not recorded.",
     ]
     missing = "" if any(record["training_seeds"] for record in records) else "no trained model with a provenance in this run"
     n = f"{sum(record['training_seeds'] for record in records)} trained models"
     return Sheet("What each method cost, beside its score.", COLUMNS, merged_labels(rows), notes, records, n, missing)
 
 
-def _run(found: Found, model: Trained, weights: str) -> dict[str, Any] | None:
-    provenance = found.json(f"models/{weights}/provenance.json")
+def _run(results: ItemResults, model: Trained, weights: str) -> dict[str, Any] | None:
+    provenance = results.json(f"{layout.model(weights)}/provenance.json")
     if provenance is None:
         return None
-    bench = _benchmark(found, model, weights)
+    bench = _numbers(results, layout.benchmark_of(layout.model(weights)))
     gpu = "gpu" in provenance.get("peak_memory_mb", {})
     wall = provenance.get("wall_seconds")
     seconds = bench.get("s", wall)
-    needed = [_numbers(found, path).get("s") for path in _prerequisites(found, model, weights)]
-    known = [value for value in (seconds, *needed) if value is not None]
+    needed = [_numbers(results, path).get("s") for path in _prerequisites(results, model, weights)]
+    recorded = [value for value in (seconds, *needed) if value is not None]
     return {
         "wall_hours": None if seconds is None else seconds / 3600,
-        "total_hours": sum(known) / 3600 if len(known) == len(needed) + 1 else None,
+        "total_hours": sum(recorded) / 3600 if len(recorded) == len(needed) + 1 else None,
         "cpu_hours": bench["cpu_time"] / 3600 if "cpu_time" in bench else None,
         "gpu_hours": wall * provenance["world_size"] / 3600 if gpu and wall else None,
         "memory_gb": bench["max_rss"] / 1024 if "max_rss" in bench else None,
         "updates": provenance.get("steps"),
-        "tokens": _tokens(found, model, weights, provenance),
+        "tokens": _tokens(results, model, weights, provenance),
     }
 
 
-def _benchmark(found: Found, model: Trained, weights: str) -> dict[str, float]:
-    """The numbers of the stage's benchmark file; empty where there is none."""
-    _, *rest = weights.split("/")
-    if model.method == "teacher":
-        path = f"benchmarks/teacher/{model.teacher}.tsv"
-    else:
-        path = f"benchmarks/{model.method}/{model.student}/" + "/".join(rest[1:]) + ".tsv"
-    return _numbers(found, path)
-
-
-def _prerequisites(found: Found, model: Trained, weights: str) -> list[str]:
+def _prerequisites(results: ItemResults, model: Trained, weights: str) -> list[str]:
     """Benchmark files of the stages that a model's own needs, base models among them."""
-    paths = [f"benchmarks/base/{model.name}.tsv"]
+    made = [layout.model(layout.base_weights(model.name))]
     if model.method not in ("teacher", "sft"):
-        paths += [f"benchmarks/base/{model.teacher}.tsv", f"benchmarks/teacher/{model.teacher}.tsv"]
+        made += [layout.model(of(model.teacher)) for of in (layout.base_weights, layout.teacher_weights)]
         if model.method == "seqkd":
-            paths.append(f"benchmarks/pseudo/{found.settings.models[model.teacher].tokenizer}/{model.teacher}.tsv")
+            made.append(layout.pseudo_answers(results.settings.models[model.teacher].tokenizer, model.teacher))
         elif model.method != "kd":
-            paths.append(f"benchmarks/sft/{model.student}/{weights.rsplit('/', 1)[1]}.tsv")
-    return list(dict.fromkeys(paths))
+            seed = weights.rsplit("/seed", 1)[1]
+            made.append(layout.model(layout.student_weights(model.student, "sft", model.teacher, seed)))
+    return list(dict.fromkeys(map(layout.benchmark_of, made)))
 
 
-def _numbers(found: Found, path: str) -> dict[str, float]:
+def _numbers(results: ItemResults, path: str) -> dict[str, float]:
     """Seconds, memory and processor time of a benchmark file, as far as it has them."""
-    text = found.text(path)
+    text = results.text(path)
     row = next(csv.DictReader((text or "").splitlines(), delimiter="\t"), {})
-    found_numbers = {}
+    numbers = {}
     for key in ("s", "max_rss", "cpu_time"):
         try:
-            found_numbers[key] = float(row[key])
+            numbers[key] = float(row[key])
         except (KeyError, ValueError, TypeError):  # absent, or Snakemake's "-"
             continue
-    return found_numbers
+    return numbers
 
 
-def _tokens(found: Found, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
-    """Tokens newly sampled in all collections, or of the answers trained on; None where it is not recorded."""
+def _tokens(results: ItemResults, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
+    """Tokens newly sampled in all collections, or of the answers trained on; None if it is not recorded."""
     training = provenance.get("settings", {}).get("training", {})
     if "rollouts" in training:
-        collections = [entry for entry in found.log(weights) if "response_length" in entry]
-        known = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
-        return float(sum(known)) if known and len(known) == len(collections) else None
-    length = _answer_length(found, model)
+        collections = [entry for entry in results.log(weights) if "response_length" in entry]
+        sampled = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
+        return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
+    length = _answer_length(results, model)
     return (
         provenance["steps"] * training["batch"] * length if length and "steps" in provenance and "batch" in training else None
     )
 
 
-def _answer_length(found: Found, model: Trained) -> float | None:
+def _answer_length(results: ItemResults, model: Trained) -> float | None:
     """Mean tokens of an answer that a supervised method is trained on: of the training rows, or of the teacher's answers to them."""
-    folder = f"data/{found.settings.models[model.name].tokenizer}"
+    tokenizer = results.settings.models[model.name].tokenizer
     if model.method != "seqkd":
-        card = found.json(f"{folder}/training/card.json") or {}
+        card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}
         return (card.get("train", {}).get("response_tokens") or {}).get("mean")
-    answers = [json.loads(line) for line in (found.text(f"{folder}/pseudo/{model.teacher}.jsonl") or "").split("\n") if line]
-    own = [len(answer["response_tokens"]) for answer in answers if answer["split"] == "train"]
-    return sum(own) / len(own) if own else None
+    text = results.text(layout.pseudo_answers(tokenizer, model.teacher)) or ""
+    answers = [json.loads(line) for line in text.split("\n") if line]
+    lengths = [len(answer["response_tokens"]) for answer in answers if answer["split"] == "train"]
+    return sum(lengths) / len(lengths) if lengths else None
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    recorded = [value for value in values if value is not None]
+    return sum(recorded) / len(recorded) if recorded else None

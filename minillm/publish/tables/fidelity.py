@@ -7,34 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.evaluation.statistics import Part, t_interval
+from minillm.publish.item_results import ItemResults, Trained, judge_of
 from minillm.publish.published_numbers import Key, Published
-from minillm.publish.results import Found, Trained, judge_of, over_seeds
+from minillm.publish.results import Value
 from minillm.publish.style import DASH
 from minillm.publish.tables.ablations import class_accuracy, inst_is_papers, inst_score, is_gpt4, papers_sets
-from minillm.publish.tables.calibration_diversity import PAPERS_LOSS, distinct
+from minillm.publish.tables.calibration_diversity import PAPERS_LOSS
 from minillm.publish.tables.main_cells import Cell, collect_cells
 from minillm.publish.tables.sheet import Sheet
 
 PLACES = {"ece": 3, "loss": 2}
-Value = tuple[float, float | None] | None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value and its 95% interval; bounds are None where nothing was repeated."""
+    """A measured value and its 95% interval; bounds are None if nothing was repeated."""
 
     mean: float
     low: float | None
     high: float | None
 
 
-def fidelity(found: Found) -> Sheet:
-    """The table `fidelity`: measured, interval, published and their difference; dashes where nothing was measured."""
-    cells = {(c.teacher, c.student, c.method, c.test): c for c in collect_cells(found.settings.table, found.folder / "metrics")}
+def fidelity(results: ItemResults) -> Sheet:
+    """The table `fidelity`: measured, interval, published and their difference; dashes for what was not measured."""
+    cells = {(c.teacher, c.student, c.method, c.test): c for c in collect_cells(results.settings.table, results.folder)}
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
-    for key, other in found.paper.items():
-        measured = _measured(found, key, cells)
+    for key, other in results.paper.items():
+        measured = _measured(results, key, cells)
         difference = None if measured is None else measured.mean - other.value
         verdict = ""
         if measured is not None and measured.low is not None and measured.high is not None:
@@ -43,9 +43,12 @@ def fidelity(found: Found) -> Sheet:
         shown = f"{other.value:.{2 if other.status == 'digitised' else places}f}"
         rows.append([*key, *_texts(measured, places, difference), shown, other.status, verdict or DASH])
         records.append(_record(key, other, measured, difference, verdict))
-    found.sources += sorted({s for c in cells.values() for s in c.sources.split(";") if s} - set(found.sources))
+    results.sources += sorted({s for c in cells.values() for s in c.sources.split(";") if s} - set(results.sources))
     judges = {
-        judge_of(m) for model in found.models() for test in found.names("judge") for m in found.metrics("judge", model, test)
+        judge_of(m)
+        for model in results.models()
+        for test in results.names("judge")
+        for m in results.contents("judge", model, test)
     }
     count = sum(record["measured"] is not None for record in records)
     columns = ["Table", "Model", "Teacher", "Method", "Set", "Metric", "Measured", "95% interval", "Difference", "Published"]
@@ -99,66 +102,58 @@ def _texts(measured: Measured | None, places: int, difference: float | None) -> 
     return [f"{measured.mean:.{places}f}", interval, f"{difference:+.{places}f}"]
 
 
-def _model(found: Found, key: Key) -> Trained | None:
+def _model(results: ItemResults, key: Key) -> Trained | None:
     """The model of a published number: by family and size of it and its teacher, and by the method's label."""
-    _, own, teacher, method, _, _ = key
+    _, student, teacher, method, _, _ = key
 
     def is_(name: str, label: str) -> bool:
-        model = found.settings.models[name]
+        model = results.settings.models[name]
         return bool(model.family) and f"{model.family} {model.size}" == label
 
-    for model in found.models():
-        if model.method_label == method and is_(model.teacher, teacher) and is_(model.name, own):
+    for model in results.models():
+        if model.method_label == method and is_(model.teacher, teacher) and is_(model.name, student):
             return model
     return None
 
 
-def _measured(found: Found, key: Key, cells: dict[tuple[str, str, str, str], Cell]) -> Measured | None:
-    model, (*_, test, metric) = _model(found, key), key
+def _measured(results: ItemResults, key: Key, cells: dict[tuple[str, str, str, str], Cell]) -> Measured | None:
+    model, (*_, test, metric) = _model(results, key), key
     if model is None:
         return None
     if metric == "rougeL" and test != "dev":
         cell = cells.get((model.teacher, model.student, model.method, test))
         return None if cell is None or cell.mean is None else Measured(cell.mean, cell.low, cell.high)
-    value, freedom = _other(found, model, metric, test)
+    value, freedom = _other(results, model, metric, test)
     if value is None or value[1] is None:
         return value and Measured(value[0], None, None)
     return Measured(value[0], *t_interval(value[0], [Part(value[1] ** 2, freedom)]))
 
 
-def _other(found: Found, model: Trained, metric: str, test: str) -> tuple[Value, float]:
+def _other(results: ItemResults, model: Trained, metric: str, test: str) -> tuple[Value | None, float]:
     """Everything but ROUGE-L on a test set, in the published unit, and the degrees of freedom of its error."""
     if metric == "rougeL":
-        return found.dev_rouge(model), len(model.weights) - 1
+        return results.dev_rouge(model), len(model.weights) - 1
     if metric == "cls":
-        value = class_accuracy(found, model) if papers_sets(found, "calibration") else None
-        return value, _freedom(found, model, "calibration")
+        value = class_accuracy(results, model) if papers_sets(results, "calibration") else None
+        return value, _freedom(results, model, "accuracy", _first(results, "calibration"))
     if metric == "inst" or test == "average":
-        return inst_score(found, model) if inst_is_papers(found, model) else None, _freedom(found, model, "judge")
-    own = {
-        "gpt4": lambda: [m for m in found.metrics("judge", model, test) if is_gpt4(m)],
-        "ece": lambda: found.calibration(model, test),
-        "accuracy": lambda: found.calibration(model, test),
-        "dist4": lambda: [m for m in found.metrics("diversity", model, test) if m.get("ngram") == 4],
-        "loss": lambda: [m for m in found.metrics("reference_loss", model, test) if m.get("loss") == PAPERS_LOSS],
-    }[metric]()
-    if metric == "dist4":
-        value = over_seeds([distinct(m) for m in own])
-    elif metric in ("ece", "accuracy"):
-        name = "ece_raw" if metric == "ece" else metric
-        value = over_seeds(own, name, f"{name}_error")
-    else:
-        value = over_seeds(own)
-    return value, _freedom_of(own)
+        value = inst_score(results, model) if inst_is_papers(results, model) else None
+        return value, _freedom(results, model, "judge", _first(results, "judge"))
+    if metric == "gpt4" and not all(map(is_gpt4, results.contents("judge", model, test))):
+        return None, math.inf
+    name = {"gpt4": "judge", "ece": "ece_raw", "loss": PAPERS_LOSS}.get(metric, metric)
+    return results.value(model, name, test), _freedom(results, model, name, test)
 
 
-def _freedom(found: Found, model: Trained, kind: str) -> float:
-    """Degrees of freedom of a mean over all sets of a kind: those of the first."""
-    return _freedom_of(found.metrics(kind, model, name)) if (name := next(iter(found.names(kind)), "")) else math.inf
+def _first(results: ItemResults, kind: str) -> str:
+    """The set whose degrees of freedom a mean over all sets of a kind has."""
+    return next(iter(results.names(kind)), "")
 
 
-def _freedom_of(metrics: list[dict[str, Any]]) -> float:
-    """Of an error that ranges over training seeds where there are several, else over sampling seeds or rows."""
-    if len(metrics) > 1:
-        return len(metrics) - 1
-    return max(1, len(metrics[0].get("per_seed") or range(metrics[0].get("n", 2))) - 1) if metrics else math.inf
+def _freedom(results: ItemResults, model: Trained, metric: str, test: str) -> float:
+    """Degrees of freedom of an error over training seeds if there are several, else over sampling seeds or rows."""
+    rows = results.rows(model, metric, [test])
+    if len(rows) != 1:
+        return len(rows) - 1 if len(rows) else math.inf
+    per_seed = results.rows(model, metric, [test], each_seed=True)
+    return max(1, (len(per_seed) or rows["n"].fillna(2).iloc[0]) - 1)

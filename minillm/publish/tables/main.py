@@ -12,13 +12,13 @@ from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sa
 from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
 
 
-def write_main_table(settings: TableSettings, metrics: Path, out: Path, paper: Path | None = None) -> None:
-    """main.csv (long form), main.md and main.tex in `out`, from the metric files below `metrics` (results/<run>/metrics).
+def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
+    """main.csv (long form), main.md and main.tex in `out`, from the metric files of the run (`run_folder`: results/<run>).
 
-    `paper`: the folder of published numbers, which stand beside those that were measured of the same model.  A missing metric
-    file gives a dash.  Raises UserError where one is damaged or was made with other settings.
+    `paper`: the folder of published numbers (config/paper), which stand next to those that were measured of the same
+    model.  A missing metric file gives a dash.  Raises UserError if one is damaged or was made with other settings.
     """
-    cells = collect_cells(settings, Path(metrics), numbers(Path(paper)) if paper else {})
+    cells = collect_cells(settings, Path(run_folder), numbers(Path(paper or "config/paper")))
     notes = footnotes(settings, cells)
     write_csv(cells, Path(out) / "main.csv")
     for name, text in (("main.md", _markdown(settings, cells, notes)), ("main.tex", _latex(settings, cells, notes))):
@@ -60,7 +60,7 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
 
 
 def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
-    """What bold says, where there is something to compare."""
+    """What bold means, if there is something to compare."""
     groups = {(c.teacher, c.student, c.test) for c in cells if c.student and c.mean is not None}
     count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
     if not count:
@@ -89,29 +89,29 @@ def _fewer(settings: TableSettings, cell: Cell) -> bool:
 
 
 def _rows_by_test(cells: list[Cell]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    hashes: dict[str, set[str]] = {}
     for c in cells:
         if c.rows:
-            found.setdefault(c.test_label, set()).add(c.rows)
-    return found
+            hashes.setdefault(c.test_label, set()).add(c.rows)
+    return hashes
 
 
 def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
     """What the standard errors range over, method by method; cells that lack training seeds are marked instead."""
-    found: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     for c in cells:
         if c.mean is not None and not _fewer(settings, c):
-            names = found.setdefault(c.over if c.standard_error is not None else "", [])
+            names = methods.setdefault(c.over if c.standard_error is not None else "", [])
             if c.method_label not in names:
                 names.append(c.method_label)
-    texts = [f"± standard error over {where}" if where else "no standard error from a single run" for where in found]
+    texts = [f"± standard error over {where}" if where else "no standard error from a single run" for where in methods]
     if len(texts) == 1:
-        return " " + texts[0] if next(iter(found)) else "; " + texts[0]
-    return "".join(f"; {text} ({', '.join(names)})" for text, names in zip(texts, found.values(), strict=True))
+        return " " + texts[0] if next(iter(methods)) else "; " + texts[0]
+    return "".join(f"; {text} ({', '.join(names)})" for text, names in zip(texts, methods.values(), strict=True))
 
 
 def headings(settings: TableSettings) -> list[str]:
-    """Of the columns: a test set's, and before it that of the judge where one is asked to score the set."""
+    """Column headings: each test set, preceded by its judge column if it has one."""
     labels = {test: settings.test_labels.get(test, test) for test in settings.tests}
     return [
         head
@@ -121,7 +121,7 @@ def headings(settings: TableSettings) -> list[str]:
 
 
 def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
-    """The text in each of a test set's columns, and whether it is bold; behind it the published number, where there is one."""
+    """The text in each of a test set's columns, with the published number if there is one, and whether it is bold."""
     other = None if cell.published is None else Published(cell.published, cell.published_status, "")
     rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
     shown = [(beside(rouge, cell.mean, other), cell.best)]
@@ -143,11 +143,11 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
     """A block a teacher."""
     blocks = []
     for teacher in dict.fromkeys(c.teacher for c in cells):
-        own = [c for c in cells if c.teacher == teacher]
-        counts = {c.test: c.n for c in own if c.n is not None}
-        judged = {c.test: c.judged_n for c in own if c.judged_n is not None}
+        block = [c for c in cells if c.teacher == teacher]
+        counts = {c.test: c.n for c in block if c.n is not None}
+        judged = {c.test: c.judged_n for c in block if c.judged_n is not None}
         lines: dict[tuple[str, str], list[Cell]] = {}
-        for c in own:
+        for c in block:
             lines.setdefault((c.student, c.method), []).append(c)
         blocks.append(
             _Block(

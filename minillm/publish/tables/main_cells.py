@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from minillm.config.stage_settings import TableSettings
 from minillm.errors import UserError
@@ -34,15 +34,18 @@ from minillm.evaluation.statistics import (
 )
 from minillm.files import read_object, whole_file
 from minillm.publish.published_numbers import GPT4, Key, Published
-from minillm.publish.run_models import labels, models, weights_of
+from minillm.publish.results import MODEL, frame_of, over_training_seeds, read_json
+from minillm.publish.run_models import MetricFile, declared, labels, main_table_asks, models
 from minillm.publish.style import METHOD_NAMES
+from minillm.publish.tables.sheet import table_of
 
-LEVEL = 0.05  # of the comparisons of a table together
+# Of the comparisons of a table together.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one test set; `mean` is None where no metric file is there."""
+    """One model under one test set; `mean` is None if there is no metric file."""
 
     teacher: str
     student: str  # empty for the teacher itself
@@ -65,13 +68,15 @@ class Cell:
     sources: str = ""
     published: float | None = None  # the paper's ROUGE-L
     published_status: str = ""  # verified or unverified
-    judged: float | None = None  # a real judge's score in percent, where the test set has such a column
+    # A real judge's score in percent, if the test set has such a column.
+    judged: float | None = None
     judged_error: float | None = None
     judged_n: int | None = None
     judged_published: float | None = None  # the paper's GPT-4 score
     judged_published_status: str = ""
     exact_match: float | None = None  # percent of the responses that are one of the references
-    exact_match_error: float | None = None  # over training seeds where there are several, else over sampling seeds
+    # Over training seeds if there are several, else over sampling seeds.
+    exact_match_error: float | None = None
 
     @property
     def training_seeds(self) -> int:
@@ -79,59 +84,79 @@ class Cell:
         return sum("metrics/rouge/" in source for source in self.sources.split(";"))
 
 
-def collect_cells(settings: TableSettings, metrics: Path, paper: Mapping[Key, Published] | None = None) -> list[Cell]:
-    """All cells, pair by pair, from the files below `metrics` (a run's metrics folder) and the published numbers.
+COLUMNS = [field.name for field in dataclasses.fields(Cell)]
 
-    Raises UserError where a file is damaged, is of other settings, or where a teacher and its students were tested on different
-    rows.  Different teachers may be: which prompts are dropped as too long depends on the tokenizer, which only a pair shares.
+
+def collect_cells(settings: TableSettings, run_folder: Path, paper: Mapping[Key, Published] | None = None) -> list[Cell]:
+    """All cells, pair by pair, from the metric files that the table declares and the published numbers.
+
+    `run_folder`: results/<run>.  Raises UserError if a file is damaged, is of other settings, or if a teacher and its
+    students were tested on different rows.  Different teachers may be: which prompts are dropped as too long depends
+    on the tokenizer, which only a pair shares.
     """
+    contents = _read_contents(settings, run_folder)
+    frame = frame_of(run_folder, contents.items())
+    rows_of = dict(iter(frame.groupby([*MODEL, "test_set"], sort=False)))
+    answers: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for file, content in contents.items():
+        if file.kind == "rouge":
+            answers.setdefault((file.teacher, file.student, file.method, file.test_set), []).append(content)
     names = labels(settings)
-    found: list[tuple[Cell, list[float], Part | None]] = []
-    rows: dict[
-        tuple[str, str], tuple[list[int], Path]
-    ] = {}  # teacher, test -> ids of the rows, and the first file that has them
+    cells, scores, trainings = [], [], []
     for teacher, student, method in models(settings):
+        label = METHOD_NAMES.get(method) or settings.method_labels[method]
         for test in settings.tests:
-            label = METHOD_NAMES.get(method) or settings.method_labels[method]
+            key = (teacher, student, method, test)
             who = (teacher, student, names.get(student, ""), names[teacher], method, label)
-            cell = Cell(*who, test, settings.test_labels.get(test, test))
-            cell, own, training = _scored(_beside(cell, settings, paper or {}), settings, metrics, rows)
-            found.append((_judged(cell, settings, metrics), own, training))
-    cells, scores, trainings = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
+            cell = _beside(Cell(*who, test, settings.test_labels.get(test, test)), settings, paper or {})
+            rows = rows_of.get(key, frame[:0])
+            cell, of_prompts, training = _scored(cell, rows, answers.get(key, []))
+            cells.append(_judged(cell, rows))
+            scores.append(of_prompts)
+            trainings.append(training)
     best = significant_leads([(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores, trainings)
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
 
 
-def _scored(
-    cell: Cell, settings: TableSettings, metrics: Path, rows: dict[tuple[str, str], tuple[list[int], Path]]
-) -> tuple[Cell, list[float], Part | None]:
-    """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; and what training seeds add to the mean's variance."""
-    seeds: dict[int, dict[int, float]] = {}
-    answers: list[list[float]] = []  # of every seed, one score a prompt
-    exact: list[dict[str, Any]] = []
-    sources = []
-    for seed, weights in weights_of(settings, cell.teacher, cell.student, cell.method).items():
-        path = metrics / "rouge" / weights / f"{cell.test}.json"
-        if path.exists():
-            metric = _read(path, settings, cell.test)
-            ids, other = rows.setdefault((cell.teacher, cell.test), (metric["ids"], path))
-            if metric["ids"] != ids:
-                raise UserError(f"{path}: its rows are not those of {other}; generate and score both again")
-            seeds[seed] = {int(s): value for s, value in metric["per_seed"].items()}
-            answers += metric["scores"].values()
-            exact += [metric] if "exact_match" in metric else []
-            sources.append(f"metrics/rouge/{weights}/{cell.test}.json")
-    if not seeds:
+def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile, dict[str, Any]]:
+    """The declared metric files that are there; those of ROUGE-L are checked, and of one teacher on the same rows."""
+    contents: dict[MetricFile, dict[str, Any]] = {}
+    first: dict[tuple[str, str], MetricFile] = {}
+    for file in declared(settings, main_table_asks(settings)):
+        path = run_folder / file.path
+        if file.kind == "rouge" and path.exists():
+            contents[file] = _read_rouge(path, settings, file.test_set)
+            other = first.setdefault((file.teacher, file.test_set), file)
+            if contents[file]["ids"] != contents[other]["ids"]:
+                where = run_folder / other.path
+                raise UserError(f"{path}: its rows are not those of {where}; generate and score both again")
+        elif (content := read_json(path)) is not None:
+            contents[file] = content
+    return contents
+
+
+def _scored(cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]) -> tuple[Cell, list[float], Part | None]:
+    """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; what training seeds add to the variance.
+
+    `rows`: the cell's rows of the frame.  `answers`: its metric files, which hold one score a prompt.
+    """
+    rouge = rows[(rows["metric"] == "rouge") & rows["sampling_seed"].notna()]
+    if rouge.empty:
         return cell, [], None
-    scores = [math.fsum(column) / len(column) for column in zip(*answers, strict=True)]
+    seeds = {
+        int(seed): dict(zip(of_seed["sampling_seed"], of_seed["value"].tolist(), strict=True))
+        for seed, of_seed in rouge.groupby("training_seed", sort=False)
+    }
+    ids = answers[0]["ids"]
+    of_seeds = [values for content in answers for values in content["scores"].values()]
+    scores = [math.fsum(column) / len(column) for column in zip(*of_seeds, strict=True)]
     training = part([math.fsum(values.values()) / len(values) for values in seeds.values()])
     mean, error, over = pooled(seeds)
-    if error is None and len(scores) > 1:  # a single run
+    # A single run.
+    if error is None and len(scores) > 1:
         error = _error_over_prompts(scores)
         over = f"prompts (bootstrap), {over}"
-    exact_mean, exact_error = mean_and_error(metric["exact_match"] for metric in exact) if exact else (None, None)
-    if len(exact) == 1:
-        exact_error = exact[0].get("exact_match_error")
+    exact_match, exact_match_error = over_training_seeds(rows[rows["metric"] == "exact_match"]) or (None, None)
     variances = components(seeds)
     low, high = _interval(mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test)))
     cell = dataclasses.replace(
@@ -145,9 +170,9 @@ def _scored(
         high=high,
         between_variance=variances.between,
         within_variance=variances.within,
-        exact_match=exact_mean,
-        exact_match_error=exact_error,
-        sources=";".join(sources),
+        exact_match=exact_match,
+        exact_match_error=exact_match_error,
+        sources=";".join(rouge["source"].unique()),
     )
     return cell, scores, training
 
@@ -172,31 +197,22 @@ def _beside(cell: Cell, settings: TableSettings, paper: Mapping[Key, Published])
     """The cell with the paper's numbers for it, of Table 1 or 6."""
     model, teacher = (settings.labels.get(name, name) for name in (cell.student or cell.teacher, cell.teacher))
     changes: dict[str, Any] = {}
-    for key, metric in (("published", "rougeL"), ("judged_published", "gpt4")):
+    for column, metric in (("published", "rougeL"), ("judged_published", "gpt4")):
         keys = [(table, model, teacher, cell.method_label, cell.test, metric) for table in ("1", "6")]
-        found = next((paper[own] for own in keys if own in paper), None)
-        if found and (metric == "rougeL" or GPT4.fullmatch(settings.judge)):
-            changes |= {key: found.value, f"{key}_status": found.status}
+        number = next((paper[key] for key in keys if key in paper), None)
+        if number and (metric == "rougeL" or GPT4.fullmatch(settings.judge)):
+            changes |= {column: number.value, f"{column}_status": number.status}
     return dataclasses.replace(cell, **changes)
 
 
-def _judged(cell: Cell, settings: TableSettings, metrics: Path) -> Cell:
-    """The cell with a real judge's score, over training seeds as they are there."""
-    if not settings.judge or cell.test not in settings.judged:
+def _judged(cell: Cell, rows: pd.DataFrame) -> Cell:
+    """The cell with a real judge's score, over the training seeds that have one; `rows` as in `_scored`."""
+    judge = rows[rows["metric"] == "judge"]
+    if judge.empty or (rows["metric"] == "judge_stand_in").any():
         return cell
-    paths = [
-        f"judge/{weights}/{cell.test}.json"
-        for weights in weights_of(settings, cell.teacher, cell.student, cell.method).values()
-    ]
-    found = {path: read_object(metrics / path, {"n": int, "mean": float, "stand_in": bool}, "", "remove it and judge again")
-             for path in paths if (metrics / path).exists()}  # fmt: skip
-    if not found or any(metric["stand_in"] for metric in found.values()):
-        return cell
-    mean, error = mean_and_error(metric["mean"] for metric in found.values())
-    own = next(iter(found.values())).get("standard_error") if len(found) == 1 else error
-    sources = ";".join(filter(None, [cell.sources, *(f"metrics/{path}" for path in found)]))
-    n = next(iter(found.values()))["n"]
-    return dataclasses.replace(cell, judged=mean, judged_error=own, judged_n=n, sources=sources)
+    mean, error = over_training_seeds(judge) or (None, None)
+    sources = ";".join(filter(None, [cell.sources, *judge["source"]]))
+    return dataclasses.replace(cell, judged=mean, judged_error=error, judged_n=int(judge["n"].iloc[0]), sources=sources)
 
 
 def significant_leads(
@@ -211,17 +227,17 @@ def significant_leads(
     mean, where there are several.  In each group of students' cells the highest mean is compared with each of the others (`_p`); Holm's
     correction is over the comparisons of the whole table.  Cells over fewer training seeds than others are compared like the rest.
     """
-    found: dict[tuple[str, str, str], list[int]] = {}
+    by_group: dict[tuple[str, str, str], list[int]] = {}
     for i, (group, cell) in enumerate(zip(groups, cells, strict=True)):
         if cell.student and cell.mean is not None and len(scores[i]) > 1:
-            found.setdefault(group, []).append(i)
+            by_group.setdefault(group, []).append(i)
     pairs = []
-    for places in found.values():
+    for places in by_group.values():
         leader = max(places, key=lambda i: math.fsum(scores[i]))
         pairs += [(leader, other) for other in places if other != leader]
     names = ["/".join((*groups[a], cells[a].method, cells[b].method)) for a, b in pairs]
     p = [
-        _p(scores[a], scores[b], [own for own in (trainings[a], trainings[b]) if own], name)
+        _p(scores[a], scores[b], [training for training in (trainings[a], trainings[b]) if training], name)
         for (a, b), name in zip(pairs, names, strict=True)
     ]
     leads: dict[int, bool] = {}
@@ -241,35 +257,34 @@ def _p(first: Sequence[float], second: Sequence[float], trainings: Sequence[Part
 
 
 def write_csv(cells: list[Cell], path: Path) -> None:
-    """Long form, one line a cell; numbers in full, empty where there is none."""
-    with whole_file(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Cell)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(cell) for cell in cells)
+    """Long form, one line a cell; numbers in full, empty if there is none."""
+    with whole_file(path) as partial:
+        table_of([dataclasses.asdict(cell) for cell in cells], COLUMNS).to_csv(partial, index=False)
 
 
 def read_csv(path: Path) -> list[Cell]:
     """What `write_csv` wrote.  Raises UserError, one line naming file and line."""
     try:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [field.name for field in dataclasses.fields(Cell) if field.name not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"{path}:1: no column '{missing[0]}'; make the table again")
-            cells = []
-            for row in reader:
-                try:
-                    cells.append(_cell(row))
-                except (ValueError, TypeError) as error:
-                    raise UserError(f"{path}:{reader.line_num}: {error}; make the table again") from None
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such table; make it first") from None
-    if not cells:
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; make the table again") from None
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        raise UserError(f"{path}:1: no column '{missing[0]}'; make the table again")
+    if frame.empty:
         raise UserError(f"{path}: no rows; make the table again")
+    cells = []
+    for line, row in enumerate(frame.to_dict("records"), start=2):
+        try:
+            cells.append(_cell(row))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{line}: {error}; make the table again") from None
     return cells
 
 
-def _cell(row: dict[str, Any]) -> Cell:
+def _cell(row: Mapping[Any, Any]) -> Cell:
     numbers = ("mean", "standard_error", "low", "high", "between_variance", "within_variance",
                "published", "judged", "judged_error", "judged_published", "exact_match", "exact_match_error")  # fmt: skip
     values = {key: float(row[key]) if row[key] else None for key in numbers}
@@ -277,7 +292,7 @@ def _cell(row: dict[str, Any]) -> Cell:
     return Cell(**{**row, **values, **counts, "best": row["best"] == "True"})
 
 
-def _read(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
+def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
     """A metric file, checked against the settings: the table must not mix what was sampled in different ways."""
     keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
     metric = read_object(path, keys, "no such metric file; score the generations", "remove it and score again")

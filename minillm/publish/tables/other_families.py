@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from minillm.config.sections import Pair
-from minillm.publish.results import Found
+from minillm.publish.item_results import ItemResults
 from minillm.publish.tables.main import footnotes, headings, texts
 from minillm.publish.tables.main_cells import Cell, collect_cells
 from minillm.publish.tables.sheet import Sheet, merged_labels
@@ -15,9 +15,9 @@ CAPTION = (
 )
 
 
-def other_families(found: Found) -> Sheet:
+def other_families(results: ItemResults) -> Sheet:
     """The main table's cells of those students, and of their teachers."""
-    table, labels = found.settings.table, found.settings.models
+    table, labels = results.settings.table, results.settings.models
 
     def other(pair: Pair) -> tuple[str, ...]:
         return tuple(s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family)
@@ -29,17 +29,17 @@ def other_families(found: Found) -> Sheet:
             CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
         )
     settings = dataclasses.replace(table, pairs=pairs)
-    cells = collect_cells(settings, found.folder / "metrics", found.paper)
-    found.sources += [source for cell in cells for source in cell.sources.split(";") if source]
+    cells = collect_cells(settings, results.folder, results.paper)
+    results.sources += [source for cell in cells for source in cell.sources.split(";") if source]
     lines: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         lines.setdefault((cell.teacher, cell.student, cell.method), []).append(cell)
     rows = [
-        [own[0].student_label or own[0].teacher_label, own[0].method_label]
-        + [text + "*" * best for cell in own for text, best in texts(settings, cell)]
-        for own in lines.values()
+        [line[0].student_label or line[0].teacher_label, line[0].method_label]
+        + [text + "*" * best for cell in line for text, best in texts(settings, cell)]
+        for line in lines.values()
     ]
-    n = "; ".join(f"{found.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n)
+    n = "; ".join(f"{results.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n)
     n = "; ".join(dict.fromkeys(n.split("; ")))
     notes = [
         note.replace("Bold: ", "*: ").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from minillm.files import whole_file
 from minillm.publish.style import DASH, latex, markdown
@@ -35,13 +36,16 @@ class Sheet:
 def write(sheet: Sheet, out: Path, name: str) -> None:
     """NAME.csv, NAME.md and NAME.tex in `out`."""
     columns = list(dict.fromkeys(key for record in sheet.records for key in record)) or list(sheet.columns)
-    with whole_file(out / f"{name}.csv") as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sheet.records)
+    with whole_file(out / f"{name}.csv") as partial:
+        table_of(sheet.records, columns).to_csv(partial, index=False)
     for kind, text in (("md", as_markdown(sheet)), ("tex", as_latex(sheet))):
         with whole_file(out / f"{name}.{kind}") as partial:
             partial.write_text(text)
+
+
+def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """`records` as they are: as columns of one type, counts with a missing value would become 12.0."""
+    return pd.DataFrame(list(records), columns=list(columns), dtype=object)
 
 
 def as_markdown(sheet: Sheet) -> str:
@@ -63,7 +67,7 @@ def _cell(text: str) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence where there is nothing to show."""
+    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence if there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
     kinds = "".join(
         rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r") for i in range(len(sheet.columns))
@@ -100,7 +104,7 @@ def decimals(value: tuple[float, float | None] | None, places: int, scale: float
 
 
 def merged_labels(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows whose first cell is left empty where it repeats the one above."""
+    """Rows whose first cell is left empty if it repeats the one above."""
     shown, before = [], None
     for row in rows:
         shown.append([("" if row[0] == before else row[0]), *row[1:]])

@@ -11,11 +11,10 @@ import pytest
 from minillm.config import layout
 
 REPO = Path(__file__).resolve().parents[3]
-FUNCTIONS = {
-    name: function
-    for name, function in inspect.getmembers(layout, inspect.isfunction)
-    if name not in ("run_folder", "base_weights", "teacher_weights", "init_weights", "student_weights", "tables", "figures")
-}
+# Parts of other paths, folders whose files are listed one by one, and questions about paths.
+NO_PATHS = ("base_weights", "teacher_weights", "init_weights", "student_weights", "run_folder", "tables", "figures")
+NO_PATHS += ("benchmark_of", "is_metric", "is_generations")
+FUNCTIONS = {name: function for name, function in inspect.getmembers(layout, inspect.isfunction) if name not in NO_PATHS}
 BELOW = r"(?:configs|hub|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures|logs|benchmarks)"
 
 
@@ -79,10 +78,14 @@ def test_the_weights_of_each_kind_of_model() -> None:
 
 
 def test_no_rule_and_no_module_writes_such_a_path_by_hand() -> None:
-    found = []
-    for path in [*(REPO / "rules").glob("*.smk"), REPO / "workflow/Snakefile", *(REPO / "minillm").rglob("*.py")]:
-        if path.name != "layout.py":
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                if re.search(rf"""[f"'/]{BELOW}/\{{|results/\{{""", line):
-                    found.append(f"{path.relative_to(REPO)}:{number}: {line.strip()}")
-    assert not found
+    by_hand = re.compile(rf"""[f"'/]{BELOW}/[{{<]|["']{BELOW}/|results/{{|/ "{BELOW}" /""")
+    job = re.compile(r"layout\.(log|benchmark|settings_file)\(")  # the name of a job, which may begin like a path
+    found = [
+        f"{path.relative_to(REPO)}:{number}: {line.strip()}"
+        for path in [*(REPO / "rules").glob("*.smk"), REPO / "workflow/Snakefile", *(REPO / "minillm").rglob("*.py")]
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if path.name not in ("layout.py", "__init__.py") and by_hand.search(line) and not job.search(line)
+    ]
+    # a message, docstrings, and what asks a path whether it is one
+    allowed = ("config/stages.py", "plan.py", "run_models.py", "main_cells.py", "report_texts.py")
+    assert not [line for line in found if not any(f"minillm/{name}" in line or f"/{name}:" in line for name in allowed)]

@@ -91,7 +91,7 @@ def test_mean_and_variance_are_those_of_samples():
 
 def test_table_and_figure_are_written(tmp_path):
     settings = Estimators(vocabulary=2, horizon=2, seeds=(1,), alphas=(0.2,), distances={"near": 0.1})
-    run_stage(EstimatorSettings(stage="estimators", study=settings, style=Style()), tmp_path)
+    run_stage(EstimatorSettings(stage="estimators", study=settings, style=Style()), out=tmp_path)
     text = (tmp_path / "tables/estimators.md").read_text()
     assert "| student | Eq. 3 | 0, " in text
     assert (

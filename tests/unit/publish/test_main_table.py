@@ -17,9 +17,10 @@ from minillm.config.sections import Pair, Sampling, Style
 from minillm.config.stage_settings import FigureSettings, TableSettings
 from minillm.errors import UserError
 from minillm.publish.figures.drawing import fonts, legend, looks_of, panels
-from minillm.publish.figures.main import _draw, draw_main
+from minillm.publish.figures.main import _draw
+from minillm.publish.figures.main import run_stage as draw_main
 from minillm.publish.style import latex, markdown, sampling_text
-from minillm.publish.tables.main import write_main_table
+from minillm.publish.tables.main import run_stage as write_main_table
 from minillm.publish.tables.main_cells import read_csv
 
 
@@ -29,7 +30,7 @@ def metrics(tmp_path: Path) -> Path:
 
 
 def test_csv_has_a_line_a_cell(metrics: Path, tmp_path: Path) -> None:
-    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     with open(tmp_path / "out/main.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
@@ -73,13 +74,13 @@ def test_exact_match_is_in_the_csv(metrics: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11), methods=("sft",), tests=("easy",))
     for weights, exact in (("big/teacher", 4.0), ("small/sft/seed10", 1.0), ("small/sft/seed11", 3.0)):
         metric(metrics, weights, "easy", (20.0, 21.0), exact_match=exact, exact_match_error=0.5)
-    write_main_table(settings, metrics, tmp_path)
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path)
     found = [(cell.method, cell.exact_match, cell.exact_match_error) for cell in read_csv(tmp_path / "main.csv")]
     assert found == [("teacher", 4.0, 0.5), ("sft", 2.0, 1.0)]  # over trainings where there are several
 
 
 def test_markdown(metrics: Path, tmp_path: Path) -> None:
-    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     text = (tmp_path / "out/main.md").read_text()
     assert "| Model | Method | Easy & plain<br>n = 150 | Hard<br>n = 100 |" in text
     assert r"| Scratch\_A 3M | Teacher | 20.5 ± 0.5 | 20.5 ± 0.5 |" in text
@@ -94,7 +95,7 @@ def test_markdown(metrics: Path, tmp_path: Path) -> None:
 
 
 def test_latex(metrics: Path, tmp_path: Path) -> None:
-    write_main_table(SETTINGS, metrics, tmp_path / "out")
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     text = (tmp_path / "out/main.tex").read_text()
     assert r"Model & Method & Easy \& plain & Hard \\" in text
     assert r" &  & $n = 150$ & $n = 100$ \\" in text
@@ -122,25 +123,25 @@ def test_teachers_with_other_tokenizers_have_other_rows(metrics: Path, tmp_path:
     for weights in ("huge/teacher", "tiny/sft/seed10"):
         metric(metrics, weights, "easy", (30.0, 31.0), ids=list(range(1, 150)))
         metric(metrics, weights, "hard", (30.0, 31.0))
-    write_main_table(settings, metrics, tmp_path / "out")
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path / "out")
     text = (tmp_path / "out/main.md").read_text()
     assert "| Easy & plain<br>n = 150 |" in text and "| Easy & plain<br>n = 149 |" in text
     assert "tested on the same rows of Easy & plain (" in text  # and of no other set
     lines = (tmp_path / "out/main.tex").read_text().split("\n")
     for block, n in zip([i for i, line in enumerate(lines) if line == r"\midrule"], (150, 149), strict=True):
         assert lines[block + 1] == rf" &  & $n = {n}$ & $n = 100$ \\"
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
 
 
 def test_nothing_evaluated_yet(tmp_path: Path) -> None:
-    write_main_table(SETTINGS, tmp_path / "none", tmp_path / "out")
+    write_main_table(SETTINGS, run_folder=tmp_path / "none", out=tmp_path / "out")
     assert "| Teacher | – | – |" in (tmp_path / "out/main.md").read_text()
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "out/main.csv", tmp_path / "out")
+    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
 
 
 def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, labels={"big": "A", "small": "A"})
-    write_main_table(settings, metrics, tmp_path / "out")
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path / "out")
     assert "| A (small) | KD |" in (tmp_path / "out/main.md").read_text()
 
 
@@ -157,7 +158,7 @@ def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> No
 def test_a_damaged_metric_is_one_line(metrics: Path, tmp_path: Path, changed: dict, line: str) -> None:
     path = metric(metrics, "small/kd/big/seed10", "easy", (1.0, 2.0), **changed)
     with pytest.raises(UserError) as error:
-        write_main_table(SETTINGS, metrics, tmp_path / "out")
+        write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     assert str(error.value) == f"{path}: {line}"
     assert not (tmp_path / "out").exists()
 
@@ -166,18 +167,18 @@ def test_cut_metric_and_other_rows(metrics: Path, tmp_path: Path) -> None:
     path = metric(metrics, "small/kd/big/seed10", "easy", (1.0, 2.0), ids=[1, 2])
     first = metrics / "rouge/big/teacher/easy.json"
     with pytest.raises(UserError) as error:
-        write_main_table(SETTINGS, metrics, tmp_path / "out")
+        write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     assert str(error.value) == f"{path}: its rows are not those of {first}; generate and score both again"
     path.write_text(path.read_text()[:30])
     with pytest.raises(UserError, match="not JSON: .*; remove it and score again$"):
-        write_main_table(SETTINGS, metrics, tmp_path / "out")
+        write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
 
 
 def test_labels_below_the_bars_break_at_spaces_alone(tmp_path: Path) -> None:
     labels = {"a": "VicunaEvaluation", "b": "S-NI [11,+inf)", "c": "C", "d": "D", "e": "E"}
     pairs = (Pair(teacher="big", students=("s1", "s2", "s3")),)
     settings = dataclasses.replace(SETTINGS, pairs=pairs, labels={}, tests=tuple(labels), test_labels=labels)
-    write_main_table(settings, tmp_path / "none", tmp_path)
+    write_main_table(settings, run_folder=tmp_path / "none", out=tmp_path)
     figure = _draw(read_csv(tmp_path / "main.csv"), Style(), looks_of(Style(), []))
     shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert [" ".join(text.split("\n")[:-1]) for text in shown] == list(labels.values())
@@ -200,10 +201,10 @@ def test_the_legend_is_inside_the_page_and_takes_nothing_from_the_panels(count: 
 
 
 def test_figure_is_drawn_and_reproducible(metrics: Path, tmp_path: Path) -> None:
-    write_main_table(SETTINGS, metrics, tmp_path)
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path)
     settings = FigureSettings(stage="figure", style=Style(dpi=60, palette={"kd": "#112233"}))
     for name in ("a", "b"):
-        draw_main(settings, tmp_path / "main.csv", tmp_path / name)
+        draw_main(settings, table=tmp_path / "main.csv", out=tmp_path / name)
     assert (tmp_path / "a/main.png").read_bytes().startswith(b"\x89PNG")
     assert b"CreationDate" not in (tmp_path / "a/main.pdf").read_bytes()
     for kind in ("png", "pdf"):
@@ -211,19 +212,19 @@ def test_figure_is_drawn_and_reproducible(metrics: Path, tmp_path: Path) -> None
 
 
 def test_figure_refuses(metrics: Path, tmp_path: Path) -> None:
-    write_main_table(SETTINGS, metrics, tmp_path)
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path)
     table = tmp_path / "main.csv"
     for palette, line in (({"kdd": "red"}, "there is no method 'kdd'"), ({"kd": "rde"}, "'rde' is no colour")):
         with pytest.raises(UserError, match=line):
-            draw_main(FigureSettings(stage="figure", style=Style(palette=palette)), table, tmp_path / "out")
+            draw_main(FigureSettings(stage="figure", style=Style(palette=palette)), table=table, out=tmp_path / "out")
     settings = FigureSettings(stage="figure", style=Style())
     table.write_text(table.read_text().replace(",22.5,", ",x,"))
     with pytest.raises(UserError) as error:
-        draw_main(settings, table, tmp_path / "out")
+        draw_main(settings, table=table, out=tmp_path / "out")
     assert str(error.value) == f"{table}:6: could not convert string to float: 'x'; make the table again"
     table.write_text("a,b\n1,2\n")
     with pytest.raises(UserError) as error:
-        draw_main(settings, table, tmp_path / "out")
+        draw_main(settings, table=table, out=tmp_path / "out")
     assert str(error.value) == f"{table}:1: no column 'teacher'; make the table again"
     assert not (tmp_path / "out").exists()
 
@@ -238,12 +239,12 @@ def test_publish_and_scores_import_no_torch() -> None:
 
 def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, methods=("minillm", "gkd", "w"), method_labels={"gkd": "GKD", "w": "w/o |x|"})
-    write_main_table(settings, metrics, tmp_path)
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path)
     text = (tmp_path / "main.md").read_text()
     assert "| GKD |" in text and r"| w/o \|x\| |" in text
     looks = looks_of(Style(), ["minillm", "gkd", "w"])
     assert len({looks[m] for m in ("minillm", "gkd", "w")}) == 3
-    draw_main(FigureSettings(stage="figure", style=Style()), tmp_path / "main.csv", tmp_path)
+    draw_main(FigureSettings(stage="figure", style=Style()), table=tmp_path / "main.csv", out=tmp_path)
     assert (tmp_path / "main.png").stat().st_size > 10_000
 
 
@@ -263,7 +264,7 @@ def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: P
         value = json.loads(path.read_text())
         path.with_name("dolly.json").write_text(json.dumps({**value, "dataset": "dolly"}))
     settings = papers_models(tests=("dolly", "hard"))
-    write_main_table(settings, metrics, tmp_path, PAPER)
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     text = (tmp_path / "main.md").read_text()
     assert r"| OPT 1.3B | SFT w/o KD | 21.5 ± 0.5 [26.0: -4.5] | 21.5 ± 0.5 |" in text
     assert r"| OPT 1.3B | KD | 22.5 ± 0.5 [25.4?: -2.9] |" in text and "?: unverified, that is recalled" in text
@@ -274,9 +275,9 @@ def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: P
         "unverified",
     )
     (metrics / "rouge/small/sft/seed10/dolly.json").unlink()
-    write_main_table(settings, metrics, tmp_path, PAPER)
+    write_main_table(settings, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     assert "| SFT w/o KD | – | 21.5 ± 0.5 |" in (tmp_path / "main.md").read_text()  # never a published number alone
-    write_main_table(SETTINGS, metrics, tmp_path, PAPER)
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     assert "[" not in (tmp_path / "main.md").read_text()  # no model of the paper's
 
 
@@ -286,11 +287,11 @@ def test_the_judges_columns_hold_a_real_judges_scores_alone(metrics: Path, tmp_p
             path = metrics / f"judge/{weights}/easy.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"n": 9, "mean": 44.4, "standard_error": 1.5, "stand_in": stand_in}))
-        write_main_table(dataclasses.replace(SETTINGS, judged=("easy",), judge=judge), metrics, tmp_path)
+        write_main_table(dataclasses.replace(SETTINGS, judged=("easy",), judge=judge), run_folder=metrics.parent, out=tmp_path)
         text = (tmp_path / "main.md").read_text()
         shown = not stand_in and judge
         assert f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 | Hard<br>n = 100 |" in text
         assert f"| MiniLLM | {'44.4 ± 1.5' if shown else '–'} | **24.5 ± 0.5** |" in text
         assert ("± in these columns: over prompts (bootstrap)" in text) == bool(shown)
         assert ("(judge: openai m)" if judge else "no judge scored this run; a stand-in's scores are not shown") in text
-        draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), tmp_path / "main.csv", tmp_path)
+        draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "main.csv", out=tmp_path)

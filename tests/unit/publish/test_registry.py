@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from made_up_run import config, make, put
 
 from minillm.config.derive import stage_settings
 from minillm.errors import UserError
-from minillm.publish.index import write_index
+from minillm.publish.index import run_stage as write_index
 from minillm.publish.registry import ITEMS, READING
 from minillm.publish.run import run_stage
 from minillm.publish.settings import alike
@@ -204,13 +205,12 @@ def test_style_is_a_figures_alone() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--name: there is no 'table22'; did you mean 'table2'?"):
-        run_stage(settings("table2"), "table22", tmp_path, tmp_path)
-    with pytest.raises(UserError, match="holds the settings of 'table2'"):
-        run_stage(settings("table2"), "table3", tmp_path, tmp_path)
+    unknown = dataclasses.replace(settings("table2"), name="table22")
+    with pytest.raises(UserError, match="--config: name: there is no 'table22'; did you mean 'table2'?"):
+        run_stage(unknown, run_folder=tmp_path, out=tmp_path)
     put(tmp_path, "metrics/diversity/xl/teacher/dolly.json", "{")
     with pytest.raises(UserError, match="dolly.json: not JSON: .*; remove it and make it again"):
-        run_stage(settings("table5"), "table5", tmp_path, tmp_path / "out")
+        run_stage(settings("table5"), run_folder=tmp_path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -219,7 +219,7 @@ def test_index(run: Path, tmp_path: Path) -> None:
     published_item("table3", run, out / "tables")
     published_item("figure4", tmp_path / "none", out / "figures")
     put(out, "human/small/minillm/big/seed10/dolly.html", "page")
-    write_index(out, out / "index.md")
+    write_index(run_folder=out, out=out / "index.md")
     found = (out / "index.md").read_text()
     assert "| [report](report.html) | Snakemake's report of the run: all of this in one file |" in found
     assert (
@@ -233,13 +233,13 @@ def test_index(run: Path, tmp_path: Path) -> None:
     assert "| table2 | Table 2: calibration on zero-shot classification | – | not made |" in found
     (out / "tables/table3.json").write_text("{}")
     with pytest.raises(UserError, match="table3.json: damaged: .*; make it again"):
-        write_index(out, out / "index.md")
+        write_index(run_folder=out, out=out / "index.md")
 
 
 def test_publishing_imports_no_torch() -> None:
     modules = sorted(
         {f"minillm.publish.{item.module}" for item in ITEMS.values()}
-        | {f"minillm.publish.{name}" for name in ("run", "index", "report_texts")}
+        | {f"minillm.publish.{name}" for name in ("run", "index", "report_texts", "metrics_csv")}
     )
     code = f"import sys, {', '.join(modules)}\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

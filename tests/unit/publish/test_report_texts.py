@@ -7,7 +7,8 @@ from pathlib import Path
 
 from docutils.core import publish_parts
 
-from minillm.publish.origins import benchmark_of, origins
+from minillm.config.layout import benchmark_of
+from minillm.publish.origins import origins
 from minillm.publish.report_texts import details, main_table
 
 

@@ -1,0 +1,275 @@
+"""The results that one table or figure is made of: models, the frame of their numbers, and what else was recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.config import layout
+from minillm.errors import UserError
+from minillm.publish.published_numbers import Key, Published
+from minillm.publish.results import (
+    MODEL,
+    Value,
+    calibration_of,
+    over_sets,
+    over_training_seeds,
+    read_frame,
+    read_json,
+    read_text,
+    seeds_pooled,
+)
+from minillm.publish.run_models import MetricFile, declared, labels, method_of, models, weights_of
+from minillm.publish.settings import PublishSettings
+from minillm.publish.style import METHOD_NAMES
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher, or a student trained by one method, over all training seeds; a teacher has an empty `student`."""
+
+    teacher: str
+    student: str
+    method: str
+    # Of the model itself.
+    label: str
+    teacher_label: str
+    method_label: str
+    # Training seed -> path below models/.
+    weights: dict[int, str] = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """The model's name in the configuration."""
+        return self.student or self.teacher
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Teacher, student and method, as in the frame."""
+        return self.teacher, self.student, self.method
+
+
+@dataclass
+class ItemResults:
+    """What one item is made of; `sources` collects the files that were used, relative to the run's folder.
+
+    `paper`: the published numbers.  A file that is not there is None, or no row.
+    """
+
+    settings: PublishSettings
+    folder: Path
+    paper: Mapping[Key, Published] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+
+    # --- the models
+    def models(self) -> list[Trained]:
+        """Every model that the item is about (main table, or whole run), in the table's order."""
+        table = self.settings.table
+        names = labels(table)
+        return [
+            Trained(
+                teacher,
+                student,
+                method,
+                names[student or teacher],
+                names[teacher],
+                METHOD_NAMES.get(method) or table.method_labels[method],
+                weights_of(table, teacher, student, method),
+            )
+            for teacher, student, method in models(table)
+        ]
+
+    def pairs(self) -> Iterator[tuple[Trained, list[Trained]]]:
+        """Each teacher with one student's models."""
+        every = self.models()
+        for teacher, student in dict.fromkeys((m.teacher, m.student) for m in every if m.student):
+            students = [m for m in every if (m.teacher, m.student) == (teacher, student)]
+            yield next(m for m in every if m.teacher == teacher and not m.student), students
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the run has more methods than can be told apart in one panel."""
+        return len(self.settings.table.methods) > 6
+
+    def drawn(self, models: Sequence[Trained]) -> list[Trained]:
+        """Those that a panel shows: only the methods of the paper's main table if it is `crowded`."""
+        return [model for model in models if not self.crowded or model.method in METHOD_NAMES]
+
+    @property
+    def drawn_note(self) -> str:
+        """What a caption says of `drawn`, or nothing."""
+        count = len(self.settings.table.methods)
+        return f" Drawn: the methods of the paper's main table alone, of {count} in this run." if self.crowded else ""
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>."""
+        return list(self.settings.asked.get(kind, ()))
+
+    def label(self, test: str) -> str:
+        """A test set's label."""
+        return self.settings.table.test_labels.get(test, test)
+
+    def published(self, table: str, model: Trained, name: str, metric: str) -> Published | None:
+        """The paper's number for a model, in its table of that name ("2"); None if there is none."""
+        of_name = self.settings.models
+        student, teacher = (f"{of_name[key].family} {of_name[key].size}" for key in (model.name, model.teacher))
+        return self.paper.get((table, student, teacher, model.method_label, name, metric))
+
+    # --- their numbers
+    @cached_property
+    def files(self) -> list[MetricFile]:
+        """The metric files that the item's job declares; nothing else in metrics/ is read."""
+        return declared(self.settings.table, self.settings.asked)
+
+    @cached_property
+    def _files_of(self) -> dict[tuple[str, ...], list[MetricFile]]:
+        files: dict[tuple[str, ...], list[MetricFile]] = {}
+        for file in self.files:
+            files.setdefault((file.kind, file.test_set, file.teacher, file.student, file.method), []).append(file)
+        return files
+
+    def _of(self, kind: str, model: Trained, name: str) -> list[MetricFile]:
+        """The declared files of one model and set, one a training seed."""
+        return self._files_of.get((kind, name, *model.key), [])
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """Everything that these files hold (results.py)."""
+        return read_frame(self.folder, self.files)
+
+    @cached_property
+    def _rows(self) -> dict[Any, pd.DataFrame]:
+        """(teacher, student, method, whether of a single sampling seed) -> rows of the frame."""
+        return dict(iter(self.frame.groupby([*MODEL, self.frame["sampling_seed"].notna()], sort=False)))
+
+    @cached_property
+    def _n(self) -> dict[Any, int]:
+        """Metric file -> its n."""
+        return self.frame.dropna(subset="n").groupby("source")["n"].first().to_dict()
+
+    def rows(self, model: Trained, metric: str | Sequence[str], names: Sequence[str], each_seed: bool = False) -> pd.DataFrame:
+        """The frame's rows of one model, one a training seed and set; their files become sources.
+
+        Of values over all sampling seeds, or with `each_seed` of those of each.
+        """
+        rows = self._rows.get((*model.key, each_seed), self.frame[:0])
+        metrics = [metric] if isinstance(metric, str) else metric
+        rows = rows[rows["metric"].isin(metrics) & rows["test_set"].isin(names)]
+        self._use(rows["source"])
+        return rows
+
+    def value(self, model: Trained, metric: str | Sequence[str], name: str) -> Value | None:
+        """Mean and standard error over training seeds on one set; the metric's own error if there is one."""
+        return over_training_seeds(self.rows(model, metric, [name]))
+
+    def average(self, model: Trained, metric: str, names: Sequence[str]) -> Value | None:
+        """The same of the unweighted mean over several sets; None if no training seed has them all."""
+        return over_sets(self.rows(model, metric, names), names)
+
+    def sizes(self, kind: str, models: Sequence[Trained], name: str) -> list[int]:
+        """The different n of one kind of metric on a set, in order."""
+        paths = [f.path for model in models for f in self._of(kind, model, name) if self._n.get(f.path)]
+        self._use(paths)
+        return sorted({self._n[path] for path in paths})
+
+    def sizes_text(self, kind: str, names: Sequence[str], models: Sequence[Trained]) -> list[str]:
+        """ "DollyEval: n = 500" of each set that some of `models` were measured on."""
+        sizes = {name: self.sizes(kind, models, name) for name in names}
+        return [f"{self.label(name)}: n = {' or '.join(map(str, n))}" for name, n in sizes.items() if n]
+
+    # --- what is not a tidy number: scores of single prompts, curves, bins, who judged
+    def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
+        """The declared metric file of each training seed that has one."""
+        files = self._of(kind, model, name)
+        return [content for file in files if (content := self.json(file.path)) is not None]
+
+    def calibration(self, model: Trained, task: str) -> list[dict[str, Any]]:
+        """Calibration of each training seed, as `calibration_of` has it."""
+        return [calibration_of(content) for content in self.contents("calibration", model, task)]
+
+    def comparisons(self) -> dict[str, list[dict[str, Any]]]:
+        """Answered comparisons of each MiniLLM student by people, each as `comparison_of` has it."""
+        files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
+        pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
+        flat = {name: [comparison_of(c) for c in comparisons if c["n"]] for name, comparisons in pages.items()}
+        return {name: comparisons for name, comparisons in flat.items() if comparisons}
+
+    # --- what else the run recorded
+    def text(self, path: str) -> str | None:
+        """A file's text; the file becomes a source."""
+        text = read_text(self.folder / path)
+        if text is not None:
+            self._use([path])
+        return text
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """A JSON object; the file becomes a source.  Raises UserError if it is damaged."""
+        content = read_json(self.folder / path)
+        if content is not None:
+            self._use([path])
+        return content
+
+    def _use(self, paths: Sequence[str] | pd.Series) -> None:
+        self.sources += [path for path in dict.fromkeys(paths) if path not in self.sources]
+
+    def log(self, weights: str) -> list[dict[str, Any]]:
+        """A model's metrics.jsonl; empty if it is not there."""
+        path = f"{layout.model(weights)}/metrics.jsonl"
+        text = self.text(path) or ""
+        try:
+            return [json.loads(line) for line in text.split("\n") if line]
+        except ValueError as error:
+            raise UserError(f"{self.folder}/{path}: not JSON: {error}") from None
+
+    def dev_rows(self, model: Trained) -> int | None:
+        """How many dev rows a model was evaluated on in training; None if it is not recorded."""
+        provenance = self.json(f"{layout.model(next(iter(model.weights.values())))}/provenance.json") or {}
+        rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
+        if rows != 0:
+            return rows if isinstance(rows, int) else None
+        # 0 means all rows.
+        card = self.json(f"{layout.training_data(self.settings.models[model.name].tokenizer)}/card.json") or {}
+        kept = card.get("dev", {}).get("kept")
+        return kept if isinstance(kept, int) else None
+
+    def dev_rouge(self, model: Trained) -> Value | None:
+        """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""
+        selections = [self.json(f"{layout.model(weights)}/selection.json") for weights in model.weights.values()]
+        scores = [float(selection["chosen"]["dev_rouge"]) for selection in selections if selection]
+        return seeds_pooled(scores, [None] * len(scores))
+
+
+def parameters(size: str) -> float | None:
+    """ "120M" -> 1.2e8; None for what is not a size."""
+    scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(size[-1:].upper())
+    try:
+        return float(size[:-1]) * scale if scale else None
+    except ValueError:
+        return None
+
+
+def comparison_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A human comparison flat: `against` as a method's name, counts, and intervals in percent.
+
+    annotators: how many judged something.
+    """
+    outcomes = {outcome: comparison[outcome] for outcome in ("win", "tie", "loss")}
+    return {
+        "against": method_of(comparison["against"]),
+        "n": comparison["n"],
+        "annotators": sum(map(bool, comparison["annotators"].values())),
+        **{outcome: counted["count"] for outcome, counted in outcomes.items()},
+        "intervals": {outcome: (counted["low"], counted["high"]) for outcome, counted in outcomes.items()},
+    }
+
+
+def judge_of(metric: Mapping[str, Any]) -> str:
+    """Who judged, in words."""
+    judge = metric.get("judge", "")
+    return f"{judge.get('kind', '')} {judge.get('model', '')}".strip() if isinstance(judge, dict) else str(judge)
