@@ -101,7 +101,10 @@ def compare(python: str, precision: str, world: World) -> dict[str, Any]:
     memory = child.ask("benchmarks.memory", FIXED, side="ours", precision=precision, warm=True, **LIKE)
     values = {
         "ours": {"seconds": spread(mine)["median"], "above": memory["above"]},
-        "trl": {"seconds": spread([t["seconds"] for t in theirs])["median"], "above": max(t["above"] for t in theirs)},
+        "trl": {
+            "seconds": spread([t["seconds"] for t in theirs])["median"],
+            "above": max(t["above"] for t in theirs),
+        },
     }
     ratios = {key: values["trl"][key] / values["ours"][key] for key in ("seconds", "above")}
     return values | {"ratios": ratios, "all": {"ours": mine, "trl": theirs}}

@@ -52,7 +52,10 @@ class Parts:
     def watching(self) -> Iterator[None]:
         handles: list[Any] = []
         for name, model in (("student", self.side.engine.model), ("teacher", self.teacher)):
-            for part, module in (("blocks", model.base_model), ("output matrix", model.get_output_embeddings())):
+            for part, module in (
+                ("blocks", model.base_model),
+                ("output matrix", model.get_output_embeddings()),
+            ):
                 handles += self._time(module, f"{name}, {part}")
         engine = self.side.engine.engine
         for name, part in (("backward", "backward pass"), ("step", "optimizer")):
@@ -124,8 +127,8 @@ def executed_flops(action: Callable[[], Any]) -> float:
     aten = torch.ops.aten
     more = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
-            g, q, k, v
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
         ),
     }
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of sampling on a CPU (onednn_layout.py)
@@ -189,7 +192,12 @@ def main() -> None:
     side = SIDES[asked.side](setting, shape, setting.make())
     side.update(side.rollout())  # warm
     parts = by_part(side, setting.teacher, shape.inner_epochs)
-    print(table("part of an iteration", {f"{phase}: {part}": v for phase, found in parts.items() for part, v in found.items()}))
+    print(
+        table(
+            "part of an iteration",
+            {f"{phase}: {part}": v for phase, found in parts.items() for part, v in found.items()},
+        )
+    )
     print()
     print(table("kind of operation", by_kind(side, shape.inner_epochs)))
     print()

@@ -23,11 +23,19 @@ def ask(module: str, shape: Shape, processes: int = 1, **more: Any) -> dict[str,
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     threads = max(1, torch.get_num_threads() // processes)
-    child = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    child = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+    )
     if child.returncode:
-        killed = " was killed: too little memory?" if child.returncode == -9 else f" ended with status {child.returncode}"
+        killed = (
+            " was killed: too little memory?"
+            if child.returncode == -9
+            else f" ended with status {child.returncode}"
+        )
         raise RuntimeError(f"{module} {more}{killed}\n{child.stderr.strip()[-2000:]}")
-    found: dict[str, Any] = json.loads(next(line for line in reversed(child.stdout.splitlines()) if line.startswith("{")))
+    found: dict[str, Any] = json.loads(
+        next(line for line in reversed(child.stdout.splitlines()) if line.startswith("{"))
+    )
     return found
 
 

@@ -23,7 +23,9 @@ QUANTILES = np.linspace(0, 1, 21)
 
 
 def main(folder: Path) -> None:
-    bpe = ByteLevelBPETokenizer.from_file(str(folder / "gpt2_bpe/encoder.json"), str(folder / "gpt2_bpe/vocab.bpe"))
+    bpe = ByteLevelBPETokenizer.from_file(
+        str(folder / "gpt2_bpe/encoder.json"), str(folder / "gpt2_bpe/vocab.bpe")
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     rows = read_rows(Dataset(source="folder", path=str(folder / "dolly/train.jsonl")), "dolly")
     pairs = [encode(tokenizer, render(row, "alpaca"), row.outputs[0], LIMIT)[:2] for row in rows]

@@ -20,7 +20,12 @@ from benchmarks.sides import SIDES
 from benchmarks.workload import Setting
 from minillm.runtime.processes import start
 
-SMALL: dict[str, Any] = {"prompt": 2, "response": 2, "text": 4, "real": False}  # the tokens of the floor's step
+SMALL: dict[str, Any] = {
+    "prompt": 2,
+    "response": 2,
+    "text": 4,
+    "real": False,
+}  # the tokens of the floor's step
 
 
 def run(side: str, shape: Shape, precision: str, warm: bool = False, **changes: Any) -> dict[str, float]:
@@ -46,7 +51,14 @@ def run(side: str, shape: Shape, precision: str, warm: bool = False, **changes: 
     rollout, made = above(long.rollout)
     update, _ = above(lambda: long.update(made))
     peak = max(rollout, update)
-    return {"resident": resident, "floor": floor, "rollout": rollout, "update": update, "above": peak, "net": peak - floor}
+    return {
+        "resident": resident,
+        "floor": floor,
+        "rollout": rollout,
+        "update": update,
+        "above": peak,
+        "net": peak - floor,
+    }
 
 
 if __name__ == "__main__":

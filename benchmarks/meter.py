@@ -31,7 +31,9 @@ class Meter:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak of the resident size starts anew
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # the kernel's peak of the resident size starts anew
 
     def peak(self) -> float:
         return torch.cuda.max_memory_allocated() / MB if self.cuda else status("VmHWM")
@@ -39,5 +41,7 @@ class Meter:
 
 def status(field: str) -> float:
     """A field of /proc/self/status, in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":")
+    )
     return int(line.split()[1]) / 1024

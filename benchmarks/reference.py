@@ -88,7 +88,9 @@ class Reference:
         alone, alone_filtered = self.generate(tokens, attention, generator, mixed=False)
         return self.score(tokens, attention, mixed, filtered, alone, alone_filtered)
 
-    def generate(self, prompt: Tensor, attention: Tensor, generator: torch.Generator, mixed: bool) -> tuple[Tensor, Tensor]:
+    def generate(
+        self, prompt: Tensor, attention: Tensor, generator: torch.Generator, mixed: bool
+    ) -> tuple[Tensor, Tensor]:
         """(responses, -1 behind their ends, (rows, response); mask of filtered tokens (rows, response, vocabulary))."""
         models = [self.student, self.teacher] if mixed else [self.student]
         caches = [DynamicCache(config=model.config) for model in models]
@@ -124,7 +126,13 @@ class Reference:
 
     @torch.no_grad()
     def score(
-        self, prompt: Tensor, attention: Tensor, responses: Tensor, filtered: Tensor, alone: Tensor, alone_filtered: Tensor
+        self,
+        prompt: Tensor,
+        attention: Tensor,
+        responses: Tensor,
+        filtered: Tensor,
+        alone: Tensor,
+        alone_filtered: Tensor,
     ) -> Samples:
         """The passes behind the two generations; responses are -1 behind their ends."""
         mask = (responses >= 0).long()
@@ -137,7 +145,9 @@ class Reference:
         alone_tokens = torch.cat([prompt, alone.masked_fill(alone < 0, self.pad)], dim=1)
         alone_both = torch.cat([attention, alone_mask], dim=1)
         log_ratio = self.reward(alone_tokens, alone_both, alone_mask)
-        log_ratio = log_ratio - self.logprobs(self.student, alone_tokens, alone_both, alone_mask, alone_filtered)
+        log_ratio = log_ratio - self.logprobs(
+            self.student, alone_tokens, alone_both, alone_mask, alone_filtered
+        )
         reverse_kl = (log_ratio.float().exp() - 1 - log_ratio) * alone_mask
 
         teacher_logprobs = self.logprobs(self.teacher, tokens, both, mask, filtered)
@@ -146,26 +156,40 @@ class Reference:
         mixture = (1 - s.alpha) * rollout_logprobs.float().exp() + s.alpha * teacher_logprobs.float().exp()
         weights = (logprobs - mixture.log()).exp()
         rewards = ((teacher_rewards - logprobs) / s.reward_scale).clamp(-s.reward_clip, s.reward_clip)
-        return Samples(tokens, both, mask, logprobs, rewards, weights, filtered.cpu(), reverse_kl, alone_mask.sum(1))
+        return Samples(
+            tokens, both, mask, logprobs, rewards, weights, filtered.cpu(), reverse_kl, alone_mask.sum(1)
+        )
 
     def logits(self, model: nn.Module, tokens: Tensor, attention: Tensor) -> Tensor:
         """Of all positions, padding included: (rows, positions, vocabulary) in the model's precision."""
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
-        logits: Tensor = model(input_ids=tokens, attention_mask=attention, position_ids=positions, use_cache=False).logits
+        logits: Tensor = model(
+            input_ids=tokens, attention_mask=attention, position_ids=positions, use_cache=False
+        ).logits
         return logits
 
-    def response_logits(self, model: nn.Module, tokens: Tensor, attention: Tensor, filtered: Tensor) -> Tensor:
+    def response_logits(
+        self, model: nn.Module, tokens: Tensor, attention: Tensor, filtered: Tensor
+    ) -> Tensor:
         """Those that predict the response, (rows, response, vocabulary)."""
         logits = self.logits(model, tokens, attention) / self.settings.temperature
         return logits[:, -self.response - 1 : -1].masked_fill(filtered.to(logits.device), -torch.inf)
 
-    def logprobs(self, model: nn.Module, tokens: Tensor, attention: Tensor, mask: Tensor, filtered: Tensor) -> Tensor:
+    def logprobs(
+        self, model: nn.Module, tokens: Tensor, attention: Tensor, mask: Tensor, filtered: Tensor
+    ) -> Tensor:
         """Of the response tokens, (rows, response), 0 on padding."""
-        return self.chosen_logprobs(self.response_logits(model, tokens, attention, filtered), tokens, mask, filtered)
+        return self.chosen_logprobs(
+            self.response_logits(model, tokens, attention, filtered), tokens, mask, filtered
+        )
 
     def chosen_logprobs(self, logits: Tensor, tokens: Tensor, mask: Tensor, filtered: Tensor) -> Tensor:
         every = logits.log_softmax(-1).masked_fill(filtered.to(logits.device), -torch.inf)
-        return every.gather(-1, tokens[:, -self.response :].unsqueeze(-1)).squeeze(-1).masked_fill(mask == 0, 0.0)
+        return (
+            every.gather(-1, tokens[:, -self.response :].unsqueeze(-1))
+            .squeeze(-1)
+            .masked_fill(mask == 0, 0.0)
+        )
 
     def reward(self, tokens: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
         """The teacher's log-probabilities of the response tokens, as logit minus log-sum-exp of centred logits, without a temperature."""
@@ -214,7 +238,10 @@ class Reference:
         with torch.no_grad():
             theirs = self.response_logits(self.teacher, samples.tokens, samples.attention, filtered)
         values = cross_entropy(logits, theirs, filtered) - cross_entropy(logits, logits, filtered)
-        return {"long_term": (worst * mask).sum() / mask.sum(), "single_step": (values * mask).sum() / mask.sum()}
+        return {
+            "long_term": (worst * mask).sum() / mask.sum(),
+            "single_step": (values * mask).sum() / mask.sum(),
+        }
 
     def advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         """Discounted sums of this and the following rewards over the count of remaining tokens, whitened over all positions."""

@@ -16,7 +16,9 @@ import torch
 
 # Targets, all against the plain reference beside this file unless they say otherwise.
 ITERATION = {"fixed bf16": 3.0, "fixed fp32": 2.0}  # times faster, iterations with plain text
-REAL_LENGTHS = 6.0  # times faster at real lengths, in "iteration_samples": plain text is as long on either side
+REAL_LENGTHS = (
+    6.0  # times faster at real lengths, in "iteration_samples": plain text is as long on either side
+)
 MEMORY = 0.25  # of the reference's, at V = 50257
 GROWTH = 0.15  # of the net memory from V = 50257 to V = 152064
 OTHERS = 1.0  # times faster and smaller than TRL on the like-for-like row
@@ -49,17 +51,23 @@ def checks(found: dict[str, Any]) -> list[Check]:
         if name in ITERATION:
             made.append(Check(f"iteration, {name}", ratios["iteration"], ITERATION[name], True))
         elif name == "real bf16":
-            made.append(Check(f"iteration on samples, {name}", ratios["iteration_samples"], REAL_LENGTHS, True))
+            made.append(
+                Check(f"iteration on samples, {name}", ratios["iteration_samples"], REAL_LENGTHS, True)
+            )
     memory = found.get("memory", {})
     for precision in sorted({name.split()[1] for name in memory}):
         ours, theirs, large = (memory.get(f"{side} {precision} {point}", {}) for side, point in DECISIVE)
-        made.append(Check(f"memory, {precision}", middle(ours, "above") / middle(theirs, "above"), MEMORY, False))
+        made.append(
+            Check(f"memory, {precision}", middle(ours, "above") / middle(theirs, "above"), MEMORY, False)
+        )
         change = growth(middle(ours, "net"), middle(large, "net"))
         made.append(Check(f"memory growth to V = 152064, {precision}", change, GROWTH, False))
     for name, entry in found.get("trl", {}).items():
         made.append(Check(f"TRL, time, {name}", entry["ratios"]["seconds"], OTHERS, True))
         made.append(Check(f"TRL, memory, {name}", entry["ratios"]["above"], OTHERS, True))
-    made += [Check(f"stage {name}", entry["ratio"], STAGE, True) for name, entry in found.get("stages", {}).items()]
+    made += [
+        Check(f"stage {name}", entry["ratio"], STAGE, True) for name, entry in found.get("stages", {}).items()
+    ]
     return made
 
 
@@ -86,9 +94,15 @@ def machine() -> dict[str, Any]:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = re.findall(r"^model name\s*: (.+)$", text, re.MULTILINE)
     cuda = torch.cuda.is_available()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
     return {
-        "name": torch.cuda.get_device_name() if cuda else names[0] if names else platform.processor() or platform.machine(),
+        "name": torch.cuda.get_device_name()
+        if cuda
+        else names[0]
+        if names
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "cuda": cuda,
         "python": platform.python_version(),
@@ -99,7 +113,9 @@ def machine() -> dict[str, Any]:
 
 def write(found: dict[str, Any], folder: Path, mode: str) -> Path:
     """FOLDER/<machine>-<mode>.json and .md; returns the path of the latter."""
-    name = re.sub(r"[^a-z0-9]+", "-", f"{found['machine']['name']} {found['machine']['threads']} threads".lower()).strip("-")
+    name = re.sub(
+        r"[^a-z0-9]+", "-", f"{found['machine']['name']} {found['machine']['threads']} threads".lower()
+    ).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     listed = [asdict(check) | {"met": check.met} for check in checks(found)]
     (folder / f"{name}-{mode}.json").write_text(json.dumps(found | {"targets": listed}, indent=1) + "\n")
@@ -111,7 +127,12 @@ def write(found: dict[str, Any], folder: Path, mode: str) -> Path:
 def markdown(found: dict[str, Any]) -> str:
     m = found["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in m["versions"].items())
-    lines = [f"# {m['name']}, {m['threads']} threads", "", f"Commit {m['commit']}; Python {m['python']}, {versions}.", ""]
+    lines = [
+        f"# {m['name']}, {m['threads']} threads",
+        "",
+        f"Commit {m['commit']}; Python {m['python']}, {versions}.",
+        "",
+    ]
     for name, entry in found.get("speed", {}).items():
         lines += speed_table(name, entry)
     lines += memory_table(found.get("memory", {}))
@@ -137,10 +158,16 @@ def markdown(found: dict[str, Any]) -> str:
 
 def speed_table(name: str, entry: dict[str, Any]) -> list[str]:
     """Medians with extremes, in seconds."""
-    lines = [f"## Seconds, {name} ({entry['tokens']} response tokens)", "", "| | " + " | ".join(COLUMNS) + " |"]
+    lines = [
+        f"## Seconds, {name} ({entry['tokens']} response tokens)",
+        "",
+        "| | " + " | ".join(COLUMNS) + " |",
+    ]
     lines.append("|:--|" + "--:|" * len(COLUMNS))
     for side, parts in entry["sides"].items():
-        cells = [f"{parts[c]['median']:.2f} ({parts[c]['min']:.2f} to {parts[c]['max']:.2f})" for c in COLUMNS]
+        cells = [
+            f"{parts[c]['median']:.2f} ({parts[c]['min']:.2f} to {parts[c]['max']:.2f})" for c in COLUMNS
+        ]
         lines.append(f"| {side} | " + " | ".join(cells) + " |")
     return [*lines, "| ratio | " + " | ".join(f"{entry['ratios'][c]:.2f}" for c in COLUMNS) + " |", ""]
 
@@ -156,7 +183,11 @@ def memory_table(memory: dict[str, dict[str, Any]]) -> list[str]:
 
     lines = ["## Megabytes", "", "| | " + " | ".join(keys) + " |", "|:--|" + "--:|" * len(keys)]
     for name, values in memory.items():
-        cells = [cell(values[key]) for key in keys] if "above" in values else [values["error"], *[""] * (len(keys) - 1)]
+        cells = (
+            [cell(values[key]) for key in keys]
+            if "above" in values
+            else [values["error"], *[""] * (len(keys) - 1)]
+        )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
@@ -164,8 +195,17 @@ def memory_table(memory: dict[str, dict[str, Any]]) -> list[str]:
 def scaling_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    lines = ["## Seconds of ours as the workload grows", "", "| | rollout | update | iteration |", "|:--|--:|--:|--:|"]
-    return [*lines, *(f"| {r['name']} | {r['rollout']:.2f} | {r['update']:.2f} | {r['iteration']:.2f} |" for r in rows), ""]
+    lines = [
+        "## Seconds of ours as the workload grows",
+        "",
+        "| | rollout | update | iteration |",
+        "|:--|--:|--:|--:|",
+    ]
+    return [
+        *lines,
+        *(f"| {r['name']} | {r['rollout']:.2f} | {r['update']:.2f} | {r['iteration']:.2f} |" for r in rows),
+        "",
+    ]
 
 
 def stage_table(stages: dict[str, dict[str, Any]], commits: dict[str, str]) -> list[str]:
@@ -183,7 +223,8 @@ def stage_table(stages: dict[str, dict[str, Any]], commits: dict[str, str]) -> l
 def summary(found: dict[str, Any]) -> str:
     """The last line of the benchmark."""
     parts = [
-        f"{c.name} {c.value:.2f} ({'met' if c.met else 'MISSED'}: {'≥' if c.least else '≤'} {c.limit:g})" for c in checks(found)
+        f"{c.name} {c.value:.2f} ({'met' if c.met else 'MISSED'}: {'≥' if c.least else '≤'} {c.limit:g})"
+        for c in checks(found)
     ]
     others = [
         f"{name} with plain text {entry['ratios']['iteration']:.2f}"

@@ -48,7 +48,9 @@ def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
     points = [("ours", "bf16", shape) for shape in (small, FIXED, large)] + [("reference", "bf16", FIXED)]
     if full:
         points += [("reference", "bf16", shape) for shape in (small, large)]
-        points += [("ours", "fp32", shape) for shape in (small, FIXED, large)] + [("reference", "fp32", FIXED)]
+        points += [("ours", "fp32", shape) for shape in (small, FIXED, large)] + [
+            ("reference", "fp32", FIXED)
+        ]
         for batch in (8, 32):
             shape = dataclasses.replace(FIXED, batch=batch, micro_batch=batch)
             points += [("ours", "bf16", shape), ("reference", "bf16", shape)]
@@ -66,9 +68,13 @@ def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
         name = f"{side} {precision} V{shape.vocabulary} B{shape.batch} T{shape.prompt}+{shape.response}"
         repeats = 3 if report.decides(name) else 1
         try:
-            runs = [child.ask("benchmarks.memory", shape, side=side, precision=precision) for _ in range(repeats)]
+            runs = [
+                child.ask("benchmarks.memory", shape, side=side, precision=precision) for _ in range(repeats)
+            ]
             found[name] = {key: speed.spread([run[key] for run in runs]) for key in runs[0]}
-            say(f"{name}: {found[name]['above']['median']:.0f} MB above, net {found[name]['net']['median']:.0f}")
+            say(
+                f"{name}: {found[name]['above']['median']:.0f} MB above, net {found[name]['net']['median']:.0f}"
+            )
         except RuntimeError as error:
             found[name] = {"error": str(error).splitlines()[0]}
             say(str(error))
@@ -93,7 +99,9 @@ def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
             "tokens": f"{shape.prompt} + {shape.response} tokens",
         }
         times = child.ask("benchmarks.scaling", shape, processes, precision="bf16", repeats=3 if full else 2)
-        found.append({"name": names[what], "processes": processes, "shape": dataclasses.asdict(shape), **times})
+        found.append(
+            {"name": names[what], "processes": processes, "shape": dataclasses.asdict(shape), **times}
+        )
         say(f"{names[what]}: {times['iteration']:.2f} s an iteration")
     return found
 
@@ -101,7 +109,9 @@ def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--full", action="store_true", help="fp32 too, more points: up to an hour on two cores instead of 15 minutes"
+        "--full",
+        action="store_true",
+        help="fp32 too, more points: up to an hour on two cores instead of 15 minutes",
     )
     parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
     parser.add_argument(

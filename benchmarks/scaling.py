@@ -21,7 +21,10 @@ from minillm.runtime.processes import start
 def points(full: bool) -> list[tuple[str, Shape, int]]:
     """(what, shape, processes) of every measurement."""
     found = [("processes", FIXED, count) for count in (1, 2)]
-    found += [("vocabulary", dataclasses.replace(FIXED, vocabulary=v), 1) for v in ((2048, 152064) if full else (2048,))]
+    found += [
+        ("vocabulary", dataclasses.replace(FIXED, vocabulary=v), 1)
+        for v in ((2048, 152064) if full else (2048,))
+    ]
     for side in (32, 128) if full else (32,):
         found.append(("tokens", dataclasses.replace(FIXED, prompt=side, response=side, text=2 * side), 1))
     return found

@@ -23,7 +23,9 @@ from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 class Ours:
     """The package.  `changes` are keys of OnPolicy; an `engine` given is used on, with other data."""
 
-    def __init__(self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any) -> None:
+    def __init__(
+        self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any
+    ) -> None:
         self.chosen, self.data = settings(shape, **changes), data
         self.engine = engine or setting.engine("ours", self.chosen, compiled=setting.compiled)
         sampling = Sampling(max_tokens=self.chosen.max_tokens)
@@ -34,14 +36,23 @@ class Ours:
     def rollout(self) -> Rollouts:
         with stopping([self.engine.model, self.task.teacher], self.data.stops):
             made = collect_rollouts(
-                self.engine, self.task.teacher, self.data.rows, self.task.dev, self.chosen, Memory(1.0), self.collection, 0
+                self.engine,
+                self.task.teacher,
+                self.data.rows,
+                self.task.dev,
+                self.chosen,
+                Memory(1.0),
+                self.collection,
+                0,
             )
         self.collection += 1
         return made
 
     def update(self, made: Rollouts) -> float:
         """Returns the loss."""
-        return total(self.engine, micro_batches(self.engine, self.task, made, list(range(len(made.responses)))))
+        return total(
+            self.engine, micro_batches(self.engine, self.task, made, list(range(len(made.responses))))
+        )
 
     @staticmethod
     def tokens(made: Rollouts) -> int:
@@ -52,22 +63,32 @@ class Ours:
 class Released:
     """The reference, with an optimizer step by the same engine.  Collections go through it chunk by chunk of `micro_batch` rows."""
 
-    def __init__(self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any) -> None:
+    def __init__(
+        self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any
+    ) -> None:
         self.chosen, self.shape, self.data = settings(shape, **changes), shape, data
         self.engine = engine or setting.engine("reference", self.chosen)
-        self.model = Reference(self.engine.model, setting.teacher, self.chosen, shape.prompt, shape.response, EOS, PAD)
+        self.model = Reference(
+            self.engine.model, setting.teacher, self.chosen, shape.prompt, shape.response, EOS, PAD
+        )
         self.generator = torch.Generator(setting.world.device).manual_seed(0)
 
     def rollout(self) -> list[Samples]:
         prompts = [self.data.rows.prompt(i) for i in range(len(self.data.rows))]
         size = self.shape.micro_batch
         with stopping([self.model.student, self.model.teacher], self.data.stops):
-            return [self.model.rollout(prompts[i : i + size], self.generator) for i in range(0, len(prompts), size)]
+            return [
+                self.model.rollout(prompts[i : i + size], self.generator)
+                for i in range(0, len(prompts), size)
+            ]
 
     def update(self, made: list[Samples]) -> float:
         """Returns the loss."""
         count = self.shape.batch if self.chosen.lm_coef else 0
-        texts = [self.data.corpus.chunk((self.engine.step * count + i) % len(self.data.corpus)) for i in range(count)]
+        texts = [
+            self.data.corpus.chunk((self.engine.step * count + i) % len(self.data.corpus))
+            for i in range(count)
+        ]
         return total(self.engine, self.model.losses(self.engine.engine, made, texts))
 
     @staticmethod

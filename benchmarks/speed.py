@@ -37,7 +37,13 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def compare(
-    shape: Shape, precision: str, world: World, repeats: int, updates: int, say: Callable[[str], None], compiled: bool = False
+    shape: Shape,
+    precision: str,
+    world: World,
+    repeats: int,
+    updates: int,
+    say: Callable[[str], None],
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Both sides at one shape, `repeats` times in alternation, and the ratios reference / ours of the medians.
 
@@ -49,15 +55,23 @@ def compare(
     data = setting.make()
     found: dict[str, dict[str, list[float]]] = {name: {} for name in SIDES}
     with_text = {name: kind(setting, shape, data) for name, kind in SIDES.items()}
-    without = {name: SIDES[name](setting, shape, data, side.engine, lm_coef=0.0) for name, side in with_text.items()}
+    without = {
+        name: SIDES[name](setting, shape, data, side.engine, lm_coef=0.0) for name, side in with_text.items()
+    }
     for repeat in range(repeats):
         for name in sorted(SIDES, reverse=bool(repeat % 2)):
             times, tokens = once(
-                with_text[name], without[name], shape.inner_epochs, shape.inner_epochs if name == "ours" else updates
+                with_text[name],
+                without[name],
+                shape.inner_epochs,
+                shape.inner_epochs if name == "ours" else updates,
             )
             for part, value in times.items():
                 found[name].setdefault(part, []).append(value)
-            say(f"{name:9} {repeat + 1}/{repeats}  " + "  ".join(f"{part} {value:.2f} s" for part, value in times.items()))
+            say(
+                f"{name:9} {repeat + 1}/{repeats}  "
+                + "  ".join(f"{part} {value:.2f} s" for part, value in times.items())
+            )
     sides = {name: {part: spread(values) for part, values in parts.items()} for name, parts in found.items()}
     parts = sides["ours"]
     ratios = {part: sides["reference"][part]["median"] / parts[part]["median"] for part in parts}

@@ -38,8 +38,14 @@ MODELS = {
 # Stage -> what its job makes, and where Snakemake writes the job's seconds, below results/mini.
 TARGETS = {
     "kd": (f"models/{STUDENT}/kd/{TEACHER}/seed10", f"benchmarks/kd/{STUDENT}/{TEACHER}/seed10.tsv"),
-    "minillm": (f"models/{STUDENT}/minillm/{TEACHER}/seed10", f"benchmarks/minillm/{STUDENT}/{TEACHER}/seed10.tsv"),
-    "generate": (f"generations/{STUDENT}/sft/seed10/dolly.jsonl", f"benchmarks/generate/{STUDENT}/sft/seed10/dolly.tsv"),
+    "minillm": (
+        f"models/{STUDENT}/minillm/{TEACHER}/seed10",
+        f"benchmarks/minillm/{STUDENT}/{TEACHER}/seed10.tsv",
+    ),
+    "generate": (
+        f"generations/{STUDENT}/sft/seed10/dolly.jsonl",
+        f"benchmarks/generate/{STUDENT}/sft/seed10/dolly.tsv",
+    ),
 }
 
 
@@ -91,7 +97,8 @@ def snakemake(folder: Path, configs: list[str], targets: list[str], rules: tuple
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *options, "--", *targets],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder.resolve())},  # the revision's package, wherever this one is installed
+        env=os.environ
+        | {"PYTHONPATH": str(folder.resolve())},  # the revision's package, wherever this one is installed
         text=True,
         stdout=subprocess.PIPE if rules else None,
         stderr=subprocess.STDOUT if rules else None,
@@ -107,18 +114,26 @@ def main() -> None:
     parser.add_argument("--after", default="HEAD", help="the revision compared (default: HEAD)")
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument(
-        "--precision", choices=("bf16", "fp32"), default="bf16", help="of both sides, models included (default: bf16)"
+        "--precision",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="of both sides, models included (default: bf16)",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     asked = parser.parse_args()
-    commits = {name: git("rev-parse", "--short", f"{getattr(asked, name)}^{{commit}}") for name in ("before", "after")}
+    commits = {
+        name: git("rev-parse", "--short", f"{getattr(asked, name)}^{{commit}}")
+        for name in ("before", "after")
+    }
     folder = asked.out / "stages" / asked.precision
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CHANGED).write_text(yaml.safe_dump({"precision": asked.precision}))
     models = sorted({model for stage in asked.only for model in MODELS[stage]})
     say(f"models of {CONFIG}, {asked.precision}")
-    snakemake(Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in models])
+    snakemake(
+        Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in models]
+    )
     sides = {name: Side(commit, folder, models, asked.precision) for name, commit in commits.items()}
     kept = folder / f"{commits['before']}-{commits['after']}.json"
     times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-SIZE, SCALE = 8.0, 5.0  # norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number)
+SIZE, SCALE = (
+    8.0,
+    5.0,
+)  # norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number)
 
 
 @torch.no_grad()
@@ -47,7 +50,9 @@ class Stops:
         self.handle = self.model.base_model.register_forward_hook(self._force, with_kwargs=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.handle.remove()
 
     def _force(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:

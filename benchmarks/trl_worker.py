@@ -58,7 +58,9 @@ def main(folder: Path, precision: str) -> None:
         logging_strategy="no", save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.bfloat16 if bf16 else torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(
+        folder / "teacher", dtype=torch.bfloat16 if bf16 else torch.float32
+    )
     trainer = MiniLLMTrainer(
         model=student, teacher_model=teacher, args=config, processing_class=tokenizer, callbacks=[OnDemand()],
         train_dataset=Dataset.from_dict({"prompt": asked["prompts"]}),

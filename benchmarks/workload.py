@@ -46,7 +46,9 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = {"<eos>": EOS, "<pad>": PAD} | {f"t{i}": i for i in range(FIRST, vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="t2"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
 
 
 def make_model(size: Size, shape: Shape, seed: int) -> PreTrainedModel:
@@ -71,7 +73,10 @@ def make_data(shape: Shape, folder: Path, seed: int = 0) -> Data:
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, lengths: Sequence[int], values: Any) -> None:
-        np.save(folder / f"{name}.tokens.npy", generator.integers(FIRST, shape.vocabulary, sum(lengths)).astype(np.int32))
+        np.save(
+            folder / f"{name}.tokens.npy",
+            generator.integers(FIRST, shape.vocabulary, sum(lengths)).astype(np.int32),
+        )
         np.save(folder / f"{name}.lengths.npy", np.asarray(values, dtype=np.int32))
 
     pairs = list(zip(prompts, responses, strict=True))
@@ -108,15 +113,26 @@ class Setting:
     def make(self, shape: Shape | None = None) -> Data:
         """Data of the setting's shape, or of another one for the same models."""
         shape = shape or self.shape
-        return make_data(shape, self.folder / f"data-{shape.prompt}-{shape.response}-{shape.text}-{shape.real}")
+        return make_data(
+            shape, self.folder / f"data-{shape.prompt}-{shape.response}-{shape.text}-{shape.real}"
+        )
 
     def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000, compiled: bool = False) -> Engine:
         """A student of its own under DeepSpeed, beside the teacher that all share."""
-        tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)  # as many as the reference computes at once
+        tokens = self.shape.micro_batch * max(
+            self.shape.width, self.shape.text
+        )  # as many as the reference computes at once
         rows = max(32, self.shape.batch)
         # On a CPU blocks are compiled with this attention alone.
         attention = "eager" if compiled and self.world.device.type == "cpu" else "auto"
-        launch = Launch(zero=1, micro_batch=tokens, micro_tokens=tokens, eval_batch=rows, compile=compiled, attention=attention)
+        launch = Launch(
+            zero=1,
+            micro_batch=tokens,
+            micro_tokens=tokens,
+            eval_batch=rows,
+            compile=compiled,
+            attention=attention,
+        )
         student = make_model(self.shape.student, self.shape, 1)
         engine = Engine(student, chosen, launch, self.world, self.precision, self.folder / name, steps)
         engine.frozen(self.teacher)

@@ -19,7 +19,13 @@ from matplotlib.path import Path as Curve
 
 ROOT = Path(__file__).parent.parent
 HIDDEN = {"all", "settings"}
-COLOURS = {"data": "#E8EEF4", "base": "#E7F1E4", "teacher": "#E7F1E4", "students": "#FDF0DA", "minillm": "#FBE1D3"}
+COLOURS = {
+    "data": "#E8EEF4",
+    "base": "#E7F1E4",
+    "teacher": "#E7F1E4",
+    "students": "#FDF0DA",
+    "minillm": "#FBE1D3",
+}
 OTHER = "#F1EAF5"
 WIDTH, HEIGHT = 0.78, 0.42  # of a box; layers are 1 apart
 Edge = tuple[str, str]
@@ -102,14 +108,21 @@ def draw(target: Path) -> None:
         axes.add_patch(PathPatch(Curve(vertices, codes), fill=False, edgecolor="#8A8F98", linewidth=1.2))
         x, y = stops[-1]
         axes.annotate(
-            "", (x + 0.04, y), (x - 0.02, y), arrowprops={"arrowstyle": "-|>", "color": "#8A8F98", "shrinkA": 0, "shrinkB": 0}
+            "",
+            (x + 0.04, y),
+            (x - 0.02, y),
+            arrowprops={"arrowstyle": "-|>", "color": "#8A8F98", "shrinkA": 0, "shrinkB": 0},
         )
     for name, (x, y) in places.items():
         if ">" not in name:
             colour = COLOURS.get(files.get(name, ""), OTHER)
             corner = (x - WIDTH / 2, y - HEIGHT / 2)
             style = "round,pad=0,rounding_size=0.08"
-            axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, style, facecolor=colour, edgecolor="#4A4F57", linewidth=1.0))
+            axes.add_patch(
+                FancyBboxPatch(
+                    corner, WIDTH, HEIGHT, style, facecolor=colour, edgecolor="#4A4F57", linewidth=1.0
+                )
+            )
             axes.text(x, y, name.replace("_", "\n"), ha="center", va="center", fontsize=10, color="#1E2227")
     axes.set_xlim(-0.5, max(xs) + 0.5)
     axes.set_ylim(min(ys) - 0.35, max(ys) + 0.35)

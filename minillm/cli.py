@@ -30,7 +30,11 @@ class Command:
 
 def _plan_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--configfile", type=Path, nargs="+", metavar="FILE", help="configurations, as for snakemake (config/config.yaml)"
+        "--configfile",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="configurations, as for snakemake (config/config.yaml)",
     )
     sub.add_argument("targets", nargs="*", metavar="TARGET", help="files or rules, as for snakemake (all)")
 
@@ -42,13 +46,18 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 PEOPLE = {
-    "plan": Command("jobs, hours and critical path of what a configuration would still run", _plan_options, _plan),
+    "plan": Command(
+        "jobs, hours and critical path of what a configuration would still run", _plan_options, _plan
+    ),
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every path that a stage needs is a required option."""
-    every = {**{name: command.help for name, command in PEOPLE.items()}, **{n: s.help for n, s in COMMANDS.items()}}
+    every = {
+        **{name: command.help for name, command in PEOPLE.items()},
+        **{n: s.help for n, s in COMMANDS.items()},
+    }
     width = max(map(len, every))
     top = argparse.ArgumentParser(
         prog="minillm",
@@ -81,7 +90,10 @@ def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
         sub.add_argument(f"--{path}", type=Path, required=path in stage.required, nargs=many)
     if stage.launched:
         sub.add_argument(
-            "--launch", default="{}", metavar="JSON", help="launch values: ZeRO stage, micro-batch ... (docs/configuration.md)"
+            "--launch",
+            default="{}",
+            metavar="JSON",
+            help="launch values: ZeRO stage, micro-batch ... (docs/configuration.md)",
         )
 
 
@@ -102,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # each library has a kind of its own for a full disk
         if not is_full_disk(error):
             raise
-        message = "the disk is full; free some space and run the same command again: it resumes from what is saved"
+        message = (
+            "the disk is full; free some space and run the same command again: it resumes from what is saved"
+        )
         print(f"minillm {args.command}: error: {message} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 2
     return 0
@@ -114,7 +128,10 @@ def run_stage(stage: Stage, args: argparse.Namespace) -> None:
     Raises UserError as the stage does.
     """
     positional: list[Any] = []
-    paths = {path.replace("-", "_"): getattr(args, path.replace("-", "_")) for path in (*stage.required, *stage.optional)}
+    paths = {
+        path.replace("-", "_"): getattr(args, path.replace("-", "_"))
+        for path in (*stage.required, *stage.optional)
+    }
     if stage.settings:
         positional.append(_settings(stage, paths.pop("config")))
     if stage.launched:

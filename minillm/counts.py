@@ -19,7 +19,9 @@ def token_counter(folder: Path) -> Callable[[str], int]:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again")
+        raise UserError(
+            f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -85,7 +85,9 @@ def identity(path: str | Path) -> str:
     for name in (PROVENANCE, "card.json"):
         if (path / name).is_file():
             return json.loads((path / name).read_text())["content"]
-    raise UserError(f"{path}: neither a model folder ({PROVENANCE}) nor a data folder (card.json); make it again")
+    raise UserError(
+        f"{path}: neither a model folder ({PROVENANCE}) nor a data folder (card.json); make it again"
+    )
 
 
 def stage_key(settings: object, inputs: Mapping[str, str]) -> str:

@@ -99,7 +99,12 @@ def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | N
 
 
 def token_rewards(
-    student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, *, scale: float = 1.0, clip: float | None = None
+    student_logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    scale: float = 1.0,
+    clip: float | None = None,
 ) -> Tensor:
     """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to +-clip, 0 where masked (Eq. 2; the scale and the clip are the released code's)."""
     rewards = (_full(teacher_logprobs) - _full(student_logprobs)) / scale
@@ -109,7 +114,12 @@ def token_rewards(
 
 
 def returns(
-    rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, length_norm: bool = True, include_current: bool = False
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    length_norm: bool = True,
+    include_current: bool = False,
 ) -> Tensor:
     """R_{t+1}: the sum of the rewards of the *following* valid tokens (Eq. 3), divided by their number with `length_norm` (Eq. 6).
 
@@ -177,7 +187,9 @@ def policy_gradient_loss(
     time.  surrogate "ppo" is max(-A ratio, -A clip(ratio)), "paper" is -A min(ratio, clip(ratio)): they differ for A < 0.
     A ratio above exp(40) counts as exp(40), with no gradient.  Raises ValueError for any other surrogate.
     """
-    counted = mask.bool()  # where the ratio is not 0: under a mask anything may lie, and a weight of 0 has no logarithm
+    counted = (
+        mask.bool()
+    )  # where the ratio is not 0: under a mask anything may lie, and a weight of 0 has no logarithm
     exponent = _full(logprobs) - _full(old_logprobs).detach()
     if weights is not None:
         weights = _full(weights).detach()
@@ -210,7 +222,9 @@ def single_step_loss(
     """
     if mask is not None:  # a gradient of 0 is NaN behind the softmax of a NaN
         absent = ~mask.bool().unsqueeze(-1)
-        student_logits, teacher_logits = (x.masked_fill(absent, 0.0) for x in (student_logits, teacher_logits))
+        student_logits, teacher_logits = (
+            x.masked_fill(absent, 0.0) for x in (student_logits, teacher_logits)
+        )
     values = reverse_kl(student_logits, teacher_logits)
     valid = torch.ones_like(values) if mask is None else mask
     if weights is not None:

@@ -75,13 +75,19 @@ def critical_path(planned: Sequence[Job], hours: Mapping[int, float]) -> list[in
         if i not in best:
             before = {makes[name] for name in planned[i].inputs if name in makes} - {i}
             total, path = max(
-                (longest(j) for j in sorted(before)), default=(0.0, ()), key=lambda found: (found[0], len(found[1]))
+                (longest(j) for j in sorted(before)),
+                default=(0.0, ()),
+                key=lambda found: (found[0], len(found[1])),
             )
             best[i] = total + hours.get(i, 0.0), (*path, i)
         return best[i]
 
     return list(
-        max((longest(i) for i in range(len(planned))), default=(0.0, ()), key=lambda found: (found[0], len(found[1])))[1]
+        max(
+            (longest(i) for i in range(len(planned))),
+            default=(0.0, ()),
+            key=lambda found: (found[0], len(found[1])),
+        )[1]
     )
 
 
@@ -93,7 +99,15 @@ def report(planned: Sequence[Job], hours: Mapping[int, float]) -> str:
         own = [hours[i] for i, job in enumerate(planned) if job.rule == rule and i in hours]
         timed = any(job.benchmark for job in planned if job.rule == rule)
         each = f"{sum(own) / len(own):.3g}" if own else DASH if timed else ""
-        total = "" if not timed else f"{sum(own):.3g}" if len(own) == count else f"> {sum(own):.3g}" if own else DASH
+        total = (
+            ""
+            if not timed
+            else f"{sum(own):.3g}"
+            if len(own) == count
+            else f"> {sum(own):.3g}"
+            if own
+            else DASH
+        )
         lines.append(f"| {rule} | {count} | {each} | {total} |")
     path = critical_path(planned, hours)
     known = sum(hours.get(i, 0.0) for i in path)
@@ -141,6 +155,8 @@ def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
     planned = [job for job in jobs(done.stdout) if job.rule != "all"]
     if done.returncode:
         lines = done.stdout.strip().splitlines()
-        problem = next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output")
+        problem = next(
+            (line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output"
+        )
         raise UserError(f"snakemake cannot plan this: {problem.removeprefix('Error: ')}")
     print(report(planned, hours_of(planned, Path())))

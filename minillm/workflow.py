@@ -24,7 +24,13 @@ from minillm.config.subsets import SUBSETS
 from minillm.publish.registry import ITEMS
 from minillm.publish.settings import main_table_files, metric_files
 
-MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")  # wildcards that name a model, its teacher first
+MODEL_KEYS = (
+    "teacher",
+    "model",
+    "student",
+    "weights",
+    "taken",
+)  # wildcards that name a model, its teacher first
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -166,7 +172,9 @@ class Workflow:
     def fetched(self, section: str, *names: str) -> list[str]:
         """Records of those of `names` in a section of the configuration that come from the hub."""
         table = getattr(self.config, section)
-        return [self.below(layout.fetched(f"{section}/{name}")) for name in names if table[name].source == "hub"]
+        return [
+            self.below(layout.fetched(f"{section}/{name}")) for name in names if table[name].source == "hub"
+        ]
 
     def hub(self, section: str, key: str) -> Callable[[Any], list[str]]:
         """Input function: the record of what the wildcard `key` names, if it comes from the hub."""
@@ -199,7 +207,8 @@ class Workflow:
             if (teacher, student, method) in self.main
         ]
         return [
-            self.below(layout.generations(weights, wildcards.test)) for weights in (*baselines, layout.teacher_weights(teacher))
+            self.below(layout.generations(weights, wildcards.test))
+            for weights in (*baselines, layout.teacher_weights(teacher))
         ]
 
     def metas_of_compared(self, wildcards: Any) -> list[str]:

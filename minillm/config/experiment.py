@@ -203,7 +203,10 @@ class Experiment:
 
 def schema() -> dict[str, Any]:
     """JSON schema of a configuration, for Snakemake's `validate` and for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Experiment).json_schema()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **TypeAdapter(Experiment).json_schema(),
+    }
 
 
 # --- checking a whole configuration
@@ -232,7 +235,9 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     _check_methods(config, where)
     for name, stages in config.per_model.items():
         _check_per_model(config, name, stages, where)
-    _check_launch({stage: values for stage, values in config.launch.items() if stage != "default"}, where, "launch")
+    _check_launch(
+        {stage: values for stage, values in config.launch.items() if stage != "default"}, where, "launch"
+    )
     parse(Launch, config.launch.get("default", {}), where, "launch.default")
     for stage in config.cores:
         must_be_one_of(stage, STAGES, where, f"cores.{stage}")
@@ -303,7 +308,10 @@ def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str
     places = {layout.teacher_weights(pair.teacher): pair.teacher for pair in pairs}
     for pair in pairs:
         for student, method in product(pair.students, config.every_method):
-            places |= {layout.student_weights(student, method, pair.teacher, seed): student for seed in config.training_seeds}
+            places |= {
+                layout.student_weights(student, method, pair.teacher, seed): student
+                for seed in config.training_seeds
+            }
     if weights not in places:
         raise UserError(f"{key}: no model of this run has this place; {hint(weights, places)}")
     if model.source not in ("folder", "hub") or not model.path:
@@ -321,4 +329,6 @@ def _check_model(config: Experiment, name: str, model: Model, where: str) -> Non
     if model.source == "pruned":
         must_be_one_of(model.parent, config.models, where, f"models.{name}.parent")
         if config.models[model.parent].tokenizer != model.tokenizer:
-            raise UserError(f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}")
+            raise UserError(
+                f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}"
+            )

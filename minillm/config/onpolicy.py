@@ -267,7 +267,10 @@ RELEASED = {
     "inner_epochs": 4,
     "collections": 447,
 }
-FIRST_RELEASE = RELEASED | {"batch": 64, "collections": 312}  # the schedule that made the published numbers (D16, D17)
+FIRST_RELEASE = RELEASED | {
+    "batch": 64,
+    "collections": 312,
+}  # the schedule that made the published numbers (D16, D17)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},  # the defaults of OnPolicy
@@ -301,8 +304,12 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     """Refuse combinations that mean nothing, in one line."""
     problem = ""
     if settings.rollouts % settings.batch:
-        problem = f"batch: {settings.rollouts} rollouts are not a whole number of mini-batches of {settings.batch}"
-    elif settings.objective == "minillm" and (settings.student_share < 1 or settings.adaptive or settings.replay):
+        problem = (
+            f"batch: {settings.rollouts} rollouts are not a whole number of mini-batches of {settings.batch}"
+        )
+    elif settings.objective == "minillm" and (
+        settings.student_share < 1 or settings.adaptive or settings.replay
+    ):
         key = "student_share" if settings.student_share < 1 else "adaptive" if settings.adaptive else "replay"
         problem = f"{key}: the long term needs samples of the present student; choose another objective or leave this off"
     elif settings.advantage == "centred" and settings.single_step:
@@ -310,9 +317,7 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     elif settings.advantage == "expected" and settings.include_current:
         problem = "advantage: 'expected' is of the rewards that follow, not of the token's own; set include_current: false"
     elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
-        problem = (
-            "adaptive: the share of samples grows at dev evaluations; set student_share below 1 and evaluations to 2 or more"
-        )
+        problem = "adaptive: the share of samples grows at dev evaluations; set student_share below 1 and evaluations to 2 or more"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
         problem = f"{limit}: it is a factor above 1, or 0 for none"
     if problem:

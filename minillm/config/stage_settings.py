@@ -13,7 +13,17 @@ from pydantic.dataclasses import dataclass
 
 from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Dataset, Model, Pair, Precision, Pseudo, Sampling, Style, Tokenizer, Training
+from minillm.config.sections import (
+    Dataset,
+    Model,
+    Pair,
+    Precision,
+    Pseudo,
+    Sampling,
+    Style,
+    Tokenizer,
+    Training,
+)
 from minillm.config.strict import STRICT, Count, Name
 
 if TYPE_CHECKING:  # for the rules no dependency: a stage's code does not change with the sections of others
@@ -148,7 +158,9 @@ class TrainSettings:
     teacher: str = ""
 
     @classmethod
-    def of(cls, config: Experiment, stage: str, model: str, teacher: str = "", seed: int | None = None) -> TrainSettings:
+    def of(
+        cls, config: Experiment, stage: str, model: str, teacher: str = "", seed: int | None = None
+    ) -> TrainSettings:
         """The settings that `config` has for one training of `model`; the teacher itself is trained once, with the first seed."""
         return cls(
             stage=stage,  # type: ignore[arg-type]
@@ -221,7 +233,12 @@ class GenerateSettings:
     @classmethod
     def of(cls, config: Experiment, stage: str) -> GenerateSettings:
         """The settings that `config` has for responses to test sets."""
-        return cls(stage="generate", seeds=config.sampling_seeds, precision=config.precision, sampling=config.generate)
+        return cls(
+            stage="generate",
+            seeds=config.sampling_seeds,
+            precision=config.precision,
+            sampling=config.generate,
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -256,15 +273,23 @@ class TableSettings:
         students, judge = config.trained(sweeps=sweeps), config.judge
         used = {name for teacher, student, _ in students for name in (teacher, student)}
         trained = {method for *_, method in students}
-        methods = [method for method in dict.fromkeys((*config.methods, *config.every_method)) if method in trained]
+        methods = [
+            method for method in dict.fromkeys((*config.methods, *config.every_method)) if method in trained
+        ]
         return cls(
             stage="table",
             run=config.run,
-            pairs=tuple(dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.pairs),
+            pairs=tuple(
+                dataclasses.replace(pair, methods=pair.methods or config.methods) for pair in config.pairs
+            ),
             sweeps=config.sweeps if sweeps else (),
             methods=tuple(methods),
             method_labels={name: config.variants[name].label for name in methods if name in config.variants},
-            labels={name: f"{m.family} {m.size}".strip() or name for name, m in config.models.items() if name in used},
+            labels={
+                name: f"{m.family} {m.size}".strip() or name
+                for name, m in config.models.items()
+                if name in used
+            },
             tests=config.data.tests,
             test_labels={name: config.datasets[name].label or name for name in config.data.tests},
             training_seeds=config.training_seeds,

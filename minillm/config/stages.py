@@ -310,7 +310,11 @@ def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, A
     Raises ValueError for a path that names no stage, or too few or too many things.
     """
     stage, *parts = key.split("/")
-    expected = STAGES["minillm" if stage in variants else stage].key if stage in variants or stage in STAGES else None
+    expected = (
+        STAGES["minillm" if stage in variants else stage].key
+        if stage in variants or stage in STAGES
+        else None
+    )
     if expected is None:
         raise ValueError(f"configs/{key}.json: no stage has the name '{stage}'")
     if parts and len(expected) == 1:

@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 # Positions that a CPU reads at once: hidden states of more leave its cache, and a GPU waits for less than a whole batch.
 CPU_POSITIONS = 1500
-PASS = 1 / 16  # what one more pass costs, as a share of the positions that are computed at once (docs/performance.md)
+PASS = (
+    1 / 16
+)  # what one more pass costs, as a share of the positions that are computed at once (docs/performance.md)
 
 
 def at_once(device: torch.device, budget: int) -> int:
@@ -37,7 +39,9 @@ def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens:
     return batches
 
 
-def least_padding(items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0) -> list[list[T]]:
+def least_padding(
+    items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0
+) -> list[list[T]]:
     """As by_length, but cut where least is computed: for what is read or learnt from, not sampled, where every further batch costs steps.
 
     A batch costs the positions of its rows, padding included, and PASS of `tokens` for the pass itself (gradients added to those

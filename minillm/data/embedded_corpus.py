@@ -143,7 +143,11 @@ def _reverse(rng: random.Random, hard: bool) -> Entry:
 
 def _sort(rng: random.Random, hard: bool) -> Entry:
     words = _words(rng, hard)
-    return _entry(rng.choice(("Sort these words.", "Put these words in order.")), " ".join(words), " ".join(sorted(words)))
+    return _entry(
+        rng.choice(("Sort these words.", "Put these words in order.")),
+        " ".join(words),
+        " ".join(sorted(words)),
+    )
 
 
 def _fact(rng: random.Random, hard: bool) -> Entry:
@@ -183,7 +187,9 @@ def _count(rng: random.Random, hard: bool) -> Entry:
     numbers = [NUMBERS[min(max(start + step * i - 1, 0), 19)] for i in range(length + 1)]
     person = rng.choice(PEOPLE)
     return _entry(
-        "What number comes next?", f"{person} counts {', '.join(numbers[:-1])}.", f"The next number is {numbers[-1]}."
+        "What number comes next?",
+        f"{person} counts {', '.join(numbers[:-1])}.",
+        f"The next number is {numbers[-1]}.",
     )
 
 
@@ -242,7 +248,9 @@ def _text_opposites(rng: random.Random) -> str:
 
 def _text_list(rng: random.Random) -> str:
     words = rng.sample(sorted(THINGS), rng.randint(3, 6))
-    return f"{rng.choice(PEOPLE)} writes a list: {' '.join(words)}. In order it is: {' '.join(sorted(words))}."
+    return (
+        f"{rng.choice(PEOPLE)} writes a list: {' '.join(words)}. In order it is: {' '.join(sorted(words))}."
+    )
 
 
 TEXTS = (_text_facts, _text_story, _text_count, _text_opposites, _text_list)

@@ -18,7 +18,15 @@ from minillm.files import sha256, write_json
 
 # Weights in other frameworks' forms, which are never loaded.
 IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
-TOKENIZER = ["*token*", "vocab*", "merges*", "*.model", "config.json", "special_tokens_map.json", "added_tokens.json"]
+TOKENIZER = [
+    "*token*",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+]
 
 
 def run_stage(settings: FetchSettings, *, out: Path) -> None:
@@ -31,20 +39,26 @@ def run_stage(settings: FetchSettings, *, out: Path) -> None:
         found = _dataset(settings) if settings.kind == "dataset" else _repository(settings)
     except UserError:
         raise
-    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+    except (
+        Exception
+    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, revision and network, "
             "or fetch where there is a network, with HF_HOME on a file system that both see"
         ) from None
-    write_json(out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **found})
+    write_json(
+        out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **found}
+    )
 
 
 def _repository(settings: FetchSettings) -> dict[str, Any]:
     from huggingface_hub import snapshot_download
 
     if settings.kind == "subsets":
-        folder = length_subsets.folder_of(Subsets(source="hub", path=settings.path, revision=settings.revision))
+        folder = length_subsets.folder_of(
+            Subsets(source="hub", path=settings.path, revision=settings.revision)
+        )
         return {"commit": folder.name, "files": _hashes(folder)}
     tokenizer = settings.kind == "tokenizer"
     ignored = IGNORED if tokenizer else IGNORED + (["*.bin", "*.pt"] if _has_safetensors(settings) else [])
@@ -82,15 +96,26 @@ def _dataset(settings: FetchSettings) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         name = "/".join(parts[2:])
-        file = Path(hf_hub_download("/".join(parts[:2]), name, repo_type="dataset", revision=settings.revision or None))
+        file = Path(
+            hf_hub_download(
+                "/".join(parts[:2]), name, repo_type="dataset", revision=settings.revision or None
+            )
+        )
         return {"commit": file.parents[len(parts) - 3].name, "files": {name: sha256(file)}}
     import datasets
 
     table = datasets.load_dataset(
-        settings.path, settings.subset or None, split=settings.split or "train", revision=settings.revision or None
+        settings.path,
+        settings.subset or None,
+        split=settings.split or "train",
+        revision=settings.revision or None,
     )
     cached = [Path(entry["filename"]) for entry in table.cache_files]
-    return {"rows": len(table), "commit": _commit(settings), "files": {file.name: sha256(file) for file in cached}}
+    return {
+        "rows": len(table),
+        "commit": _commit(settings),
+        "files": {file.name: sha256(file) for file in cached},
+    }
 
 
 def _commit(settings: FetchSettings) -> str | None:

@@ -15,7 +15,13 @@ from minillm.errors import UserError
 from minillm.files import whole_file, write_json
 
 BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}  # the paper's, in tokens of the first reference
-PUBLISHED = {"0_2": "0_5", "3_5": "0_5", "3_6": "0_5", "6_10": "6_10", "11_": "11_"}  # the released folders are finer
+PUBLISHED = {
+    "0_2": "0_5",
+    "3_5": "0_5",
+    "3_6": "0_5",
+    "6_10": "6_10",
+    "11_": "11_",
+}  # the released folders are finer
 PER_TASK = 100  # of a task's instances, the first ones: Tk-Instruct's evaluation, from which the paper's 119 tasks come
 TASK_LISTS = ("splits/default/test_tasks.txt", "test_tasks.txt")
 
@@ -37,7 +43,9 @@ def run_stage(
         raise UserError("give the folder with --source, or --config with the settings that name it")
     source = source or folder_of(settings.rows)  # type: ignore[union-attr]
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give the one with task*.json, or with 0_2, 3_5, 6_10 and 11_")
+        raise UserError(
+            f"{source}: no such folder; give the one with task*.json, or with 0_2, 3_5, 6_10 and 11_"
+        )
     published = [name for name in PUBLISHED if (source / name / "valid.jsonl").is_file()]
     count = token_counter(tokenizer) if tokenizer else None
     rows = list(_published(source, published) if published else _tasks(source, count))
@@ -68,9 +76,13 @@ def folder_of(rows: Subsets) -> Path:
     patterns = [f"{name}/valid.jsonl" for name in PUBLISHED]
     try:
         return Path(
-            snapshot_download(rows.path, repo_type="dataset", revision=rows.revision or "main", allow_patterns=patterns)
+            snapshot_download(
+                rows.path, repo_type="dataset", revision=rows.revision or "main", allow_patterns=patterns
+            )
         )
-    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+    except (
+        Exception
+    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"subsets: cannot load '{rows.path}' from the hub ({reason}); check name, revision and network"
@@ -79,7 +91,9 @@ def folder_of(rows: Subsets) -> Path:
 
 def bucket_of(tokens: int) -> str:
     """Name of the bucket of a reference of that many tokens."""
-    return next(name for name, (low, high) in BUCKETS.items() if tokens >= low and (high is None or tokens <= high))
+    return next(
+        name for name, (low, high) in BUCKETS.items() if tokens >= low and (high is None or tokens <= high)
+    )
 
 
 def _published(source: Path, names: list[str]) -> Iterator[Entry]:
@@ -92,7 +106,9 @@ def _published(source: Path, names: list[str]) -> Iterator[Entry]:
 def _tasks(source: Path, count: Callable[[str], int] | None) -> Iterator[Entry]:
     listed = next((source / name for name in TASK_LISTS if (source / name).is_file()), None)
     if listed is None:
-        raise UserError(f"{source}: neither {' nor '.join(TASK_LISTS)} here, nor folders like 11_ with valid.jsonl")
+        raise UserError(
+            f"{source}: neither {' nor '.join(TASK_LISTS)} here, nor folders like 11_ with valid.jsonl"
+        )
     folder = source / "tasks" if (source / "tasks").is_dir() else source
     for name in listed.read_text().split():
         path = folder / f"{name.removesuffix('.json')}.json"
@@ -101,7 +117,9 @@ def _tasks(source: Path, count: Callable[[str], int] | None) -> Iterator[Entry]:
             text, outputs = instance.get("input"), instance.get("output")
             outputs = [outputs] if isinstance(outputs, str) else outputs
             if not isinstance(text, str) or not outputs or not all(isinstance(o, str) for o in outputs):
-                raise UserError(f"{path}: Instances.{i}: no input, or no output; mend or remove this instance")
+                raise UserError(
+                    f"{path}: Instances.{i}: no input, or no output; mend or remove this instance"
+                )
             yield _entry(path.stem, definition, text, outputs, bucket_of(count(outputs[0])) if count else "")
 
 
@@ -116,7 +134,9 @@ def _task(path: Path) -> tuple[str, list[Any]]:
     definition = task.get("Definition") if isinstance(task, dict) else None
     definition = definition[0] if isinstance(definition, list) and definition else definition
     if not isinstance(definition, str) or not isinstance(task.get("Instances"), list):
-        raise UserError(f"{path}: 'Definition' or 'Instances' is missing or of the wrong type; download it again")
+        raise UserError(
+            f"{path}: 'Definition' or 'Instances' is missing or of the wrong type; download it again"
+        )
     return definition, [entry if isinstance(entry, dict) else {} for entry in task["Instances"]]
 
 

@@ -33,7 +33,10 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
     texts = read_texts(settings.corpus, "data.corpus")
     rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
     refuse_overlap(
-        rows["train"], rows["dev"], f"data.train ({source_of(settings.train)})", f"data.dev ({source_of(settings.dev)})"
+        rows["train"],
+        rows["dev"],
+        f"data.train ({source_of(settings.train)})",
+        f"data.dev ({source_of(settings.dev)})",
     )
     card: dict[str, Any] = {}
     with whole_folder(out) as partial:
@@ -43,22 +46,35 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
             card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
         card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
         card["dev"]["overlap_with_train"] = 0  # else refused above
-        card["tokenizer"] = {"vocabulary": len(tokenizer), "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        card["tokenizer"] = {
+            "vocabulary": len(tokenizer),
+            "eos": tokenizer.eos_token_id,
+            "pad": tokenizer.pad_token_id,
+        }
         card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
         card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
         files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
-        card["content"] = hash_of(card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files))
+        card["content"] = hash_of(
+            card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files)
+        )
         write_json(partial / "card.json", card)
 
 
 def _write_rows(
-    folder: Path, split: str, rows: list[Row], dataset: Dataset, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    split: str,
+    rows: list[Row],
+    dataset: Dataset,
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     kept: list[tuple[Row, list[int], list[int], Counter[str]]] = []
     for row in rows:
-        prompt, response, seen = encode(tokenizer, render(row, settings.template), row.outputs[0], settings.max_response)
+        prompt, response, seen = encode(
+            tokenizer, render(row, settings.template), row.outputs[0], settings.max_response
+        )
         if not row.outputs[0].strip():
             dropped["empty_response"] += 1
         elif len(prompt) > settings.max_prompt:
@@ -68,7 +84,9 @@ def _write_rows(
     kept = subset(kept, dataset.sample, settings.seed, split)
     if not kept:
         reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
-        raise UserError(f"data.{split}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt})")
+        raise UserError(
+            f"data.{split}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt})"
+        )
     for *_, seen in kept:
         notes += seen
     with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
@@ -82,8 +100,12 @@ def _write_rows(
                 "references": list(row.outputs),
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    np.save(folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32))
-    np.save(folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32))
+    np.save(
+        folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32)
+    )
+    np.save(
+        folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32)
+    )
     return {
         "source": source_of(dataset),
         "read": len(rows),
@@ -101,7 +123,9 @@ def _write_rows(
     }
 
 
-def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _write_corpus(
+    folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """Documents joined by EOS and cut into chunks; a last chunk of fewer than `SHORTEST` tokens is left out."""
     tokens: list[int] = []
     for text in texts:
@@ -111,7 +135,9 @@ def _write_corpus(folder: Path, texts: list[str], settings: DataSettings, tokeni
     if lengths[-1] < SHORTEST:
         lengths.pop()
     if not lengths:
-        raise UserError(f"data.corpus ({source_of(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more")
+        raise UserError(
+            f"data.corpus ({source_of(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more"
+        )
     np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
     np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
     return {
@@ -176,7 +202,9 @@ def count_and_first(ids: list[int]) -> dict[str, Any]:
 
 
 def source_of(dataset: Dataset) -> str:
-    return " ".join(filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision]))
+    return " ".join(
+        filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision])
+    )
 
 
 def hash_of(*parts: str) -> str:

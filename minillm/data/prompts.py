@@ -20,7 +20,9 @@ def render(row: Row, template: str) -> str:
     if template == "plain":
         return f"{row.instruction}\n{row.input + chr(10) if row.input else ''}### Response:\n"
     also = ", paired with an input that provides further context" if row.input else ""
-    return ALPACA.format(also=also, instruction=row.instruction, input=f"### Input:\n{row.input}\n\n" if row.input else "")
+    return ALPACA.format(
+        also=also, instruction=row.instruction, input=f"### Input:\n{row.input}\n\n" if row.input else ""
+    )
 
 
 def encode(

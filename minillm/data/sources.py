@@ -55,7 +55,9 @@ def resolve_path(path: str, where: str) -> Path:
     if path == "$MINILLM_DATA" or path.startswith("$MINILLM_DATA/"):
         folder = os.environ.get("MINILLM_DATA")
         if not folder:
-            raise UserError(f"{where}: $MINILLM_DATA is not set; give the folder, e.g. make mini DATA=/path/to/data")
+            raise UserError(
+                f"{where}: $MINILLM_DATA is not set; give the folder, e.g. make mini DATA=/path/to/data"
+            )
         return Path(folder) / path.removeprefix("$MINILLM_DATA").lstrip("/")
     return Path(path)
 
@@ -117,7 +119,9 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
         texts = []
         for place, entry in _entries(dataset, where):
             if not isinstance(entry.get(name), str):
-                raise UserError(f"{place}: no text in the field '{name}'; name the right one in fields: {{text: ...}}")
+                raise UserError(
+                    f"{place}: no text in the field '{name}'; name the right one in fields: {{text: ...}}"
+                )
             texts.append(entry[name])
             if len(texts) == end:
                 break
@@ -179,7 +183,11 @@ def _existing(dataset: Dataset, where: str) -> Path:
         raise UserError(f"{where}.path: missing; source 'folder' needs the path of a file")
     path = resolve_path(dataset.path, f"{where}.path")
     if not path.is_file():
-        what = "this is a folder; name a file in it" if path.is_dir() else "no such file; check the path of this data set"
+        what = (
+            "this is a folder; name a file in it"
+            if path.is_dir()
+            else "no such file; check the path of this data set"
+        )
         raise UserError(f"{where}.path: {path}: {what}")
     return path
 
@@ -207,11 +215,17 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or delete this line"
             ) from None
         except (ValueError, RecursionError):  # limits of Python's own: digits of a number, depth of nesting
-            raise UserError(f"{path}:{number}: a number too long or nesting too deep; mend or delete this line") from None
+            raise UserError(
+                f"{path}:{number}: a number too long or nesting too deep; mend or delete this line"
+            ) from None
         if not isinstance(entry, dict):
-            raise UserError(f"{path}:{number}: a row must be an object, one {{...}} a line; mend or delete this line")
+            raise UserError(
+                f"{path}:{number}: a row must be an object, one {{...}} a line; mend or delete this line"
+            )
         if "\\ud" in line.lower() and re.search("[\ud800-\udfff]", json.dumps(entry, ensure_ascii=False)):
-            raise UserError(f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line")
+            raise UserError(
+                f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line"
+            )
         yield f"{path}:{number}", entry
 
 
@@ -228,12 +242,18 @@ def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if len(parts) > 2 and not Path(name).is_absolute() and not Path(name).exists():
             from huggingface_hub import hf_hub_download
 
-            found = hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset", revision=revision)
+            found = hf_hub_download(
+                "/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset", revision=revision
+            )
             return _jsonl(Path(found))
         import datasets
 
-        table = datasets.load_dataset(name, dataset.subset or None, split=dataset.split or "train", revision=revision)
-    except Exception as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+        table = datasets.load_dataset(
+            name, dataset.subset or None, split=dataset.split or "train", revision=revision
+        )
+    except (
+        Exception
+    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{where}: cannot load '{name}' from the hub ({reason}); check name, subset, split, revision and network"
@@ -251,11 +271,15 @@ def _row(i: int, entry: dict[str, Any], place: str, fields: dict[str, str]) -> R
             f"{place}: no instruction in the field '{fields.get('instruction', 'instruction')}'; mend or delete this row"
         )
     if context is not None and not isinstance(context, str):
-        raise UserError(f"{place}: the field '{fields.get('input', 'input')}' is not text; mend or delete this row")
+        raise UserError(
+            f"{place}: the field '{fields.get('input', 'input')}' is not text; mend or delete this row"
+        )
     key = fields.get("output", "output")
     if output is None or output == []:
         raise UserError(f"{place}: no output in the field '{key}'; mend or delete this row")
     outputs = [output] if isinstance(output, str) else output
     if not isinstance(outputs, list) or not all(isinstance(o, str) for o in outputs):
-        raise UserError(f"{place}: the field '{key}' must be text or a list of texts; mend or delete this row")
+        raise UserError(
+            f"{place}: the field '{key}' must be text or a list of texts; mend or delete this row"
+        )
     return Row(i, instruction, context or "", tuple(outputs), category if isinstance(category, str) else "")

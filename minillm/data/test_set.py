@@ -10,7 +10,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config.stage_settings import TestSettings
-from minillm.data.prepare import count_and_first, duplicates, hash_of, refuse_overlap, source_of, statistics, subset
+from minillm.data.prepare import (
+    count_and_first,
+    duplicates,
+    hash_of,
+    refuse_overlap,
+    source_of,
+    statistics,
+    subset,
+)
 from minillm.data.prompts import render
 from minillm.data.rows import Rows
 from minillm.data.sources import Row, read_rows
@@ -25,10 +33,14 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
     duplicates are counted and named; nothing else is changed.
     """
     where = f"datasets.{settings.name}"
-    known = {split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")}
+    known = {
+        split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")
+    }
     tokenizer = _saved_tokenizer(data)
     rows = read_rows(settings.dataset, where)
-    refuse_overlap(known["train"], rows, f"the training rows of {data}", f"{where} ({source_of(settings.dataset)})")
+    refuse_overlap(
+        known["train"], rows, f"the training rows of {data}", f"{where} ({source_of(settings.dataset)})"
+    )
     dropped: Counter[str] = Counter()
     kept = []
     for row in rows:
@@ -73,7 +85,9 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
 def _saved_tokenizer(data: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(data / "tokenizer", local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        data / "tokenizer", local_files_only=True
+    )
     return tokenizer
 
 

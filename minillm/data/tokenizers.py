@@ -16,7 +16,13 @@ from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 
 END = "<|endoftext|>"
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")  # one of them holds a vocabulary
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)  # one of them holds a vocabulary
 transformers_logging.disable_progress_bar()
 
 
@@ -98,6 +104,8 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerBas
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END)

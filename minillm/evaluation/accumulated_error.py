@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROUNDING = 1e-7  # nats a position: a teacher and a student as close as this are the same model but for rounding
+ROUNDING = (
+    1e-7  # nats a position: a teacher and a student as close as this are the same model but for rounding
+)
 RELEASED_FLOOR = 1e-3  # what the published script adds to a number of responses, so as never to divide by 0
 
 
@@ -25,7 +27,9 @@ class Totals:
 
 
 def totals(
-    responses: Sequence[Sequence[np.ndarray]], positions: int, weights: Sequence[Sequence[float]] | None = None
+    responses: Sequence[Sequence[np.ndarray]],
+    positions: int,
+    weights: Sequence[Sequence[float]] | None = None,
 ) -> Totals:
     """Of the KL at each token of each response of each prompt, (length,) each; a response has at least one token.
 
@@ -83,7 +87,9 @@ def last_length(student: Totals, teacher: Totals, least: float, *, semantics: st
     return int((alive >= least).sum())  # fewer and fewer are alive
 
 
-def bootstrap(student: Totals, teacher: Totals, resamples: int, seed: int, *, finished: str, semantics: str) -> np.ndarray:
+def bootstrap(
+    student: Totals, teacher: Totals, resamples: int, seed: int, *, finished: str, semantics: str
+) -> np.ndarray:
     """ExAccErr of `resamples` draws of the prompts with replacement, both kinds of prefixes of a prompt together: (resamples, lengths)."""
     prompts = len(student.kl)
     generator = np.random.Generator(np.random.Philox(key=[seed, prompts]))

@@ -10,7 +10,9 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation import rouge
 
-PREAMBLE = re.compile(r"\ABelow is an instruction that describes a task.*?\n\n(?=### Instruction:\n)", re.DOTALL)
+PREAMBLE = re.compile(
+    r"\ABelow is an instruction that describes a task.*?\n\n(?=### Instruction:\n)", re.DOTALL
+)
 ENDING = "### Response:\n"
 
 
@@ -31,7 +33,9 @@ def read_answers(path: Path) -> Answers:
     for seed in meta["seeds"]:
         for id_ in ids:
             if not isinstance(rows[seed][id_].get("prompt"), str):
-                raise UserError(f"{path}: seed {seed}, id {id_}: 'prompt' is missing or no text; {rouge.AGAIN}")
+                raise UserError(
+                    f"{path}: seed {seed}, id {id_}: 'prompt' is missing or no text; {rouge.AGAIN}"
+                )
     return Answers(path, meta["dataset"], list(meta["seeds"]), ids, rows)
 
 

@@ -54,7 +54,9 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
     questions = read_questions(settings, tokenizer, limit, _length_limit(loaded))
     mine = questions[world.rank :: world.size]
     found = label_logprobs(loaded, tokenizer, mine, launch.eval_batch, show=world.rank == 0)
-    pairs = dict(pair for part in world.gather(list(zip([q.id for q in mine], found, strict=True))) for pair in part)
+    pairs = dict(
+        pair for part in world.gather(list(zip([q.id for q in mine], found, strict=True))) for pair in part
+    )
     if world.rank == 0:
         logprobs = np.array([pairs[q.id] for q in questions])
         gold = np.array([q.gold for q in questions])
@@ -98,10 +100,14 @@ def read_questions(
     for id_, place, entry in subset(rows, settings.dataset.sample, settings.seed, settings.name):
         for name in (*task.fields, task.gold):
             if not isinstance(entry.get(name), str | int | float):
-                raise UserError(f"{place}: no text in the column '{name}' that {where} names; known: {', '.join(entry)}")
+                raise UserError(
+                    f"{place}: no text in the column '{name}' that {where} names; known: {', '.join(entry)}"
+                )
         gold = gold_text(entry[task.gold])
         if gold not in task.labels:
-            raise UserError(f"{place}: '{task.gold}' is {gold}, which {where}.labels does not have; known: {', '.join(labels)}")
+            raise UserError(
+                f"{place}: '{task.gold}' is {gold}, which {where}.labels does not have; known: {', '.join(labels)}"
+            )
         columns = {name: str(entry[name]).strip() for name in task.fields}
         text, cut = _fitting(task, columns, settings.template, tokenizer, min(max_prompt, max_length), place)
         words = []
@@ -129,7 +135,12 @@ def _prompt(task: Any, columns: dict[str, str], template: str) -> str:
 
 
 def _fitting(
-    task: Any, columns: dict[str, str], template: str, tokenizer: PreTrainedTokenizerBase, limit: int, place: str
+    task: Any,
+    columns: dict[str, str],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    place: str,
 ) -> tuple[str, int]:
     """The prompt, and how many characters of the column `truncate` had to go from its end for it to have at most `limit` tokens."""
 
@@ -149,7 +160,9 @@ def _fitting(
             high = middle
     text = _prompt(task, {**columns, task.truncate: passage[:low]}, template)
     if not fits(text):
-        raise UserError(f"{place}: the prompt has more than {limit} tokens; name the column to cut in the task's truncate")
+        raise UserError(
+            f"{place}: the prompt has more than {limit} tokens; name the column to cut in the task's truncate"
+        )
     return text, len(passage) - low
 
 
@@ -160,7 +173,9 @@ def _check_words(words: Sequence[np.ndarray], texts: Sequence[str], where: str) 
             raise UserError(f"{where}.labels: '{texts[i]}' has no token; choose another word")
         for j, b in enumerate(words):
             if i != j and a.tolist() == b.tolist()[: len(a)]:
-                raise UserError(f"{where}.labels: the tokens of '{texts[i]}' begin '{texts[j]}'; choose other words")
+                raise UserError(
+                    f"{where}.labels: the tokens of '{texts[i]}' begin '{texts[j]}'; choose other words"
+                )
 
 
 # --- probabilities
@@ -187,10 +202,14 @@ def label_logprobs(
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
         logits = response_logits(model, inputs, len(tokenizer))
         logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
-        for (i, context), values in zip(part, logprobs, strict=True):  # values: (tokens of the word, vocabulary)
+        for (i, context), values in zip(
+            part, logprobs, strict=True
+        ):  # values: (tokens of the word, vocabulary)
             for label, word in enumerate(questions[i].words):
                 if label not in found[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:
-                    found[i][label] = float(values[torch.arange(len(word)), torch.from_numpy(word)].double().sum())
+                    found[i][label] = float(
+                        values[torch.arange(len(word)), torch.from_numpy(word)].double().sum()
+                    )
         bar.update(len(part))
     bar.close()
     return [[labels[label] for label in range(len(labels))] for labels in found]
@@ -270,7 +289,11 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[di
     for b in range(bins):
         inside = which == b
         count = int(inside.sum())
-        means = [float(values[inside].mean()) if count else None for values in (confidence, right.astype(float))]
-        found.append({"from": edges[b], "to": edges[b + 1], "n": count, "confidence": means[0], "accuracy": means[1]})
+        means = [
+            float(values[inside].mean()) if count else None for values in (confidence, right.astype(float))
+        ]
+        found.append(
+            {"from": edges[b], "to": edges[b + 1], "n": count, "confidence": means[0], "accuracy": means[1]}
+        )
     assert math.fsum(b["n"] for b in found) == len(right)
     return found

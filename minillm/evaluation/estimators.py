@@ -33,9 +33,9 @@ class Family:
     @classmethod
     def of(cls, vocabulary: int, horizon: int) -> Family:
         """Sequences that end with their first EOS or at the horizon; padding is token 0 under a mask of 0."""
-        words = [(*body, EOS) for n in range(horizon) for body in itertools.product(range(1, vocabulary), repeat=n)] + list(
-            itertools.product(range(1, vocabulary), repeat=horizon)
-        )
+        words = [
+            (*body, EOS) for n in range(horizon) for body in itertools.product(range(1, vocabulary), repeat=n)
+        ] + list(itertools.product(range(1, vocabulary), repeat=horizon))
         index: dict[tuple[int, ...], int] = {}
         tokens = torch.zeros(len(words), horizon, dtype=torch.long)
         prefixes, mask = torch.zeros_like(tokens), torch.zeros(len(words), horizon, dtype=torch.float64)
@@ -141,11 +141,17 @@ OWN: dict[str, Loss] = {
 # ... and samples of the mixture.
 MIXED: dict[str, Loss] = {
     "products up to each reward": loss_of(later_products, single_weights=prefix_products),
-    "Eq. 5, products": loss_of(following, long_weights=lambda k: k.products, single_weights=lambda k: k.products),
-    "Eq. 5, last factors": loss_of(following, long_weights=lambda k: k.weights, single_weights=lambda k: k.weights),
+    "Eq. 5, products": loss_of(
+        following, long_weights=lambda k: k.products, single_weights=lambda k: k.products
+    ),
+    "Eq. 5, last factors": loss_of(
+        following, long_weights=lambda k: k.weights, single_weights=lambda k: k.weights
+    ),
     "last factors, single-step unweighted": loss_of(following, long_weights=lambda k: k.weights),
     "Eq. 7 (last factors, length norm.)": loss_of(
-        lambda k: following(k, length_norm=True), long_weights=lambda k: k.weights, single_weights=lambda k: k.weights
+        lambda k: following(k, length_norm=True),
+        long_weights=lambda k: k.weights,
+        single_weights=lambda k: k.weights,
     ),
     "no weights": loss_of(following),
 }
@@ -167,7 +173,9 @@ class Finding:
     cosine: float
 
 
-def measure(family: Family, student: Tensor, teacher: Tensor, loss: Loss, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+def measure(
+    family: Family, student: Tensor, teacher: Tensor, loss: Loss, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """(exact gradient, mean, variance summed over the parameters) of an estimator whose samples come from the mixture."""
     table = student.clone().requires_grad_()
     exact = torch.autograd.grad(sequence_kl(family, table, teacher), table)[0]
@@ -185,7 +193,10 @@ def measure(family: Family, student: Tensor, teacher: Tensor, loss: Loss, alpha:
     mixture = (alpha * teacher.softmax(-1) + (1 - alpha) * student.softmax(-1)).log()
     probability = family.logprobs(mixture).sum(1).exp()
     gradients = torch.stack(
-        [torch.autograd.grad(loss(table, family.logprobs(table), known, i), table)[0] for i in range(len(family.tokens))]
+        [
+            torch.autograd.grad(loss(table, family.logprobs(table), known, i), table)[0]
+            for i in range(len(family.tokens))
+        ]
     )
     mean = (probability[:, None, None] * gradients).sum(0)
     variance = (probability * ((gradients - mean) ** 2).sum((1, 2))).sum()
@@ -196,7 +207,9 @@ def pair(family: Family, vocabulary: int, distance: str, size: float, seed: int)
     """(student, teacher) tables in float64: logits `size` apart in standard deviations; "disjoint": the student's mass lies where
     the teacher has almost none."""
     generator = torch.Generator().manual_seed(seed)
-    teacher, noise = (torch.randn(family.rows, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2))
+    teacher, noise = (
+        torch.randn(family.rows, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     if distance == "disjoint":
         likely = teacher.argmax(-1, keepdim=True)
         away = torch.zeros_like(teacher).scatter_(-1, likely, size)

@@ -27,7 +27,9 @@ from minillm.runtime.processes import World, start
 from minillm.sampling.generate import remove_journals
 
 GRID = 16  # lengths of which the bootstrap's draws are kept
-LEAST_ALIVE = 0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
+LEAST_ALIVE = (
+    0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
+)
 
 
 @torch.no_grad()
@@ -61,7 +63,12 @@ def token_kl(
 
 
 def score(
-    student: PreTrainedModel, teacher: PreTrainedModel, samples: Sequence[Sampled], positions: int, world: World, **how: int
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    samples: Sequence[Sampled],
+    positions: int,
+    world: World,
+    **how: int,
 ) -> Totals:
     """KL at each position of `samples`, summed over a prompt's responses; the ranks share the responses.  `how`: as in `token_kl`."""
     examples = [(entry.prompt, response) for entry in samples for response in entry.responses]
@@ -72,7 +79,9 @@ def score(
     return accumulated_error.totals([every[i : i + count] for i in range(0, len(every), count)], positions)
 
 
-def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, model: Path, teacher: Path, out: Path) -> None:
+def run_stage(
+    settings: ExposureBiasSettings, launch: Launch, *, samples: Path, model: Path, teacher: Path, out: Path
+) -> None:
     """ExAccErr of the student `model`; `samples` are those of `teacher`, the student's own are drawn here.
 
     Raises UserError where the samples are not this teacher's, or the two have different tokenizers.
@@ -101,7 +110,10 @@ def run_stage(settings: ExposureBiasSettings, launch: Launch, *, samples: Path, 
         values = measure(settings, *found)
         ids = [entry.id for entry in ours]
         sources = [str(path) for path in (samples, model, teacher)]
-        write_json(out, {"metric": "exposure_bias", "dataset": meta["dataset"], **values, "ids": ids, "sources": sources})
+        write_json(
+            out,
+            {"metric": "exposure_bias", "dataset": meta["dataset"], **values, "ids": ids, "sources": sources},
+        )
         remove_journals(journal)
     world.barrier()
 
@@ -126,7 +138,9 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
         "mean": plain(curve.error[at - 1 : at])[0] if at else None,
         "mean_at": at,
         "least_alive": least,
-        "standard_error": float(np.std(last[np.isfinite(last)], ddof=1)) if np.isfinite(last).sum() > 1 else None,
+        "standard_error": float(np.std(last[np.isfinite(last)], ddof=1))
+        if np.isfinite(last).sum() > 1
+        else None,
         "over": "prompts (bootstrap)",
         "level": settings.level,
         "resamples": settings.resamples,
@@ -145,7 +159,10 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
         },
         "draws": _kept(draws, settings.samples.sampling.max_tokens, length),
         # Of each prompt: the mean KL of a token, over all tokens of its responses.
-        "kl": {name: plain(t.kl.sum(1) / t.alive.sum(1)) for name, t in (("student", student), ("teacher", teacher))},
+        "kl": {
+            name: plain(t.kl.sum(1) / t.alive.sum(1))
+            for name, t in (("student", student), ("teacher", teacher))
+        },
     }
 
 
@@ -155,7 +172,11 @@ def _kept(draws: np.ndarray, positions: int, length: int) -> dict[str, Any]:
     So the difference of two students' draws is a paired bootstrap over prompts.
     """
     lengths = sorted({-(-positions * i // GRID) for i in range(1, GRID + 1)})
-    return {str(at): [v if v is None else round(v, 3) for v in plain(draws[:, at - 1])] for at in lengths if at <= length}
+    return {
+        str(at): [v if v is None else round(v, 3) for v in plain(draws[:, at - 1])]
+        for at in lengths
+        if at <= length
+    }
 
 
 def plain(values: np.ndarray) -> list[float | None]:

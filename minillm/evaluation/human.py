@@ -69,7 +69,10 @@ def _comparison(page: dict[str, Any], against: str, given: dict[str, dict[str, s
         "n": n,
         "pairs": len(pairs),
         "unanswered": len(pairs) * len(given) - n,
-        **{outcome: {"count": total[outcome], **wilson(total[outcome], n)} for outcome in ("win", "tie", "loss")},
+        **{
+            outcome: {"count": total[outcome], **wilson(total[outcome], n)}
+            for outcome in ("win", "tie", "loss")
+        },
         "annotators": {annotator: dict(counts) for annotator, counts in each.items()},
     }
 
@@ -101,7 +104,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; check human.answers") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); save it from the page again") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("study"), str):
+    if (
+        not isinstance(found, dict)
+        or found.get("format") != FORMAT
+        or not isinstance(found.get("study"), str)
+    ):
         raise UserError(f"{path}: no file of a comparison page (format {FORMAT}); check the path")
     return found
 
@@ -113,9 +120,13 @@ def _read_key(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_answers(path: Path, found: dict[str, Any], page: dict[str, Any], key: Path) -> tuple[str, dict[str, str]]:
+def _read_answers(
+    path: Path, found: dict[str, Any], page: dict[str, Any], key: Path
+) -> tuple[str, dict[str, str]]:
     if found["study"] != page["study"]:
-        raise UserError(f"{path}: answers to another page ({found['study']}) than that of {key} ({page['study']})")
+        raise UserError(
+            f"{path}: answers to another page ({found['study']}) than that of {key} ({page['study']})"
+        )
     annotator, choices = found.get("annotator"), found.get("answers")
     if not isinstance(annotator, str) or not annotator.strip():
         raise UserError(f"{path}: no 'annotator'; write a name there that tells this person from the others")
@@ -125,5 +136,7 @@ def _read_answers(path: Path, found: dict[str, Any], page: dict[str, Any], key: 
         if name not in page["pairs"]:
             raise UserError(f"{path}: there is no pair '{name}' on this page; save it from the page again")
         if choice not in CHOICES:
-            raise UserError(f"{path}: pair '{name}': {choice!r} is none of {', '.join(CHOICES)}; save it from the page again")
+            raise UserError(
+                f"{path}: pair '{name}': {choice!r} is none of {', '.join(CHOICES)}; save it from the page again"
+            )
     return annotator.strip(), choices

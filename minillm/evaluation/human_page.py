@@ -22,7 +22,9 @@ CHOICES = ("left", "tie", "right")
 PAGE = files("minillm.evaluation") / "human.html"
 
 
-def run_stage(settings: HumanSettings | None, *, generations: Path, against: Sequence[Path], out: Path) -> None:
+def run_stage(
+    settings: HumanSettings | None, *, generations: Path, against: Sequence[Path], out: Path
+) -> None:
     """The page `out`, and which side is which in `out`'s name with .key.json: `settings.prompts` prompts, each against each other.
 
     Of each file the first sampling seed is shown.  Raises UserError where two files answer different prompts.
@@ -39,7 +41,12 @@ def run_stage(settings: HumanSettings | None, *, generations: Path, against: Seq
             texts = [row["response"].strip(), other.rows[other.seeds[0]][id_]["response"].strip()]
             name = _hash(settings.seed, number, id_, row["prompt"], *sorted(texts))[:12]
             side = random.Random(f"{settings.seed} {name}").randrange(2)  # 0: ours is on the left
-            shown = {"id": name, "question": question(row["prompt"]), "left": texts[side], "right": texts[1 - side]}
+            shown = {
+                "id": name,
+                "question": question(row["prompt"]),
+                "left": texts[side],
+                "right": texts[1 - side],
+            }
             key = {"ours": CHOICES[2 * side], "against": str(other.path), "row": id_}
             pairs.append((shown, key))
     random.Random(f"{settings.seed} order").shuffle(pairs)
@@ -79,4 +86,6 @@ def _check_same(ours: Answers, other: Answers) -> None:
     differing = [id_ for id_ in ours.ids if id_ not in b or a[id_]["prompt"] != b[id_]["prompt"]]
     if differing or len(ours.ids) != len(other.ids):
         first = f", first id {differing[0]}" if differing else ""
-        raise UserError(f"{other.path}: its prompts are not those of {ours.path}{first}; compare answers to one test set")
+        raise UserError(
+            f"{other.path}: its prompts are not those of {ours.path}{first}; compare answers to one test set"
+        )

@@ -70,7 +70,9 @@ def _question(row: dict[str, Any], order: str, judge: JudgeClient) -> JudgePromp
     # The stand-in's scores depend on all references, which its prompt does not show.
     shown = row["references"] if judge.identity["kind"] == "stand-in" else []
     text = json.dumps([judge.identity, prompt, shown], sort_keys=True)
-    return JudgePrompt(hashlib.sha256(text.encode()).hexdigest(), prompt, first, second, tuple(row["references"]))
+    return JudgePrompt(
+        hashlib.sha256(text.encode()).hexdigest(), prompt, first, second, tuple(row["references"])
+    )
 
 
 def parse_scores(reply: str) -> tuple[float, float] | None:
@@ -101,16 +103,21 @@ def collect_verdicts(
     verdicts = {key: _read(verdict_file(cache, key), key) for key in wanted}
     left = [q for key, q in wanted.items() if not _final(verdicts[key], rereads)]
     print(
-        f"judge: {len(wanted)} verdicts wanted, {len(wanted) - len(left)} of them cached, {len(left)} calls to make", flush=True
+        f"judge: {len(wanted)} verdicts wanted, {len(wanted) - len(left)} of them cached, {len(left)} calls to make",
+        flush=True,
     )
     bar = tqdm(total=len(left), unit="verdict", disable=None)
     while left:
-        for asked, reply in judge.replies([dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]):
+        for asked, reply in judge.replies(
+            [dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]
+        ):
             verdict = verdicts[asked.key]
             scores = parse_scores(reply)
             verdict["replies"].append(reply)
             verdict["scores"] = list(scores) if scores else None
-            write_json(verdict_file(cache, asked.key), {**verdict, "judge": judge.identity, "prompt": asked.prompt})
+            write_json(
+                verdict_file(cache, asked.key), {**verdict, "judge": judge.identity, "prompt": asked.prompt}
+            )
             bar.update(_final(verdict, rereads))
         left = [q for q in left if not _final(verdicts[q.key], rereads)]
     bar.close()
@@ -146,12 +153,20 @@ def _metric(
     for seed in seeds:
         for id_ in ids:
             a, b = (scores[seed, id_, order] for order in ORDERS)
-            missing += [{"seed": seed, "id": id_, "order": o} for o, s in zip(ORDERS, (a, b), strict=True) if s is None]
+            missing += [
+                {"seed": seed, "id": id_, "order": o}
+                for o, s in zip(ORDERS, (a, b), strict=True)
+                if s is None
+            ]
             if a and b:
                 rows.append({"seed": seed, "id": id_, "response": [a[0], b[1]], "reference": [a[1], b[0]]})
     if not rows:
-        raise UserError(f"{answers.path}: no row has two readable verdicts of the judge; read its replies in the cache")
-    response, reference = (np.array([row[key] for row in rows]) for key in ("response", "reference"))  # (rows, orders)
+        raise UserError(
+            f"{answers.path}: no row has two readable verdicts of the judge; read its replies in the cache"
+        )
+    response, reference = (
+        np.array([row[key] for row in rows]) for key in ("response", "reference")
+    )  # (rows, orders)
     prompts = sorted({row["id"] for row in rows})
     totals = {id_: np.zeros(2) for id_ in prompts}  # of each prompt's seeds: response, reference
     for row in rows:
@@ -169,7 +184,9 @@ def _metric(
         "stand_in": judge.identity["kind"] == "stand-in",
         "judge": judge.identity,
         "totals": {"response": float(response.mean(1).sum()), "reference": float(reference.mean(1).sum())},
-        "by_order": {order: _ratio(response[:, i].sum(), reference[:, i].sum()) for i, order in enumerate(ORDERS)},
+        "by_order": {
+            order: _ratio(response[:, i].sum(), reference[:, i].sum()) for i, order in enumerate(ORDERS)
+        },
         "rows": rows,
         "missing": missing,
         "request": REQUEST,

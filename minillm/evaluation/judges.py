@@ -65,7 +65,9 @@ class StandIn:
 
     def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
         for question in questions:
-            scores = [1 + 0.09 * rouge_l(text, question.references) for text in (question.first, question.second)]
+            scores = [
+                1 + 0.09 * rouge_l(text, question.references) for text in (question.first, question.second)
+            ]
             yield question, f"{scores[0]:.1f} {scores[1]:.1f}\nStand-in: ROUGE-L, no judgement."
 
 
@@ -76,7 +78,9 @@ class Local:
         self.settings, self.precision = settings, precision
         self.folder = resolve_path(settings.model, "judge.model")
         if not (self.folder / "config.json").is_file():
-            raise UserError(f"judge.model: {self.folder}: no model here (config.json is missing); check the path")
+            raise UserError(
+                f"judge.model: {self.folder}: no model here (config.json is missing); check the path"
+            )
         self.identity = {
             "kind": "transformers",
             "model": settings.model,
@@ -100,12 +104,16 @@ class Local:
         eos, pad = special_tokens(tokenizer)
         greedy = self.settings.temperature == 0
         sampling = Sampling(
-            temperature=self.settings.temperature or 1.0, top_k=1 if greedy else 0, max_tokens=self.settings.max_tokens
+            temperature=self.settings.temperature or 1.0,
+            top_k=1 if greedy else 0,
+            max_tokens=self.settings.max_tokens,
         )
         batch = self.settings.concurrency
         for first in range(0, len(questions), batch):
             part = questions[first : first + batch]
-            prompts = [np.array(tokenizer.encode(_chat(tokenizer, q.prompt), add_special_tokens=False)) for q in part]
+            prompts = [
+                np.array(tokenizer.encode(_chat(tokenizer, q.prompt), add_special_tokens=False)) for q in part
+            ]
             for attempt in sorted({q.attempt for q in part}):
                 chosen = [i for i, q in enumerate(part) if q.attempt == attempt]
                 found = sample(
@@ -127,7 +135,9 @@ class Local:
 def _chat(tokenizer: Any, prompt: str) -> str:
     if not tokenizer.chat_template:
         return prompt + "\n"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
     return str(text)
 
 
@@ -164,7 +174,9 @@ class Endpoint:
         self._stop.clear()
         failure: UserError | None = None
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            asked: dict[Future[str], JudgePrompt] = {pool.submit(self._ask, client, q.prompt): q for q in questions}
+            asked: dict[Future[str], JudgePrompt] = {
+                pool.submit(self._ask, client, q.prompt): q for q in questions
+            }
             try:
                 for done in as_completed(asked):
                     if done.cancelled():
@@ -190,7 +202,9 @@ class Endpoint:
         name = self.settings.key_variable
         key = os.environ.get(name, "") if name else "none"
         if not key:
-            raise UserError(f"judge.key_variable: ${name} is not set; export the key there (it is written nowhere)")
+            raise UserError(
+                f"judge.key_variable: ${name} is not set; export the key there (it is written nowhere)"
+            )
         self._key = key
         return openai.OpenAI(
             api_key=key,
@@ -223,7 +237,9 @@ class Endpoint:
                     temperature=self.settings.temperature,
                     max_tokens=self.settings.max_tokens,
                 )
-                return self._blanked(_content(self._blanked(answer.http_response.text)))  # before a cut, and once unescaped
+                return self._blanked(
+                    _content(self._blanked(answer.http_response.text))
+                )  # before a cut, and once unescaped
             except openai.APIStatusError as error:
                 reason, asked_for = f"status {error.status_code}", error.response.headers.get("retry-after")
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
@@ -232,7 +248,9 @@ class Endpoint:
                 reason, asked_for = type(error).__name__, None
             if attempt < self.settings.retries:
                 wait = self._wait(attempt, asked_for)
-                print(f"judge: {reason}; call {attempt + 2} for this verdict in {wait:.1f} s", file=sys.stderr)
+                print(
+                    f"judge: {reason}; call {attempt + 2} for this verdict in {wait:.1f} s", file=sys.stderr
+                )
                 if self._stop.wait(wait):
                     raise _Stopped
         raise UserError(

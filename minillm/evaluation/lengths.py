@@ -34,14 +34,20 @@ def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, dat
     count = token_counter(data / "tokenizer")
     first = meta["seeds"][0]
     reference_tokens = [count(rows[first][id_]["references"][0]) for id_ in ids]
-    responses = {seed: [_response_tokens(rows[seed][id_], generations) for id_ in ids] for seed in meta["seeds"]}
+    responses = {
+        seed: [_response_tokens(rows[seed][id_], generations) for id_ in ids] for seed in meta["seeds"]
+    }
     response_tokens = [math.fsum(each) / len(each) for each in zip(*responses.values(), strict=True)]
     scores = [math.fsum(each) / len(each) for each in zip(*scored["scores"].values(), strict=True)]
     mean, error = mean_and_error(scores)
 
     def bucket(low: int, high: int | None) -> dict[str, Any]:
         inside = [i for i, n in enumerate(reference_tokens) if n >= low and (high is None or n <= high)]
-        return {"low": low, "high": high, **_summary(inside, scores, scored["scores"], response_tokens, reference_tokens)}
+        return {
+            "low": low,
+            "high": high,
+            **_summary(inside, scores, scored["scores"], response_tokens, reference_tokens),
+        }
 
     write_json(
         out,
@@ -111,7 +117,9 @@ def response_of(row: dict[str, Any], where: Path) -> list[int]:
 def read_metric(path: Path) -> dict[str, Any]:
     """A ROUGE-L metric file.  Raises UserError where it is absent or damaged."""
     again = "remove it and score again"
-    metric = read_object(path, {"ids": list, "scores": dict}, "no such metric file; score the generations first", again)
+    metric = read_object(
+        path, {"ids": list, "scores": dict}, "no such metric file; score the generations first", again
+    )
     if not all(len(values) == len(metric["ids"]) for values in metric["scores"].values()):
         raise UserError(f"{path}: not one score a row; remove it and score again")
     return metric

@@ -25,7 +25,9 @@ from minillm.runtime.processes import start
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids
 
 
-def examples_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], settings: ReferenceLossSettings) -> Example:
+def examples_of(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], settings: ReferenceLossSettings
+) -> Example:
     """Prompt and first reference as token ids; a reference may be left without any under "released".
 
     "tokens": as in training, tokenised together, an EOS at the end.  "released" (D21): the reference on its own, with the
@@ -34,14 +36,23 @@ def examples_of(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], setting
     if settings.loss == "tokens":
         prompt, reference, _ = encode(tokenizer, row["prompt"], row["references"][0], settings.max_response)
     else:
-        prompt, reference = row["prompt_tokens"], tokenizer.encode(row["references"][0])[: settings.max_response]
+        prompt, reference = (
+            row["prompt_tokens"],
+            tokenizer.encode(row["references"][0])[: settings.max_response],
+        )
         reference = [token for token in reference if token != tokenizer.eos_token_id]
     return np.asarray(prompt, dtype=np.int32), np.asarray(reference, dtype=np.int32)
 
 
 @torch.no_grad()
 def losses(
-    model: PreTrainedModel, examples: Sequence[Example], *, vocabulary: int, pad: int, batch: int, budget: int = 0
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    vocabulary: int,
+    pad: int,
+    batch: int,
+    budget: int = 0,
 ) -> list[float]:
     """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time, of at most `budget` positions."""
     device = next(model.parameters()).device

@@ -28,7 +28,9 @@ def run_stage(*, generations: Path, out: Path) -> None:
     for seed in meta["seeds"]:
         answers = [rows[seed][id_] for id_ in ids]
         rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
-        exact[str(seed)] = math.fsum(exact_match(row["response"], row["references"]) for row in answers) / len(answers)
+        exact[str(seed)] = math.fsum(
+            exact_match(row["response"], row["references"]) for row in answers
+        ) / len(answers)
     per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
     mean, error = mean_and_error(per_seed.values())
     exact_mean, exact_error = mean_and_error(exact.values())
@@ -80,7 +82,9 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
         row = _row(line, f"{path}:{number}")
         key = (row["seed"], row["id"])
         if key in first:
-            raise UserError(f"{path}:{number}: seed {key[0]}, id {key[1]} stands in line {first[key]} already; {AGAIN}")
+            raise UserError(
+                f"{path}:{number}: seed {key[0]}, id {key[1]} stands in line {first[key]} already; {AGAIN}"
+            )
         first[key] = number
         rows.setdefault(row["seed"], {})[row["id"]] = row
     return rows
@@ -95,14 +99,18 @@ def _row(line: str, where: str) -> dict[str, Any]:
         if not isinstance(row, dict) or not isinstance(row.get(key), kind):
             raise UserError(f"{where}: '{key}' is missing or of the wrong type; {AGAIN}")
     if not row["references"] or not all(isinstance(reference, str) for reference in row["references"]):
-        raise UserError(f"{where}: 'references' must be a list of at least one text; mend the test set and generate again")
+        raise UserError(
+            f"{where}: 'references' must be a list of at least one text; mend the test set and generate again"
+        )
     return row
 
 
 def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[str, Any]) -> list[int]:
     """The ids, the same for each seed, in order."""
     if sorted(rows) != sorted(meta["seeds"]):
-        raise UserError(f"{path}: seeds {sorted(rows)}, but its meta file says {sorted(meta['seeds'])}; {AGAIN}")
+        raise UserError(
+            f"{path}: seeds {sorted(rows)}, but its meta file says {sorted(meta['seeds'])}; {AGAIN}"
+        )
     ids = sorted({id_ for answers in rows.values() for id_ in answers})
     for seed in meta["seeds"]:
         lacking = [id_ for id_ in ids if id_ not in rows[seed]]
@@ -111,5 +119,7 @@ def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[st
                 f"{path}: seed {seed} lacks {len(lacking)} rows that other seeds have, first id {lacking[0]}; {AGAIN}"
             )
     if len(ids) != meta["rows"]:
-        raise UserError(f"{path}: {len(ids)} rows for each seed, but its meta file says {meta['rows']}; {AGAIN}")
+        raise UserError(
+            f"{path}: {len(ids)} rows for each seed, but its meta file says {meta['rows']}; {AGAIN}"
+        )
     return ids

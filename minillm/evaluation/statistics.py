@@ -43,7 +43,11 @@ def pooled(per_seed: Mapping[int, Mapping[int, float]]) -> tuple[float, float | 
         mean, error = mean_and_error(next(iter(per_seed.values())).values())
         return mean, error, f"{_counted(within[0], 'sampling seed')}, 1 training seed"
     mean, error = mean_and_error(means)
-    each = _counted(within[0], "sampling seed") if len(within) == 1 else f"{within[0]} to {within[-1]} sampling seeds"
+    each = (
+        _counted(within[0], "sampling seed")
+        if len(within) == 1
+        else f"{within[0]} to {within[-1]} sampling seeds"
+    )
     return mean, error, f"{_counted(len(means), 'training seed')}, {each} each"
 
 
@@ -51,7 +55,9 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def bootstrap_error(statistic: Callable[[np.ndarray], float], rows: int, resamples: int = 1000, seed: int = 0) -> float | None:
+def bootstrap_error(
+    statistic: Callable[[np.ndarray], float], rows: int, resamples: int = 1000, seed: int = 0
+) -> float | None:
     """Standard deviation of `statistic` (of row numbers, (rows,) int) over resamples of the rows with replacement; None below two rows.
 
     Efron's bootstrap standard error; the same numbers for the same `rows` and `seed`.
@@ -83,7 +89,9 @@ def components(per_seed: Mapping[int, Mapping[int, float]]) -> Components:
     if count == len(groups):
         return Components(None, None)
     means = [math.fsum(group) / len(group) for group in groups]
-    inside = math.fsum((value - mean) ** 2 for group, mean in zip(groups, means, strict=True) for value in group)
+    inside = math.fsum(
+        (value - mean) ** 2 for group, mean in zip(groups, means, strict=True) for value in group
+    )
     within = inside / (count - len(groups))
     if len(groups) < 2:
         return Components(None, within)
@@ -130,7 +138,11 @@ class Comparison:
 
 
 def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], name: str, level: float = 0.95, resamples: int = RESAMPLES
+    first: Sequence[float],
+    second: Sequence[float],
+    name: str,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
 ) -> Comparison:
     """Difference of two methods' mean scores on the same prompts, with percentile interval and two-sided p; prompts are resampled.
 
@@ -140,12 +152,16 @@ def paired_bootstrap(
     Raises ValueError for scores of different length, or fewer than two.
     """
     if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} scores: a paired comparison needs the same prompts, two or more")
+        raise ValueError(
+            f"{len(first)} and {len(second)} scores: a paired comparison needs the same prompts, two or more"
+        )
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     means = _means(list(differences), name, resamples)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     tail = min((means <= 0).sum(), (means >= 0).sum())
-    return Comparison(float(differences.mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (resamples + 1)))
+    return Comparison(
+        float(differences.mean()), float(low), float(high), min(1.0, 2 * float(tail + 1) / (resamples + 1))
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +215,9 @@ def ratio_error(
     generator = np.random.Generator(np.random.Philox(seed))
     sums = np.zeros((2, resamples))
     for a, b in zip(ours, theirs, strict=True):
-        pairs = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])  # ValueError where they differ in length
+        pairs = np.stack(
+            [np.asarray(a, dtype=float), np.asarray(b, dtype=float)]
+        )  # ValueError where they differ in length
         rows = generator.integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
         sums += pairs[:, rows].mean(-1)
     return float(np.std(100.0 * sums[0] / sums[1], ddof=1))

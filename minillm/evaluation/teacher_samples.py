@@ -54,7 +54,9 @@ def draw_samples(
         for id_, prompt in prompts.items()
         for number in range(settings.responses)
     ]
-    answers = world.gather(answer_all(model, tokenizer, questions, settings.sampling, launch, world, journal))[0]
+    answers = world.gather(
+        answer_all(model, tokenizer, questions, settings.sampling, launch, world, journal)
+    )[0]
     found = []
     for i, id_ in enumerate(sorted(prompts)):
         own = answers[i * settings.responses : (i + 1) * settings.responses]
@@ -78,7 +80,10 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
     if world.rank == 0:
         with whole_file(out) as partial, open(partial, "w") as file:
             for entry in found:
-                tokens = {"prompt_tokens": entry.prompt.tolist(), "responses": [r.tolist() for r in entry.responses]}
+                tokens = {
+                    "prompt_tokens": entry.prompt.tolist(),
+                    "responses": [r.tolist() for r in entry.responses],
+                }
                 file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
         meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(found), "settings": raw}
         write_json(out.with_suffix(".meta.json"), meta)
@@ -102,11 +107,15 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
         try:
             row = json.loads(line)
             tokens = [np.asarray(r, dtype=np.int32) for r in row["responses"]]
-            found.append(Sampled(row["id"], np.asarray(row["prompt_tokens"], dtype=np.int32), tokens, row["finished"]))
+            found.append(
+                Sampled(row["id"], np.asarray(row["prompt_tokens"], dtype=np.int32), tokens, row["finished"])
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number}: damaged ({error}); {AGAIN}") from None
         if len(tokens) != settings.responses or not all(len(r) for r in tokens):
-            raise UserError(f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}")
+            raise UserError(
+                f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}"
+            )
     if len(found) != meta.get("rows"):
         raise UserError(f"{path}: {len(found)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
     return meta, found

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-Blocks = list[tuple[nn.Module, Callable[..., Any]]]  # each with the forward pass that takes the place of its own
+Blocks = list[
+    tuple[nn.Module, Callable[..., Any]]
+]  # each with the forward pass that takes the place of its own
 
 
 def lacking() -> str | None:
@@ -44,7 +46,9 @@ def compiled(blocks: Iterable[nn.Module]) -> Blocks:
         return []
     import torch._inductor.config as inductor
 
-    inductor.fallback_random = True  # the dropout of uncompiled blocks, so that compiling changes rounding alone
+    inductor.fallback_random = (
+        True  # the dropout of uncompiled blocks, so that compiling changes rounding alone
+    )
     return [(block, torch.compile(block.forward, dynamic=True)) for block in blocks]
 
 

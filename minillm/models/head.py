@@ -60,7 +60,9 @@ def keep_head(model: PreTrainedModel, device: torch.device) -> None:
     """A copy of the output matrix for `head_of`, before the weights of a frozen model are spread over processes."""
     module: Any = model.get_output_embeddings()
     bias = getattr(module, "bias", None)
-    copies = [None if values is None else values.detach().to(device, copy=True) for values in (module.weight, bias)]
+    copies = [
+        None if values is None else values.detach().to(device, copy=True) for values in (module.weight, bias)
+    ]
     model.__dict__["kept_head"] = tuple(copies)
 
 
@@ -80,13 +82,17 @@ def logits_by_tile(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
     return logits
 
 
-def response_losses(model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function | Compilable, Head]]) -> Tensor:
+def response_losses(
+    model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function | Compilable, Head]]
+) -> Tensor:
     """Sums of functions (projection.loss) over parts of the valid response tokens, (parts,), with gradients for the model's weights.
 
     One forward pass for all parts; each is (which tokens, in the order of `batch.places`; the function; `head_of` the model).
     """
     return at_head(
-        model, batch, lambda hidden: torch.stack([tiled_loss.loss(f, hidden[part], head) for part, f, head in parts])
+        model,
+        batch,
+        lambda hidden: torch.stack([tiled_loss.loss(f, hidden[part], head) for part, f, head in parts]),
     )
 
 

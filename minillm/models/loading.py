@@ -10,7 +10,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from minillm.config import sections
@@ -29,7 +35,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises UserError where there is none: transformers would make an empty one up.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again")
+        raise UserError(
+            f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again"
+        )
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
 
@@ -42,11 +50,17 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(f"{folder}: a model folder without weights (*.safetensors); copy or download it again")
+        raise UserError(
+            f"{folder}: a model folder without weights (*.safetensors); copy or download it again"
+        )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[precision], local_files_only=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[precision], local_files_only=True
+        )
     except Exception as error:  # a damaged file raises many kinds
-        raise UserError(f"{folder}: cannot load this model ({first_line(error)}); copy or download it again") from None
+        raise UserError(
+            f"{folder}: cannot load this model ({first_line(error)}); copy or download it again"
+        ) from None
     check_head(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()
 
@@ -90,7 +104,9 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
     except Exception as error:  # several kinds
         raise UserError(f"launch.attention: {first_line(error)}") from None
     if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
-        raise UserError(f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto")
+        raise UserError(
+            f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto"
+        )
 
 
 def without_dropout(model: PreTrainedModel) -> None:
@@ -103,7 +119,9 @@ def without_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def base_model(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None) -> PreTrainedModel:
+def base_model(
+    spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int, parent: Path | None
+) -> PreTrainedModel:
     """The base model that `spec` describes, in fp32 and before any training of ours.
 
     Raises UserError where it cannot be had or its vocabulary does not match the tokenizer.
@@ -119,9 +137,13 @@ def base_model(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: i
         model = load_model(resolve_path(spec.path, "models.path"), "fp32")
     else:
         try:
-            model = AutoModelForCausalLM.from_pretrained(spec.path, revision=spec.revision or "main", dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                spec.path, revision=spec.revision or "main", dtype=torch.float32
+            )
         except (OSError, ValueError) as error:
-            raise UserError(f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}") from None
+            raise UserError(
+                f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}"
+            ) from None
     check_vocabulary(model, tokenizer, spec.path or spec.source)
     return model
 
@@ -142,7 +164,9 @@ def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int
     }
     torch.manual_seed(seed)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**arguments), dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**arguments), dtype=torch.float32
+        )
     except Exception as error:  # whatever a configuration class makes of wrong values
         raise UserError(f"models.architecture: {first_line(error)}") from None
     return model
@@ -152,7 +176,9 @@ def _from_gguf(path: Path) -> PreTrainedModel:
     if not path.is_file():
         raise UserError(f"{path}: no such GGUF file")
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
     except Exception as error:
         raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
     # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
@@ -186,7 +212,9 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     decoder, name = _place_of_blocks(model)
     blocks = decoder_blocks(model)
     if max(layers) >= len(blocks):
-        raise UserError(f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}")
+        raise UserError(
+            f"models.layers: layer {max(layers)} does not exist, the parent has 0 to {len(blocks) - 1}"
+        )
     if len(set(layers)) < len(layers):
         raise UserError(f"models.layers: {list(layers)} names a layer twice; name each once")
     kept = nn.ModuleList(blocks[i] for i in layers)
@@ -214,7 +242,9 @@ def check_same_tokenizer(a: Path, b: Path) -> int:
     """Vocabulary size that two folders share; UserError where their tokenizers differ in any token."""
     ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (a, b))
     if ours != theirs:
-        differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(token not in theirs for token in ours)
+        differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(
+            token not in theirs for token in ours
+        )
         raise UserError(
             f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, {differing} of them differ); "
             "word-level distillation needs one tokenizer: choose a student of the teacher's family"
@@ -237,7 +267,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Weights (safetensors), configuration and tokenizer into `folder`; `state` replaces the weights (gathered from ZeRO-3)."""
     model.save_pretrained(folder, state_dict=state)

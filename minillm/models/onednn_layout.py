@@ -28,7 +28,9 @@ def possible(weight: Tensor) -> bool:
         return False  # no elements: a matrix that lies spread over processes
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -57,7 +59,9 @@ def packed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     try:
         for module in {id(m): m for model in models for m in _layers(model)}.values():
             weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-            module.forward = product(weight, module.bias)  # an attribute of the instance, which shadows its class's method
+            module.forward = product(
+                weight, module.bias
+            )  # an attribute of the instance, which shadows its class's method
             replaced.append(module)
         yield
     finally:

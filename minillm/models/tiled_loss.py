@@ -26,7 +26,9 @@ TILE = 2**22
 TILE_GPU = 2**24
 # Slopes: 64 MB in half precision.  Adding a block's gradient to that of the whole matrix costs as much as the product itself.
 BLOCK = 2**25
-Function = Callable[[Tensor, slice], Tensor]  # logits of a tile (n, vocabulary), and which tokens they are -> (n,) or (n, ...)
+Function = Callable[
+    [Tensor, slice], Tensor
+]  # logits of a tile (n, vocabulary), and which tokens they are -> (n,) or (n, ...)
 # Sums over a tile's tokens by name: those that make the loss, and those that are only noted.
 Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
 
@@ -66,7 +68,9 @@ class Head:
 
     def cheapest(self, hidden: Tensor) -> Tensor:
         """The same for objectives.py, which makes float32 of them itself: in the weights' precision where nothing else is to be done."""
-        return self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
+        return (
+            self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
+        )
 
     def project(self, hidden: Tensor) -> Tensor:
         """The matrix product, in the weights' precision."""
@@ -107,7 +111,10 @@ def tokens_of_tile(device: torch.device, vocabulary: int) -> int:
 @torch.no_grad()
 def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
     """`function` of all tokens, (tokens, ...), without a gradient."""
-    parts = [function(head.logits(hidden[part]), part) for part in tiles(len(hidden), head.vocabulary, tile_of(hidden.device))]
+    parts = [
+        function(head.logits(hidden[part]), part)
+        for part in tiles(len(hidden), head.vocabulary, tile_of(hidden.device))
+    ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
@@ -129,7 +136,9 @@ def _of_tile(function: Function | Compilable, product: Tensor, part: slice, head
     if not isinstance(function, Compilable):
         return function(head.finish(product), part).sum()
     if function.compile and len(product) == tokens_of_tile(product.device, head.vocabulary):
-        summed, noted = _compiled(function.value, head.softcap, head.temperature)(product, *function.given(part))
+        summed, noted = _compiled(function.value, head.softcap, head.temperature)(
+            product, *function.given(part)
+        )
     else:
         summed, noted = function.value(head.finish(product), *function.given(part))
     function.note(({name: value.detach() for name, value in summed.items()}, noted))
@@ -149,26 +158,38 @@ def loss(function: Function | Compilable, hidden: Tensor, head: Head) -> Tensor:
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, function: Function | Compilable
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        function: Function | Compilable,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         gradients: tuple[Tensor | None, ...] = None, None, None
         tile = tokens_of_tile(hidden.device, head.vocabulary) * head.vocabulary
         for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):  # of whole tiles
-            slopes = hidden.new_empty(block.stop - block.start, head.vocabulary) if any(ctx.needs_input_grad[:3]) else None
+            slopes = (
+                hidden.new_empty(block.stop - block.start, head.vocabulary)
+                if any(ctx.needs_input_grad[:3])
+                else None
+            )
             for part in tiles(block.stop, head.vocabulary, tile_of(hidden.device), block.start):
                 product = head.project(hidden[part]).requires_grad_(slopes is not None)
                 with torch.enable_grad():
                     found = _of_tile(function, product, part, head)
                 total += found.detach()
                 if slopes is not None:
-                    (slopes[part.start - block.start : part.stop - block.start],) = torch.autograd.grad(found, product)
+                    (slopes[part.start - block.start : part.stop - block.start],) = torch.autograd.grad(
+                        found, product
+                    )
             if slopes is not None:
                 gradients = _added(gradients, slopes, hidden, block, head, ctx.needs_input_grad)
         if not len(hidden):  # no token, but a gradient all the same: ZeRO waits for one of every weight
             inputs = (hidden, weight, bias)
             gradients = tuple(
-                None if x is None or not n else torch.zeros_like(x) for x, n in zip(inputs, ctx.needs_input_grad, strict=False)
+                None if x is None or not n else torch.zeros_like(x)
+                for x, n in zip(inputs, ctx.needs_input_grad, strict=False)
             )
         ctx.save_for_backward(*gradients)
         # Not the weight itself: ZeRO-3 takes its values away before the backward pass.
@@ -199,7 +220,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _added(
-    before: tuple[Tensor | None, ...], slopes: Tensor, hidden: Tensor, block: slice, head: Head, needed: Sequence[bool]
+    before: tuple[Tensor | None, ...],
+    slopes: Tensor,
+    hidden: Tensor,
+    block: slice,
+    head: Head,
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of hidden states, weight and bias with those of one more block, whose gradients by logits are `slopes`.
 

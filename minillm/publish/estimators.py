@@ -17,7 +17,16 @@ from minillm.files import whole_file
 from minillm.publish.style import markdown
 
 MARKERS = "osD^v<>Pxh"
-INKS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999"]  # Okabe and Ito's
+INKS = [
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#999999",
+]  # Okabe and Ito's
 EXACT = 1e-9  # a bias below this share of the gradient is rounding
 
 
@@ -33,7 +42,10 @@ def run_stage(settings: EstimatorSettings, *, out: Path) -> None:
     for kind in ("png", "pdf"):
         with whole_file(out / layout.figure("estimators", kind)) as partial:
             figure.savefig(
-                partial, format=kind, dpi=settings.style.dpi, metadata={"CreationDate": None} if kind == "pdf" else None
+                partial,
+                format=kind,
+                dpi=settings.style.dpi,
+                metadata={"CreationDate": None} if kind == "pdf" else None,
             )
 
 
@@ -77,7 +89,9 @@ def draw(findings: pd.DataFrame, style: Style) -> Figure:
             for axes, column in zip(row, ("bias", "spread"), strict=True):
                 _panel(axes, drawn[drawn["alpha"] == alpha], column)
             row[0].set_ylabel(f"samples: {samples(alpha)}")
-            row[1].legend(fontsize=0.7 * style.font_size, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            row[1].legend(
+                fontsize=0.7 * style.font_size, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
+            )
         grid[0][0].set_title("bias / norm of the gradient\n(exact ones not drawn)", fontsize=style.font_size)
         grid[0][1].set_title("spread / norm of the gradient", fontsize=style.font_size)
         for axes in grid[-1]:

@@ -25,7 +25,12 @@ REPORT = (layout.report(), "Snakemake's report of the run: all of this in one fi
 def run_stage(*, run_folder: Path, out: Path) -> None:
     """index.md (`out`) of the run: link, what it shows, n, and whether it was measured; what was not made is said to be so."""
     run = Path(run_folder)
-    lines = [f"# Results of the run {markdown(run.resolve().name)}", "", "| Result | Shows | n | State |", "|:--|:--|:--|:--|"]
+    lines = [
+        f"# Results of the run {markdown(run.resolve().name)}",
+        "",
+        "| Result | Shows | n | State |",
+        "|:--|:--|:--|:--|",
+    ]
     for path, shows in MAIN:
         if (run / path).exists():
             lines.append(_line(Path(path).stem, path, shows, "", "made"))

@@ -105,7 +105,11 @@ class ItemResults:
     def drawn_note(self) -> str:
         """What a caption says of `drawn`, or nothing."""
         count = len(self.settings.table.methods)
-        return f" Drawn: the methods of the paper's main table alone, of {count} in this run." if self.crowded else ""
+        return (
+            f" Drawn: the methods of the paper's main table alone, of {count} in this run."
+            if self.crowded
+            else ""
+        )
 
     def names(self, kind: str) -> list[str]:
         """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>."""
@@ -118,7 +122,9 @@ class ItemResults:
     def published(self, table: str, model: Trained, name: str, metric: str) -> Published | None:
         """The paper's number for a model, in its table of that name ("2"); None if there is none."""
         of_name = self.settings.models
-        student, teacher = (f"{of_name[key].family} {of_name[key].size}" for key in (model.name, model.teacher))
+        student, teacher = (
+            f"{of_name[key].family} {of_name[key].size}" for key in (model.name, model.teacher)
+        )
         return self.paper.get((table, student, teacher, model.method_label, name, metric))
 
     # --- their numbers
@@ -131,7 +137,9 @@ class ItemResults:
     def _files_of(self) -> dict[tuple[str, ...], list[MetricFile]]:
         files: dict[tuple[str, ...], list[MetricFile]] = {}
         for file in self.files:
-            files.setdefault((file.kind, file.test_set, file.teacher, file.student, file.method), []).append(file)
+            files.setdefault((file.kind, file.test_set, file.teacher, file.student, file.method), []).append(
+                file
+            )
         return files
 
     def _of(self, kind: str, model: Trained, name: str) -> list[MetricFile]:
@@ -153,7 +161,9 @@ class ItemResults:
         """Metric file -> its n."""
         return self.frame.dropna(subset="n").groupby("source")["n"].first().to_dict()
 
-    def rows(self, model: Trained, metric: str | Sequence[str], names: Sequence[str], each_seed: bool = False) -> pd.DataFrame:
+    def rows(
+        self, model: Trained, metric: str | Sequence[str], names: Sequence[str], each_seed: bool = False
+    ) -> pd.DataFrame:
         """The frame's rows of one model, one a training seed and set; their files become sources.
 
         Of values over all sampling seeds, or with `each_seed` of those of each.
@@ -197,7 +207,9 @@ class ItemResults:
         """Answered comparisons of each MiniLLM student by people, each as `comparison_of` has it."""
         files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
         pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
-        flat = {name: [comparison_of(c) for c in comparisons if c["n"]] for name, comparisons in pages.items()}
+        flat = {
+            name: [comparison_of(c) for c in comparisons if c["n"]] for name, comparisons in pages.items()
+        }
         return {name: comparisons for name, comparisons in flat.items() if comparisons}
 
     # --- what else the run recorded
@@ -234,13 +246,17 @@ class ItemResults:
         if rows != 0:
             return rows if isinstance(rows, int) else None
         # 0 means all rows.
-        card = self.json(f"{layout.training_data(self.settings.models[model.name].tokenizer)}/card.json") or {}
+        card = (
+            self.json(f"{layout.training_data(self.settings.models[model.name].tokenizer)}/card.json") or {}
+        )
         kept = card.get("dev", {}).get("kept")
         return kept if isinstance(kept, int) else None
 
     def dev_rouge(self, model: Trained) -> Value | None:
         """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""
-        selections = [self.json(f"{layout.model(weights)}/selection.json") for weights in model.weights.values()]
+        selections = [
+            self.json(f"{layout.model(weights)}/selection.json") for weights in model.weights.values()
+        ]
         scores = [float(selection["chosen"]["dev_rouge"]) for selection in selections if selection]
         return seeds_pooled(scores, [None] * len(scores))
 
@@ -272,4 +288,6 @@ def comparison_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
 def judge_of(metric: Mapping[str, Any]) -> str:
     """Who judged, in words."""
     judge = metric.get("judge", "")
-    return f"{judge.get('kind', '')} {judge.get('model', '')}".strip() if isinstance(judge, dict) else str(judge)
+    return (
+        f"{judge.get('kind', '')} {judge.get('model', '')}".strip() if isinstance(judge, dict) else str(judge)
+    )

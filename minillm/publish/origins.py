@@ -32,7 +32,9 @@ def _sampling(card: dict[str, Any]) -> str:
     """ "temperature 1.0, top_k 0; seeds 10, 20", from a metric or the meta file of generations."""
     seeds = _list(card.get("seeds")) or [card[key] for key in ("seed",) if key in card]
     settings = ", ".join(f"{key} {value}" for key, value in card["sampling"].items())
-    return settings + (f"; sampling seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "")
+    return settings + (
+        f"; sampling seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+    )
 
 
 def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:

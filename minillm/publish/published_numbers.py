@@ -11,7 +11,9 @@ from minillm.errors import UserError
 
 NEEDED = ("family", "size", "method", "dataset", "metric", "value", "verified", "source")
 STATUS = {"yes": "verified", "no": "unverified", "digitised": "digitised"}
-GPT4 = re.compile(r"openai gpt-4(-\d{4})?")  # GPT-4 itself and its dated snapshots, no later model that begins with its name
+GPT4 = re.compile(
+    r"openai gpt-4(-\d{4})?"
+)  # GPT-4 itself and its dated snapshots, no later model that begins with its name
 BESIDE = (
     "In brackets: the published value (its source: config/paper) and the measured one's difference from it; ?: unverified, that is recalled "
     "and not compared with a source. No bracket: the paper has no such number, or it is not known."
@@ -44,15 +46,23 @@ def published(folder: Path) -> list[dict[str, str]]:
             if lacking:
                 raise UserError(f"{path}:1: no column '{lacking[0]}'; add it")
             of_file = list(reader)
-        teachers = {row["family"]: f"{row['family']} {row['size']}" for row in of_file if row["method"] == "Teacher"}
+        teachers = {
+            row["family"]: f"{row['family']} {row['size']}" for row in of_file if row["method"] == "Teacher"
+        }
         for line, row in enumerate(of_file, start=2):
             try:
                 float(row["value"])
             except ValueError:
-                raise UserError(f"{path}:{line}: value: '{row['value']}' is no number; mend it or remove the row") from None
+                raise UserError(
+                    f"{path}:{line}: value: '{row['value']}' is no number; mend it or remove the row"
+                ) from None
             if row["verified"] not in STATUS:
-                raise UserError(f"{path}:{line}: verified: '{row['verified']}' is none of {', '.join(STATUS)}; mend it")
-            rows.append({"teacher": teachers.get(row["family"], ""), **row, "table": path.stem.removeprefix("table")})
+                raise UserError(
+                    f"{path}:{line}: verified: '{row['verified']}' is none of {', '.join(STATUS)}; mend it"
+                )
+            rows.append(
+                {"teacher": teachers.get(row["family"], ""), **row, "table": path.stem.removeprefix("table")}
+            )
     if not rows:
         raise UserError(f"{folder}: no table*.csv with published numbers; give the folder with --paper")
     return rows
@@ -81,7 +91,9 @@ def beside(text: str, measured: float | None, other: Published | None, places: i
     return f"{text} [{other.value:.{places}f}{mark}: {measured - other.value:+.{places}f}]"
 
 
-def columns(measured: float | None, other: Published | None, prefix: str = "") -> dict[str, float | str | None]:
+def columns(
+    measured: float | None, other: Published | None, prefix: str = ""
+) -> dict[str, float | str | None]:
     """The same for a line of a CSV file: empty if there is nothing."""
     both = measured is not None and other is not None
     return {

@@ -30,7 +30,9 @@ def _table(module: str, function: str, shows: str, *needs: str, knob: str = "", 
     return Item("table", module, function, shows, needs, knob, sweeps)
 
 
-def _figure(module: str, function: str, shows: str, *needs: str, knob: str = "", sweeps: bool = False) -> Item:
+def _figure(
+    module: str, function: str, shows: str, *needs: str, knob: str = "", sweeps: bool = False
+) -> Item:
     return Item("figure", module, function, shows, needs, knob, sweeps)
 
 

@@ -38,13 +38,17 @@ def main_table(run: Path) -> str:
 def _csv_table(rows: list[list[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return ".. csv-table::\n   :header-rows: 1\n\n" + "".join(f"   {line}\n" for line in text.getvalue().splitlines())
+    return ".. csv-table::\n   :header-rows: 1\n\n" + "".join(
+        f"   {line}\n" for line in text.getvalue().splitlines()
+    )
 
 
 def details(run: Path, kind: str, name: str) -> str:
     """Caption, n, origins and settings of an item ("table" or "figure"), from the files next to it; empty if not made."""
     try:
-        sidecar = json.loads((run / (layout.table if kind == "table" else layout.figure)(name, "json")).read_text())
+        sidecar = json.loads(
+            (run / (layout.table if kind == "table" else layout.figure)(name, "json")).read_text()
+        )
         settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text())
     except (FileNotFoundError, ValueError):
         return ""
@@ -78,7 +82,11 @@ def _files(title: str, paths: Sequence[str]) -> str:
         for kind, folders in kinds.items()
         for folder, names in folders.items()
     ]
-    fold = ".. raw:: html\n\n   <details><summary>Files</summary>", "\n".join(lines), ".. raw:: html\n\n   </details>"
+    fold = (
+        ".. raw:: html\n\n   <details><summary>Files</summary>",
+        "\n".join(lines),
+        ".. raw:: html\n\n   </details>",
+    )
     return "\n\n".join([f"**{title}**: {', '.join(counts)}", *fold])
 
 

@@ -82,7 +82,13 @@ def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str,
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{run_folder / file.path}: damaged: {error!r}; {AGAIN}") from None
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = {"training_seed": "int64", "sampling_seed": "Int64", "value": "float64", "error": "float64", "n": "Int64"}
+    numbers = {
+        "training_seed": "int64",
+        "sampling_seed": "Int64",
+        "value": "float64",
+        "error": "float64",
+        "n": "Int64",
+    }
     return frame.astype(numbers)
 
 
@@ -128,7 +134,9 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
     yield from _mean(kind, content)
-    yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), content.get("n"))
+    yield Measured(
+        "exact_match", content.get("exact_match"), content.get("exact_match_error"), content.get("n")
+    )
 
 
 def _judge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
@@ -145,7 +153,9 @@ def _calibration(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 def _diversity(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
     """Of each sampling seed, and over those that have the value: `dist<n>` and `repetition` in percent."""
     names: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-        f"dist{content['ngram']}": lambda seed: 100 * seed["distinct"] / seed["total"] if seed["total"] else None,
+        f"dist{content['ngram']}": lambda seed: (
+            100 * seed["distinct"] / seed["total"] if seed["total"] else None
+        ),
         "distinct": lambda seed: seed["distinct"],
         "total": lambda seed: seed["total"],
         "repetition": lambda seed: seed.get("repetition"),
@@ -199,7 +209,10 @@ def calibration_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """A calibration metric flat: accuracy, ece (normalised), ece_raw, each with its error; bins with low and high."""
     if "normalised" not in content:
         return dict(content)
-    flat = {**content, "bins": [{**b, "low": b["from"], "high": b["to"]} for b in content["normalised"]["bins"]]}
+    flat = {
+        **content,
+        "bins": [{**b, "low": b["from"], "high": b["to"]} for b in content["normalised"]["bins"]],
+    }
     for key, part in (("ece", "normalised"), ("ece_raw", "raw")):
         flat |= {key: content[part]["ece"], f"{key}_error": content[part]["standard_error"]}
     accuracy = content["accuracy"]

@@ -64,7 +64,9 @@ def method_of(generations: str) -> str:
     return generations.rpartition("generations/")[2].split("/")[1]
 
 
-def declared(settings: TableSettings, asked: Mapping[str, Sequence[str]], main_only: Collection[str] = ()) -> list[MetricFile]:
+def declared(
+    settings: TableSettings, asked: Mapping[str, Sequence[str]], main_only: Collection[str] = ()
+) -> list[MetricFile]:
     """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
 
     main_only: kinds that are not asked of the models of the table's sweeps.

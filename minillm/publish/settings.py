@@ -116,7 +116,9 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
             del settings["semantics"]
             groups.setdefault(json.dumps(settings, sort_keys=True), {})[method] = value
     if knob == "objective":
-        return next((group for group in groups.values() if {"forward_kl", "reverse_kl"} <= set(group.values())), {})
+        return next(
+            (group for group in groups.values() if {"forward_kl", "reverse_kl"} <= set(group.values())), {}
+        )
     return next((group for group in groups.values() if "minillm" in group), {})
 
 

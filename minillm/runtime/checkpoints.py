@@ -65,7 +65,11 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
             yield partial
         except (OSError, RuntimeError) as error:
             if world.size > 1:  # the others wait for this rank inside of DeepSpeed: torchrun ends them
-                print(f"minillm: error: {advice}: rank {world.rank}: {error}".split("\n")[0], file=sys.stderr, flush=True)
+                print(
+                    f"minillm: error: {advice}: rank {world.rank}: {error}".split("\n")[0],
+                    file=sys.stderr,
+                    flush=True,
+                )
                 leave(2)
             written.append(error)
 
@@ -93,7 +97,12 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
 
     def write() -> None:
         if world.rank == 0:
-            manifest = {"step": step, "processes": world.size, "zero": zero, "files": dict(sorted(whole.items()))}
+            manifest = {
+                "step": step,
+                "processes": world.size,
+                "zero": zero,
+                "files": dict(sorted(whole.items())),
+            }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
     world.together(write, advice)
@@ -175,7 +184,9 @@ def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) 
         environment = {key: value for key, value in os.environ.items() if key not in left_out}
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
         folders = ["--input_folder", str(checkpoint.folder / "deepspeed"), "--output_folder", str(partial)]
-        done = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, *folders], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             shutil.rmtree(partial, ignore_errors=True)
             raise RuntimeError((done.stderr.strip() or done.stdout.strip() or "no message").split("\n")[-1])
@@ -183,7 +194,8 @@ def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) 
 
     say(f"{checkpoint.folder.name}: saved by {checkpoint.processes} processes, converted for {world.size}")
     world.together(
-        convert, f"{checkpoint.folder}: cannot be converted for {world.size} processes; use {checkpoint.processes} again"
+        convert,
+        f"{checkpoint.folder}: cannot be converted for {world.size} processes; use {checkpoint.processes} again",
     )
     return tag
 

@@ -38,7 +38,9 @@ from minillm.runtime.schedule import learning_rate
 
 METRICS = "metrics.jsonl"
 T = TypeVar("T")
-Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]  # the loss of a micro-batch, and by name what is logged beside it
+Losses = tuple[
+    torch.Tensor, dict[str, torch.Tensor]
+]  # the loss of a micro-batch, and by name what is logged beside it
 
 
 class Engine:
@@ -64,7 +66,13 @@ class Engine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         precisions.check(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        self.settings, self.launch, self.world, self.folder, self.steps = settings, launch, world, folder, steps
+        self.settings, self.launch, self.world, self.folder, self.steps = (
+            settings,
+            launch,
+            world,
+            folder,
+            steps,
+        )
         self.share = share(settings.batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
         if slow := precisions.remark(precision, world.device):
@@ -78,7 +86,11 @@ class Engine:
         self._precision = {
             "bf16": {"enabled": precision == "bf16"},
             # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
-            **({"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} if precision == "fp16" else {}),
+            **(
+                {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}}
+                if precision == "fp16"
+                else {}
+            ),
         }
         self.deepspeed_config = self._config()
         # float32 weights, two moments, and the weights that are computed with: an upper bound
@@ -108,7 +120,9 @@ class Engine:
         self.model: PreTrainedModel = self.engine.module
         self._computing = [self.model]  # the models that updates run
         self._compiled = self._blocks(self.model) if launch.zero < 3 else []
-        self._spread = [self.engine] if launch.zero == 3 else []  # whose weights lie spread over the processes
+        self._spread = (
+            [self.engine] if launch.zero == 3 else []
+        )  # whose weights lie spread over the processes
 
     def _template(self, zero: int) -> dict[str, Any]:
         template = files("minillm.runtime") / "deepspeed" / f"zero{zero}.json"
@@ -118,7 +132,10 @@ class Engine:
     def _config(self) -> dict[str, Any]:
         values = self._template(self.launch.zero)
         if self.launch.offload and self.launch.zero >= 2:
-            values["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+            values["zero_optimization"]["offload_optimizer"] = {
+                "device": "cpu",
+                "pin_memory": torch.cuda.is_available(),
+            }
         return values | {
             "train_batch_size": self.settings.batch,
             "train_micro_batch_size_per_gpu": self.share,  # as `update` says where a step ends
@@ -127,7 +144,11 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where the optimizer is offloaded
             "steps_per_print": 10**9,
-            **({"checkpoint": {"load_universal": True}} if self.found and self.found.processes != self.world.size else {}),
+            **(
+                {"checkpoint": {"load_universal": True}}
+                if self.found and self.found.processes != self.world.size
+                else {}
+            ),
         }
 
     def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -144,7 +165,11 @@ class Engine:
 
         keep_head(model, self.world.device)
 
-        config = self._template(3) | self._precision | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}
+        config = (
+            self._template(3)
+            | self._precision
+            | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}
+        )
         engine, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
         self._spread.append(engine)
         spread: PreTrainedModel = engine.module
@@ -169,7 +194,9 @@ class Engine:
         for kind in kinds:
             ordered = sorted(kind, key=length)
             dealt += [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        parts = least_padding(dealt, lambda rows: length(rows[-1]), self.launch.micro_batch, self.launch.micro_tokens)
+        parts = least_padding(
+            dealt, lambda rows: length(rows[-1]), self.launch.micro_batch, self.launch.micro_tokens
+        )
         return [[rows[rank] for rows in part] for part in parts]
 
     def update(self, parts: Sequence[T], loss: Callable[[T], Losses]) -> dict[str, torch.Tensor]:
@@ -188,7 +215,9 @@ class Engine:
                 # DeepSpeed's own count would be of equally many micro-batches at every step.
                 self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
                 value, others = loss(part)
-                self.engine.backward(value * self.world.size)  # DeepSpeed averages over ranks; the losses are parts of one sum
+                self.engine.backward(
+                    value * self.world.size
+                )  # DeepSpeed averages over ranks; the losses are parts of one sum
                 self.engine.step()
                 for name, number in {"loss": value.detach(), **others}.items():
                     found[name] = found[name] + number if name in found else number
@@ -218,14 +247,20 @@ class Engine:
     # --- checkpoints
     def save(self, state: dict[str, Any]) -> None:
         """Everything needed to go on from here; whole or not at all.  `state` is the loop's own (any picklable value)."""
-        with checkpoints.saving(self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world) as partial:
+        with checkpoints.saving(
+            self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world
+        ) as partial:
             self.engine.save_checkpoint(
                 str(partial),
                 tag="deepspeed",
                 client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
                 save_latest=False,
             )
-            rng = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+            rng = {
+                "torch": torch.get_rng_state(),
+                "numpy": np.random.get_state(),
+                "python": random.getstate(),
+            }
             if torch.cuda.is_available():
                 rng["cuda"] = torch.cuda.get_rng_state()
             torch.save(rng, partial / f"random-{self.world.rank}.pt")
@@ -243,10 +278,16 @@ class Engine:
         found = self.found
         if found is None:
             return None
-        tag = "deepspeed" if found.processes == self.world.size else checkpoints.universal(found, self.world, self.say)
+        tag = (
+            "deepspeed"
+            if found.processes == self.world.size
+            else checkpoints.universal(found, self.world, self.say)
+        )
         path, _ = self.engine.load_checkpoint(str(found.folder), tag=tag)
         if path is None:
-            raise UserError(f"{found.folder}: DeepSpeed cannot load it; delete this folder to go on from the one before")
+            raise UserError(
+                f"{found.folder}: DeepSpeed cannot load it; delete this folder to go on from the one before"
+            )
         state = torch.load(found.folder / "state.pt", weights_only=False)
         if found.processes == self.world.size:
             rng = torch.load(found.folder / f"random-{self.world.rank}.pt", weights_only=False)
@@ -322,7 +363,9 @@ class Engine:
         """`save` and leave with exit status 143 if any rank got a signal."""
         if any(self.world.gather(self._stop)):
             save()
-            self.say(f"stopped by a signal after step {self.step} of {self.steps}; run the same command again to go on")
+            self.say(
+                f"stopped by a signal after step {self.step} of {self.steps}; run the same command again to go on"
+            )
             raise SystemExit(143)
 
     # --- what people watch

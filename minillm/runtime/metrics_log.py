@@ -22,7 +22,9 @@ class MetricsLog:
             return
         if self.path.exists():
             kept = self.path.read_bytes()[: engine.logged]
-            self.path.write_bytes(kept[: kept.rfind(b"\n") + 1])  # whole lines, where the disk lost a part of it
+            self.path.write_bytes(
+                kept[: kept.rfind(b"\n") + 1]
+            )  # whole lines, where the disk lost a part of it
         if engine.launch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -34,7 +34,9 @@ class World:
     size: int
     device: torch.device
     watch: Watch | None = field(default=None, compare=False)
-    control: dist.ProcessGroup | None = field(default=None, compare=False)  # on GPUs: of the hosts, who need not wait for them
+    control: dist.ProcessGroup | None = field(
+        default=None, compare=False
+    )  # on GPUs: of the hosts, who need not wait for them
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""
@@ -167,13 +169,18 @@ def start(seed: int, patience: float = 600) -> World:
     watch = None
     if size > 1:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=max(1.0, min(60.0, patience))))
+        store = dist.TCPStore(
+            address, port, is_master=False, timeout=timedelta(seconds=max(1.0, min(60.0, patience)))
+        )
         watch = Watch(rank, size, patience, dist.PrefixStore("minillm", store))
     control = dist.new_group(backend="gloo", timeout=timeout) if cuda and size > 1 else None
     world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch, control)
     hosts = Counter(world.gather(host()))
     if size > 1 and rank == 0:
-        print(f"{size} processes: {', '.join(f'{count} on {name}' for name, count in hosts.items())}", flush=True)
+        print(
+            f"{size} processes: {', '.join(f'{count} on {name}' for name, count in hosts.items())}",
+            flush=True,
+        )
     seed_all(seed * 1000 + world.rank)
     return world
 

@@ -22,12 +22,16 @@ PACKAGES = ("minillm", "torch", "transformers", "deepspeed", "datasets", "tokeni
 def content(folder: Path) -> str:
     """Hash of what a model folder computes with: weights, configuration and tokenizer, not how or when it was made."""
     names = sorted(
-        p.name for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
+        p.name
+        for p in folder.iterdir()
+        if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
     )
     return hashlib.sha256("".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()).hexdigest()
 
 
-def write(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Mapping[str, Any]) -> None:
+def write(
+    folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Mapping[str, Any]
+) -> None:
     """provenance.json: settings, content hashes of the inputs and of the result, and how it was run (`run`: launch values, time)."""
     record = {
         "content": content(folder),
@@ -53,7 +57,11 @@ def revision() -> str:
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "-uno", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

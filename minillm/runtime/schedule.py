@@ -33,7 +33,9 @@ def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
 def count_steps(count: int, settings: Training) -> int:
     """Optimizer steps of a run over `count` examples; UserError where they do not fill one batch."""
     if count < settings.batch:
-        raise UserError(f"batch: {settings.batch} rows a batch, but there are only {count} training rows; lower it")
+        raise UserError(
+            f"batch: {settings.batch} rows a batch, but there are only {count} training rows; lower it"
+        )
     return max(1, round(settings.epochs * (count // settings.batch)))
 
 

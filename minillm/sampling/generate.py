@@ -56,11 +56,15 @@ def answer_all(
     own.parent.mkdir(parents=True, exist_ok=True)
     done = _read_journal(own)
     left = [q for q in mine if json.dumps(q.key) not in done]
-    bar = tqdm(total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True)
+    bar = tqdm(
+        total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True
+    )
     with open(own, "a") as file:
         for seed, step in sorted({(q.seed, q.step) for q in left}):
             group = [q for q in left if (q.seed, q.step) == (seed, step)]
-            for part in by_length(group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens):
+            for part in by_length(
+                group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens
+            ):
                 prompts, rows = [q.prompt for q in part], [q.row for q in part]
                 found = sample(
                     model,
@@ -76,7 +80,11 @@ def answer_all(
                 )
                 for question, response in zip(part, found, strict=True):
                     text = decode(tokenizer, response.tokens)
-                    entry = {"response": text, "response_tokens": response.tokens.tolist(), "finished": response.finished}
+                    entry = {
+                        "response": text,
+                        "response_tokens": response.tokens.tolist(),
+                        "finished": response.finished,
+                    }
                     file.write(json.dumps({"key": question.key, **entry}) + "\n")
                     done[json.dumps(question.key)] = entry
                 file.flush()
@@ -85,7 +93,11 @@ def answer_all(
     every = {key: entry for part in world.gather(done) for key, entry in part.items()}
     missing = len(questions) - len(every)
     assert missing == 0, f"{missing} of {len(questions)} questions without an answer"
-    return [every[json.dumps(q.key)] for q in sorted(questions, key=lambda q: q.key)] if world.rank == 0 else None
+    return (
+        [every[json.dumps(q.key)] for q in sorted(questions, key=lambda q: q.key)]
+        if world.rank == 0
+        else None
+    )
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
@@ -112,7 +124,9 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
     inputs = {"test": identity(test), "model": identity(model)}
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings), inputs)}")
     questions = [
-        Request((seed, row["id"]), row["id"], seed, np.asarray(row["prompt_tokens"])) for seed in settings.seeds for row in rows
+        Request((seed, row["id"]), row["id"], seed, np.asarray(row["prompt_tokens"]))
+        for seed in settings.seeds
+        for row in rows
     ]
     loaded = load_model(model, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)

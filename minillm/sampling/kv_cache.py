@@ -23,14 +23,19 @@ class RoomyLayer(DynamicLayer):
         self.length = length
         self.room: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Append states (batch, heads, positions, width) and return all of them, views of the room."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if self.room is None:
-            self.room = self._moved(key_states, self.keys, start), self._moved(value_states, self.values, start)
+            self.room = (
+                self._moved(key_states, self.keys, start),
+                self._moved(value_states, self.values, start),
+            )
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[..., start:end, :] = states
         self.keys, self.values = (room[..., :end, :] for room in self.room)
@@ -47,8 +52,13 @@ class RoomyLayer(DynamicLayer):
         """Prompts of some rows of the batch, which end at position `end`; what lies before them is padding."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.room is None:  # of zeros: padding has weight 0, and 0 times what memory happens to hold may be NaN
-            made = [s.new_zeros(batch, s.shape[1], max(self.length, end), s.shape[-1]) for s in (key_states, value_states)]
+        if (
+            self.room is None
+        ):  # of zeros: padding has weight 0, and 0 times what memory happens to hold may be NaN
+            made = [
+                s.new_zeros(batch, s.shape[1], max(self.length, end), s.shape[-1])
+                for s in (key_states, value_states)
+            ]
             self.room = made[0], made[1]
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[rows, :, end - states.shape[-2] : end] = states
@@ -68,7 +78,9 @@ class Decoder:
         self.model: Any = model.base_model
         self.head = packed_head(head_of(model, vocabulary, temperature))
         self.cache = DynamicCache(config=model.config)
-        self.cache.layers = [RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache.layers = [
+            RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers
+        ]
         self.croppable = all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
     def hidden(self, tokens: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
@@ -83,7 +95,9 @@ class Decoder:
         last: Tensor = output.last_hidden_state[:, -1]
         return last.contiguous()  # no view: it is kept, and what it is a view of must not be
 
-    def prompts(self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int) -> Tensor:
+    def prompts(
+        self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int
+    ) -> Tensor:
         """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all); `lengths` are theirs.
 
         Those of similar length are read together, without the padding that all of them have.

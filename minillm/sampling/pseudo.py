@@ -15,7 +15,9 @@ from minillm.runtime.processes import start
 from minillm.sampling.generate import Request, answer_all, remove_journals
 
 
-def run_stage(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path) -> None:
+def run_stage(
+    settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path
+) -> None:
     """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
     world = start(settings.seed, launch.patience)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -26,7 +28,10 @@ def run_stage(settings: PseudoSettings, launch: Launch, *, data: Path, teacher: 
     for split, limit in (("dev", settings.pseudo.dev_rows), ("train", settings.pseudo.rows)):
         rows = Rows.open(data, split)
         count = min(limit or len(rows), len(rows))
-        questions += [Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i)) for i in range(count)]
+        questions += [
+            Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i))
+            for i in range(count)
+        ]
     loaded = load_model(teacher, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
     if answers is not None:

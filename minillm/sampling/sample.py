@@ -64,7 +64,10 @@ class Response:
 def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarray:
     """Numbers in [0, 1) of shape (rows, length): Philox with key (seed, step) and the row id in its counter."""
     return np.stack(
-        [np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, row, 0])).random(length) for row in rows]
+        [
+            np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, row, 0])).random(length)
+            for row in rows
+        ]
     )
 
 
@@ -116,7 +119,9 @@ def sample(
         raise ValueError("rollouts take a temperature only: no top-k, top-p or n-gram block")
     responses: dict[int, Response] = {}
     with packed([model, mixture.teacher] if mixture else [model]):
-        for chunk in by_length(range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget):
+        for chunk in by_length(
+            range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget
+        ):
             numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
             asked = [prompts[i] for i in chunk]
             done = _sample_batch(model, asked, numbers, sampling, eos, pad, vocabulary, mixture, record)
@@ -184,7 +189,9 @@ def _sample_batch(
             start = first
         tokens = history[alive, end : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
-        hidden = [decoder.hidden(tokens, attention[alive, start : end + 1], positions) for decoder in decoders]
+        hidden = [
+            decoder.hidden(tokens, attention[alive, start : end + 1], positions) for decoder in decoders
+        ]
 
     return _responses(history[:, width:], lengths, finished, records if record else None, _by_row(kept, size))
 
@@ -215,7 +222,9 @@ def _responses(
     return responses
 
 
-def _position(logits: list[Tensor], alpha: float, uniform: Tensor, record: bool) -> tuple[Tensor, Tensor | None]:
+def _position(
+    logits: list[Tensor], alpha: float, uniform: Tensor, record: bool
+) -> tuple[Tensor, Tensor | None]:
     """(a token a row (batch,), on request the five values of a `Record` (5, batch)); `logits` of the student, and of the teacher if any."""
     if not record and (len(logits) == 1 or not alpha):
         return draw(logits[0].softmax(-1), uniform), None

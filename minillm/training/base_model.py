@@ -25,7 +25,13 @@ from minillm.training.supervised import fit, plain_sequences
 
 
 def run_stage(
-    settings: BaseSettings, launch: Launch, *, data: Path, out: Path, checkpoints: Path, parent: Path | None = None
+    settings: BaseSettings,
+    launch: Launch,
+    *,
+    data: Path,
+    out: Path,
+    checkpoints: Path,
+    parent: Path | None = None,
 ) -> None:
     """Leave the base model at `out`; scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says."""
     spec = settings.model
@@ -39,7 +45,9 @@ def run_stage(
         model = torch.nn.Module.to(model, DTYPES[settings.precision])
         with whole_folder(out) as partial:
             save_model(model, tokenizer, partial)
-            provenance.write(partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision})
+            provenance.write(
+                partial, raw, inputs, {"seed": settings.seed, "source": spec.path, "revision": spec.revision}
+            )
         return
     world = start(settings.seed, launch.patience)
     examples = plain_text_examples(data, with_rows=parent is not None)
@@ -54,7 +62,9 @@ def run_stage(
         count_steps(len(examples), spec.training),
     )
     teacher = engine.frozen(load_model(parent, settings.precision)) if parent else None
-    history = fit(engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False)
+    history = fit(
+        engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False
+    )
     export(engine, dev, history, {"lowest_loss": out}, raw, inputs, settings.seed)
 
 
@@ -65,7 +75,9 @@ def compare_tokenizers(spec: Model, run: PreTrainedTokenizerBase, parent: Path |
     """
     own = load_tokenizer(parent) if parent else own_tokenizer(spec)
     if own is None:
-        print(f"{spec.path}: comes without a tokenizer; only the number of its tokens was compared with the run's")
+        print(
+            f"{spec.path}: comes without a tokenizer; only the number of its tokens was compared with the run's"
+        )
     else:
         check_ids(own, run, spec.path or str(parent))
 

@@ -19,7 +19,14 @@ from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import at_once, collate, least_padding, moved
 from minillm.data.rows import Rows
 from minillm.files import whole_folder
-from minillm.models.head import head_of, logits_by_tile, response_hidden, response_tokens, response_values, token_logprobs
+from minillm.models.head import (
+    head_of,
+    logits_by_tile,
+    response_hidden,
+    response_tokens,
+    response_values,
+    token_logprobs,
+)
 from minillm.models.loading import decode, save_model, special_tokens
 from minillm.runtime import checkpoints
 from minillm.runtime.engine import Engine
@@ -31,7 +38,9 @@ from minillm.training import selection
 Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
 Divergence = Callable[[Tensor, Tensor], Tensor]  # of student and teacher logits, one value a token
 
-DEV_STEP = 2**32 - 1  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
+DEV_STEP = (
+    2**32 - 1
+)  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,13 @@ class Dev:
 
     @classmethod
     def open(
-        cls, data: Path, limit: int, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, launch: Launch, seed: int
+        cls,
+        data: Path,
+        limit: int,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        launch: Launch,
+        seed: int,
     ) -> Dev:
         """The first `limit` dev rows of a data folder (0: all)."""
         rows = Rows.open(data, "dev")
@@ -191,7 +206,9 @@ class Candidates:
     def prune(self, history: list[dict[str, Any]]) -> None:
         """Remove what no checkpoint's part of `history` chooses: a run may have to go on from any of them, and then needs its choice."""
         if self.engine.world.rank == 0:
-            parts = ([e for e in history if e["step"] <= step] for step in checkpoints.steps(self.engine.folder))
+            parts = (
+                [e for e in history if e["step"] <= step] for step in checkpoints.steps(self.engine.folder)
+            )
             kept = {self.folder(step) for part in parts if part for step in self.chosen(part)}
             for path in self.folder(0).parent.glob("step-*"):
                 if path not in kept:

@@ -54,7 +54,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
         while engine.step < engine.steps:
             collection, place = divmod(engine.step, per_collection)
             if place == 0:
-                rollouts = collect_rollouts(engine, task.teacher, rows, task.dev, s, memory, collection, task.seed)
+                rollouts = collect_rollouts(
+                    engine, task.teacher, rows, task.dev, s, memory, collection, task.seed
+                )
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
@@ -131,7 +133,14 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
 
 
 def run_stage(
-    settings: OnPolicySettings, launch: Launch, *, data: Path, init: Path, teacher: Path, out: Path, checkpoints: Path
+    settings: OnPolicySettings,
+    launch: Launch,
+    *,
+    data: Path,
+    init: Path,
+    teacher: Path,
+    out: Path,
+    checkpoints: Path,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to the checkpoint of best dev ROUGE-L (`out`)."""
     training = settings.training

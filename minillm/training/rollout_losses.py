@@ -16,7 +16,14 @@ from minillm.config.onpolicy import OnPolicy
 from minillm.data.batching import collate, moved
 from minillm.data.rows import Corpus
 from minillm.errors import UserError
-from minillm.models.head import head_of, logits_by_tile, response_hidden, response_losses, response_tokens, token_logprobs
+from minillm.models.head import (
+    head_of,
+    logits_by_tile,
+    response_hidden,
+    response_losses,
+    response_tokens,
+    token_logprobs,
+)
 from minillm.models.loading import special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
@@ -45,7 +52,9 @@ def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
     """w_t of every token, (rows, time): Eq. 5 by its last factor ("token"), as it stands ("product"), or 1 ("none")."""
     if settings.importance == "none":
         return rollouts.mask
-    weights = objectives.importance_weights(rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha)
+    weights = objectives.importance_weights(
+        rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha
+    )
     if settings.importance == "product":
         return objectives.sequence_weights(weights, rollouts.mask)
     return weights * rollouts.mask
@@ -55,15 +64,26 @@ def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
     """What multiplies grad log q of every token in the long term, (rows, time), before whitening."""
     s, mask = settings, rollouts.mask
     rewards = objectives.token_rewards(
-        rollouts.student_logprobs, rollouts.teacher_logprobs, mask, scale=s.reward_scale, clip=s.reward_clip or None
+        rollouts.student_logprobs,
+        rollouts.teacher_logprobs,
+        mask,
+        scale=s.reward_scale,
+        clip=s.reward_clip or None,
     )
     expected = -rollouts.reverse_kl * mask / s.reward_scale  # the mean of r_t given what stands before it
     if s.advantage == "expected":
         rewards = expected
     if s.advantage == "centred":  # r_t less its mean, then the rewards that follow
-        baseline = objectives.returns(expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True)
-        return objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=True) - baseline
-    return objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=s.include_current)
+        baseline = objectives.returns(
+            expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True
+        )
+        return (
+            objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=True)
+            - baseline
+        )
+    return objectives.returns(
+        rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=s.include_current
+    )
 
 
 def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
@@ -146,7 +166,9 @@ class SampleLoss:
                 weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
             )  # fmt: skip
             if s.clip:
-                noted["outside"] = ((torch.exp(new.detach() - old_logprobs) * weights - 1.0).abs() > s.clip).sum()
+                noted["outside"] = (
+                    (torch.exp(new.detach() - old_logprobs) * weights - 1.0).abs() > s.clip
+                ).sum()
             if teacher_logits is not None:
                 weighted = weights if s.single_step_weights else None
                 found["single_step"] = objectives.single_step_loss(
@@ -212,16 +234,26 @@ class MiniBatch:
                 teacher = frozen(self.task.teacher)
             else:  # kept when the samples were drawn
                 hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
-                teacher = logits_by_tile(hidden, head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature))
+                teacher = logits_by_tile(
+                    hidden, head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature)
+                )
         initial = frozen(self.task.anchor) if self.task.anchor is not None else None
-        return LossInputs(tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial)
+        return LossInputs(
+            tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial
+        )
 
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
         """The loss of a tile of sampled tokens; its terms are added to `sums`."""
 
         def given(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
-            return (inputs.tokens[tile], inputs.old_logprobs[tile], inputs.weights[tile], inputs.advantages[tile], *frozen)
+            return (
+                inputs.tokens[tile],
+                inputs.old_logprobs[tile],
+                inputs.weights[tile],
+                inputs.advantages[tile],
+                *frozen,
+            )
 
         def note(terms: Terms) -> None:
             found, noted = terms
@@ -244,7 +276,9 @@ class MiniBatch:
         """A micro-batch's share of the loss, from one forward pass of the student; and its terms, by name, for the log."""
         s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
         samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
-        batch = collate(self.examples([*samples, *texts]), special_tokens(self.task.dev.tokenizer)[1]).to(self.device)
+        batch = collate(self.examples([*samples, *texts]), special_tokens(self.task.dev.tokenizer)[1]).to(
+            self.device
+        )
         tokens = response_tokens(batch)
         border = sum(len(self.rollouts.responses[i]) for _, i in samples)
         asked, weights = [], []
@@ -253,9 +287,13 @@ class MiniBatch:
             asked.append((slice(border), function, head_of(model, vocabulary, s.temperature)))
             weights.append(1 / self.denominator)
         if texts:
-            asked.append((slice(border, None), self.on_texts(texts, tokens[border:]), head_of(model, vocabulary)))
+            asked.append(
+                (slice(border, None), self.on_texts(texts, tokens[border:]), head_of(model, vocabulary))
+            )
             weights.append(s.lm_coef / self.text_denominator)
-        losses = [weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)]
+        losses = [
+            weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)
+        ]
         if texts:
             sums["plain_text"] = losses[-1].detach()
         return torch.stack(losses).sum(), sums
@@ -281,7 +319,9 @@ def micro_batches(
     s, rows = task.settings, list(chosen)
     mask, texts = rollouts.mask[rows], plain_text(engine, task)
     credit = advantages(rollouts, s)
-    credit[rows] = whitened(credit[rows], mask, s)  # statistics of the global mini-batch, whatever it is split into
+    credit[rows] = whitened(
+        credit[rows], mask, s
+    )  # statistics of the global mini-batch, whatever it is split into
     tokens = float(mask.sum())
     of_sequences = s.normaliser == "sequences"
     made = MiniBatch(

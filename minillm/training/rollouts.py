@@ -45,7 +45,9 @@ class Memory:
     student_share: float
     dev_loss: float | None = None
     buffer: list[Entry] = field(default_factory=list)  # the newest last
-    first: dict[str, float] = field(default_factory=dict)  # of what the guard watches, the first collection's value
+    first: dict[str, float] = field(
+        default_factory=dict
+    )  # of what the guard watches, the first collection's value
 
     def look(self, dev_loss: float, settings: OnPolicy) -> None:
         """The student's share grows where the dev loss has risen since it last grew (DistiLLM's adaptive scheduler)."""
@@ -142,12 +144,18 @@ def collect_rollouts(
     return dataclasses.replace(together(rows, entries, watched), teacher_hidden=hidden)
 
 
-def teacher_hidden(engine: Engine, teacher: PreTrainedModel, rows: Rows, entries: Sequence[Entry], pad: int) -> list[Tensor]:
+def teacher_hidden(
+    engine: Engine, teacher: PreTrainedModel, rows: Rows, entries: Sequence[Entry], pad: int
+) -> list[Tensor]:
     """The teacher's hidden states at each token of each response, (length, width), on the CPU; the same on every rank.
 
     Kept from the sampling where it looked on; of all other responses from one pass, which the ranks share.
     """
-    found = {i: e.record.teacher_hidden for i, e in enumerate(entries) if e.record and e.record.teacher_hidden is not None}
+    found = {
+        i: e.record.teacher_hidden
+        for i, e in enumerate(entries)
+        if e.record and e.record.teacher_hidden is not None
+    }
 
     def length(i: int) -> int:
         return len(rows.prompt(entries[i].row)) + len(entries[i].response)
@@ -183,7 +191,10 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
     own = [e for e in entries if e.record is not None]
     fresh = mask * torch.tensor([[float(e.record is not None)] for e in entries])
     reverse = recorded("reverse_kl")
-    summary = {"fresh": len(own) / len(entries), "repetition": float(np.mean([repetition(e.response) for e in entries]))}
+    summary = {
+        "fresh": len(own) / len(entries),
+        "repetition": float(np.mean([repetition(e.response) for e in entries])),
+    }
     summary["response_length"] = mask.sum(1).mean().item()
     summary["sampled_tokens"] = fresh.sum().item()
     if own:

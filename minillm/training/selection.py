@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-RULES = {"best_rouge": ("dev_rouge", 1.0), "lowest_loss": ("dev_loss", -1.0)}  # key, and the sign that makes more better
+RULES = {
+    "best_rouge": ("dev_rouge", 1.0),
+    "lowest_loss": ("dev_loss", -1.0),
+}  # key, and the sign that makes more better
 
 
 def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
@@ -34,8 +37,15 @@ def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
 
 def evidence(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
     """What was chosen, by which rule and from what, to be kept beside the weights; what JSON lacks (NaN, infinity) as None."""
-    return {"rule": rule, "chosen": _plain(choose(history, rule)), "history": [_plain(entry) for entry in history]}
+    return {
+        "rule": rule,
+        "chosen": _plain(choose(history, rule)),
+        "history": [_plain(entry) for entry in history],
+    }
 
 
 def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }

@@ -25,7 +25,14 @@ from minillm.data.batching import Batch, collate
 from minillm.data.rows import Rows
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
-from minillm.models.head import head_of, logits_by_tile, response_hidden, response_loss, response_tokens, token_logprobs
+from minillm.models.head import (
+    head_of,
+    logits_by_tile,
+    response_hidden,
+    response_loss,
+    response_tokens,
+    token_logprobs,
+)
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
@@ -61,7 +68,10 @@ def token_loss(
 ) -> Compilable:
     """TokenLoss of `tokens`, (tokens,); `teacher` gives its logits by tile."""
     return Compilable(
-        TokenLoss(kd_ratio), lambda part: (tokens[part], teacher(part) if teacher else None), lambda _: None, compiled
+        TokenLoss(kd_ratio),
+        lambda part: (tokens[part], teacher(part) if teacher else None),
+        lambda _: None,
+        compiled,
     )
 
 
@@ -99,7 +109,12 @@ def teacher_cache(
     weight = head_of(teacher, 1).weight
     width, dtype = weight.shape[1], weight.dtype
     spread = engine.launch.shard_teacher and engine.world.size > 1
-    if not engine.launch.teacher_cache or settings.epochs <= 1 or spread or len(set(engine.world.gather(host()))) > 1:
+    if (
+        not engine.launch.teacher_cache
+        or settings.epochs <= 1
+        or spread
+        or len(set(engine.world.gather(host()))) > 1
+    ):
         return None
     folder = engine.folder / "teacher"
     if not all(engine.world.gather(TeacherCache.fits(folder, lengths, width, dtype))):
@@ -133,10 +148,19 @@ class Supervision:
         def loss(part: list[int]) -> Losses:
             batch = collate([examples[i] for i in part], pad).to(engine.world.device)
             known = None
-            if self.cache and teacher is not None:  # of all of them, computed as one batch where one of them is new
+            if (
+                self.cache and teacher is not None
+            ):  # of all of them, computed as one batch where one of them is new
                 known = self.cache.hidden(part, lambda: response_hidden(teacher, batch), engine.world.device)
             made = example_loss(
-                engine.engine, batch, self.dev.vocabulary, denominator, teacher, self.kd_ratio, known, engine.launch.compile
+                engine.engine,
+                batch,
+                self.dev.vocabulary,
+                denominator,
+                teacher,
+                self.kd_ratio,
+                known,
+                engine.launch.compile,
             )
             return made, {}
 
@@ -148,7 +172,9 @@ class Supervision:
         wanted = {"forward_kl": objectives.forward_kl}
         of_dev, of_own = self.seen if engine.launch.teacher_cache else (None, None)
         with engine.whole():
-            found = losses(engine.model, self.dev.examples, self.dev, engine.world, teacher, wanted, kept=of_dev)
+            found = losses(
+                engine.model, self.dev.examples, self.dev, engine.world, teacher, wanted, kept=of_dev
+            )
             own = found
             if self.own_dev:
                 own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher, wanted, kept=of_own)
@@ -200,7 +226,9 @@ def fit(
         log.write(work.look(rouge=False))
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
-            found = engine.update(*work.micro_batches(batch_of_step(len(examples), settings.batch, engine.step, seed)))
+            found = engine.update(
+                *work.micro_batches(batch_of_step(len(examples), settings.batch, engine.step, seed))
+            )
             bar.update()
             if engine.logs:
                 log.write(engine.summed(found))
@@ -228,7 +256,9 @@ def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], l
         answer_ = json.loads(line)
         split = answer_["split"]
         if answer_["id"] not in places[split]:
-            raise UserError(f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; make the teacher's answers again")
+            raise UserError(
+                f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; make the teacher's answers again"
+            )
         prompt = parts[split].prompt(places[split][answer_["id"]])
         found[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
     return found["train"], found["dev"]
@@ -250,7 +280,9 @@ def run_stage(
     dev loss at `init` if that is asked for."""
     world = start(settings.seed, launch.patience)
     inputs = {
-        key: identity(path) for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items() if path
+        key: identity(path)
+        for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items()
+        if path
     }
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(data / "tokenizer")
     check_same_tokenizer(base, data / "tokenizer")
@@ -271,7 +303,9 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = engine.frozen(load_model(teacher, settings.precision)) if needs_teacher and teacher else None
+    teacher_model = (
+        engine.frozen(load_model(teacher, settings.precision)) if needs_teacher and teacher else None
+    )
     history = fit(
         engine,
         examples,

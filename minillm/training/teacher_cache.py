@@ -23,7 +23,9 @@ from minillm.runtime.processes import World
 class TeacherCache:
     """One file for all processes of a machine, and a byte for each example that says whether it is there."""
 
-    def __init__(self, folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype, world: World) -> None:
+    def __init__(
+        self, folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype, world: World
+    ) -> None:
         """Of examples whose responses have `lengths` tokens; hidden states of `width` in `dtype`.  Every rank must call."""
         self.folder, self.world = folder, world
         self.ends = np.cumsum([0, *lengths])
@@ -39,7 +41,10 @@ class TeacherCache:
                 saved = folder / "saved"
                 (folder / "there").write_bytes(saved.read_bytes() if saved.exists() else bytes(len(lengths)))
 
-        world.together(make, f"{folder}: no room for the teacher's hidden states; free some space, or set teacher_cache: false")
+        world.together(
+            make,
+            f"{folder}: no room for the teacher's hidden states; free some space, or set teacher_cache: false",
+        )
         self.there = np.memmap(folder / "there", dtype=np.uint8, mode="r+", shape=(len(lengths),))
         self.bytes = np.memmap(folder / "hidden", dtype=np.uint8, mode="r+", shape=(size,))
         self.states = torch.from_numpy(self.bytes).view(dtype).view(-1, width)
@@ -48,7 +53,9 @@ class TeacherCache:
     def fits(folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype) -> bool:
         """Whether the file is there already, or takes less than half of the free space of the disk."""
         size, path = sum(lengths) * width * dtype.itemsize, folder / "hidden"
-        return (path.exists() and path.stat().st_size == size) or size < shutil.disk_usage(folder.parent).free / 2
+        return (path.exists() and path.stat().st_size == size) or size < shutil.disk_usage(
+            folder.parent
+        ).free / 2
 
     def hidden(self, examples: Sequence[int], compute: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Hidden states of the responses of `examples`, one after the other, (tokens, width); `compute` makes those of all of them."""

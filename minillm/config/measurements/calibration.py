@@ -43,7 +43,9 @@ class ClassificationTask:
     @property
     def fields(self) -> list[str]:
         """Columns that the templates name."""
-        parsed = [part for text in (self.prompt, self.input, self.cue) for part in string.Formatter().parse(text)]
+        parsed = [
+            part for text in (self.prompt, self.input, self.cue) for part in string.Formatter().parse(text)
+        ]
         return list(dict.fromkeys(name for _, name, _, _ in parsed if name is not None))
 
 
@@ -107,7 +109,9 @@ def _check_task(task: ClassificationTask, datasets: Collection[str], where: str,
         try:
             parts = list(string.Formatter().parse(getattr(task, name)))
         except ValueError as error:
-            raise UserError(f"{where}: {key}.{name}: {error}; write {{{{ and }}}} for braces in the text") from None
+            raise UserError(
+                f"{where}: {key}.{name}: {error}; write {{{{ and }}}} for braces in the text"
+            ) from None
         for _, field, form, conversion in parts:
             if field is not None and (not field.isidentifier() or form or conversion):
                 raise UserError(

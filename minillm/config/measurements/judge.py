@@ -74,7 +74,9 @@ class Judge:
             raise UserError(f"{where}: judge.model: missing; kind '{self.kind}' needs it")
         address = urlsplit(self.base_url)
         if address.username or address.password or address.query:
-            raise UserError(f"{where}: judge.base_url: an address with a key in it; put the key into ${self.key_variable}")
+            raise UserError(
+                f"{where}: judge.base_url: an address with a key in it; put the key into ${self.key_variable}"
+            )
 
     @property
     def is_real(self) -> bool:

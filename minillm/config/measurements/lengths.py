@@ -43,9 +43,14 @@ class Lengths:
                 must_be_one_of(name, config.datasets, where, f"lengths.{key}", "datasets")
         for name in self.figure15:
             must_be_one_of(name, self.tests, where, "lengths.figure15", "lengths.tests")
-        for key, edges in {"edges": self.edges, **{f"per_test.{name}": e for name, e in self.per_test.items()}}.items():
+        for key, edges in {
+            "edges": self.edges,
+            **{f"per_test.{name}": e for name, e in self.per_test.items()},
+        }.items():
             if list(edges) != sorted(set(edges)):
-                raise UserError(f"{where}: lengths.{key}: {list(edges)} do not rise; write them from small to large")
+                raise UserError(
+                    f"{where}: lengths.{key}: {list(edges)} do not rise; write them from small to large"
+                )
 
 
 @dataclass(frozen=True, config=STRICT)

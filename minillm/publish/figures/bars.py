@@ -29,7 +29,11 @@ def lengths(results: ItemResults) -> Drawing:
         for test in tests:
             buckets = {m: _buckets(results, m, test) for m in students}
             sft = next((values for model, values in buckets.items() if model.method == "sft"), {})
-            others = {model: buckets[model] for model in results.drawn(students) if model.method != "sft" and buckets[model]}
+            others = {
+                model: buckets[model]
+                for model in results.drawn(students)
+                if model.method != "sft" and buckets[model]
+            }
             if sft and others:
                 pages.append((teacher, test, sft, others))
     if not pages:
@@ -45,13 +49,27 @@ def lengths(results: ItemResults) -> Drawing:
             for x, place in enumerate(places):
                 if place not in values:
                     continue
-                difference, ends = _compared(values[place], sft[place], f"{test}/{model.student}/{model.method}/{place}")
+                difference, ends = _compared(
+                    values[place], sft[place], f"{test}/{model.student}/{model.method}/{place}"
+                )
                 at = x - GROUP / 2 + (i + 0.5) * width
-                axes.bar(at, difference, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
+                axes.bar(
+                    at,
+                    difference,
+                    0.92 * width,
+                    facecolor=colour,
+                    hatch=hatch,
+                    edgecolor="black",
+                    linewidth=0.5,
+                )
                 if ends:
                     reach = [[difference - ends[0]], [ends[1] - difference]]
                     axes.errorbar(at, difference, reach, color="black", linewidth=0.8, capsize=1.8)
-            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=model.method_label))
+            handles.append(
+                Patch(
+                    facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=model.method_label
+                )
+            )
         axes.set_xticks(range(len(places)), [f"{_range(*place)}\nn={len(sft[place])}" for place in places])
         axes.axhline(0, color="black", linewidth=0.8)
         model = next(iter(others))
@@ -59,7 +77,11 @@ def lengths(results: ItemResults) -> Drawing:
         axes.set_xlabel("length of the reference (tokens)")
         axes.set_ylabel("ROUGE-L − SFT's")
     legend(figure, handles)
-    n = "; ".join(dict.fromkeys(f"{results.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages))
+    n = "; ".join(
+        dict.fromkeys(
+            f"{results.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages
+        )
+    )
     caption = (
         "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error bars: 95% intervals of the "
         f"difference by paired bootstrap over prompts, scores averaged over sampling seeds; none for fewer than {FEWEST}. First training seed."
@@ -68,7 +90,9 @@ def lengths(results: ItemResults) -> Drawing:
     return finished(figure, style, caption, n + ".")
 
 
-def _compared(ours: dict[int, float], theirs: dict[int, float], name: str) -> tuple[float, tuple[float, float] | None]:
+def _compared(
+    ours: dict[int, float], theirs: dict[int, float], name: str
+) -> tuple[float, tuple[float, float] | None]:
     """Difference of the mean scores of a bucket, and its interval; None for the interval of fewer than `FEWEST` prompts."""
     ids = sorted(ours.keys() & theirs.keys())
     first, second = [ours[i] for i in ids], [theirs[i] for i in ids]
@@ -78,7 +102,9 @@ def _compared(ours: dict[int, float], theirs: dict[int, float], name: str) -> tu
     return comparison.difference, (comparison.low, comparison.high)
 
 
-def _buckets(results: ItemResults, model: Trained, test: str) -> dict[tuple[int, int | None], dict[int, float]]:
+def _buckets(
+    results: ItemResults, model: Trained, test: str
+) -> dict[tuple[int, int | None], dict[int, float]]:
     """(low, high) -> the score of each prompt of the bucket by its id, first training seed; empty buckets are left out."""
     metric = next(iter(results.contents("lengths", model, test)), None)
     if metric is None:
@@ -86,7 +112,9 @@ def _buckets(results: ItemResults, model: Trained, test: str) -> dict[tuple[int,
     rows = list(zip(metric["ids"], metric["reference_tokens"], metric["scores"], strict=True))
     buckets = {
         (b["low"], b["high"]): {
-            i: score for i, length, score in rows if length >= b["low"] and (b["high"] is None or length <= b["high"])
+            i: score
+            for i, length, score in rows
+            if length >= b["low"] and (b["high"] is None or length <= b["high"])
         }
         for b in metric["buckets"]
     }

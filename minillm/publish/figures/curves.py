@@ -18,7 +18,11 @@ from minillm.publish.tables.ablations import STRATEGIES, dev_n
 NOT_MEASURED = "not measured in this run"
 # Keys of an exposure bias whose other value than the default one is a line of the caption.
 OTHERWISE = (
-    ("semantics", "released", " As the published script computes it (semantics: released): l counts from the second token."),
+    (
+        "semantics",
+        "released",
+        " As the published script computes it (semantics: released): l counts from the second token.",
+    ),
     ("finished", "zero", " Responses that have ended count 0 (finished: zero)."),
 )
 
@@ -45,7 +49,9 @@ def exposure_bias(results: ItemResults) -> Drawing:
     pages = []
     for teacher, students in results.pairs():
         for test in results.names("exposure_bias"):
-            curves = {m: c for m in results.drawn(students) if (c := results.contents("exposure_bias", m, test))}
+            curves = {
+                m: c for m in results.drawn(students) if (c := results.contents("exposure_bias", m, test))
+            }
             if curves:
                 pages.append((teacher, test, curves))
     if not pages:
@@ -62,8 +68,12 @@ def exposure_bias(results: ItemResults) -> Drawing:
         axes.set_title(f"{model.label} ({teacher.label})\n{results.label(test)}")
         axes.set_xlabel("length l (tokens)")
         axes.axhline(0, color="black", linewidth=0.6)
-        texts.append(f"{results.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses")
-        compared += _compared(f"{model.label} on {results.label(test)}", {m: metrics[0] for m, metrics in curves.items()})
+        texts.append(
+            f"{results.label(test)}: n = {first['n']} prompts × {first.get('responses', '?')} responses"
+        )
+        compared += _compared(
+            f"{model.label} on {results.label(test)}", {m: metrics[0] for m, metrics in curves.items()}
+        )
     label_left(grid, "ExAccErr(l) (%)")
     legend(figure, handles)
     caption = (
@@ -71,7 +81,9 @@ def exposure_bias(results: ItemResults) -> Drawing:
         "prompts. Pale: fewer than a tenth of the responses of either kind are left."
     )
     caption += (
-        "".join(text for key, value, text in OTHERWISE if first.get(key) == value) + results.drawn_note + "".join(compared)
+        "".join(text for key, value, text in OTHERWISE if first.get(key) == value)
+        + results.drawn_note
+        + "".join(compared)
     )
     if any(len(m.weights) > 1 for _, _, curves in pages for m in curves):
         caption += " First training seed."
@@ -89,7 +101,9 @@ def _error_curve(axes: Axes, metric: dict[str, Any], looks: dict[str, Any]) -> N
     enough = lengths <= (metric.get("mean_at") or 0)
     every = max(1, len(lengths) // 8)
     axes.plot(lengths, np.where(enough, values, np.nan), markevery=every, **looks)
-    pale = np.where(~enough | np.append(~enough[1:], False), values, np.nan)  # from the last point of the other part on
+    pale = np.where(
+        ~enough | np.append(~enough[1:], False), values, np.nan
+    )  # from the last point of the other part on
     axes.plot(lengths, pale, color=looks["color"], linestyle=looks["linestyle"], linewidth=0.8, alpha=0.35)
     if metric.get("low"):
         low, high = _numbers(metric["low"]), _numbers(metric["high"])
@@ -129,7 +143,9 @@ def _dev_curve(entries: list[dict[str, Any]], name: str) -> tuple[list[int], lis
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _training(results: ItemResults, methods: Sequence[str], names: dict[str, str], caption: str) -> Drawing | None:
+def _training(
+    results: ItemResults, methods: Sequence[str], names: dict[str, str], caption: str
+) -> Drawing | None:
     """Dev curves of on-policy methods: a panel a student and key (key -> label of its axis); None if there is no log."""
     style, every = style_of(results), results.settings.table.methods
     pairs = [(teacher, [m for m in students if m.method in methods]) for teacher, students in results.pairs()]
@@ -157,7 +173,9 @@ def _training(results: ItemResults, methods: Sequence[str], names: dict[str, str
         axes.set_xlabel("update")
         axes.set_ylabel(label)
     legend(figure, handles)
-    return finished(figure, style, caption, "; ".join(filter(None, [dev_n(rows), "one line a training seed."])))
+    return finished(
+        figure, style, caption, "; ".join(filter(None, [dev_n(rows), "one line a training seed."]))
+    )
 
 
 def reverse_kl(results: ItemResults) -> Drawing:
@@ -171,20 +189,30 @@ def reverse_kl(results: ItemResults) -> Drawing:
     lacking = [label for method, label in STRATEGIES.items() if method not in results.settings.table.methods]
     if lacking:
         caption += f" Not in this configuration: {', '.join(lacking)}."
-    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_length": "length of dev answers (tokens)"}
+    names = {
+        "dev_reverse_kl": "dev reverse KL (nats a token)",
+        "dev_length": "length of dev answers (tokens)",
+    }
     return _training(results, methods, names, caption) or nothing(results)
 
 
 def divergences(results: ItemResults) -> Drawing:
     """Dev reverse and forward KL of two methods that differ only in their divergence."""
     methods = {
-        m for chosen in results.settings.chosen.values() for m, value in chosen.items() if value in ("forward_kl", "reverse_kl")
+        m
+        for chosen in results.settings.chosen.values()
+        for m, value in chosen.items()
+        if value in ("forward_kl", "reverse_kl")
     }
     if not methods:
         return nothing(
-            results, "not measured: this configuration has no two variants that differ in forward and reverse KL alone"
+            results,
+            "not measured: this configuration has no two variants that differ in forward and reverse KL alone",
         )
-    names = {"dev_reverse_kl": "dev reverse KL (nats a token)", "dev_forward_kl": "dev forward KL (nats a token)"}
+    names = {
+        "dev_reverse_kl": "dev reverse KL (nats a token)",
+        "dev_forward_kl": "dev forward KL (nats a token)",
+    }
     caption = "The same on-policy training under forward and under reverse KL as its loss, measured by both on the student's fresh dev answers."
     return _training(results, sorted(methods), names, caption) or nothing(results)
 

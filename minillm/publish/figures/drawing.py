@@ -99,7 +99,9 @@ def panels(style: Style, count: int, share_y: bool = False, columns: int = 3) ->
     """A page of `count` panels, at most `columns` side by side."""
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    figure = Figure(figsize=(style.width, style.height * (1.15 if rows == 1 else 0.85 * rows)), layout="constrained")
+    figure = Figure(
+        figsize=(style.width, style.height * (1.15 if rows == 1 else 0.85 * rows)), layout="constrained"
+    )
     grid = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
     for axes in grid[count:]:
         axes.set_visible(False)
@@ -120,13 +122,25 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return
-    size, labels = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points(), list(unique)
+    size, labels = (
+        FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points(),
+        list(unique),
+    )
 
     def width(rows: int) -> float:  # points: a letter is about 0.6 wide, the sample with its gaps 5
-        return sum((0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows))
+        return sum(
+            (0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows)
+        )
 
-    rows = next((rows for rows in range(1, len(labels)) if width(rows) <= 72 * figure.get_figwidth()), len(labels))
-    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=-(-len(labels) // rows), frameon=False)
+    rows = next(
+        (rows for rows in range(1, len(labels)) if width(rows) <= 72 * figure.get_figwidth()), len(labels)
+    )
+    figure.legend(
+        handles=list(unique.values()),
+        loc="outside upper center",
+        ncols=-(-len(labels) // rows),
+        frameon=False,
+    )
     figure.set_figheight(figure.get_figheight() + (rows - 1) * 1.6 * size / 72)
 
 
@@ -147,7 +161,9 @@ def finished(figure: Figure, style: Style, caption: str, n: str = "") -> Drawing
 
 def wrapped(text: str, style: Style) -> str:
     """`text` in lines as wide as the figure."""
-    return textwrap.fill(text, int(style.width * 72 / (0.8 * style.font_size * 0.56)))  # a letter is about 0.56 wide
+    return textwrap.fill(
+        text, int(style.width * 72 / (0.8 * style.font_size * 0.56))
+    )  # a letter is about 0.56 wide
 
 
 def absent(style: Style, shows: str, line: str) -> Drawing:
@@ -156,5 +172,7 @@ def absent(style: Style, shows: str, line: str) -> Drawing:
     axes = figure.subplots()
     axes.axis("off")
     axes.text(0.5, 0.6, shows, ha="center", va="center", transform=axes.transAxes)
-    axes.text(0.5, 0.35, line, ha="center", va="center", transform=axes.transAxes, style="italic", color="0.3")
+    axes.text(
+        0.5, 0.35, line, ha="center", va="center", transform=axes.transAxes, style="italic", color="0.3"
+    )
     return Drawing(figure, shows, "", line)

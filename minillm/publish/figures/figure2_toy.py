@@ -55,7 +55,9 @@ def fit_reverse(p: Mixture) -> tuple[float, float]:
     """Mean and standard deviation of the Gaussian q that minimises KL(q || p): the best of searches from each component and from
     the forward fit."""
     starts = [*zip(p.means, p.deviations, strict=True), fit_forward(p)]
-    fits = [minimize(lambda v: reverse_kl(v[0], v[1], p), [m, np.log(s)], method="L-BFGS-B") for m, s in starts]
+    fits = [
+        minimize(lambda v: reverse_kl(v[0], v[1], p), [m, np.log(s)], method="L-BFGS-B") for m, s in starts
+    ]
     best = min(fits, key=lambda result: result.fun)
     return float(best.x[0]), float(np.exp(best.x[1]))
 
@@ -74,13 +76,25 @@ def toy(results: ItemResults) -> Drawing:
     ):
         density = np.exp(-0.5 * ((x - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
         label = f"{name}: mean {mean:.2f}, s.d. {deviation:.2f}"
-        axes.plot(x, density, line, color=colour, label=label, marker="o" if line == "-" else "s", markevery=40, markersize=3.5)
+        axes.plot(
+            x,
+            density,
+            line,
+            color=colour,
+            label=label,
+            marker="o" if line == "-" else "s",
+            markevery=40,
+            markersize=3.5,
+        )
     axes.set_xlabel("x")
     axes.set_ylabel("density")
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(bottom=0)
     legend(figure, axes.get_legend_handles_labels()[0])
-    parts = [f"{w:g} N({m:g}, {s:g}²)" for w, m, s in zip(TARGET.weights, TARGET.means, TARGET.deviations, strict=True)]
+    parts = [
+        f"{w:g} N({m:g}, {s:g}²)"
+        for w, m, s in zip(TARGET.weights, TARGET.means, TARGET.deviations, strict=True)
+    ]
     caption = (
         f"One Gaussian q fitted to the mixture {' + '.join(parts)}: under forward KL in closed form (its mean and variance are p's), under "
         "reverse KL numerically. Forward KL covers both modes and the void between; reverse KL sits on the dominant mode."

@@ -59,11 +59,15 @@ def _box(axes: Axes, x: float, y: float, text: str, kind: str) -> None:
     axes.text(x, y, text, ha="center", va="center")
 
 
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", right: bool = False) -> None:
+def _arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", right: bool = False
+) -> None:
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 1.0, "color": "black"})
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if right:
-            axes.text(x - 0.15, 0.3 * start[1] + 0.7 * end[1], text, fontsize="small", ha="right", va="center")
+            axes.text(
+                x - 0.15, 0.3 * start[1] + 0.7 * end[1], text, fontsize="small", ha="right", va="center"
+            )
         else:
             axes.text(x, y + 0.15, text, fontsize="small", ha="center", va="bottom")

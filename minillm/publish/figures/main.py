@@ -53,7 +53,9 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
         axes.set_visible(False)
     for row in grid:
         row[0].set_ylabel("ROUGE-L")
-    handles: list[Line2D | Patch] = [Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])]
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])
+    ]
     labels = {c.method: c.method_label for c in cells}
     handles += [_key(method, labels[method], looks) for method in methods]
     legend(figure, handles)
@@ -66,7 +68,9 @@ def _letters(style: Style, columns: int, tests: int) -> int:
     return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
 
 
-def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int) -> None:
+def _panel(
+    axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int
+) -> None:
     by_place = {(c.method, c.test): c for c in cells}
     width = GROUP / len(methods)
     # Not every pair has every method.
@@ -80,12 +84,20 @@ def _panel(axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], 
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
             error = teacher.standard_error or 0.0
             axes.fill_between(
-                ends, teacher.mean - error, teacher.mean + error, color=looks["teacher"][0], alpha=0.2, linewidth=0
+                ends,
+                teacher.mean - error,
+                teacher.mean + error,
+                color=looks["teacher"][0],
+                alpha=0.2,
+                linewidth=0,
             )
             axes.plot(ends, [teacher.mean] * 2, color=looks["teacher"][0], linestyle="--", linewidth=1.0)
         counts = [c.n for c in cells if c.test == test and c.n is not None]
         label = textwrap.fill(
-            next(c.test_label for c in cells if c.test == test), letters, break_long_words=False, break_on_hyphens=False
+            next(c.test_label for c in cells if c.test == test),
+            letters,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
         labels.append(f"{label}\nn={counts[0] if counts else DASH}")
     axes.set_xticks(range(len(tests)), labels)
@@ -116,7 +128,9 @@ def _bar(axes: Axes, x: float, width: float, cell: Cell | None, looks: Looks) ->
     colour, hatch = looks[cell.method]
     axes.bar(x, cell.mean, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
     if cell.standard_error is not None:
-        axes.errorbar(x, cell.mean, cell.standard_error, color="black", linewidth=0.8, capsize=1.8, capthick=0.8)
+        axes.errorbar(
+            x, cell.mean, cell.standard_error, color="black", linewidth=0.8, capsize=1.8, capthick=0.8
+        )
 
 
 def _key(method: str, label: str, looks: Looks) -> Patch:
@@ -137,9 +151,15 @@ def _note(cells: list[Cell], style: Style) -> str:
     note = "Single runs: no standard error."
     if ranges:
         texts = [over if len(ranges) == 1 else f"{over} ({', '.join(who)})" for over, who in ranges.items()]
-        note = "Error bars, and the band around the teacher's line: standard error over " + "; ".join(texts) + "."
+        note = (
+            "Error bars, and the band around the teacher's line: standard error over "
+            + "; ".join(texts)
+            + "."
+        )
     if fewer:
         note += f" Bars over fewer than {seeds} training seeds: {len(fewer)}, marked in the table."
     if any(c.method == "teacher" and c.mean is None for c in cells):
         note += " No dashed line: the teacher was not evaluated."
-    return textwrap.fill(note, int(style.width * 72 / (0.8 * style.font_size * 0.62)))  # a letter is about 0.6 wide
+    return textwrap.fill(
+        note, int(style.width * 72 / (0.8 * style.font_size * 0.62))
+    )  # a letter is about 0.6 wide

@@ -24,7 +24,9 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
     """
     table = results.settings.table
     judged = results.names("judge")
-    metrics = [m for model in results.models() for test in judged for m in results.contents("judge", model, test)]
+    metrics = [
+        m for model in results.models() for test in judged for m in results.contents("judge", model, test)
+    ]
     if metrics and not any(m.get("stand_in", True) for m in metrics):
         names = ", ".join(map(results.label, judged))
         judge = judge_of(metrics[0])
@@ -61,7 +63,12 @@ def _bars(results: ItemResults, drawn: Sequence[Trained], tests: Sequence[str], 
 
 def _n(results: ItemResults, tests: Sequence[str], label: str) -> str:
     """n of each test set, from what was scored."""
-    return "; ".join(results.sizes_text("judge" if label.startswith("judge") else "rouge", tests, results.models())) + "."
+    return (
+        "; ".join(
+            results.sizes_text("judge" if label.startswith("judge") else "rouge", tests, results.models())
+        )
+        + "."
+    )
 
 
 def _size(results: ItemResults, name: str) -> float | None:
@@ -79,7 +86,9 @@ def student_sizes(results: ItemResults) -> Drawing:
     for teacher in teachers:
         points: dict[str, list[tuple[float, float, float]]] = {}
         entries = {}
-        for model in results.drawn(_of_its_family(results, [m for m in every if m.teacher == teacher.teacher and m.student])):
+        for model in results.drawn(
+            _of_its_family(results, [m for m in every if m.teacher == teacher.teacher and m.student])
+        ):
             size, value = _size(results, model.student), score(model)
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
@@ -93,7 +102,11 @@ def student_sizes(results: ItemResults) -> Drawing:
     handles = []
     for axes, (teacher, points, entries) in zip(grid, pages, strict=True):
         for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
-            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
+            _errorbar(
+                axes,
+                sorted((size * shift, y, error) for size, y, error in values),
+                line_of(style, methods, method),
+            )
             handles.append(key(style, methods, entries[method]))
         top = score(teacher)
         if top:
@@ -104,7 +117,9 @@ def student_sizes(results: ItemResults) -> Drawing:
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    caption = f"Score against the student's size. {text} {_bars(results, drawn, tests, label)}{results.drawn_note}"
+    caption = (
+        f"Score against the student's size. {text} {_bars(results, drawn, tests, label)}{results.drawn_note}"
+    )
     return finished(figure, style, caption, _n(results, tests, label))
 
 
@@ -132,7 +147,11 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
     for pair in (*results.settings.table.pairs, *results.settings.table.sweeps):
         for student in pair.students:
             family = results.settings.models[student].family
-            if wanted(family) and _size(results, pair.teacher) and results.settings.models[pair.teacher].family == family:
+            if (
+                wanted(family)
+                and _size(results, pair.teacher)
+                and results.settings.models[pair.teacher].family == family
+            ):
                 teachers.setdefault(student, []).append(pair.teacher)
     several = [s for s, names in teachers.items() if len({_size(results, t) for t in names}) > 1]
     if not several:
@@ -142,15 +161,25 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
     handles, drawn = [], []
     for axes, student in zip(grid, several, strict=True):
         points: dict[str, list[tuple[float, float, float]]] = {}
-        trained = [m for m in results.models() if m.student == student and m.teacher in teachers[student] and m.method != "sft"]
+        trained = [
+            m
+            for m in results.models()
+            if m.student == student and m.teacher in teachers[student] and m.method != "sft"
+        ]
         for model in results.drawn(trained):
             value = score(model)
             if value:
-                points.setdefault(model.method, []).append((_size(results, model.teacher) or 0.0, value[0], value[1] or 0.0))
+                points.setdefault(model.method, []).append(
+                    (_size(results, model.teacher) or 0.0, value[0], value[1] or 0.0)
+                )
                 handles.append(key(style, methods, model))
                 drawn += [model] if value[1] is not None else []
         for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
-            _errorbar(axes, sorted((size * shift, y, error) for size, y, error in values), line_of(style, methods, method))
+            _errorbar(
+                axes,
+                sorted((size * shift, y, error) for size, y, error in values),
+                line_of(style, methods, method),
+            )
         _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
         axes.set_title(f"student: {trained[0].label}")
         axes.set_xlabel("teacher's parameters")
@@ -178,7 +207,10 @@ def size_gap(results: ItemResults) -> Drawing:
     ratios = {ratio for values in points.values() for ratio, _, _ in values}
     if len(ratios) < 2:
         return nothing(
-            results, "not measured: this configuration has one ratio of sizes" if ratios else "not measured in this run"
+            results,
+            "not measured: this configuration has one ratio of sizes"
+            if ratios
+            else "not measured in this run",
         )
     figure, (axes,) = panels(style, 1)
     for method, values in points.items():
@@ -200,7 +232,9 @@ def size_gap(results: ItemResults) -> Drawing:
     return finished(figure, style, caption, _n(results, tests, "ROUGE-L"))
 
 
-def _share(results: ItemResults, model: Trained, teacher: Trained, tests: Sequence[str]) -> tuple[float, float] | None:
+def _share(
+    results: ItemResults, model: Trained, teacher: Trained, tests: Sequence[str]
+) -> tuple[float, float] | None:
     """Percent of the teacher's mean ROUGE-L that a student reaches, with standard error; None if a score is missing."""
     ours = [_by_prompt(results.contents("rouge", model, test)) for test in tests]
     theirs = [_by_prompt(results.contents("rouge", teacher, test)) for test in tests]

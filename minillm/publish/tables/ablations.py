@@ -11,7 +11,11 @@ from minillm.publish.results import Value, over_sets
 from minillm.publish.style import DASH
 from minillm.publish.tables.sheet import Sheet, decimals, merged_labels
 
-STRATEGIES = {"no-length-norm": "w/o length norm.", "no-mixing": "w/o teacher-mixed", "no-single-step": "w/o single-step"}
+STRATEGIES = {
+    "no-length-norm": "w/o length norm.",
+    "no-mixing": "w/o teacher-mixed",
+    "no-single-step": "w/o single-step",
+}
 # What the paper's means are over, by the names of config/config.yaml.
 AVERAGED = {"calibration": {"sst2", "boolq"}, "judge": {"dolly", "self_inst", "vicuna"}}
 
@@ -53,7 +57,15 @@ def strategies(results: ItemResults) -> Sheet:
     caption = "MiniLLM without one of its strategies (ROUGE-L)."
     columns = ["Student", "Method", "dev", *map(results.label, tests)]
     if not present or "minillm" not in results.settings.table.methods:
-        return Sheet(caption, columns, [], [], [], "", f"not measured: this configuration has none of {', '.join(STRATEGIES)}")
+        return Sheet(
+            caption,
+            columns,
+            [],
+            [],
+            [],
+            "",
+            f"not measured: this configuration has none of {', '.join(STRATEGIES)}",
+        )
     rows, records = [], []
     n: dict[str, int] = {}
     compared, dev_rows = False, set()
@@ -62,10 +74,15 @@ def strategies(results: ItemResults) -> Sheet:
         for model in students:
             if not ablated or model.method not in ("minillm", *present):
                 continue
-            values: dict[str, Any] = {"dev": results.dev_rouge(model), **{t: results.value(model, "rouge", t) for t in tests}}
+            values: dict[str, Any] = {
+                "dev": results.dev_rouge(model),
+                **{t: results.value(model, "rouge", t) for t in tests},
+            }
             theirs = {name: results.published("4", model, name, "rougeL") for name in values}
             compared = compared or any(value and theirs[name] for name, value in values.items())
-            shown = (beside(decimals(value, 1), value and value[0], theirs[name]) for name, value in values.items())
+            shown = (
+                beside(decimals(value, 1), value and value[0], theirs[name]) for name, value in values.items()
+            )
             rows.append([model.label, model.method_label, *shown])
             records += [
                 {"teacher": model.teacher, "student": model.student, "method": model.method, "set": name, "training_seeds": len(model.weights),
@@ -78,14 +95,18 @@ def strategies(results: ItemResults) -> Sheet:
     notes = [
         "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as in the main table. The two "
         "are not comparable with each other.",
-        "; ".join(filter(None, [dev_n(dev_rows), *(f"{results.label(t)}: n = {count}" for t, count in n.items())])),
+        "; ".join(
+            filter(None, [dev_n(dev_rows), *(f"{results.label(t)}: n = {count}" for t, count in n.items())])
+        ),
         "±: standard error over training seeds, where a row has several (the variants have the first alone); else over sampling seeds.",
         BESIDE if compared else "",
         f"Not in this configuration: {', '.join(lacking)}." if lacking else "",
         f"{DASH}: not evaluated." if any(DASH in row for row in rows) else "",
     ]
     missing = "" if any(record["mean"] is not None for record in records) else "not measured in this run"
-    return Sheet(caption, columns, merged_labels(rows), [note for note in notes if note], records, notes[1], missing)
+    return Sheet(
+        caption, columns, merged_labels(rows), [note for note in notes if note], records, notes[1], missing
+    )
 
 
 def dev_n(rows: set[int | None]) -> str:
@@ -101,7 +122,13 @@ def plain_text(results: ItemResults) -> Sheet:
     chosen = results.settings.chosen
     if not any(0.0 in methods.values() for methods in chosen.values()):
         return Sheet(
-            caption, columns, [], [], [], "", "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else"
+            caption,
+            columns,
+            [],
+            [],
+            [],
+            "",
+            "not measured: no variant of this configuration has lm_coef 0 and is MiniLLM else",
         )
     tests = results.settings.table.tests
     rows: list[list[str]] = []
@@ -120,21 +147,34 @@ def plain_text(results: ItemResults) -> Sheet:
                 "rougeL": results.average(model, "rouge", tests),
             }
             theirs = {
-                "cls": results.published("7", model, "average", "cls") if papers_sets(results, "calibration") else None,
-                "inst": results.published("7", model, "average", "inst") if inst_is_papers(results, model) else None,
+                "cls": results.published("7", model, "average", "cls")
+                if papers_sets(results, "calibration")
+                else None,
+                "inst": results.published("7", model, "average", "inst")
+                if inst_is_papers(results, model)
+                else None,
                 "rougeL": None,  # the paper has no such mean
             }
             compared = compared or any(value and theirs[key] for key, value in values.items())
-            shown = (beside(decimals(value, 1), value and value[0], theirs[key]) for key, value in values.items())
+            shown = (
+                beside(decimals(value, 1), value and value[0], theirs[key]) for key, value in values.items()
+            )
             rows.append([model.label, model.method_label, *shown])
             record: dict[str, Any] = {}
             for name, value in values.items():
-                record |= {name: value and value[0], **columns_of(value and value[0], theirs[name], f"{name}_")}
+                record |= {
+                    name: value and value[0],
+                    **columns_of(value and value[0], theirs[name], f"{name}_"),
+                }
             who = {"teacher": model.teacher, "student": model.student, "method": model.method}
             records.append({**who, "lm_coef": coefficient, **record})
             models.append(model)
     kinds = {"calibration": results.names("calibration"), "judge": results.names("judge"), "rouge": tests}
-    n = "; ".join(dict.fromkeys(text for kind, names in kinds.items() for text in results.sizes_text(kind, names, models)))
+    n = "; ".join(
+        dict.fromkeys(
+            text for kind, names in kinds.items() for text in results.sizes_text(kind, names, models)
+        )
+    )
     judges = sorted({judge_of(metric) for model in models for metric in _judged(results, model)})
     notes = [
         f"CLS: mean accuracy over {', '.join(map(results.label, kinds['calibration'])) or 'the classification tasks'}. "

@@ -35,7 +35,9 @@ def calibration(results: ItemResults) -> Sheet:
         row = [model.label, model.method_label]
         for task in tasks:
             seen += results.calibration(model, task)
-            ece, raw, accuracy = (results.value(model, metric, task) for metric in ("ece", "ece_raw", "accuracy"))
+            ece, raw, accuracy = (
+                results.value(model, metric, task) for metric in ("ece", "ece_raw", "accuracy")
+            )
             theirs = {metric: results.published("2", model, task, metric) for metric in ("ece", "accuracy")}
             row += [
                 decimals(ece, 3),
@@ -50,7 +52,9 @@ def calibration(results: ItemResults) -> Sheet:
                 | beside_columns(accuracy and accuracy[0], theirs["accuracy"], "accuracy_")
             ]
         rows.append(row)
-    columns = [f"{results.label(task)}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")]
+    columns = [
+        f"{results.label(task)}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")
+    ]
     notes = [
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
         "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence is the probability "
@@ -109,7 +113,12 @@ def diversity(results: ItemResults) -> Sheet:
                 decimals(drift, 2),
             ]
             compared = compared or any(theirs)
-            values = {"distinct_percent": share, "loss": loss, "repetition_percent": repeated, "length_drift": drift}
+            values = {
+                "distinct_percent": share,
+                "loss": loss,
+                "repetition_percent": repeated,
+                "length_drift": drift,
+            }
             records.append(
                 _record(results, model, test, "diversity", "reference_loss")
                 | {
@@ -130,21 +139,34 @@ def diversity(results: ItemResults) -> Sheet:
         f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
         "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
         *(LOSSES[metric] for metric in losses),
-        "± of the loss: standard error over rows of one training, over training seeds where there are several." * bool(losses),
+        "± of the loss: standard error over rows of one training, over training seeds where there are several."
+        * bool(losses),
         f"Repetition: mean over responses of the share of {size}-grams that stood in the same response before. Length drift: mean tokens of a "
         "response over those of the first reference, special tokens counted in neither; 1 is the references' length. ± of both as of the first "
         "column.",
         BESIDE if compared else "",
     ]
-    return _sheet("Diversity of the responses, and loss of the references.", columns, rows, notes, records, tests, results)
+    return _sheet(
+        "Diversity of the responses, and loss of the references.",
+        columns,
+        rows,
+        notes,
+        records,
+        tests,
+        results,
+    )
 
 
 def _drifts(frame: pd.DataFrame) -> dict[Any, Value | None]:
     """(teacher, student, method, set) -> mean tokens of a response over those of a reference, where both are measured."""
     overall = frame[frame["sampling_seed"].isna()].set_index([*MODEL, "test_set", "training_seed"])
-    response, reference = (overall[overall["metric"] == f"{whose}_tokens"] for whose in ("response", "reference"))
+    response, reference = (
+        overall[overall["metric"] == f"{whose}_tokens"] for whose in ("response", "reference")
+    )
     scale = 1 / reference.loc[reference["value"] > 0, "value"]
-    scaled = response[["value", "error"]].mul(scale.reindex(response.index), axis="index").dropna(subset="value")
+    scaled = (
+        response[["value", "error"]].mul(scale.reindex(response.index), axis="index").dropna(subset="value")
+    )
     groups = scaled.groupby([*MODEL, "test_set"], sort=False)
     return {key: over_training_seeds(rows) for key, rows in groups}
 
@@ -165,7 +187,8 @@ def ngrams(results: ItemResults) -> Sheet:
                 rows.append([results.label(test), name, *(texts.get(seed, DASH) for seed in seeds)])
                 about = _record(results, model, test, "diversity") | {"training_seed": training_seed}
                 records += [
-                    about | {"sampling_seed": seed, "ngram": "/".join(sizes), "N": row.total, "C": row.distinct}
+                    about
+                    | {"sampling_seed": seed, "ngram": "/".join(sizes), "N": row.total, "C": row.distinct}
                     for (_, seed), row in of_seeds.iterrows()
                 ]
     columns = [f"seed {seed}\nN / C" for seed in seeds]
@@ -210,5 +233,16 @@ def _sheet(
         return Sheet(caption, ["Model", "Method", *columns], [], [], [], "", NOT_MEASURED)
     by_test = {test: next((r["n"] for r in records if r["test"] == test and r["n"]), None) for test in tests}
     n = "; ".join(f"{results.label(test)}: n = {count}" for test, count in by_test.items() if count)
-    notes = [*notes, f"{n}." if n else "", f"{DASH}: not evaluated." if any(DASH in row for row in rows) else ""]
-    return Sheet(caption, ["Model", "Method", *columns], merged_labels(rows), [note for note in notes if note], records, n)
+    notes = [
+        *notes,
+        f"{n}." if n else "",
+        f"{DASH}: not evaluated." if any(DASH in row for row in rows) else "",
+    ]
+    return Sheet(
+        caption,
+        ["Model", "Method", *columns],
+        merged_labels(rows),
+        [note for note in notes if note],
+        records,
+        n,
+    )

@@ -53,9 +53,15 @@ def costs(results: ItemResults) -> Sheet:
         f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds of one training, the sets taken "
         f"as independent, over training seeds where there are several. {DASH}: not recorded.",
     ]
-    missing = "" if any(record["training_seeds"] for record in records) else "no trained model with a provenance in this run"
+    missing = (
+        ""
+        if any(record["training_seeds"] for record in records)
+        else "no trained model with a provenance in this run"
+    )
     n = f"{sum(record['training_seeds'] for record in records)} trained models"
-    return Sheet("What each method cost, beside its score.", COLUMNS, merged_labels(rows), notes, records, n, missing)
+    return Sheet(
+        "What each method cost, beside its score.", COLUMNS, merged_labels(rows), notes, records, n, missing
+    )
 
 
 def _run(results: ItemResults, model: Trained, weights: str) -> dict[str, Any] | None:
@@ -85,7 +91,9 @@ def _prerequisites(results: ItemResults, model: Trained, weights: str) -> list[s
     if model.method not in ("teacher", "sft"):
         made += [layout.model(of(model.teacher)) for of in (layout.base_weights, layout.teacher_weights)]
         if model.method == "seqkd":
-            made.append(layout.pseudo_answers(results.settings.models[model.teacher].tokenizer, model.teacher))
+            made.append(
+                layout.pseudo_answers(results.settings.models[model.teacher].tokenizer, model.teacher)
+            )
         elif model.method != "kd":
             seed = weights.rsplit("/seed", 1)[1]
             made.append(layout.model(layout.student_weights(model.student, "sft", model.teacher, seed)))
@@ -114,7 +122,9 @@ def _tokens(results: ItemResults, model: Trained, weights: str, provenance: dict
         return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
     length = _answer_length(results, model)
     return (
-        provenance["steps"] * training["batch"] * length if length and "steps" in provenance and "batch" in training else None
+        provenance["steps"] * training["batch"] * length
+        if length and "steps" in provenance and "batch" in training
+        else None
     )
 
 

@@ -30,7 +30,10 @@ class Measured:
 
 def fidelity(results: ItemResults) -> Sheet:
     """The table `fidelity`: measured, interval, published and their difference; dashes for what was not measured."""
-    cells = {(c.teacher, c.student, c.method, c.test): c for c in collect_cells(results.settings.table, results.folder)}
+    cells = {
+        (c.teacher, c.student, c.method, c.test): c
+        for c in collect_cells(results.settings.table, results.folder)
+    }
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for key, other in results.paper.items():
@@ -43,7 +46,9 @@ def fidelity(results: ItemResults) -> Sheet:
         shown = f"{other.value:.{2 if other.status == 'digitised' else places}f}"
         rows.append([*key, *_texts(measured, places, difference), shown, other.status, verdict or DASH])
         records.append(_record(key, other, measured, difference, verdict))
-    results.sources += sorted({s for c in cells.values() for s in c.sources.split(";") if s} - set(results.sources))
+    results.sources += sorted(
+        {s for c in cells.values() for s in c.sources.split(";") if s} - set(results.sources)
+    )
     judges = {
         judge_of(m)
         for model in results.models()
@@ -51,7 +56,18 @@ def fidelity(results: ItemResults) -> Sheet:
         for m in results.contents("judge", model, test)
     }
     count = sum(record["measured"] is not None for record in records)
-    columns = ["Table", "Model", "Teacher", "Method", "Set", "Metric", "Measured", "95% interval", "Difference", "Published"]
+    columns = [
+        "Table",
+        "Model",
+        "Teacher",
+        "Method",
+        "Set",
+        "Metric",
+        "Measured",
+        "95% interval",
+        "Difference",
+        "Published",
+    ]
     notes = [
         "Interval (95%) of rougeL on a test set: percentile bootstrap over prompts, scores averaged over seeds; with several training seeds "
         "Student's t, variances over prompts and over training seeds added. Else the mean ± Student's t × standard error: over training seeds "
@@ -66,7 +82,9 @@ def fidelity(results: ItemResults) -> Sheet:
         f"{count} of {len(records)} published numbers were measured; {DASH}: not measured. Models are matched by family and size.",
     ]
     caption = "Measured beside published numbers."
-    missing = "" if count else "not measured: no model of this run is one of the paper's, or none was evaluated"
+    missing = (
+        "" if count else "not measured: no model of this run is one of the paper's, or none was evaluated"
+    )
     return Sheet(
         caption,
         [*columns, "Status", "Published is"],
@@ -79,7 +97,9 @@ def fidelity(results: ItemResults) -> Sheet:
     )
 
 
-def _record(key: Key, other: Published, measured: Measured | None, difference: float | None, verdict: str) -> dict[str, Any]:
+def _record(
+    key: Key, other: Published, measured: Measured | None, difference: float | None, verdict: str
+) -> dict[str, Any]:
     return {
         **dict(zip(("table", "model", "teacher", "method", "dataset", "metric"), key, strict=True)),
         "measured": measured and measured.mean,
@@ -97,7 +117,9 @@ def _texts(measured: Measured | None, places: int, difference: float | None) -> 
     if measured is None or difference is None:
         return [DASH, DASH, DASH]
     interval = (
-        DASH if measured.low is None or measured.high is None else f"{measured.low:.{places}f} to {measured.high:.{places}f}"
+        DASH
+        if measured.low is None or measured.high is None
+        else f"{measured.low:.{places}f} to {measured.high:.{places}f}"
     )
     return [f"{measured.mean:.{places}f}", interval, f"{difference:+.{places}f}"]
 
@@ -116,7 +138,9 @@ def _model(results: ItemResults, key: Key) -> Trained | None:
     return None
 
 
-def _measured(results: ItemResults, key: Key, cells: dict[tuple[str, str, str, str], Cell]) -> Measured | None:
+def _measured(
+    results: ItemResults, key: Key, cells: dict[tuple[str, str, str, str], Cell]
+) -> Measured | None:
     model, (*_, test, metric) = _model(results, key), key
     if model is None:
         return None

@@ -21,7 +21,10 @@ def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Pa
     cells = collect_cells(settings, Path(run_folder), numbers(Path(paper or "config/paper")))
     notes = footnotes(settings, cells)
     write_csv(cells, Path(out) / "main.csv")
-    for name, text in (("main.md", _markdown(settings, cells, notes)), ("main.tex", _latex(settings, cells, notes))):
+    for name, text in (
+        ("main.md", _markdown(settings, cells, notes)),
+        ("main.tex", _latex(settings, cells, notes)),
+    ):
         with whole_file(Path(out) / name) as partial:
             partial.write_text(text)
 
@@ -31,10 +34,18 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
-        notes.append("A standard error over sampling seeds or prompts says nothing about training again with another seed.")
+        notes.append(
+            "A standard error over sampling seeds or prompts says nothing about training again with another seed."
+        )
     if settings.judged:
-        who = f"judge: {settings.judge}" if settings.judge else "no judge scored this run; a stand-in's scores are not shown"
-        notes.append(f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who}).")
+        who = (
+            f"judge: {settings.judge}"
+            if settings.judge
+            else "no judge scored this run; a stand-in's scores are not shown"
+        )
+        notes.append(
+            f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who})."
+        )
         if any(c.judged_error is not None for c in cells):
             notes.append(
                 "± in these columns: over prompts (bootstrap) of one training, over training seeds where there are several."
@@ -47,7 +58,9 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
             "the other cells; main.csv holds what its mean and its standard error range over."
         )
     seeds = ", ".join(map(str, settings.sampling_seeds))
-    notes.append(f"Sampling: {sampling_text(settings.sampling)}; sampling seeds {seeds}. {_training(settings)}")
+    notes.append(
+        f"Sampling: {sampling_text(settings.sampling)}; sampling seeds {seeds}. {_training(settings)}"
+    )
     others = [label for label, hashes in _rows_by_test(cells).items() if len(hashes) > 1]
     if others:
         notes.append(
@@ -104,10 +117,15 @@ def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
             names = methods.setdefault(c.over if c.standard_error is not None else "", [])
             if c.method_label not in names:
                 names.append(c.method_label)
-    texts = [f"± standard error over {where}" if where else "no standard error from a single run" for where in methods]
+    texts = [
+        f"± standard error over {where}" if where else "no standard error from a single run"
+        for where in methods
+    ]
     if len(texts) == 1:
         return " " + texts[0] if next(iter(methods)) else "; " + texts[0]
-    return "".join(f"; {text} ({', '.join(names)})" for text, names in zip(texts, methods.values(), strict=True))
+    return "".join(
+        f"; {text} ({', '.join(names)})" for text, names in zip(texts, methods.values(), strict=True)
+    )
 
 
 def headings(settings: TableSettings) -> list[str]:
@@ -126,7 +144,11 @@ def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
     rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
     shown = [(beside(rouge, cell.mean, other), cell.best)]
     if cell.test in settings.judged:
-        other = None if cell.judged_published is None else Published(cell.judged_published, cell.judged_published_status, "")
+        other = (
+            None
+            if cell.judged_published is None
+            else Published(cell.judged_published, cell.judged_published_status, "")
+        )
         shown.insert(0, (beside(number(cell.judged, cell.judged_error), cell.judged, other), False))
     return shown
 
@@ -136,7 +158,9 @@ class _Block:
     """A teacher and its students, as texts."""
 
     counts: list[str]  # "n = 500" of each column; a dash for n where nothing was evaluated on it
-    lines: list[tuple[str, str, list[tuple[str, bool]]]]  # model label, method label, a text a column and whether it is bold
+    lines: list[
+        tuple[str, str, list[tuple[str, bool]]]
+    ]  # model label, method label, a text a column and whether it is bold
 
 
 def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
@@ -172,7 +196,9 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
 def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
     lines = []
     for block in _blocks(settings, cells):
-        heads = [f"{markdown(label)}<br>{n}" for label, n in zip(headings(settings), block.counts, strict=True)]
+        heads = [
+            f"{markdown(label)}<br>{n}" for label, n in zip(headings(settings), block.counts, strict=True)
+        ]
         lines += [f"**Teacher: {markdown(block.lines[0][0])}**", ""]
         lines += ["| " + " | ".join(["Model", "Method", *heads]) + " |", "|:--|:--|" + "--:|" * len(heads)]
         for label, method, values in block.lines:
@@ -202,7 +228,10 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
             if before and label != before:
                 lines.append(r"\addlinespace")
             shown = latex(label) if label != before else ""
-            lines.append(" & ".join([shown, latex(method), *(bold(latex(text), best) for text, best in values)]) + r" \\")
+            lines.append(
+                " & ".join([shown, latex(method), *(bold(latex(text), best) for text, best in values)])
+                + r" \\"
+            )
             before = label
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize"]
     lines += [latex(note) for note in notes]
@@ -210,4 +239,7 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
 
 
 def _latex_counts(block: _Block) -> str:
-    return " & ".join(["", "", *(f"${n}$" if DASH not in n else f"$n$ = {latex(DASH)}" for n in block.counts)]) + r" \\"
+    return (
+        " & ".join(["", "", *(f"${n}$" if DASH not in n else f"$n$ = {latex(DASH)}" for n in block.counts)])
+        + r" \\"
+    )

@@ -87,7 +87,9 @@ class Cell:
 COLUMNS = [field.name for field in dataclasses.fields(Cell)]
 
 
-def collect_cells(settings: TableSettings, run_folder: Path, paper: Mapping[Key, Published] | None = None) -> list[Cell]:
+def collect_cells(
+    settings: TableSettings, run_folder: Path, paper: Mapping[Key, Published] | None = None
+) -> list[Cell]:
     """All cells, pair by pair, from the metric files that the table declares and the published numbers.
 
     `run_folder`: results/<run>.  Raises UserError if a file is damaged, is of other settings, or if a teacher and its
@@ -114,7 +116,9 @@ def collect_cells(settings: TableSettings, run_folder: Path, paper: Mapping[Key,
             cells.append(_judged(cell, rows))
             scores.append(of_prompts)
             trainings.append(training)
-    best = significant_leads([(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores, trainings)
+    best = significant_leads(
+        [(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores, trainings
+    )
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
 
 
@@ -135,7 +139,9 @@ def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile
     return contents
 
 
-def _scored(cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]) -> tuple[Cell, list[float], Part | None]:
+def _scored(
+    cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
+) -> tuple[Cell, list[float], Part | None]:
     """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; what training seeds add to the variance.
 
     `rows`: the cell's rows of the frame.  `answers`: its metric files, which hold one score a prompt.
@@ -156,9 +162,14 @@ def _scored(cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
     if error is None and len(scores) > 1:
         error = _error_over_prompts(scores)
         over = f"prompts (bootstrap), {over}"
-    exact_match, exact_match_error = over_training_seeds(rows[rows["metric"] == "exact_match"]) or (None, None)
+    exact_match, exact_match_error = over_training_seeds(rows[rows["metric"] == "exact_match"]) or (
+        None,
+        None,
+    )
     variances = components(seeds)
-    low, high = _interval(mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test)))
+    low, high = _interval(
+        mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test))
+    )
     cell = dataclasses.replace(
         cell,
         n=len(ids),
@@ -182,7 +193,9 @@ def _error_over_prompts(scores: Sequence[float]) -> float | None:
     return bootstrap_error(lambda chosen: float(values[chosen].mean()), len(values))
 
 
-def _interval(mean: float, scores: Sequence[float], training: Part | None, name: str) -> tuple[float | None, float | None]:
+def _interval(
+    mean: float, scores: Sequence[float], training: Part | None, name: str
+) -> tuple[float | None, float | None]:
     """95% interval of a mean: percentile bootstrap over prompts; with several training seeds Student's t, variances of both added.
 
     Added they are a little too wide: what prompts and seeds do together is in both.
@@ -195,7 +208,9 @@ def _interval(mean: float, scores: Sequence[float], training: Part | None, name:
 
 def _beside(cell: Cell, settings: TableSettings, paper: Mapping[Key, Published]) -> Cell:
     """The cell with the paper's numbers for it, of Table 1 or 6."""
-    model, teacher = (settings.labels.get(name, name) for name in (cell.student or cell.teacher, cell.teacher))
+    model, teacher = (
+        settings.labels.get(name, name) for name in (cell.student or cell.teacher, cell.teacher)
+    )
     changes: dict[str, Any] = {}
     for column, metric in (("published", "rougeL"), ("judged_published", "gpt4")):
         keys = [(table, model, teacher, cell.method_label, cell.test, metric) for table in ("1", "6")]
@@ -212,7 +227,9 @@ def _judged(cell: Cell, rows: pd.DataFrame) -> Cell:
         return cell
     mean, error = over_training_seeds(judge) or (None, None)
     sources = ";".join(filter(None, [cell.sources, *judge["source"]]))
-    return dataclasses.replace(cell, judged=mean, judged_error=error, judged_n=int(judge["n"].iloc[0]), sources=sources)
+    return dataclasses.replace(
+        cell, judged=mean, judged_error=error, judged_n=int(judge["n"].iloc[0]), sources=sources
+    )
 
 
 def significant_leads(
@@ -295,14 +312,20 @@ def _cell(row: Mapping[Any, Any]) -> Cell:
 def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
     """A metric file, checked against the settings: the table must not mix what was sampled in different ways."""
     keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
-    metric = read_object(path, keys, "no such metric file; score the generations", "remove it and score again")
+    metric = read_object(
+        path, keys, "no such metric file; score the generations", "remove it and score again"
+    )
     values = metric["per_seed"].values()
-    if not metric["ids"] or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not metric["ids"] or not all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    ):
         raise UserError(f"{path}: no rows, or a score that is no number; remove it and score again")
     if any(len(scores) != len(metric["ids"]) for scores in metric["scores"].values()):
         raise UserError(f"{path}: not every row has a score; remove it and score again")
     if metric["dataset"] != test:
-        raise UserError(f"{path}: holds the test set '{metric['dataset']}', not '{test}'; remove it and score again")
+        raise UserError(
+            f"{path}: holds the test set '{metric['dataset']}', not '{test}'; remove it and score again"
+        )
     seeds = sorted(str(seed) for seed in settings.sampling_seeds)
     if sorted(metric["per_seed"]) != seeds:
         raise UserError(

@@ -10,9 +10,7 @@ from minillm.publish.tables.main import footnotes, headings, texts
 from minillm.publish.tables.main_cells import Cell, collect_cells
 from minillm.publish.tables.sheet import Sheet, merged_labels
 
-CAPTION = (
-    "ROUGE-L of students of another family than their teacher's. The main table, which has a block a teacher, holds them too."
-)
+CAPTION = "ROUGE-L of students of another family than their teacher's. The main table, which has a block a teacher, holds them too."
 
 
 def other_families(results: ItemResults) -> Sheet:
@@ -20,13 +18,21 @@ def other_families(results: ItemResults) -> Sheet:
     table, labels = results.settings.table, results.settings.models
 
     def other(pair: Pair) -> tuple[str, ...]:
-        return tuple(s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family)
+        return tuple(
+            s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family
+        )
 
     pairs = tuple(dataclasses.replace(pair, students=other(pair)) for pair in table.pairs if other(pair))
     columns = ["Model", "Method", *headings(table)]
     if not pairs:
         return Sheet(
-            CAPTION, columns, [], [], [], "", "not measured: in this configuration every student is of its teacher's family"
+            CAPTION,
+            columns,
+            [],
+            [],
+            [],
+            "",
+            "not measured: in this configuration every student is of its teacher's family",
         )
     settings = dataclasses.replace(table, pairs=pairs)
     cells = collect_cells(settings, results.folder, results.paper)
@@ -39,10 +45,15 @@ def other_families(results: ItemResults) -> Sheet:
         + [text + "*" * best for cell in line for text, best in texts(settings, cell)]
         for line in lines.values()
     ]
-    n = "; ".join(f"{results.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n)
+    n = "; ".join(
+        f"{results.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n
+    )
     n = "; ".join(dict.fromkeys(n.split("; ")))
     notes = [
-        note.replace("Bold: ", "*: ").replace("No cell is bold.", "No cell is starred.") for note in footnotes(settings, cells)
+        note.replace("Bold: ", "*: ").replace("No cell is bold.", "No cell is starred.")
+        for note in footnotes(settings, cells)
     ]
     missing = "" if n else "not measured in this run"
-    return Sheet(CAPTION, columns, merged_labels(rows), [*notes, n], [dataclasses.asdict(c) for c in cells], n, missing)
+    return Sheet(
+        CAPTION, columns, merged_labels(rows), [*notes, n], [dataclasses.asdict(c) for c in cells], n, missing
+    )

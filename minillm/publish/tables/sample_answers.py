@@ -19,7 +19,9 @@ SHOWN = 400  # characters of a text; the CSV has it whole
 
 def samples(results: ItemResults) -> Sheet:
     """Answers of a teacher and of its students' models to a few prompts of each test set, drawn by the seed."""
-    caption = "Answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."
+    caption = (
+        "Answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."
+    )
     rows, records = [], []
     seed = results.settings.table.sampling_seeds[0]
     every = [model for model in results.models() if _shown(results, model)]
@@ -35,10 +37,20 @@ def samples(results: ItemResults) -> Sheet:
                 first = next(iter(answers.values()))[row]
                 about = f"{results.label(test)}, row {row}\n{_cut(first['prompt'])}"
                 lines = [("reference", "", "; ".join(first["references"]))]
-                lines += [(model.label, model.method_label, by_id[row]["response"]) for model, by_id in answers.items()]
+                lines += [
+                    (model.label, model.method_label, by_id[row]["response"])
+                    for model, by_id in answers.items()
+                ]
                 rows += [[about, f"{name} {method}".strip(), _cut(text)] for name, method, text in lines]
                 records += [
-                    {"test": test, "id": row, "prompt": first["prompt"], "model": name, "method": method, "text": text}
+                    {
+                        "test": test,
+                        "id": row,
+                        "prompt": first["prompt"],
+                        "model": name,
+                        "method": method,
+                        "text": text,
+                    }
                     for name, method, text in lines
                 ]
     notes = [
@@ -47,13 +59,25 @@ def samples(results: ItemResults) -> Sheet:
     ]
     missing = "" if rows else "no generations in this run"
     n = f"{len({(r['test'], r['id']) for r in records})} prompts"
-    return Sheet(caption, ["Prompt", "Model", "Answer"], merged_labels(rows), notes, records, n, missing, frozenset({0, 2}))
+    return Sheet(
+        caption,
+        ["Prompt", "Model", "Answer"],
+        merged_labels(rows),
+        notes,
+        records,
+        n,
+        missing,
+        frozenset({0, 2}),
+    )
 
 
 def _shown(results: ItemResults, model: Trained) -> bool:
     """Whether the table has a model: of a pair of the main table, be it trained for a sweep, and of a method that the paper's examples have."""
     pairs = results.settings.table.pairs
-    main = any(pair.teacher == model.teacher and (not model.student or model.student in pair.students) for pair in pairs)
+    main = any(
+        pair.teacher == model.teacher and (not model.student or model.student in pair.students)
+        for pair in pairs
+    )
     return main and (model.method in METHOD_NAMES or model.method in STRATEGIES)
 
 
@@ -65,7 +89,9 @@ def _answers(results: ItemResults, weights: str, test: str, seed: int) -> dict[i
         lines = [json.loads(line) for line in (text or "").split("\n") if line]
         return {line["id"]: line for line in lines if line["seed"] == seed}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{results.folder / path}: damaged: {error!r}; remove it and generate again") from None
+        raise UserError(
+            f"{results.folder / path}: damaged: {error!r}; remove it and generate again"
+        ) from None
 
 
 def _drawn(answers: dict[Any, dict[int, Any]], seed: str) -> list[int]:

@@ -70,7 +70,8 @@ def as_latex(sheet: Sheet) -> str:
     """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence if there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
     kinds = "".join(
-        rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r") for i in range(len(sheet.columns))
+        rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r")
+        for i in range(len(sheet.columns))
     )
     caption = rf"\caption{{{latex(sheet.caption)}}}"
     note = [rf"\emph{{{latex(sheet.missing)}}}\par"] if sheet.missing else []
@@ -87,7 +88,17 @@ def as_latex(sheet: Sheet) -> str:
         ]
         return "\n".join([*lines, *body, r"\end{longtable}", *foot, ""])
     table = [rf"\begin{{tabular}}{{{kinds}}}", *head, *body, r"\end{tabular}"] if sheet.rows else []
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", caption, *note, *table, *foot, r"\end{table}", ""]
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        caption,
+        *note,
+        *table,
+        *foot,
+        r"\end{table}",
+        "",
+    ]
     return "\n".join(lines)
 
 
