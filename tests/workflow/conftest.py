@@ -49,10 +49,10 @@ class Checkout:
         return run
 
     def planned(self, *arguments: str, config: str = PLAN) -> set[str]:
-        """The jobs that a dry run plans, as "rule wildcard=value ..." without the run; `all` is left out."""
+        """The jobs that a dry run plans, as "rule wildcard=value ..."; `all` is left out."""
         output = self.snakemake("-n", "--cores", "2", *arguments, "--configfile", config).stdout
         jobs = [
-            " ".join([rule, *(w for w in (wildcards or "").split(", ") if w and not w.startswith("run="))])
+            " ".join([rule, *(w for w in (wildcards or "").split(", ") if w)])
             for rule, wildcards in re.findall(JOB, output, re.MULTILINE)
             if rule != "all"
         ]

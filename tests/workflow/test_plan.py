@@ -25,7 +25,8 @@ PLAN = "tests/config/plan.yaml"
 def commands(output: str) -> list[list[str]]:
     """The words of each planned stage's command, redirection left out."""
     return [
-        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
+        shlex.split(line.split(" > ")[0])
+        for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
     ]
 
 
@@ -38,7 +39,7 @@ def test_jobs_of_a_fresh_checkout(checkout):
     """Two students (one pruned from the teacher's base), one teacher, two seeds, two test sets, one variant."""
     jobs = checkout.planned()
     assert Counter(job.split()[0] for job in jobs) == {
-        "settings": 31 + 23,
+        "settings": 32 + 23,
         "data": 1,
         "base": 3,
         "testset": 2,
@@ -55,6 +56,7 @@ def test_jobs_of_a_fresh_checkout(checkout):
         "publish_table": 9,
         "publish_figure": 14,
         "index": 1,
+        "metrics": 1,
         "report": 1,
     }
     assert "kd student=short teacher=big seed=20" in jobs
@@ -64,7 +66,17 @@ def test_jobs_of_a_fresh_checkout(checkout):
 def test_every_command_is_one_that_the_package_takes(checkout):
     output = checkout.snakemake("-n", "-p", "--cores", "2", "--configfile", PLAN).stdout
     found = [words[words.index("minillm") + 1 :] for words in commands(output)]
-    assert {words[0] for words in found} >= {"data", "base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm", "figure"}
+    assert {words[0] for words in found} >= {
+        "data",
+        "base",
+        "teacher",
+        "sft",
+        "kd",
+        "pseudo",
+        "seqkd",
+        "minillm",
+        "figure",
+    }
     for words in found:
         parser().parse_args(words)  # ends the test with the message of the command line
     pruned = next(words for words in found if "results/plan/configs/base/short.json" in words)
@@ -81,20 +93,24 @@ def test_jobs_of_the_paper(checkout, named):
     output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
     assert counts.pop("total") == sum(counts.values())
-    one_each = dict.fromkeys(("table", "figure", "index", "report", "all"), 1)
+    one_each = dict.fromkeys(("table", "figure", "metrics", "index", "report", "all"), 1)
     trained = {"base": 12, "teacher": 8, "pseudo": 8, "sft": 3 * 9, "kd": 3 * 10}
     trained |= {"seqkd": 3 * 10 + 4, "minillm": 3 * 10 + 4 + 9 + 6 + 6}
     models = 4 + 3 * (9 + 3 * 10)
     every = models + 4 + 2 * 4 + 21
     evaluated = dict.fromkeys(("generate", "rouge"), every * 5 + models * 2)
-    evaluated |= dict.fromkeys(("calibration", "diversity", "reference_loss"), every * 2) | {"lengths": models * 2}
+    evaluated |= dict.fromkeys(("calibration", "diversity", "reference_loss"), every * 2) | {
+        "lengths": models * 2
+    }
     evaluated |= {"samples": 4, "exposure_bias": 3 * 10 * 4}  # a pair, method and seed each
     one_each["estimators"] = 1
     published = {"publish_table": 9, "publish_figure": 14}
-    # Data, test sets, models and pseudo; generate, table, figure; tables and figures; a task or test set each, or one for all: lengths,
+    # Data, test sets, models and pseudo; generate, table, figure, metrics; tables and figures; a task or test set each, or one for all: lengths,
     # calibration, subsets, samples, exposure_bias, diversity, reference_loss, human, estimators.
     fetched = {"fetch": 12 + 3 + 10 + 2}  # models, tokenizers, data sets of the hub, folders by length
-    settings = 3 + 7 + sum(trained.values()) + 3 + sum(published.values()) + (2 + 2 + 2 + 6) + fetched["fetch"]
+    settings = (
+        3 + 7 + sum(trained.values()) + 4 + sum(published.values()) + (2 + 2 + 2 + 6) + fetched["fetch"]
+    )
     assert counts == {
         "settings": settings,
         **fetched,
@@ -117,8 +133,15 @@ def test_a_sweep_adds_its_models_and_leaves_the_main_table_alone(checkout):
         for name, own in (("main", main), ("swept", main | sweep))
     ]
     before, after = (checkout.planned(config=name) for name in names)
-    own = {"minillm student=small method=gkd teacher=big seed=10", "settings key=gkd/small/big/10"}  # the first seed alone
-    own |= {f"{rule} weights=small/gkd/big/seed10 test={test}" for rule in ("generate", "rouge") for test in ("easy", "hard")}
+    own = {
+        "minillm student=small method=gkd teacher=big seed=10",
+        "settings key=gkd/small/big/10",
+    }  # the first seed alone
+    own |= {
+        f"{rule} weights=small/gkd/big/seed10 test={test}"
+        for rule in ("generate", "rouge")
+        for test in ("easy", "hard")
+    }
     assert after - before == own and before <= after
     before, after = (checkout.planned("results/plan/tables/main.md", config=name) for name in names)
     assert before == after
@@ -130,7 +153,10 @@ def test_jobs_of_the_released_checkpoints(checkout):
         "-n", "--cores", "2", "--quiet", "rules", "--configfile", "config/config.yaml", "config/released.yaml"
     ).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
-    assert counts["checkpoint"] == 3 + 7 * 4 and counts["generate"] == counts["rouge"] == (5 + 2) * counts["checkpoint"]
+    assert (
+        counts["checkpoint"] == 3 + 7 * 4
+        and counts["generate"] == counts["rouge"] == (5 + 2) * counts["checkpoint"]
+    )
     assert not {"base", "teacher", "sft", "kd", "pseudo", "seqkd", "minillm", "judge"} & set(counts)
 
 
@@ -144,14 +170,19 @@ def test_jobs_of_a_judge(checkout):
 
 
 def test_the_paper_measures_its_own_loss_on_every_length(checkout):
-    configs = [load_configfile(str(REPO / f"config/{name}.yaml")) for name in ("models", "datasets", "config", "released")]
+    configs = [
+        load_configfile(str(REPO / f"config/{name}.yaml"))
+        for name in ("models", "datasets", "config", "released")
+    ]
     raw: dict = {}
     for config in configs:
         update_config(raw, config)
     run = experiment(raw)
     assert run.diversity.loss == "released"
     built = stage_settings(run, "testset", test="sni_all")["dataset"]
-    assert built["path"] == "results/released/data/subsets/sni.jsonl" and not set(run.lengths.tests) & set(run.data.tests)
+    assert built["path"] == "results/released/data/subsets/sni.jsonl" and not set(run.lengths.tests) & set(
+        run.data.tests
+    )
 
 
 def test_a_checkpoint_stands_for_one_training_alone(checkout):
@@ -161,7 +192,10 @@ def test_a_checkpoint_stands_for_one_training_alone(checkout):
         checkout.planned(config=checkout.write("taken.yaml", lambda c: c.update(checkpoints=taken))),
     )
     assert before - after == {"kd student=small teacher=big seed=10", "settings key=kd/small/big/10"}
-    assert after - before == {"checkpoint taken=small/kd/big/seed10", "settings key=checkpoint/small/kd/big/seed10"}
+    assert after - before == {
+        "checkpoint taken=small/kd/big/seed10",
+        "settings key=checkpoint/small/kd/big/seed10",
+    }
 
 
 def torchrun(processes):
@@ -177,23 +211,32 @@ def test_processes_start_torchrun_and_share_the_cores(checkout):
 
 def test_launch_values_of_a_model_for_the_stages_that_work_with_it(checkout):
     """As teacher or student; where both have the same key, the student's counts."""
-    launch = {"big": {"minillm": {"zero": 3, "shard_teacher": True}, "teacher": {"zero": 3}}, "small": {"minillm": {"zero": 2}}}
+    launch = {
+        "big": {"minillm": {"zero": 3, "shard_teacher": True}, "teacher": {"zero": 3}},
+        "small": {"minillm": {"zero": 2}},
+    }
 
     def edit(config):
         for name, stages in launch.items():
             config["per_model"].setdefault(name, {})["launch"] = stages
 
-    output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", checkout.write("sizes.yaml", edit)).stdout
+    output = checkout.snakemake(
+        "-n", "-p", "--cores", "4", "--configfile", checkout.write("sizes.yaml", edit)
+    ).stdout
     found = {}
     for words in commands(output):
         if "--launch" in words:
             values = json.loads(words[words.index("--launch") + 1])
             found[words[words.index("--config") + 1]] = values["zero"], values["shard_teacher"]
     stages = "results/plan/configs"
-    assert found[f"{stages}/minillm/small/big/10.json"] == found[f"{stages}/gkd/small/big/20.json"] == (2, True)
+    assert (
+        found[f"{stages}/minillm/small/big/10.json"] == found[f"{stages}/gkd/small/big/20.json"] == (2, True)
+    )
     assert found[f"{stages}/minillm/short/big/10.json"] == (3, True)
     assert found[f"{stages}/teacher/big.json"] == (3, False)
-    assert {found[f"{stages}/{other}.json"] for other in ("base/big", "sft/small/10", "kd/small/big/10")} == {(0, False)}
+    assert {found[f"{stages}/{other}.json"] for other in ("base/big", "sft/small/10", "kd/small/big/10")} == {
+        (0, False)
+    }
 
 
 def test_small_jobs_run_side_by_side_where_the_configuration_says_so(checkout):
@@ -213,15 +256,27 @@ def test_configurations_that_are_read_after_others(checkout, files, monkeypatch)
 
 def test_slurm_profile_plans_without_slurm(checkout):
     profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text())
-    several = {"slurm_partition": "gpu", "gres": "gpu:a100:4", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
+    several = {
+        "slurm_partition": "gpu",
+        "gres": "gpu:a100:4",
+        "nodes": 2,
+        "tasks": 2,
+        "tasks_per_gpu": 0,
+        "mpi": "srun",
+    }
     profile["set-resources"]["teacher"] = several
     (checkout.root / "nodes").mkdir()
     (checkout.root / "nodes" / "config.yaml").write_text(yaml.safe_dump(profile))
-    one, two = (checkout.snakemake("-n", "-p", "--profile", name, "--configfile", PLAN).stdout for name in ("slurm", "nodes"))
+    one, two = (
+        checkout.snakemake("-n", "-p", "--profile", name, "--configfile", PLAN).stdout
+        for name in ("slurm", "nodes")
+    )
 
     assert starts(one)["base"][2:] == ["python"]
     assert starts(one)["minillm"][2:] == [*torchrun(4), "--standalone"]
-    assert re.search(r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE)
+    assert re.search(
+        r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE
+    )
     of_a_node = ["--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1"]
     # a dry run has one core; in a job these are the rule's threads
     srun = ["srun", "--nodes=2", "--ntasks=2", *of_a_node, "workflow/scripts/per_node.sh"]
@@ -235,30 +290,55 @@ def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
 
 def test_schema_is_current():
     schema = REPO / "workflow" / "schemas" / "config.schema.yaml"
-    assert schema.read_text() == text(), "run `python -m minillm.config.schema > workflow/schemas/config.schema.yaml`"
+    assert schema.read_text() == text(), (
+        "run `python -m minillm.config.schema > workflow/schemas/config.schema.yaml`"
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["stages"]["sft"].update(epoch=3), "stages.sft.epoch: unknown key; did you mean 'epochs'?"),
-        (lambda c: c["stages"]["kd"].update(lrr=c["stages"]["kd"].pop("lr")), "stages.kd.lrr: unknown key; did you mean 'lr'?"),
-        (lambda c: c["stages"]["sft"].update(lr="1e-4"), "stages.sft.lr: .* not the text '1e-4' .*: write 1.0e-4"),
-        (lambda c: c["pairs"][0].update(students=["smal"]), "pairs.0.students.0: there is no 'smal'; did you mean 'small'"),
+        (
+            lambda c: c["stages"]["sft"].update(epoch=3),
+            "stages.sft.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        (
+            lambda c: c["stages"]["kd"].update(lrr=c["stages"]["kd"].pop("lr")),
+            "stages.kd.lrr: unknown key; did you mean 'lr'?",
+        ),
+        (
+            lambda c: c["stages"]["sft"].update(lr="1e-4"),
+            "stages.sft.lr: .* not the text '1e-4' .*: write 1.0e-4",
+        ),
+        (
+            lambda c: c["pairs"][0].update(students=["smal"]),
+            "pairs.0.students.0: there is no 'smal'; did you mean 'small'",
+        ),
         (
             lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"], "methods": ["gdk"]}]),
             "sweeps.0.methods.0: there is no 'gdk'; did you mean 'gkd'",
         ),
-        (lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"]}]), "sweeps.0.methods: missing; name the methods"),
-        (lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0), "per_model.small.minillm.lrr: unknown key; .*'lr'"),
+        (
+            lambda c: c.update(sweeps=[{"teacher": "big", "students": ["small"]}]),
+            "sweeps.0.methods: missing; name the methods",
+        ),
+        (
+            lambda c: c["per_model"]["small"]["minillm"].update(lrr=1.0),
+            "per_model.small.minillm.lrr: unknown key; .*'lr'",
+        ),
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
         (
             lambda c: c["per_model"]["small"].update(launch={"minilm": {"zero": 3}}),
-            "per_model.small.launch.minilm: no such stage; did you mean 'minillm'",
+            "per_model.small.launch.minilm: 'minilm' is not among the stages that take launch values; did you mean 'minillm'",
         ),
-        (lambda c: c.update(cores={"generat": 1}), "cores.generat: there is no 'generat'; did you mean 'generate'"),
         (
-            lambda c: c.update(checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}),
+            lambda c: c.update(cores={"generat": 1}),
+            "cores.generat: there is no 'generat'; did you mean 'generate'",
+        ),
+        (
+            lambda c: c.update(
+                checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}
+            ),
             "checkpoints.small/kd/bg/seed10: no model of this run has this place; did you mean 'small/kd/big/seed10'",
         ),
         (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
@@ -280,4 +360,7 @@ def test_a_mistake_in_a_catalogue_names_the_catalogue(checkout):
         run = checkout.snakemake("-n", "--cores", "2", "--configfile", PLAN, check=False)
     finally:
         catalogue.write_text(before)
-    assert run.returncode and "Error: config/models.yaml: models.opt-1.3b.pth: unknown key; did you mean 'path'?" in run.stdout
+    assert (
+        run.returncode
+        and "Error: config/models.yaml: models.opt-1.3b.pth: unknown key; did you mean 'path'?" in run.stdout
+    )

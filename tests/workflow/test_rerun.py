@@ -26,7 +26,7 @@ def item_settings(*kinds):
     return {f"settings key=publish/{name}" for name, item in ITEMS.items() if item.kind in kinds}
 
 
-SCORED = {"table", "figure"} | published("rouge", "generations")
+SCORED = {"table", "figure", "metrics"} | published("rouge", "generations")
 
 
 def weights(student, methods=("sft", *METHODS), seeds=SEEDS):
@@ -119,14 +119,14 @@ EXPECTED = {
     | {"teacher model=big", "pseudo tokenizer=letters teacher=big"}
     | trained(METHODS)
     | evaluated(["big/teacher", *weights("small", METHODS), *weights("short", METHODS)]),
-    one_seed_more: settings("table", *(f"sft/{s}/30" for s in ("small", "short")))
+    one_seed_more: settings("table", "metrics", *(f"sft/{s}/30" for s in ("small", "short")))
     | settings(*(f"{m}/{s}/big/30" for m in METHODS for s in ("small", "short")))
     | {f"sft student={s} seed=30" for s in ("small", "short")}
     | trained(METHODS, seeds=NEW)
     | evaluated([*weights("small", seeds=NEW), *weights("short", seeds=NEW)])
     | item_settings("table", "figure")
     | published(),
-    generation: settings("generate", "table") | item_settings("table", "figure") | evaluated(ALL) | published(),
+    generation: settings("generate", "table", "metrics") | item_settings("table", "figure") | evaluated(ALL) | published(),
 }
 
 
@@ -167,7 +167,7 @@ def test_a_deleted_metric_is_made_again_with_what_reads_it(finished):
     path = finished.root / "results/plan/metrics/rouge/small/kd/big/seed10/easy.json"
     path.rename(path.with_suffix(".away"))
     try:
-        jobs = {"rouge weights=small/kd/big/seed10 test=easy", "table", "figure"} | published("rouge")
+        jobs = {"rouge weights=small/kd/big/seed10 test=easy", "table", "figure", "metrics"} | published("rouge")
         assert finished.planned() == jobs
     finally:
         path.with_suffix(".away").rename(path)
