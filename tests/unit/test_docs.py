@@ -15,9 +15,10 @@ REPO = Path(__file__).parents[2]
 MODULES = sorted((REPO / "minillm").rglob("*.py"))
 # configuration.md is generated from the names themselves.
 PAGES = [
+    REPO / "README.md",
     REPO / "config/README.md",
     REPO / "results/README.md",
-    *(page for page in sorted((REPO / "docs").glob("*.md")) if page.stem not in ("configuration", "performance")),
+    *(page for page in sorted((REPO / "docs").glob("*.md")) if page.stem != "configuration"),
 ]
 KEYS = {field.name for cls in classes().values() for field in dataclasses.fields(cls)}
 # Ends of file names, which look like attributes of a module.
