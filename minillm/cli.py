@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    subparsers = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="minillm", help=argparse.SUPPRESS
+    )
     for name, command in PEOPLE.items():
         command.options(subparsers.add_parser(name, description=command.help))
     for name, stage in COMMANDS.items():
