@@ -60,9 +60,9 @@ def as_markdown(settings: EstimatorSettings, findings: pd.DataFrame) -> str:
     lines += [
         "",
         f"Vocabulary of {s.vocabulary} including EOS, horizon {s.horizon}, {len(s.seeds)} random pairs per "
-        f"distance; KL\\[q||p\\] in nats (median): {', '.join(kls)}. Bias: |mean - exact| as a share of the exact "
-        f"gradient's norm, smallest to largest over the pairs; 0 means below {EXACT:g}. Spread: root of the summed "
-        "variances of a single sample, in the same unit, median over the pairs.",
+        f"distance; KL\\[q||p\\] in nats (median): {', '.join(kls)}. Bias: |mean - exact| as a share of the "
+        f"exact gradient's norm, smallest to largest over the pairs; 0 means below {EXACT:g}. Spread: root "
+        "of the summed variances of a single sample, in the same unit, median over the pairs.",
         "",
     ]
     return "\n".join(lines)
@@ -74,7 +74,7 @@ def samples(alpha: float) -> str:
 
 
 def draw(findings: pd.DataFrame, style: Style) -> Figure:
-    """Bias and spread at each distance, median and range over the pairs; one row of panels per source of samples."""
+    """Bias and spread at each distance, median and range over the pairs; one row of panels per sample source."""
     drawn = findings.assign(bias=findings["bias"].where(findings["bias"] >= EXACT))
     alphas = sorted(findings["alpha"].unique())
     with matplotlib.rc_context({"font.size": style.font_size, "pdf.fonttype": 42}):

@@ -32,7 +32,7 @@ from minillm.publish.style import METHOD_NAMES
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher, or a student trained by one method, over all training seeds; a teacher has an empty `student`."""
+    """A teacher (`student` is empty), or a student trained by one method, over all training seeds."""
 
     teacher: str
     student: str
@@ -170,7 +170,7 @@ class ItemResults:
         return rows
 
     def value(self, model: Trained, metric: str | Sequence[str], name: str) -> Value | None:
-        """Mean and standard error over training seeds on one set; for a single seed, the metric's own error."""
+        """Mean and standard error over training seeds on one set; for one seed, the metric's own error."""
         return over_training_seeds(self.rows(model, metric, [name]))
 
     def average(self, model: Trained, metric: str, names: Sequence[str]) -> Value | None:
@@ -199,7 +199,7 @@ class ItemResults:
         return [calibration_of(content) for content in self.contents("calibration", model, task)]
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
-        """Human comparisons that have answers, by MiniLLM student and set, as `comparison_of` returns them."""
+        """Answered human comparisons of each MiniLLM student and set, as `comparison_of` returns them."""
         files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
         pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
         flat = {name: [comparison_of(c) for c in page if c["n"]] for name, page in pages.items()}

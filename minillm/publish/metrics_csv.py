@@ -1,4 +1,4 @@
-"""Stage `metrics`: metrics.csv, the frame of all measurements the configuration asks for (docs/metrics.md)."""
+"""Stage `metrics`: metrics.csv, the frame of all that the configuration asks to measure (docs/metrics.md)."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from minillm.config import layout
 def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
     """Where the results `sources` (paths below the run's folder) came from; the keys are those of a sidecar.
 
-    origins: the files that the metric files among `sources` name as theirs.  sampling: each way in which responses
-    were drawn, in words.  seconds: stage -> jobs and their total seconds, from the benchmark files of sources and
-    origins.  A missing or damaged file adds nothing.
+    origins: the files that the metric files among `sources` name as theirs.  sampling: each way in which
+    responses were drawn, in words.  seconds: stage -> jobs and their total seconds, from the benchmark files
+    of sources and origins.  A missing or damaged file adds nothing.
     """
     metrics = [_json(run / source) for source in sources if layout.is_metric(source)]
     behind = [_below(run, str(path)) for metric in metrics for path in _list(metric.get("sources"))]

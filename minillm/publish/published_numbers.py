@@ -14,9 +14,9 @@ STATUS = {"yes": "verified", "no": "unverified", "digitised": "digitised"}
 # GPT-4 and its dated snapshots, but no later model whose name begins with gpt-4.
 GPT4 = re.compile(r"openai gpt-4(-\d{4})?")
 BRACKETS = (
-    "In brackets: the published value (its source: config/paper) and the difference of the measured value from it; "
-    "?: unverified, that is, recalled and not compared with a source. No brackets: the paper has no such number, or "
-    "it is not known."
+    "In brackets: the published value (its source: config/paper) and the difference of the measured value "
+    "from it; ?: unverified, that is, recalled and not compared with a source. No brackets: the paper has no "
+    "such number, or it is not known."
 )
 
 
@@ -34,10 +34,11 @@ Key = tuple[str, str, str, str, str, str]
 
 
 def published(folder: Path) -> list[dict[str, str]]:
-    """Rows of table*.csv and figure*.csv in `folder`, with "table" ("1", "figure1") and "teacher" ("GPT-2 1.5B").
+    """Rows of table*.csv and figure*.csv in `folder`.
 
-    If a file has no column `teacher`, the teacher is the row "Teacher" of the same family.  Raises UserError, one
-    line, for a missing column, a value that is not a number, or an unknown mark in `verified`.
+    Adds the columns "table" ("1", "figure1") and, if the file has none, "teacher" ("GPT-2 1.5B"): the row
+    "Teacher" of the same family.  Raises UserError, one line, for a missing column, a value that is not a number,
+    or an unknown mark in `verified`.
     """
     rows: list[dict[str, str]] = []
     for path in sorted([*folder.glob("table*.csv"), *folder.glob("figure*.csv")]):
@@ -83,7 +84,7 @@ def numbers(folder: Path) -> dict[Key, Published]:
 
 
 def bracketed(text: str, measured: float | None, paper: Published | None, places: int = 1) -> str:
-    """ "24.1 ± 0.2 [24.6: -0.5]"; "?" marks a value that is not verified.  Only `text` if either is missing."""
+    """ "24.1 ± 0.2 [24.6: -0.5]"; "?" marks a value that is not verified.  `text` if either is missing."""
     if measured is None or paper is None:
         return text
     mark = "" if paper.status == "verified" else "?"

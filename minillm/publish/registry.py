@@ -1,4 +1,4 @@
-"""Every table and figure but the main ones: what makes it, from which results, what it shows, how to read it."""
+"""Every table and figure but the main ones: what makes it and from what, what it shows, how to read it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ RECORDS = ("models", "generations", "paper")
 class Item:
     """One table (`Sheet`, tables/sheet.py) or figure (`Drawing`, figures/drawing.py).
 
-    needs: the kinds of results that it uses: folders of metrics/, "models", "generations", "paper" (config/paper).
+    needs: the kinds of results that it uses: folders of metrics/, "models", "generations", "paper"
+    (config/paper).
     knob: the key of the on-policy settings that it ranges over (settings.alike).
     sweeps: whether it uses every model of the run, not only the main table's.
     """

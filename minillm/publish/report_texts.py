@@ -1,4 +1,4 @@
-"""Texts of Snakemake's report that come from results: the main table, and each item's details; reStructuredText."""
+"""reStructuredText for Snakemake's report that comes from results: the main table and each item's details."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def details(run: Path, kind: str, name: str) -> str:
 
 
 def _files(title: str, paths: Sequence[str]) -> str:
-    """The number of files of each kind, and a fold with the names in each folder.  The sidecar lists all paths."""
+    """The number of files of each kind, and in a fold their names.  The sidecar lists all paths."""
     kinds: dict[str, dict[str, list[str]]] = {}
     for path in paths:
         parts = path.split("/")
@@ -94,7 +94,8 @@ def _files(title: str, paths: Sequence[str]) -> str:
 def _times(seconds: dict[str, Any]) -> str:
     """Run times of the jobs that made sources and origins, as far as their benchmark files exist."""
     stages = [
-        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} job{'s' * (ran['jobs'] != 1)})"
+        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} "
+        f"job{'s' * (ran['jobs'] != 1)})"
         for stage, ran in seconds.items()
         for s in (round(ran["seconds"]),)
     ]

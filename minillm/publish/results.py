@@ -1,7 +1,7 @@
-"""A run's measurements as one tidy pandas frame, one row per number, from the metric files that a job declares.
+"""A run's measurements as one tidy pandas frame, a row per number, from the metric files that a job declares.
 
-Every number in a table or figure comes from here, except for curves and scores of single prompts; docs/metrics.md
-lists the columns and the names of the metrics.
+Every number in a table or figure comes from here, except for curves and scores of single prompts;
+docs/metrics.md lists the columns and the names of the metrics.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ def read_frame(run_folder: Path, files: Iterable[MetricFile]) -> pd.DataFrame:
 
 
 def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Columns `COLUMNS`, one row per number, in the order of `contents` (metric files and their JSON objects).
+    """Columns `COLUMNS`, a row per number, in the order of `contents` (metric files and their JSON objects).
 
-    `error` is NaN and `n` missing if the file has none; `sampling_seed` is missing if a value is over all of them.
+    `error` is NaN and `n` missing if the file has none; `sampling_seed` is missing if a value is over all of
+    them.
     """
     rows = []
     for file, content in contents:
@@ -103,7 +104,7 @@ def over_training_seeds(rows: pd.DataFrame) -> Value | None:
 
 
 def over_sets(rows: pd.DataFrame, names: Sequence[str]) -> Value | None:
-    """Unweighted mean over the sets `names`, within each training seed that has them all, then over those seeds.
+    """Unweighted mean over the sets `names` for each training seed that has them all, then over those seeds.
 
     The sets' errors are treated as independent.
     """

@@ -21,9 +21,9 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
 
     paper: the folder of published numbers (config/paper).
 
-    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; each comes with NAME.json: caption,
-    sources, n, what is missing if nothing was measured, and where the sources came from (origins.py).
-    Raises UserError if the name is unknown or a result is damaged.
+    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; each comes with NAME.json:
+    caption, sources, n, what is missing if nothing was measured, and where the sources came from
+    (origins.py). Raises UserError if the name is unknown or a result is damaged.
     """
     name = settings.name
     if name not in ITEMS:

@@ -1,4 +1,4 @@
-"""The models of a run in the order of its tables, where their weights are, and which metric files they have."""
+"""The models of a run in the order of its tables, the paths of their weights, and their metric files."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def declared(
 ) -> list[MetricFile]:
     """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
 
-    main_only: kinds that are not measured for the models of the table's sweeps.
-    A student's SFT belongs to each of its teachers, so one file can be listed several times.  Exposure bias is
-    measured only for students; people compare MiniLLM's answers of the first training seed.
+    main_only: kinds that are not measured for the models of the table's sweeps. A student's SFT belongs to
+    each of its teachers, so one file can be listed several times.  Exposure bias is measured only for
+    students; people compare MiniLLM's answers of the first training seed.
     """
     first = settings.training_seeds[0]
     with_sweeps, main = (

@@ -1,4 +1,4 @@
-"""Settings of metrics.csv and of each table or figure of registry.py, and the metric files that each one uses."""
+"""Settings of metrics.csv and of each table or figure of registry.py, and the metric files that each uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class ModelLabel:
-    """Family and size of a model, as the paper's tables name them, and the tokenizer, which names its data folder."""
+    """Family and size of a model as in the paper's tables, and its tokenizer, which names its data folder."""
 
     family: str
     size: str
@@ -33,9 +33,9 @@ class ModelLabel:
 class PublishSettings:
     """`publish`: one table or figure (publish/registry.py); `style` is None for a table.
 
-    models: family, size and tokenizer of each model.  asked: kind of metric -> names of the sets (calibration: tasks)
-    that it uses; nothing else in metrics/ is read.  chosen: student -> method -> value of the on-policy key that the
-    item ranges over.
+    models: family, size and tokenizer of each model.  asked: kind of metric -> names of the sets
+    (calibration: tasks) that it uses; nothing else in metrics/ is read.  chosen: student -> method -> value
+    of the on-policy key that the item ranges over.
     """
 
     stage: Literal["publish"]
@@ -135,7 +135,7 @@ def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
 
 
 def metric_files(config: Experiment, item: str = "") -> list[str]:
-    """The metric files, relative to the run's folder, that an item uses; without `item`, those of metrics.csv.
+    """The metric files (relative to the run's folder) of an item; without `item`, those of metrics.csv.
 
     The item's frame (results.py) is read from exactly these files: both come from `run_models.declared`.
     """

@@ -1,4 +1,4 @@
-"""Bar charts: ROUGE-L by the length of the reference (Figures 7 and 15), and the human comparison (Figure 4)."""
+"""Bar charts: ROUGE-L by length of the reference (Figures 7 and 15), and the human comparison (Figure 4)."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def lengths(results: ItemResults) -> Drawing:
     sizes = (f"{results.label(test)}: n = {sum(map(len, sft.values()))}" for _, test, sft, _ in pages)
     n = "; ".join(dict.fromkeys(sizes))
     caption = (
-        "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error bars: 95% "
-        "intervals of the difference by paired bootstrap over prompts, scores averaged over sampling seeds; none for "
-        f"fewer than {FEWEST} prompts. First training seed." + results.drawn_note
+        "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error "
+        "bars: 95% intervals of the difference by paired bootstrap over prompts, scores averaged over sampling "
+        f"seeds; none for fewer than {FEWEST} prompts. First training seed.{results.drawn_note}"
     )
     return finished(figure, style, caption, n + ".")
 
@@ -134,7 +134,7 @@ def _range(low: int, high: int | None) -> str:
 
 
 def human(results: ItemResults) -> Drawing:
-    """Figure 4: MiniLLM's wins, ties and losses against each other model, with intervals for wins and losses."""
+    """Figure 4: MiniLLM's wins, ties and losses against each other model; intervals of wins and losses."""
     style = style_of(results)
     pages = results.comparisons()
     if not pages:
@@ -156,16 +156,17 @@ def human(results: ItemResults) -> Drawing:
     ]
     legend(figure, handles)
     caption = (
-        "Blind pairwise comparison by people: MiniLLM wins, ties or loses. Error bars: 95% intervals of the shares of "
-        "wins (left) and losses (right). Exact sign tests of wins against losses, without ties, each on its own:"
+        "Blind pairwise comparison by people: MiniLLM wins, ties or loses. Error bars: 95% intervals of the "
+        "shares of wins (left) and losses (right). Exact sign tests of wins against losses, without ties, "
+        "each on its own:"
     )
     for name, comparisons in pages.items():
         tests = ", ".join(_sign_test(results, comparison) for comparison in comparisons)
         caption += (f" {name}: " if len(pages) > 1 else " ") + f"{tests}."
     if any(c["annotators"] > 1 for comparisons in pages.values() for c in comparisons):
         caption += (
-            " Several annotators judged, so judgements of one prompt are not independent: the intervals are too "
-            "narrow and the p-values too small."
+            " Several annotators judged, so judgements of one prompt are not independent: the intervals are "
+            "too narrow and the p-values too small."
         )
     n = ", ".join(sorted({str(c["n"]) for comparisons in pages.values() for c in comparisons}))
     return finished(figure, style, caption, f"n = {n} judgements per comparison.")
@@ -179,7 +180,8 @@ def _against(results: ItemResults, name: str) -> str:
 def _sign_test(results: ItemResults, comparison: dict[str, Any]) -> str:
     """ "against SeqKD 27 to 10, p = 0.0076"."""
     wins, losses = comparison["win"], comparison["loss"]
-    return f"against {_against(results, comparison['against'])} {wins} to {losses}, p = {sign_test(wins, losses):.2g}"
+    rival = _against(results, comparison["against"])
+    return f"against {rival} {wins} to {losses}, p = {sign_test(wins, losses):.2g}"
 
 
 def _stack(axes: Axes, y: int, comparison: dict[str, Any]) -> None:

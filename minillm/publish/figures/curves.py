@@ -1,4 +1,4 @@
-"""Curves: exposure bias (Figure 6), reverse KL during training (8), the mixing ratio (16), divergences, reliability."""
+"""Curves: exposure bias (Figure 6), reverse KL (8), the mixing ratio (16), divergences, reliability."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def exposure_bias(results: ItemResults) -> Drawing:
     legend(figure, handles)
     caption = (
         "Excess accumulated error by exposure bias against the length generated; lower is better. Bands: "
-        f"{_level(first):.3g}% intervals over prompts. Pale: fewer than a tenth of the responses of either kind are left."
+        f"{_level(first):.3g}% intervals over prompts. Pale: fewer than a tenth of the responses of either "
+        "kind are left."
     )
     caption += "".join(text for key, value, text in NOT_DEFAULT if first.get(key) == value)
     caption += results.drawn_note + "".join(compared)
@@ -180,12 +181,12 @@ def _training(
 
 
 def reverse_kl(results: ItemResults) -> Drawing:
-    """Figure 8: dev reverse KL and answer length against the update, for MiniLLM and without each strategy."""
+    """Figure 8: dev reverse KL and answer length against the update, of MiniLLM and without each strategy."""
     methods = ("minillm", *STRATEGIES)
     caption = (
-        "Reverse KL between student and teacher on the student's fresh answers to dev prompts, exact over the "
-        "vocabulary, mean over tokens (the paper: an estimate on training samples, smoothed); lower means nearer to the "
-        "teacher, not better answers. Next to it, the mean length of these answers."
+        "Reverse KL between student and teacher on the student's fresh answers to dev prompts, exact over "
+        "the vocabulary, mean over tokens (the paper: an estimate on training samples, smoothed); lower "
+        "means nearer to the teacher, not better answers. Next to it, the mean length of these answers."
     )
     absent = [label for method, label in STRATEGIES.items() if method not in results.settings.table.methods]
     if absent:
@@ -213,8 +214,8 @@ def divergences(results: ItemResults) -> Drawing:
         "dev_forward_kl": "dev forward KL (nats per token)",
     }
     caption = (
-        "The same on-policy training with forward and with reverse KL as its loss, measured by both on the student's "
-        "fresh dev answers."
+        "The same on-policy training with forward and with reverse KL as its loss, measured by both on the "
+        "student's fresh dev answers."
     )
     return _training(results, sorted(methods), names, caption) or nothing(results)
 
@@ -246,8 +247,8 @@ def mixing(results: ItemResults) -> Drawing:
     axes.set_ylabel("dev ROUGE-L")
     legend(figure, axes.get_legend_handles_labels()[0])
     caption = (
-        "Dev ROUGE-L of the chosen checkpoint, for MiniLLM and variants that differ only in α. Error bars: standard "
-        "error over training seeds if there are several."
+        "Dev ROUGE-L of the chosen checkpoint, for MiniLLM and variants that differ only in α. Error bars: "
+        "standard error over training seeds if there are several."
     )
     models = [m for _, students in results.pairs() for m in students if m.method in chosen.get(m.student, {})]
     n = dev_n({results.dev_rows(model) for model in models})
@@ -284,8 +285,8 @@ def reliability(results: ItemResults) -> Drawing:
     label_left(grid, "accuracy")
     legend(figure, handles)
     caption = (
-        "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident. First "
-        "training seed." + results.drawn_note
+        "Accuracy against mean confidence of each bin that holds examples; below the diagonal: overconfident."
+        f" First training seed.{results.drawn_note}"
     )
     return finished(figure, style, caption, "; ".join(dict.fromkeys(texts)) + ".")
 

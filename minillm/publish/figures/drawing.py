@@ -120,7 +120,7 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels, each entry once, in as many columns as fit; the page grows if it has several rows."""
+    """One legend above all panels, each entry once, in as many columns as fit; each further row adds height."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return

@@ -38,7 +38,7 @@ NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
 
 
 def fit_forward(p: Mixture) -> tuple[float, float]:
-    """Mean and standard deviation of the Gaussian q that minimises KL(p || q): those of p (moment matching)."""
+    """Mean and standard deviation of the Gaussian q that minimises KL(p || q): those of p (closed form)."""
     w, m, s = (np.array(values) for values in (p.weights, p.means, p.deviations))
     mean = float(w @ m)
     return mean, float(np.sqrt(w @ (s**2 + m**2) - mean**2))
@@ -90,8 +90,8 @@ def toy(results: ItemResults) -> Drawing:
         for w, m, s in zip(TARGET.weights, TARGET.means, TARGET.deviations, strict=True)
     ]
     caption = (
-        f"One Gaussian q fitted to the mixture {' + '.join(parts)}: under forward KL in closed form (mean and variance "
-        "are those of p), under reverse KL numerically. Forward KL covers both modes and the void between them; reverse "
-        "KL sits on the dominant mode."
+        f"One Gaussian q fitted to the mixture {' + '.join(parts)}: under forward KL in closed form (mean "
+        "and variance are those of p), under reverse KL numerically. Forward KL covers both modes and the "
+        "void between them; reverse KL sits on the dominant mode."
     )
     return finished(figure, style, caption)

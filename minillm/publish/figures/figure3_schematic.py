@@ -43,9 +43,9 @@ def schematic(results: ItemResults) -> Drawing:
     right.text(4.2, 2.6, "reward log p/q$_\\theta$\nof each token", fontsize="small", va="center")
     right.set_title("MiniLLM: minimises reverse KL[q$_\\theta$||p]")
     caption = (
-        "Solid boxes are models, dashed ones texts. SeqKD learns from the teacher's answers; MiniLLM learns from its "
-        "own, which change as it learns, by how likely the teacher finds them. (MiniLLM's answers are drawn from a "
-        "mixture with the teacher and corrected by importance weights.)"
+        "Solid boxes are models, dashed ones texts. SeqKD learns from the teacher's answers; MiniLLM learns "
+        "from its own, which change as it learns, by how likely the teacher finds them. (MiniLLM's answers "
+        "are drawn from a mixture with the teacher and corrected by importance weights.)"
     )
     return finished(figure, style, caption)
 

@@ -26,8 +26,8 @@ Panel = tuple[str, str]
 def run_stage(settings: FigureSettings, *, table: Path, out: Path) -> None:
     """Draw main.csv (`table`) to main.png and main.pdf in `out`.
 
-    `style.height` is the height of a figure with one row of panels.  Raises UserError if the table is damaged, or if
-    the style's palette has an unknown method or a value that is not a colour.
+    `style.height` is the height of a figure with one row of panels.  Raises UserError if the table is
+    damaged, or if the style's palette has an unknown method or a value that is not a colour.
     """
     style = settings.style
     cells = read_csv(Path(table))
@@ -68,7 +68,7 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
 
 
 def _letters(style: Style, columns: int, tests: int) -> int:
-    """How many letters of a tick label (0.9 of the font size high, 0.6 of that wide) fit below a group of bars."""
+    """How many letters of a tick label (0.9 of the font size, 0.6 of that wide) fit below a group of bars."""
     return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
 
 

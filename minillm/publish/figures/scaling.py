@@ -1,4 +1,4 @@
-"""Figures over model sizes: sizes of students (Figure 1), of teachers (5 and 14), and the gap between the two."""
+"""Figures over model sizes: students (Figure 1), teachers (Figures 5 and 14), and the gap between the two."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
     if metrics and not any(m.get("stand_in", True) for m in metrics):
         names = ", ".join(map(results.label, judged))
         judge = judge_of(metrics[0])
-        text = f"Mean over {names} of the judge's score ({judge}), the ratio of total scores to those of the references."
+        text = (
+            f"Mean over {names} of the judge's score ({judge}), a ratio of totals to those of the references."
+        )
         return lambda model: results.average(model, "judge", judged), "judge's score (%)", text, judged
     tests = list(table.tests)
     why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
@@ -43,7 +45,7 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
 
 
 def _bars(results: ItemResults, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
-    """The caption's sentence about the error bars, which are those of the models `drawn`: what they range over."""
+    """The caption's sentence about the error bars of the models `drawn`: what they range over."""
     judged = label.startswith("judge")
     kind, single = ("judge", "prompts (bootstrap)") if judged else ("rouge", "sampling seeds")
     several = {len(results.rows(model, kind, tests[:1])) > 1 for model in drawn}
@@ -105,7 +107,7 @@ def student_sizes(results: ItemResults) -> Drawing:
 
 
 def _of_its_family(results: ItemResults, models: Sequence[Trained]) -> Sequence[Trained]:
-    """The students of their teacher's family, or all if there are none: one line must not join two families."""
+    """Students of their teacher's family, or all if there are none: a line must not join two families."""
     specs = results.settings.models
     same = [m for m in models if specs[m.student].family == specs[m.teacher].family]
     return same or models
@@ -164,7 +166,7 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
 
 
 def size_gap(results: ItemResults) -> Drawing:
-    """The share of the teacher's ROUGE-L that a student reaches, against how many times larger the teacher is."""
+    """The share of the teacher's ROUGE-L that a student reaches, against the ratio of their sizes."""
     style, methods = style_of(results), results.settings.table.methods
     tests = list(results.settings.table.tests)
     points: Points = {}
@@ -193,8 +195,8 @@ def size_gap(results: ItemResults) -> Drawing:
     legend(figure, handles)
     caption = (
         "How much of the teacher's score a student reaches, against the gap in size; mean over "
-        f"{', '.join(map(results.label, tests))}. Error bars: standard error by bootstrap over prompts, the same for "
-        "student and teacher; combined with that over training seeds if there are several."
+        f"{', '.join(map(results.label, tests))}. Error bars: standard error by bootstrap over prompts, the "
+        "same for student and teacher; combined with that over training seeds if there are several."
     )
     caption += results.drawn_note
     return finished(figure, style, caption, _n(results, tests, "ROUGE-L"))
@@ -232,7 +234,7 @@ def _draw(axes: Axes, points: Points, style: Style, methods: Sequence[str]) -> N
 
 
 def _shifts(points: Points) -> list[float]:
-    """Factors that set the methods' points apart on a logarithmic axis, by 1.5% of the axis: none hides another."""
+    """Factors that set the methods' points 1.5% of a logarithmic axis apart, so that none hides another."""
     sizes = [size for values in points.values() for size, _, _ in values]
     span = math.log(max(sizes, default=1) / min(sizes, default=1)) or math.log(4)
     return [math.exp(0.015 * span * (i - (len(points) - 1) / 2)) for i in range(len(points))]

@@ -37,7 +37,7 @@ def _judged(results: ItemResults, model: Trained) -> list[dict[str, Any]]:
 
 
 def is_gpt4(metric: dict[str, Any]) -> bool:
-    """Whether a judge metric is GPT-4's, not a stand-in's or that of another model whose name begins with gpt-4."""
+    """Whether a judge metric is GPT-4's: not a stand-in's, nor that of a model whose name only begins so."""
     return not metric.get("stand_in", True) and bool(GPT4.fullmatch(judge_of(metric)))
 
 
@@ -96,11 +96,11 @@ def strategies(results: ItemResults) -> Sheet:
     absent = [STRATEGIES[method] for method in STRATEGIES if method not in present]
     sizes_text = [dev_n(dev_rows), *(f"{results.label(test)}: n = {count}" for test, count in n.items())]
     notes = [
-        "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as in the main "
-        "table. The two are not comparable with each other.",
+        "dev: of the checkpoint that was chosen by it, sampled without a limit on repeated n-grams; test: as "
+        "in the main table. The two are not comparable with each other.",
         "; ".join(filter(None, sizes_text)),
-        "±: standard error over training seeds if a row has several (the variants have only the first), else over "
-        "sampling seeds.",
+        "±: standard error over training seeds if a row has several (the variants have only the first), "
+        "else over sampling seeds.",
         BRACKETS if compared else "",
         f"Not in this configuration: {', '.join(absent)}." if absent else "",
         f"{DASH}: not evaluated." if any(DASH in row for row in rows) else "",
@@ -116,7 +116,7 @@ def dev_n(rows: set[int | None]) -> str:
 
 
 def plain_text(results: ItemResults) -> Sheet:
-    """Table 7: MiniLLM with and without L_PT: accuracy on classification, judge score and ROUGE-L on instructions."""
+    """Table 7: MiniLLM with and without L_PT: classification accuracy, judge score and ROUGE-L."""
     caption = "MiniLLM with and without the pre-training loss."
     columns = ["Student", "Method", "CLS (%)", "Inst (judge, %)", "Inst (ROUGE-L)"]
     chosen = results.settings.chosen
@@ -182,14 +182,14 @@ def _plain_text_notes(
     judges = sorted({judge_of(metric) for model in models for metric in _judged(results, model)})
     notes = [
         f"CLS: mean accuracy over {', '.join(map(results.label, tasks)) or 'the classification tasks'}. "
-        f"Inst: mean over {', '.join(map(results.label, judged)) or 'the judged test sets'} of the judge's score, "
-        f"dashes unless a real judge ran (judge: {', '.join(judges) or 'none'}); "
-        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}.",
-        "± for a single training: CLS over rows, the judge's score over prompts, ROUGE-L over sampling seeds, the sets "
-        "taken as independent; over training seeds if a row has several.",
+        f"Inst: mean over {', '.join(map(results.label, judged)) or 'the judged test sets'} of the judge's "
+        f"score, dashes unless a real judge ran (judge: {', '.join(judges) or 'none'}); ROUGE-L: mean over "
+        f"{', '.join(map(results.label, tests))}.",
+        "± for a single training: CLS over rows, the judge's score over prompts, ROUGE-L over sampling "
+        "seeds, the sets taken as independent; over training seeds if a row has several.",
         *([BRACKETS] if compared else []),
-        "The paper's means are over SST-2 and BoolQ (CLS) and over DollyEval, SelfInst and VicunaEval (Inst): a "
-        "published value is shown only next to a mean over exactly these.",
+        "The paper's means are over SST-2 and BoolQ (CLS) and over DollyEval, SelfInst and VicunaEval "
+        "(Inst): a published value is shown only next to a mean over exactly these.",
         f"{n}." if n else "",
         f"{DASH}: not evaluated.",
     ]

@@ -20,12 +20,13 @@ NOT_MEASURED = "not measured in this run"
 PAPERS_LOSS = "reference_loss_released"
 LOSSES = {
     "reference_loss": (
-        "Loss: cross-entropy of the first reference, mean over all tokens of the test set including EOS; lower is "
-        "better. The paper's Table 3 has a different one (released), so its values are not comparable and not shown."
+        "Loss: cross-entropy of the first reference, mean over all tokens of the test set including EOS; "
+        "lower is better. The paper's Table 3 has a different one (released), so its values are not "
+        "comparable and not shown."
     ),
     PAPERS_LOSS: (
-        "Loss: as the published script prints it and the paper's Table 3 has it: cross-entropy of the first reference "
-        "without EOS, mean over rows of each row's mean; lower is better."
+        "Loss: as the published script prints it and the paper's Table 3 has it: cross-entropy of the first "
+        "reference without EOS, mean over rows of each row's mean; lower is better."
     ),
 }
 
@@ -56,18 +57,18 @@ def calibration(results: ItemResults) -> Sheet:
     heads = ("ECE", "raw ECE", "accuracy (%)")
     columns = [f"{results.label(task)}\n{head}" for task in tasks for head in heads]
     comparable = (
-        "its values are shown next to the raw ECE, the likelier reading (docs/evaluation.md), and are comparable at most "
-        "roughly."
+        "its values are shown next to the raw ECE, the likelier reading (docs/evaluation.md), and are "
+        "comparable at most roughly."
     )
     notes = [
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
-        "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence "
-        "is the probability of the chosen label word divided by that of all label words. Raw: the same with the label "
-        "word's own probability.",
+        "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where "
+        "the confidence is the probability of the chosen label word divided by that of all label words. Raw: the "
+        "same with the label word's own probability.",
         "The paper states neither bins, nor label words, nor whether confidences are normalised; "
         + (comparable if compared else "compare methods here, not with its values."),
-        "±: standard error over rows for a single training (of an ECE by bootstrap), over training seeds if there are "
-        "several.",
+        "±: standard error over rows for a single training (of an ECE by bootstrap), over training seeds if "
+        "there are several.",
         BRACKETS if compared else "",
         *_bins(results, metrics),
     ]
@@ -139,22 +140,22 @@ def diversity(results: ItemResults) -> Sheet:
 
 def _diversity_notes(size: str, losses: list[str], compared: bool) -> list[str]:
     """The notes under Table 3; `size`: n of the n-grams."""
-    errors = "± of the loss: standard error over rows for a single training, over training seeds if there are several."
+    errors = "standard error over rows for a single training, over training seeds if there are several."
     return [
-        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard "
-        "error over sampling seeds (over training seeds if there are several). It falls with the number of responses: "
-        "compare within a column.",
+        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean "
+        "± standard error over sampling seeds (over training seeds if there are several). It falls with the "
+        "number of responses: compare within a column.",
         *(LOSSES[metric] for metric in losses),
-        errors if losses else "",
-        f"Repetition: mean over responses of the share of {size}-grams that occurred earlier in the same response. "
-        "Length drift: mean tokens of a response over those of the first reference, special tokens not counted in "
-        "either; 1 is the references' length. ± of both as in the first column.",
+        f"± of the loss: {errors}" if losses else "",
+        f"Repetition: mean over responses of the share of {size}-grams that occurred earlier in the same "
+        "response. Length drift: mean tokens of a response over those of the first reference, special tokens "
+        "not counted in either; 1 is the references' length. ± of both as in the first column.",
         BRACKETS if compared else "",
     ]
 
 
 def _drifts(frame: pd.DataFrame) -> dict[Any, Value | None]:
-    """(teacher, student, method, set) -> mean tokens of a response over those of a reference, if both are measured."""
+    """(teacher, student, method, set) -> mean tokens of a response over those of a reference."""
     overall = frame[frame["sampling_seed"].isna()].set_index([*MODEL, "test_set", "training_seed"])
     response, reference = (
         overall[overall["metric"] == f"{whose}_tokens"] for whose in ("response", "reference")

@@ -1,4 +1,4 @@
-"""What each method cost in time, processors, memory and tokens (benchmarks, provenance), next to its score."""
+"""The cost of each method in time, processors, memory and tokens (benchmarks, provenance), and its score."""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ def costs(results: ItemResults) -> Sheet:
         about = {"teacher": model.teacher, "student": model.student, "method": model.method}
         records.append({**about, **values, "rougeL": score and score[0], "training_seeds": len(runs)})
     notes = [
-        "Only the method's own stage, except for the column with prerequisites, which adds the base model, the teacher "
-        "with its base model, the teacher's answers for SeqKD, and the SFT that on-policy methods start from, each once. "
-        "Wall and CPU hours: from the rules' benchmarks (the last attempt of a stage that was stopped and resumed). GPU "
-        "hours: wall hours of the stage × processes, if it ran on GPUs. Memory: resident.",
-        "Tokens: for on-policy methods those newly sampled, summed over the log's collections; for supervised ones those "
-        "of the answers trained on, counted each time (updates × batch × mean length of an answer).",
-        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds for a single training, the "
-        f"sets taken as independent, over training seeds if there are several. {DASH}: not recorded.",
+        "Only the method's own stage, except for the column with prerequisites, which adds the base model, "
+        "the teacher with its base model, the teacher's answers for SeqKD, and the SFT that on-policy "
+        "methods start from, each once. Wall and CPU hours: from the rules' benchmarks (the last attempt of "
+        "a stage that was stopped and resumed). GPU hours: wall hours of the stage × processes, if it ran "
+        "on GPUs. Memory: resident.",
+        "Tokens: for on-policy methods those newly sampled, summed over the log's collections; for "
+        "supervised ones those of the answers trained on, counted each time (updates × batch × mean length "
+        "of an answer).",
+        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds for a single "
+        f"training, the sets taken as independent, over training seeds if there are several. {DASH}: not "
+        "recorded.",
     ]
     count = sum(record["training_seeds"] for record in records)
     missing = "" if count else "this run has no trained model with a provenance"
@@ -118,7 +121,7 @@ def _tokens(results: ItemResults, model: Trained, weights: str, provenance: dict
 
 
 def _answer_length(results: ItemResults, model: Trained) -> float | None:
-    """Mean tokens of the answers that a supervised method is trained on: those of the training rows, or the teacher's."""
+    """Mean tokens of the answers a supervised method is trained on: the training rows' or the teacher's."""
     tokenizer = results.settings.models[model.name].tokenizer
     if model.method != "seqkd":
         card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}

@@ -76,18 +76,18 @@ def fidelity(results: ItemResults) -> Sheet:
 def _notes(judges: set[str]) -> list[str]:
     """What intervals, verdicts, status and metrics mean."""
     return [
-        "Interval (95%) of rougeL on a test set: percentile bootstrap over prompts, scores averaged over seeds; with "
-        "several training seeds Student's t, variances over prompts and over training seeds added. Otherwise the mean ± "
-        "Student's t × standard error: over training seeds if there are several, else over sampling seeds (dist4) or "
-        "rows.",
-        "inside: the interval contains the published value; it does not account for the published value's own spread, "
-        "which the paper does not give.",
-        "unverified: recalled, not compared with a source; no measure of fidelity. digitised: read off a figure that does "
-        "not agree with the paper's own Table 1 everywhere.",
-        "ece: not normalised (with normalised confidences, KD's and SeqKD's BoolQ values would be the largest that their "
-        "accuracies allow, or nearly). loss: only the published script's (released). gpt4, inst: only if the judge was "
-        "GPT-4; cls, inst and means of gpt4: only over exactly the paper's sets; judge of this run: "
-        f"{', '.join(sorted(judges)) or 'none'}.",
+        "Interval (95%) of rougeL on a test set: percentile bootstrap over prompts, scores averaged over "
+        "seeds; with several training seeds Student's t, variances over prompts and over training seeds "
+        "added. Otherwise the mean ± Student's t × standard error: over training seeds if there are "
+        "several, else over sampling seeds (dist4) or rows.",
+        "inside: the interval contains the published value; it does not account for the published value's "
+        "own spread, which the paper does not give.",
+        "unverified: recalled, not compared with a source; no measure of fidelity. digitised: read off a "
+        "figure that does not agree with the paper's own Table 1 everywhere.",
+        "ece: not normalised (with normalised confidences, KD's and SeqKD's BoolQ values would be the "
+        "largest that their accuracies allow, or nearly). loss: only the published script's (released). "
+        "gpt4, inst: only if the judge was GPT-4; cls, inst and means of gpt4: only over exactly the paper's "
+        f"sets; judge of this run: {', '.join(sorted(judges)) or 'none'}.",
     ]
 
 
@@ -117,7 +117,7 @@ def _texts(measured: Measured | None, places: int, difference: float | None) -> 
 
 
 def _model(results: ItemResults, key: Key) -> Trained | None:
-    """The model of a published number, by its family and size, those of its teacher, and the method's label."""
+    """The model of a published number, by family and size of model and teacher, and by the method's label."""
     _, student, teacher, method, _, _ = key
 
     def matches(name: str, label: str) -> bool:
@@ -167,7 +167,7 @@ def _first(results: ItemResults, kind: str) -> str:
 
 
 def _freedom(results: ItemResults, model: Trained, metric: str, test: str) -> float:
-    """Degrees of freedom of a standard error over training seeds if there are several, else sampling seeds or rows."""
+    """Degrees of freedom of an error: over training seeds if there are several, else sampling seeds or rows."""
     rows = results.rows(model, metric, [test])
     if len(rows) != 1:
         return len(rows) - 1 if len(rows) else math.inf

@@ -1,4 +1,4 @@
-"""The main table: ROUGE-L (and a judge's score) of every model on every test set, as CSV, Markdown and LaTeX."""
+"""The main table: ROUGE-L (and judge scores) of every model on every test set, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_
 def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
     """Write main.csv (long form), main.md and main.tex to `out`, from the metric files of a run.
 
-    run_folder: results/<run>.  paper: the folder of published numbers (config/paper), which are shown next to those
-    measured for the same model.  A missing metric file gives a dash.  Raises UserError if one is damaged or was made
-    with other settings.
+    run_folder: results/<run>.  paper: the folder of published numbers (config/paper), which are shown next to
+    those measured for the same model.  A missing metric file gives a dash.  Raises UserError if one is
+    damaged or was made with other settings.
     """
     cells = collect_cells(settings, Path(run_folder), numbers(Path(paper or "config/paper")))
     notes = footnotes(settings, cells)
@@ -34,7 +34,8 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
         notes.append(
-            "A standard error over sampling seeds or prompts says nothing about training again with another seed."
+            "A standard error over sampling seeds or prompts says nothing about training again with another "
+            "seed."
         )
     if settings.judged:
         nobody = "no judge scored this run; a stand-in's scores are not shown"
@@ -44,15 +45,15 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
         )
         if any(c.judged_error is not None for c in cells):
             notes.append(
-                "± in these columns: over prompts (bootstrap) for a single training, over training seeds if there are "
-                "several."
+                "± in these columns: over prompts (bootstrap) for a single training, over training seeds if "
+                "there are several."
             )
     if any(c.published is not None and c.mean is not None for c in cells):
         notes.append(BRACKETS)
     if any(_fewer(settings, c) for c in cells):
         notes.append(
-            f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not comparable "
-            "with the other cells; main.csv says what its mean and its standard error range over."
+            f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not "
+            "comparable with the other cells; main.csv says what its mean and its standard error range over."
         )
     seeds = ", ".join(map(str, settings.sampling_seeds))
     notes.append(
@@ -61,8 +62,8 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     differing = [label for label, hashes in _rows_by_test(cells).items() if len(hashes) > 1]
     if differing:
         notes.append(
-            f"Not every teacher's block was tested on the same rows of {', '.join(differing)} (prompts too long in the "
-            "block's tokenizer are dropped); compare within a block."
+            f"Not every teacher's block was tested on the same rows of {', '.join(differing)} (prompts too "
+            "long in the block's tokenizer are dropped); compare within a block."
         )
     if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
         notes.append(f"{DASH}: not evaluated.")
@@ -79,8 +80,8 @@ def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
     if any(c.student and c.training_seeds > 1 for c in cells):
         how = "Student's t of the paired difference, variances over prompts and over training seeds added"
     text = (
-        f"Bold: ROUGE-L ahead of every other method for that student and test set ({how}, Holm's correction over the "
-        f"table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
+        f"Bold: ROUGE-L ahead of every other method for that student and test set ({how}, Holm's correction "
+        f"over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
     )
     text += "." if "training" in how else "; it compares these models, not trainings."
     return [text if any(c.best for c in cells) else f"No cell is bold. {text}"]
@@ -107,7 +108,7 @@ def _rows_by_test(cells: list[Cell]) -> dict[str, set[str]]:
 
 
 def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
-    """What the standard errors range over, method by method; cells that lack training seeds are marked instead."""
+    """What standard errors range over, by method; cells that lack training seeds are marked instead."""
     methods: dict[str, list[str]] = {}
     for c in cells:
         if c.mean is not None and not _fewer(settings, c):
@@ -136,7 +137,7 @@ def headings(settings: TableSettings) -> list[str]:
 
 
 def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
-    """The text in each column of a test set, with the published number if there is one, and whether it is bold."""
+    """The text in each column of a test set, with the published number if any, and whether it is bold."""
     rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
     paper = _published(cell.published, cell.published_status)
     shown = [(bracketed(rouge, cell.mean, paper), cell.best)]

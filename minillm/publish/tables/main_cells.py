@@ -1,4 +1,4 @@
-"""Cells of the main table: what was measured for every model on every test set, and which leads are significant.
+"""Cells of the main table: what was measured for each model on each test set; which leads are significant.
 
 `collect_cells` turns metric files into cells; `write_csv` and `read_csv` store and load them.
 """
@@ -96,9 +96,9 @@ def collect_cells(
 ) -> list[Cell]:
     """All cells, pair by pair, from the metric files that the table declares and the published numbers.
 
-    `run_folder`: results/<run>.  Raises UserError if a file is damaged, was made with other settings, or if a teacher
-    and its students were tested on different rows.  Different teachers may be tested on different rows: which prompts
-    are dropped as too long depends on the tokenizer, which only a pair shares.
+    `run_folder`: results/<run>.  Raises UserError if a file is damaged, was made with other settings, or if a
+    teacher and its students were tested on different rows.  Different teachers may be tested on different
+    rows: which prompts are dropped as too long depends on the tokenizer, which only a pair shares.
     """
     contents = _read_contents(settings, run_folder)
     frame = frame_of(run_folder, contents.items())
@@ -126,7 +126,7 @@ def collect_cells(
 
 
 def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile, dict[str, Any]]:
-    """The declared metric files that exist; ROUGE-L files are checked, and must share rows within a teacher's block."""
+    """The declared metric files that exist; those of ROUGE-L are checked, and share rows for each teacher."""
     contents: dict[MetricFile, dict[str, Any]] = {}
     first: dict[tuple[str, str], MetricFile] = {}
     for file in declared(settings, main_table_asks(settings)):
@@ -145,7 +145,7 @@ def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile
 def _with_rouge(
     cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
 ) -> tuple[Cell, list[float], Part | None]:
-    """The cell with its ROUGE-L; its score on each prompt, averaged over all seeds; the training seeds' variance part.
+    """The cell with its ROUGE-L; its score on each prompt, a mean over all seeds; the training seeds' variance.
 
     `rows`: the cell's rows of the frame.  `answers`: its metric files, which have one score per prompt.
     """
@@ -196,10 +196,10 @@ def _error_over_prompts(scores: Sequence[float]) -> float | None:
 def _interval(
     mean: float, scores: Sequence[float], training: Part | None, name: str
 ) -> tuple[float | None, float | None]:
-    """95% interval of a mean: percentile bootstrap over prompts, or Student's t if there are several training seeds.
+    """95% interval of a mean: percentile bootstrap over prompts; Student's t with several training seeds.
 
-    The latter adds the variances over prompts and over training seeds, which makes it a little too wide: their
-    interaction is in both.
+    The latter adds the variances over prompts and over training seeds, which makes it a little too wide:
+    their interaction is in both.
     """
     prompts = part(scores)
     if training is None or prompts is None:
@@ -221,7 +221,7 @@ def _with_paper(cell: Cell, settings: TableSettings, paper: Mapping[Key, Publish
 
 
 def _with_judge(cell: Cell, rows: pd.DataFrame) -> Cell:
-    """The cell with a real judge's score, over the training seeds that have one; `rows` as in `_with_rouge`."""
+    """The cell with a real judge's score, over training seeds that have one; `rows` as in `_with_rouge`."""
     judge = rows[rows["metric"] == "judge"]
     if judge.empty or (rows["metric"] == "judge_stand_in").any():
         return cell
@@ -239,11 +239,12 @@ def significant_leads(
 ) -> set[int]:
     """Indices of the cells whose lead over every other student method of their group is significant.
 
-    groups: (teacher, student, test) of each cell.  scores: one per prompt.  trainings: the training seeds' part of
-    the variance of a cell's mean, if there are several.
+    groups: (teacher, student, test) of each cell.  scores: one per prompt.  trainings: the training seeds'
+    part of the variance of a cell's mean, if there are several.
 
     In each group of students' cells the highest mean is compared with each of the others (`_p`), with Holm's
-    correction over the comparisons of the whole table.  Cells over fewer training seeds are compared like the rest.
+    correction over the comparisons of the whole table.  Cells over fewer training seeds are compared like the
+    rest.
     """
     by_group: dict[tuple[str, str, str], list[int]] = {}
     for i, (group, cell) in enumerate(zip(groups, cells, strict=True)):
@@ -312,7 +313,7 @@ def _cell(row: Mapping[Any, Any]) -> Cell:
 
 
 def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
-    """A metric file, checked against the settings: the table must not mix responses sampled in different ways."""
+    """A metric file, checked against the settings: a table must not mix responses sampled differently."""
     keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
     metric = read_object(
         path, keys, "no such metric file; score the generations", "remove it and score again"

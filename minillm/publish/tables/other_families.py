@@ -1,4 +1,4 @@
-"""Table 6: the main table for students of another family than their teacher's (in the paper, those of GPT-J)."""
+"""Table 6: the main table for students of another family than their teacher's (in the paper, GPT-J's)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minillm.publish.tables.main_cells import Cell, collect_cells
 from minillm.publish.tables.sheet import Sheet, merged_labels
 
 CAPTION = (
-    "ROUGE-L of students of another family than their teacher's. The main table, with one block per teacher, also has "
-    "them."
+    "ROUGE-L of students of another family than their teacher's. The main table, with one block per teacher, "
+    "also has them."
 )
 
 

@@ -1,4 +1,4 @@
-"""Table 8: answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."""
+"""Table 8: prompts and the answers of the paper's methods and of MiniLLM without one of its strategies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 400
 
 
 def samples(results: ItemResults) -> Sheet:
-    """Answers of each teacher and its students to a few prompts of each test set, drawn with the data seed."""
+    """Answers of each teacher and its students to a few prompts per test set, drawn with the data seed."""
     caption = (
         "Answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."
     )
@@ -49,9 +49,9 @@ def samples(results: ItemResults) -> Sheet:
                     {**prompt, "model": name, "method": method, "text": text} for name, method, text in lines
                 ]
     notes = [
-        f"{ROWS} prompts of each test set, drawn with the seed {results.settings.seed} from those that all these models "
-        f"answered, none picked by hand; sampling seed {seed}, first training seed. Texts are cut at {SHOWN} characters; "
-        "table8.csv has them in full."
+        f"{ROWS} prompts of each test set, drawn with the seed {results.settings.seed} from those that all "
+        f"these models answered, none picked by hand; sampling seed {seed}, first training seed. Texts are "
+        f"cut at {SHOWN} characters; table8.csv has them in full."
     ]
     missing = "" if rows else "no generations in this run"
     n = f"{len({(r['test'], r['id']) for r in records})} prompts"
@@ -60,7 +60,7 @@ def samples(results: ItemResults) -> Sheet:
 
 
 def _shown(results: ItemResults, model: Trained) -> bool:
-    """Whether the table has a model: its pair is in the main table, and its method is among the paper's examples.
+    """Whether the table has a model: its pair is in the main table, its method among the paper's examples.
 
     The model itself may have been trained for a sweep.
     """

@@ -18,10 +18,11 @@ PAGE = 45
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table to read (`columns`, `rows` of texts, `notes` under it) and its numbers in full (`records`, for the CSV).
+    """A table to read (`columns`, `rows` of texts, `notes`) and its numbers in full (`records`, for the CSV).
 
-    n: what was counted, in words.  missing: one line that says what is missing if nothing was measured.  texts:
-    indices of the columns that hold running text.  left: how many columns, the names, are aligned left.
+    n: what was counted, in words.  missing: one line that says what is missing if nothing was measured.
+    texts: indices of the columns that hold running text.  left: how many columns, the names, are aligned
+    left.
     """
 
     caption: str
@@ -46,7 +47,7 @@ def write(sheet: Sheet, out: Path, name: str) -> None:
 
 
 def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """`records` with their types kept: in a typed column with missing values, the count 12 would become 12.0."""
+    """`records` with types kept: in a typed column with missing values, the count 12 would become 12.0."""
     return pd.DataFrame(list(records), columns=list(columns), dtype=object)
 
 
@@ -69,7 +70,7 @@ def _cell(text: str) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A booktabs `table`, a `longtable` if it is longer than a page, or a sentence if there is nothing to show."""
+    """A booktabs `table`, a `longtable` if longer than a page, or a sentence if there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
     kinds = "".join(
         rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r")
