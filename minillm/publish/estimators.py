@@ -74,7 +74,7 @@ def samples(alpha: float) -> str:
 
 
 def draw(findings: pd.DataFrame, style: Style) -> Figure:
-    """Bias and spread at each distance, median and range over the pairs; one row of panels per sample source."""
+    """Bias and spread at each distance, median and range over the pairs; a row of panels per source."""
     drawn = findings.assign(bias=findings["bias"].where(findings["bias"] >= EXACT))
     alphas = sorted(findings["alpha"].unique())
     with matplotlib.rc_context({"font.size": style.font_size, "pdf.fonttype": 42}):

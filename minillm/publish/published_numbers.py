@@ -37,8 +37,8 @@ def published(folder: Path) -> list[dict[str, str]]:
     """Rows of table*.csv and figure*.csv in `folder`.
 
     Adds the columns "table" ("1", "figure1") and, if the file has none, "teacher" ("GPT-2 1.5B"): the row
-    "Teacher" of the same family.  Raises UserError, one line, for a missing column, a value that is not a number,
-    or an unknown mark in `verified`.
+    "Teacher" of the same family.  Raises UserError, one line, for a missing column, a value that is not a
+    number, or an unknown mark in `verified`.
     """
     rows: list[dict[str, str]] = []
     for path in sorted([*folder.glob("table*.csv"), *folder.glob("figure*.csv")]):

@@ -32,7 +32,7 @@ def lengths(results: ItemResults) -> Drawing:
     style, tests = style_of(results), results.names("lengths")
     if not tests:
         key = "lengths.figure15" if results.settings.name == "figure15" else "lengths.tests"
-        return nothing(results, f"not measured: {key} in this configuration names no set for this figure")
+        return nothing(results, f"not measured: this configuration names no set for it in {key}")
     pages = _pages(results, tests)
     if not pages:
         return nothing(results)
@@ -54,8 +54,8 @@ def lengths(results: ItemResults) -> Drawing:
     n = "; ".join(dict.fromkeys(sizes))
     caption = (
         "ROUGE-L (× 100) minus that of SFT w/o KD, by the length of the first reference in tokens. Error "
-        "bars: 95% intervals of the difference by paired bootstrap over prompts, scores averaged over sampling "
-        f"seeds; none for fewer than {FEWEST} prompts. First training seed.{results.drawn_note}"
+        "bars: 95% intervals of the difference by paired bootstrap over prompts, scores averaged over "
+        f"sampling seeds; none for fewer than {FEWEST} prompts. First training seed.{results.drawn_note}"
     )
     return finished(figure, style, caption, n + ".")
 

@@ -120,7 +120,7 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels, each entry once, in as many columns as fit; each further row adds height."""
+    """One legend above all panels, each entry once, in as many columns as fit; more rows add height."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return

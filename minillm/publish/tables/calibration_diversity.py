@@ -63,8 +63,8 @@ def calibration(results: ItemResults) -> Sheet:
     notes = [
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
         "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where "
-        "the confidence is the probability of the chosen label word divided by that of all label words. Raw: the "
-        "same with the label word's own probability.",
+        "the confidence is the probability of the chosen label word divided by that of all label words. "
+        "Raw: the same with the label word's own probability.",
         "The paper states neither bins, nor label words, nor whether confidences are normalised; "
         + (comparable if compared else "compare methods here, not with its values."),
         "±: standard error over rows for a single training (of an ECE by bootstrap), over training seeds if "

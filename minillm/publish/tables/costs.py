@@ -53,7 +53,7 @@ def costs(results: ItemResults) -> Sheet:
         "recorded.",
     ]
     count = sum(record["training_seeds"] for record in records)
-    missing = "" if count else "this run has no trained model with a provenance"
+    missing = "" if count else "no trained model of this run has a provenance"
     caption = "What each method cost, next to its score."
     return Sheet(caption, COLUMNS, merged_labels(rows), notes, records, f"{count} trained models", missing)
 

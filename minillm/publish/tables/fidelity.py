@@ -167,7 +167,7 @@ def _first(results: ItemResults, kind: str) -> str:
 
 
 def _freedom(results: ItemResults, model: Trained, metric: str, test: str) -> float:
-    """Degrees of freedom of an error: over training seeds if there are several, else sampling seeds or rows."""
+    """Degrees of freedom of an error, over training seeds if several, else sampling seeds or rows."""
     rows = results.rows(model, metric, [test])
     if len(rows) != 1:
         return len(rows) - 1 if len(rows) else math.inf

@@ -80,7 +80,7 @@ def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
     if any(c.student and c.training_seeds > 1 for c in cells):
         how = "Student's t of the paired difference, variances over prompts and over training seeds added"
     text = (
-        f"Bold: ROUGE-L ahead of every other method for that student and test set ({how}, Holm's correction "
+        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, Holm's correction "
         f"over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
     )
     text += "." if "training" in how else "; it compares these models, not trainings."

@@ -145,7 +145,7 @@ def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile
 def _with_rouge(
     cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
 ) -> tuple[Cell, list[float], Part | None]:
-    """The cell with its ROUGE-L; its score on each prompt, a mean over all seeds; the training seeds' variance.
+    """The cell with its ROUGE-L; its mean score over seeds on each prompt; the training seeds' variance.
 
     `rows`: the cell's rows of the frame.  `answers`: its metric files, which have one score per prompt.
     """
