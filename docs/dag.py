@@ -1,7 +1,7 @@
-"""`python docs/dag.py`: draw docs/dag.png, the graph of the rules as Snakemake has it (nothing is run).
+"""`python docs/dag.py` draws docs/dag.png, Snakemake's graph of the rules; no rule is run.
 
-Boxes stand in layers, left to right.  Left out: the rule `all`, the rule `settings` (its arrows go to nearly every box), and arrows that
-follow from others (`teacher` -> `generate` from `teacher` -> `kd` -> `generate`).
+Boxes are in layers, left to right.  Omitted: the rule `all`, the rule `settings` (whose arrows go to nearly
+every box), and arrows implied by others (`teacher` -> `generate` by `teacher` -> `kd` -> `generate`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ COLOURS = {
     "minillm": "#FBE1D3",
 }
 OTHER = "#F1EAF5"
-WIDTH, HEIGHT = 0.78, 0.42  # of a box; layers are 1 apart
+# Size of a box; layers are 1 apart.
+WIDTH, HEIGHT = 0.78, 0.42
 Edge = tuple[str, str]
 Point = tuple[float, float]
 
 
 def rule_graph() -> set[Edge]:
-    """(before, after) names of rules, read from the DOT text of `snakemake --rulegraph`."""
+    """(before, after) pairs of rule names, from the DOT text of `snakemake --rulegraph`."""
     command = ["snakemake", "--cores", "1", "--configfile", "config/demo.yaml", "--rulegraph"]
     dot = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', dot, re.MULTILINE))
@@ -42,7 +43,7 @@ def rule_graph() -> set[Edge]:
 
 
 def reduced(edges: set[Edge]) -> set[Edge]:
-    """Without the edges that a longer way leads along too."""
+    """`edges` without those that a longer path implies."""
     after: dict[str, set[str]] = {}
     for a, b in edges:
         after.setdefault(a, set()).add(b)
@@ -54,7 +55,7 @@ def reduced(edges: set[Edge]) -> set[Edge]:
 
 
 def layout(edges: set[Edge]) -> tuple[dict[str, Point], list[list[str]]]:
-    """Places of the boxes, and each edge as the chain of nodes that it passes (empty places in the layers between included)."""
+    """Positions of the boxes, and each edge as a chain of nodes, with placeholders in the layers between."""
     before = {b: {a for a, x in edges if x == b} for edge in edges for b in edge}
 
     def depth(name: str) -> int:
@@ -71,7 +72,8 @@ def layout(edges: set[Edge]) -> tuple[dict[str, Point], list[list[str]]]:
         chains.append([a, *middle, b])
     links = [pair for chain in chains for pair in zip(chain, chain[1:], strict=False)]
     y = {name: float(i) for layer in layers.values() for i, name in enumerate(layer)}
-    for _ in range(20):  # each layer in the order of its neighbours' mean heights
+    # Order each layer by the mean heights of its neighbours.
+    for _ in range(20):
         for layer in layers.values():
             near = {n: [y[a] for a, b in links if b == n] + [y[b] for a, b in links if a == n] for n in layer}
             layer.sort(key=lambda n: (sum(near[n]) / len(near[n]), n))
@@ -81,15 +83,15 @@ def layout(edges: set[Edge]) -> tuple[dict[str, Point], list[list[str]]]:
 
 
 def rule_files() -> dict[str, str]:
-    """Rule -> the file below rules/ that holds it."""
-    found = {}
+    """Rule -> stem of its file in rules/."""
+    stems = {}
     for path in (ROOT / "rules").glob("*.smk"):
-        found |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(), re.MULTILINE), path.stem)
-    return found
+        stems |= dict.fromkeys(re.findall(r"^rule (\w+):", path.read_text(), re.MULTILINE), path.stem)
+    return stems
 
 
 def draw(target: Path) -> None:
-    """The picture, into `target`."""
+    """Draw the graph to `target`."""
     places, chains = layout(reduced(rule_graph()))
     files = rule_files()
     xs, ys = zip(*places.values(), strict=True)
@@ -107,22 +109,15 @@ def draw(target: Path) -> None:
             codes += [Curve.CURVE4] * 3
         axes.add_patch(PathPatch(Curve(vertices, codes), fill=False, edgecolor="#8A8F98", linewidth=1.2))
         x, y = stops[-1]
-        axes.annotate(
-            "",
-            (x + 0.04, y),
-            (x - 0.02, y),
-            arrowprops={"arrowstyle": "-|>", "color": "#8A8F98", "shrinkA": 0, "shrinkB": 0},
-        )
+        arrow = {"arrowstyle": "-|>", "color": "#8A8F98", "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (x + 0.04, y), (x - 0.02, y), arrowprops=arrow)
     for name, (x, y) in places.items():
         if ">" not in name:
             colour = COLOURS.get(files.get(name, ""), OTHER)
             corner = (x - WIDTH / 2, y - HEIGHT / 2)
             style = "round,pad=0,rounding_size=0.08"
-            axes.add_patch(
-                FancyBboxPatch(
-                    corner, WIDTH, HEIGHT, style, facecolor=colour, edgecolor="#4A4F57", linewidth=1.0
-                )
-            )
+            looks = {"facecolor": colour, "edgecolor": "#4A4F57", "linewidth": 1.0}
+            axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, style, **looks))
             axes.text(x, y, name.replace("_", "\n"), ha="center", va="center", fontsize=10, color="#1E2227")
     axes.set_xlim(-0.5, max(xs) + 0.5)
     axes.set_ylim(min(ys) - 0.35, max(ys) + 0.35)

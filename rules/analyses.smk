@@ -1,4 +1,5 @@
-# Excess accumulated error (docs/evaluation.md): a teacher's samples are drawn once, each of its students draws its own.
+# Excess accumulated error (docs/evaluation.md): a teacher's samples are drawn once for all of its students;
+# each student draws its own.
 rule samples:
     input:
         config=at(layout.settings_file("samples")),
@@ -52,7 +53,7 @@ rule exposure_bias:
         " --teacher {input.teacher} --out {output} > {log} 2>&1"
 
 
-# ROUGE-L by the length of the first reference, from scores and responses that are there already.
+# ROUGE-L by the length of the first reference, from existing scores and responses.
 rule lengths:
     input:
         config=at(layout.settings_file("lengths/{test}")),
@@ -69,11 +70,11 @@ rule lengths:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm lengths --config {input.config} --metric {input.metric} --generations {input.answers}"
-        " --data {input.data} --out {output} > {log} 2>&1"
+        "python -m minillm lengths --config {input.config} --metric {input.metric}"
+        " --generations {input.answers} --data {input.data} --out {output} > {log} 2>&1"
 
 
-# Distinct n-grams, from the responses alone; and each model's loss on the references.
+# Distinct n-grams, which need only the responses; and each model's loss on the references.
 rule diversity:
     input:
         config=at(layout.settings_file("diversity")),
@@ -117,7 +118,7 @@ rule reference_loss:
         " --out {output} > {log} 2>&1"
 
 
-# What is measured besides ROUGE-L: calibration of the models, a judge's scores of their answers, comparisons by people.
+# More measurements: calibration, a judge's scores of the answers, comparisons by people.
 rule calibration:
     input:
         config=at(layout.settings_file("calibration/{task}")),
@@ -142,8 +143,8 @@ rule calibration:
         "{params.command} --config {input.config} --model {input.model} --out {output} > {log} 2>&1"
 
 
-# Verdicts lie in a folder that is no output: Snakemake removes outputs before it runs a job again. A judge behind an address is asked
-# from where Snakemake runs, since a cluster's nodes may have no network.
+# Verdicts are cached in a folder that is not an output: Snakemake removes outputs before it reruns a job. A
+# judge behind an address is called from where Snakemake runs, since a cluster's nodes may have no network.
 rule judge:
     input:
         config=at(layout.settings_file("judge")),
@@ -188,11 +189,11 @@ rule human_page:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm human-export --config {input.config} --generations {input.ours} --against {input.others}"
-        " --out {output.page} > {log} 2>&1"
+        "python -m minillm human-export --config {input.config} --generations {input.ours}"
+        " --against {input.others} --out {output.page} > {log} 2>&1"
 
 
-# The answer files that the configuration lists; each says to which page it belongs.
+# The answer files that the configuration lists; each names the page it belongs to.
 rule human_import:
     input:
         key=at(layout.key(layout.human_page("{compared}", "{test}"))),

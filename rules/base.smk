@@ -27,7 +27,7 @@ rule base:
         " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
 
 
-# A finished model from a folder or the hub, in the place of one that would be trained.
+# A finished model from a folder or the hub, in place of one that would be trained.
 rule checkpoint:
     input:
         config=at(layout.settings_file("checkpoint/{taken}")),

@@ -1,4 +1,4 @@
-# What the rules share: the checked configuration, as minillm/workflow.py shows it, and what only Snakemake knows.
+# What the rules share: the checked configuration, through minillm/workflow.py, and what only Snakemake knows.
 import gc
 import json
 import os
@@ -15,29 +15,30 @@ from minillm.workflow import Workflow, one_of
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
 
-# A plan is a million objects that live to its end: looking for garbage among them takes an eighth of the time.
+# A plan is a million objects that live until it ends: collecting garbage among them takes an eighth of the
+# time.
 gc.set_threshold(100_000, 50, 50)
 
-# Relative, as all paths are here, so that a moved checkout re-runs nothing.
+# Relative, like all paths here, so that moving the checkout reruns nothing.
 FOLDER = os.path.relpath(workflow.basedir)
 
 
 def file_of(key):
-    """The configuration file that holds a key like models.small.path, to name it in a message."""
+    """The configuration file that has a key like models.small.path, to name it in a message."""
     first, *rest = key.split(".", 1)
-    named = list(workflow.overwrite_configfiles) or ["config/config.yaml"]
-    for path in named + list(workflow.configfiles):
-        below = load_configfile(path).get(first)
-        if below is not None and (
+    run_files = list(workflow.overwrite_configfiles) or ["config/config.yaml"]
+    for path in run_files + list(workflow.configfiles):
+        section = load_configfile(path).get(first)
+        if section is not None and (
             not rest
-            or not isinstance(below, dict)
-            or any(f"{rest[0]}.".startswith(f"{name}.") for name in below)
+            or not isinstance(section, dict)
+            or any(f"{rest[0]}.".startswith(f"{name}.") for name in section)
         ):
             return os.path.relpath(path)
-    return os.path.relpath(named[0])
+    return os.path.relpath(run_files[0])
 
 
-# One line and no exception: around that Snakemake would print lines of its own.
+# One line and no exception, around which Snakemake would print its own lines.
 try:
     EXPERIMENT = experiment(config, "config")
 except UserError as error:
@@ -48,9 +49,8 @@ validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.
 RUN = layout.run_folder(EXPERIMENT.run)
-at = (
-    FLOW.below
-)  # the run is no wildcard: Snakemake finds the rule of a file by its constant beginning, ten times as fast
+# The run is not a wildcard: Snakemake finds a file's rule by its constant prefix, ten times as fast.
+at = FLOW.below
 CHECKPOINTS, TABLES, FIGURES = (
     f"{RUN}/{path}"
     for path in (layout.checkpoints(), layout.tables(), layout.figures())
@@ -61,7 +61,7 @@ def threads_of(stage):
     return FLOW.threads(stage, workflow.resource_settings.cores)
 
 
-# What the report's captions show of results that exist; nothing else reads it.
+# What the report's captions show of existing results; nothing else reads it.
 config["main_table"] = report_texts.main_table(Path(RUN))
 config["details"] = {
     name: report_texts.details(Path(RUN), item.kind, name)
@@ -74,7 +74,7 @@ wildcard_constraints:
 
 
 def same_workflow(wildcards, resources):
-    """Params function: options with which a second Snakemake sees this workflow and configuration."""
+    """Params function: options that give a second Snakemake this workflow and configuration."""
     options = ["--snakefile", os.path.relpath(workflow.main_snakefile)]
     if workflow.overwrite_configfiles:
         options += [

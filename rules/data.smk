@@ -1,4 +1,4 @@
-# One settings file a stage: a value edited while a job waits in a queue cannot slip into it.
+# One settings file per stage: a value edited while a job is queued cannot slip into it.
 rule settings:
     output:
         at(layout.settings_file("{key}")),
@@ -33,7 +33,8 @@ rule data:
         "python -m minillm data --config {input.config} --out {output} > {log} 2>&1"
 
 
-# The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); what task files hold is measured in the first teacher's tokens.
+# The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); lengths in task files are counted in
+# the first teacher's tokens.
 rule subsets:
     input:
         config=at(layout.settings_file("subsets/{subset}")),
@@ -74,4 +75,5 @@ rule testset:
         mem_mb=4000,
         runtime="1h",
     shell:
-        "python -m minillm testset --config {input.config} --data {input.data} --out {output.rows} > {log} 2>&1"
+        "python -m minillm testset --config {input.config} --data {input.data}"
+        " --out {output.rows} > {log} 2>&1"

@@ -1,4 +1,4 @@
-# One job answers a test set with all sampling seeds; scores are computed from the written answers alone.
+# One job answers a test set with all sampling seeds; scores are computed only from the written answers.
 rule generate:
     input:
         config=at(layout.settings_file("generate")),

@@ -1,4 +1,4 @@
-# What comes from the hub, on the machine where Snakemake runs: the only jobs that need a network.
+# Downloads from the hub, on the machine where Snakemake runs: the only jobs that need a network.
 rule fetch:
     input:
         config=at(layout.settings_file("fetch/{source}")),

@@ -1,4 +1,5 @@
-# The on-policy phase, from the SFT checkpoint of lowest dev loss: MiniLLM, and its variants under other settings.
+# On-policy training from the SFT checkpoint with the lowest dev loss: MiniLLM, and variants with other
+# settings.
 rule minillm:
     input:
         config=at(layout.settings_file("{method}/{student}/{teacher}/{seed}")),

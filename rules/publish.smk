@@ -1,5 +1,5 @@
-# What people read: the main table and figure; the others, of which registry.py says what each is made of, so that a metric file that is
-# made again re-publishes exactly what reads it; the study of estimators; the list and the report of all.
+# What people read: the main table and figure; the others, whose inputs registry.py lists, so that a metric
+# file made again remakes exactly the items that read it; the study of estimators; the index and the report.
 rule table:
     input:
         config=at(layout.settings_file("table")),
@@ -25,7 +25,7 @@ rule table:
         " --out {TABLES} > {log} 2>&1"
 
 
-# Everything that was measured, in one tidy table.
+# Every measured number, in one tidy table.
 rule metrics:
     input:
         FLOW.every_metric(),
@@ -65,7 +65,7 @@ rule figure:
         " --out {FIGURES} > {log} 2>&1"
 
 
-# One rule; a figure is the same job with other files.
+# Figures are the same job with other files.
 rule publish_table:
     input:
         FLOW.item_results,
@@ -95,8 +95,9 @@ rule publish_table:
         " --out {params.folder} > {log} 2>&1"
 
 
+# A rule that uses another does not inherit its localrule.
 localrules:
-    publish_figure,  # a rule that uses another does not take its localrule over
+    publish_figure,
 
 
 use rule publish_table as publish_figure with:
@@ -170,7 +171,8 @@ rule index:
         "python -m minillm index --run-folder {RUN} --out {output} > {log} 2>&1"
 
 
-# Snakemake's report of the finished run, by a second Snakemake that only reads: --nolock, because this one holds the lock.
+# Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one
+# holds the lock.
 rule report:
     input:
         [at(layout.table("main", kind)) for kind in ("csv", "md", "tex")],

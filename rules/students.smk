@@ -1,4 +1,4 @@
-# Students that learn from fixed text: SFT (two selections from one run), KD, and SeqKD on the teacher's answers.
+# Students trained on fixed text: SFT (two selections from one run), KD, and SeqKD on the teacher's answers.
 rule sft:
     input:
         config=at(layout.settings_file("sft/{student}/{seed}")),

@@ -1,1 +1,1 @@
-"""Tables and figures from finished metrics; imports neither torch nor transformers."""
+"""Tables and figures of finished metrics; imports neither torch nor transformers."""

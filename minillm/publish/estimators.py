@@ -1,8 +1,9 @@
-"""Table and figure of the study of gradient estimators (docs/estimators.md)."""
+"""Table and figure for the study of gradient estimators (docs/estimators.md)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -17,21 +18,14 @@ from minillm.files import whole_file
 from minillm.publish.style import markdown
 
 MARKERS = "osD^v<>Pxh"
-INKS = [
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-    "#999999",
-]  # Okabe and Ito's
-EXACT = 1e-9  # a bias below this share of the gradient is rounding
+# Okabe and Ito's colours.
+INKS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999"]
+# A bias below this share of the gradient's norm is rounding error.
+EXACT = 1e-9
 
 
 def run_stage(settings: EstimatorSettings, *, out: Path) -> None:
-    """Stage estimators: tables/estimators.{csv,md} and figures/estimators.{png,pdf} below `out`."""
+    """Stage `estimators`: writes tables/estimators.{csv,md} and figures/estimators.{png,pdf} below `out`."""
     findings = pd.DataFrame(study(settings.study))
     with whole_file(out / layout.table("estimators", "csv")) as partial:
         findings.to_csv(partial, index=False)
@@ -50,7 +44,7 @@ def run_stage(settings: EstimatorSettings, *, out: Path) -> None:
 
 
 def as_markdown(settings: EstimatorSettings, findings: pd.DataFrame) -> str:
-    """One line an estimator: bias and spread at each distance.  `findings`: the columns of `Finding`."""
+    """One line per estimator: bias and spread at each distance.  `findings` has the columns of `Finding`."""
     distances = list(settings.study.distances)
     lines = ["| Samples | Estimator | " + " | ".join(f"{d}: bias, spread" for d in distances) + " |"]
     lines.append("|:--|:--|" + "--:|" * len(distances))
@@ -65,21 +59,22 @@ def as_markdown(settings: EstimatorSettings, findings: pd.DataFrame) -> str:
     s = settings.study
     lines += [
         "",
-        f"Vocabulary {s.vocabulary} with EOS, horizon {s.horizon}, {len(s.seeds)} random pairs a distance; KL\\[q||p\\] in nats (median): "
-        f"{', '.join(kls)}. Bias: |mean - exact| as a share of the exact gradient's norm, smallest to largest over the pairs, 0: below "
-        f"{EXACT:g}. Spread: root of the summed variances of a single sample, in the same unit, median over the pairs.",
+        f"Vocabulary of {s.vocabulary} including EOS, horizon {s.horizon}, {len(s.seeds)} random pairs per "
+        f"distance; KL\\[q||p\\] in nats (median): {', '.join(kls)}. Bias: |mean - exact| as a share of the "
+        f"exact gradient's norm, smallest to largest over the pairs; 0 means below {EXACT:g}. Spread: root "
+        "of the summed variances of a single sample, in the same unit, median over the pairs.",
         "",
     ]
     return "\n".join(lines)
 
 
 def samples(alpha: float) -> str:
-    """Where an estimator's samples come from, in words."""
+    """In words, where an estimator's samples come from."""
     return f"mixture, {alpha:g}" if alpha else "student"
 
 
 def draw(findings: pd.DataFrame, style: Style) -> Figure:
-    """Bias and spread at each distance, median and range over the pairs; one row of panels for each source of samples."""
+    """Bias and spread at each distance, median and range over the pairs; a row of panels per source."""
     drawn = findings.assign(bias=findings["bias"].where(findings["bias"] >= EXACT))
     alphas = sorted(findings["alpha"].unique())
     with matplotlib.rc_context({"font.size": style.font_size, "pdf.fonttype": 42}):
@@ -92,7 +87,9 @@ def draw(findings: pd.DataFrame, style: Style) -> Figure:
             row[1].legend(
                 fontsize=0.7 * style.font_size, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
             )
-        grid[0][0].set_title("bias / norm of the gradient\n(exact ones not drawn)", fontsize=style.font_size)
+        grid[0][0].set_title(
+            "bias / norm of the gradient\n(exact estimators omitted)", fontsize=style.font_size
+        )
         grid[0][1].set_title("spread / norm of the gradient", fontsize=style.font_size)
         for axes in grid[-1]:
             axes.set_xlabel("KL[q||p] in nats")
@@ -102,13 +99,16 @@ def draw(findings: pd.DataFrame, style: Style) -> Figure:
 def _panel(axes: Axes, findings: pd.DataFrame, column: str) -> None:
     distances, names = findings["distance"].unique(), findings["estimator"].unique()
     for i, name in enumerate(names):
-        of_name = findings[findings["estimator"] == name].groupby("distance", sort=False)[column]
-        middle = of_name.median()
-        places = [x + 0.5 * (i / len(names) - 0.5) for x in range(len(distances))]
-        axes.errorbar(
-            places, middle, [middle - of_name.min(), of_name.max() - middle],
-            fmt=MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)], markersize=3.5, linewidth=0, elinewidth=0.8, label=name,
-        )  # fmt: skip
+        values = findings[findings["estimator"] == name].groupby("distance", sort=False)[column]
+        medians = values.median()
+        xs = [x + 0.5 * (i / len(names) - 0.5) for x in range(len(distances))]
+        looks: dict[str, Any] = {
+            "fmt": MARKERS[i % len(MARKERS)],
+            "color": INKS[i % len(INKS)],
+            "markersize": 3.5,
+        }
+        reach = [medians - values.min(), values.max() - medians]
+        axes.errorbar(xs, medians, reach, linewidth=0, elinewidth=0.8, label=name, **looks)
     kls = findings.groupby("distance", sort=False)["kl"].median()
     axes.set_xticks(range(len(distances)), [f"{d}\n{kl:.1g}" for d, kl in kls.items()])
     axes.set_yscale("log")

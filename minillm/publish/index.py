@@ -1,4 +1,4 @@
-"""results/<run>/index.md: every result in one line, from the sidecars that tables and figures have."""
+"""results/<run>/index.md: one line per result, from the JSON sidecars of tables and figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ MAIN = (
     (layout.table("estimators", "md"), "Bias and variance of gradient estimators"),
     (layout.figure("estimators", "png"), "The same, drawn"),
 )
-METRICS = (layout.metrics_table(), "Everything that was measured, as one tidy table")
+METRICS = (layout.metrics_table(), "Every measured number, in one tidy table")
 REPORT = (layout.report(), "Snakemake's report of the run: all of this in one file")
 
 
 def run_stage(*, run_folder: Path, out: Path) -> None:
-    """index.md (`out`) of the run: link, what it shows, n, and whether it was measured; what was not made is said to be so."""
+    """Write the run's index.md to `out`: for each result a link, what it shows, n and its state.
+
+    A table or figure that was not made is listed as such.  Raises UserError if a sidecar is damaged.
+    """
     run = Path(run_folder)
     lines = [
         f"# Results of the run {markdown(run.resolve().name)}",
@@ -45,7 +48,7 @@ def run_stage(*, run_folder: Path, out: Path) -> None:
                 if sidecar["missing"]
                 else "measured"
                 if sidecar["sources"]
-                else "no measurement in it"
+                else "contains no measurement"
             )
             lines.append(_line(name, path_of(name, kind), sidecar["shows"], sidecar["n"], state))
     for page in sorted(path.relative_to(run).as_posix() for path in run.glob(layout.human_page("**", "*"))):

@@ -1,4 +1,4 @@
-"""The results that one table or figure is made of: models, the frame of their numbers, and what else was recorded."""
+"""What one table or figure is made from: models, the frame of their numbers, and other records of the run."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from minillm.publish.style import METHOD_NAMES
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher, or a student trained by one method, over all training seeds; a teacher has an empty `student`."""
+    """A teacher (`student` is empty), or a student trained by one method, over all training seeds."""
 
     teacher: str
     student: str
     method: str
-    # Of the model itself.
+    # The model's own label.
     label: str
     teacher_label: str
     method_label: str
@@ -57,9 +57,9 @@ class Trained:
 
 @dataclass
 class ItemResults:
-    """What one item is made of; `sources` collects the files that were used, relative to the run's folder.
+    """What one item is made from; `sources` collects the files that were used, relative to the run's folder.
 
-    `paper`: the published numbers.  A file that is not there is None, or no row.
+    `paper`: the published numbers.  A missing file gives None, or no row.
     """
 
     settings: PublishSettings
@@ -69,7 +69,7 @@ class ItemResults:
 
     # --- the models
     def models(self) -> list[Trained]:
-        """Every model that the item is about (main table, or whole run), in the table's order."""
+        """Every model that the item covers (the main table's, or the whole run's), in the table's order."""
         table = self.settings.table
         names = labels(table)
         return [
@@ -86,33 +86,31 @@ class ItemResults:
         ]
 
     def pairs(self) -> Iterator[tuple[Trained, list[Trained]]]:
-        """Each teacher with one student's models."""
-        every = self.models()
-        for teacher, student in dict.fromkeys((m.teacher, m.student) for m in every if m.student):
-            students = [m for m in every if (m.teacher, m.student) == (teacher, student)]
-            yield next(m for m in every if m.teacher == teacher and not m.student), students
+        """Each pair: the teacher, and the models of one of its students."""
+        every_model = self.models()
+        for teacher, student in dict.fromkeys((m.teacher, m.student) for m in every_model if m.student):
+            students = [m for m in every_model if (m.teacher, m.student) == (teacher, student)]
+            yield next(m for m in every_model if m.teacher == teacher and not m.student), students
 
     @property
     def crowded(self) -> bool:
-        """Whether the run has more methods than can be told apart in one panel."""
+        """Whether the run has too many methods to tell apart in one panel."""
         return len(self.settings.table.methods) > 6
 
     def drawn(self, models: Sequence[Trained]) -> list[Trained]:
-        """Those that a panel shows: only the methods of the paper's main table if it is `crowded`."""
+        """Those of `models` that a panel shows: if `crowded`, only the methods of the paper's main table."""
         return [model for model in models if not self.crowded or model.method in METHOD_NAMES]
 
     @property
     def drawn_note(self) -> str:
-        """What a caption says of `drawn`, or nothing."""
+        """The caption's sentence about `drawn`; empty if nothing is left out."""
+        if not self.crowded:
+            return ""
         count = len(self.settings.table.methods)
-        return (
-            f" Drawn: the methods of the paper's main table alone, of {count} in this run."
-            if self.crowded
-            else ""
-        )
+        return f" Only the methods of the paper's main table are drawn; this run has {count} methods."
 
     def names(self, kind: str) -> list[str]:
-        """Names of the sets (calibration: tasks) of which the configuration asks for metrics/<kind>."""
+        """Names of the sets (calibration: tasks) on which the configuration asks for metrics/<kind>."""
         return list(self.settings.asked.get(kind, ()))
 
     def label(self, test: str) -> str:
@@ -120,40 +118,37 @@ class ItemResults:
         return self.settings.table.test_labels.get(test, test)
 
     def published(self, table: str, model: Trained, name: str, metric: str) -> Published | None:
-        """The paper's number for a model, in its table of that name ("2"); None if there is none."""
-        of_name = self.settings.models
-        student, teacher = (
-            f"{of_name[key].family} {of_name[key].size}" for key in (model.name, model.teacher)
-        )
+        """The paper's number for a model in the paper's table `table` ("2"); None if there is none."""
+        specs = self.settings.models
+        student, teacher = (f"{specs[key].family} {specs[key].size}" for key in (model.name, model.teacher))
         return self.paper.get((table, student, teacher, model.method_label, name, metric))
 
     # --- their numbers
     @cached_property
     def files(self) -> list[MetricFile]:
-        """The metric files that the item's job declares; nothing else in metrics/ is read."""
+        """The metric files that the item's job declares; no other file in metrics/ is read."""
         return declared(self.settings.table, self.settings.asked)
 
     @cached_property
     def _files_of(self) -> dict[tuple[str, ...], list[MetricFile]]:
         files: dict[tuple[str, ...], list[MetricFile]] = {}
         for file in self.files:
-            files.setdefault((file.kind, file.test_set, file.teacher, file.student, file.method), []).append(
-                file
-            )
+            key = (file.kind, file.test_set, file.teacher, file.student, file.method)
+            files.setdefault(key, []).append(file)
         return files
 
     def _of(self, kind: str, model: Trained, name: str) -> list[MetricFile]:
-        """The declared files of one model and set, one a training seed."""
+        """The declared files of one model and set, one per training seed."""
         return self._files_of.get((kind, name, *model.key), [])
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """Everything that these files hold (results.py)."""
+        """All numbers in `files`, as a tidy frame (results.py)."""
         return read_frame(self.folder, self.files)
 
     @cached_property
     def _rows(self) -> dict[Any, pd.DataFrame]:
-        """(teacher, student, method, whether of a single sampling seed) -> rows of the frame."""
+        """(teacher, student, method, whether for a single sampling seed) -> rows of the frame."""
         return dict(iter(self.frame.groupby([*MODEL, self.frame["sampling_seed"].notna()], sort=False)))
 
     @cached_property
@@ -164,9 +159,9 @@ class ItemResults:
     def rows(
         self, model: Trained, metric: str | Sequence[str], names: Sequence[str], each_seed: bool = False
     ) -> pd.DataFrame:
-        """The frame's rows of one model, one a training seed and set; their files become sources.
+        """The frame's rows for one model, one per training seed and set; their files become sources.
 
-        Of values over all sampling seeds, or with `each_seed` of those of each.
+        The values are over all sampling seeds, or with `each_seed` one per sampling seed.
         """
         rows = self._rows.get((*model.key, each_seed), self.frame[:0])
         metrics = [metric] if isinstance(metric, str) else metric
@@ -175,44 +170,42 @@ class ItemResults:
         return rows
 
     def value(self, model: Trained, metric: str | Sequence[str], name: str) -> Value | None:
-        """Mean and standard error over training seeds on one set; the metric's own error if there is one."""
+        """Mean and standard error over training seeds on one set; for one seed, the metric's own error."""
         return over_training_seeds(self.rows(model, metric, [name]))
 
     def average(self, model: Trained, metric: str, names: Sequence[str]) -> Value | None:
-        """The same of the unweighted mean over several sets; None if no training seed has them all."""
+        """The same for the unweighted mean over several sets; None if no training seed has all of them."""
         return over_sets(self.rows(model, metric, names), names)
 
     def sizes(self, kind: str, models: Sequence[Trained], name: str) -> list[int]:
-        """The different n of one kind of metric on a set, in order."""
+        """The distinct n of one kind of metric on a set, ascending."""
         paths = [f.path for model in models for f in self._of(kind, model, name) if self._n.get(f.path)]
         self._use(paths)
         return sorted({self._n[path] for path in paths})
 
     def sizes_text(self, kind: str, names: Sequence[str], models: Sequence[Trained]) -> list[str]:
-        """ "DollyEval: n = 500" of each set that some of `models` were measured on."""
+        """ "DollyEval: n = 500" for each set on which some of `models` were measured."""
         sizes = {name: self.sizes(kind, models, name) for name in names}
         return [f"{self.label(name)}: n = {' or '.join(map(str, n))}" for name, n in sizes.items() if n]
 
-    # --- what is not a tidy number: scores of single prompts, curves, bins, who judged
+    # --- what is no row of the frame: scores of single prompts, curves, bins, who judged
     def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
-        """The declared metric file of each training seed that has one."""
+        """The contents of the declared metric files that exist, in the order of training seeds."""
         files = self._of(kind, model, name)
         return [content for file in files if (content := self.json(file.path)) is not None]
 
     def calibration(self, model: Trained, task: str) -> list[dict[str, Any]]:
-        """Calibration of each training seed, as `calibration_of` has it."""
+        """Calibration of each training seed, as `calibration_of` returns it."""
         return [calibration_of(content) for content in self.contents("calibration", model, task)]
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
-        """Answered comparisons of each MiniLLM student by people, each as `comparison_of` has it."""
+        """Answered human comparisons of each MiniLLM student and set, as `comparison_of` returns them."""
         files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
         pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
-        flat = {
-            name: [comparison_of(c) for c in comparisons if c["n"]] for name, comparisons in pages.items()
-        }
+        flat = {name: [comparison_of(c) for c in page if c["n"]] for name, page in pages.items()}
         return {name: comparisons for name, comparisons in flat.items() if comparisons}
 
-    # --- what else the run recorded
+    # --- other records of the run
     def text(self, path: str) -> str | None:
         """A file's text; the file becomes a source."""
         text = read_text(self.folder / path)
@@ -231,7 +224,7 @@ class ItemResults:
         self.sources += [path for path in dict.fromkeys(paths) if path not in self.sources]
 
     def log(self, weights: str) -> list[dict[str, Any]]:
-        """A model's metrics.jsonl; empty if it is not there."""
+        """The entries of a model's metrics.jsonl; empty if there is no such file."""
         path = f"{layout.model(weights)}/metrics.jsonl"
         text = self.text(path) or ""
         try:
@@ -240,15 +233,14 @@ class ItemResults:
             raise UserError(f"{self.folder}/{path}: not JSON: {error}") from None
 
     def dev_rows(self, model: Trained) -> int | None:
-        """How many dev rows a model was evaluated on in training; None if it is not recorded."""
+        """The number of dev rows on which a model was evaluated in training; None if it is not recorded."""
         provenance = self.json(f"{layout.model(next(iter(model.weights.values())))}/provenance.json") or {}
         rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
         if rows != 0:
             return rows if isinstance(rows, int) else None
         # 0 means all rows.
-        card = (
-            self.json(f"{layout.training_data(self.settings.models[model.name].tokenizer)}/card.json") or {}
-        )
+        data = layout.training_data(self.settings.models[model.name].tokenizer)
+        card = self.json(f"{data}/card.json") or {}
         kept = card.get("dev", {}).get("kept")
         return kept if isinstance(kept, int) else None
 
@@ -262,7 +254,7 @@ class ItemResults:
 
 
 def parameters(size: str) -> float | None:
-    """ "120M" -> 1.2e8; None for what is not a size."""
+    """ "120M" -> 1.2e8; None if `size` is not a size."""
     scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(size[-1:].upper())
     try:
         return float(size[:-1]) * scale if scale else None
@@ -271,23 +263,23 @@ def parameters(size: str) -> float | None:
 
 
 def comparison_of(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """A human comparison flat: `against` as a method's name, counts, and intervals in percent.
+    """A human comparison, flattened: `against` as a method's name, counts, and intervals in percent.
 
-    annotators: how many judged something.
+    annotators: how many people judged at least one pair.
     """
     outcomes = {outcome: comparison[outcome] for outcome in ("win", "tie", "loss")}
     return {
         "against": method_of(comparison["against"]),
         "n": comparison["n"],
         "annotators": sum(map(bool, comparison["annotators"].values())),
-        **{outcome: counted["count"] for outcome, counted in outcomes.items()},
-        "intervals": {outcome: (counted["low"], counted["high"]) for outcome, counted in outcomes.items()},
+        **{outcome: share["count"] for outcome, share in outcomes.items()},
+        "intervals": {outcome: (share["low"], share["high"]) for outcome, share in outcomes.items()},
     }
 
 
 def judge_of(metric: Mapping[str, Any]) -> str:
-    """Who judged, in words."""
+    """The judge's kind and model, in words."""
     judge = metric.get("judge", "")
-    return (
-        f"{judge.get('kind', '')} {judge.get('model', '')}".strip() if isinstance(judge, dict) else str(judge)
-    )
+    if not isinstance(judge, dict):
+        return str(judge)
+    return f"{judge.get('kind', '')} {judge.get('model', '')}".strip()

@@ -1,4 +1,4 @@
-"""Stage `metrics`: metrics.csv, the frame of everything that the configuration asks for (docs/metrics.md)."""
+"""Stage `metrics`: metrics.csv, the frame of all that the configuration asks to measure (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minillm.publish.settings import MetricsSettings
 
 
 def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None:
-    """The file `out` from the metric files in `run_folder` (results/<run>), numbers in full, rows sorted.
+    """Write the metric files in `run_folder` (results/<run>) to `out`, at full precision, rows sorted.
 
     A missing metric file gives no row.  Raises UserError, one line, if one is damaged.
     """

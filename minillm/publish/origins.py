@@ -1,4 +1,4 @@
-"""Where the files that a table or figure was made of come from: the files behind them, how these were sampled, and how long it took."""
+"""Where the files behind a table or figure come from: their own sources, sampling settings and run times."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from minillm.config import layout
 
 
 def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
-    """What the results `sources`, paths below the run's folder, came from.
+    """Where the results `sources` (paths below the run's folder) came from; the keys are those of a sidecar.
 
-    origins: the files that the metric files among them name as theirs.  sampling: each way in which responses were drawn, in words.
-    seconds: stage -> jobs and their seconds together, of the benchmark files that there are of sources and origins.  A file that is not
-    there, or is damaged, adds nothing.
+    origins: the files that the metric files among `sources` name as theirs.  sampling: each way in which
+    responses were drawn, in words.  seconds: stage -> jobs and their total seconds, from the benchmark files
+    of sources and origins.  A missing or damaged file adds nothing.
     """
     metrics = [_json(run / source) for source in sources if layout.is_metric(source)]
-    named = [_below(run, str(path)) for metric in metrics for path in _list(metric.get("sources"))]
-    files = [path for path in dict.fromkeys(named) if path not in sources]
+    behind = [_below(run, str(path)) for metric in metrics for path in _list(metric.get("sources"))]
+    files = [path for path in dict.fromkeys(behind) if path not in sources]
     answers = [path for path in (*sources, *files) if layout.is_generations(path)]
     cards = [*metrics, *(_json(run / layout.meta(path)) for path in answers)]
     texts = dict.fromkeys(_sampling(card) for card in cards if isinstance(card.get("sampling"), dict))
@@ -29,16 +29,16 @@ def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
 
 
 def _sampling(card: dict[str, Any]) -> str:
-    """ "temperature 1.0, top_k 0; seeds 10, 20", from a metric or the meta file of generations."""
+    """ "temperature 1.0, top_k 0; sampling seeds 10, 20", from a metric or the meta file of generations."""
     seeds = _list(card.get("seeds")) or [card[key] for key in ("seed",) if key in card]
     settings = ", ".join(f"{key} {value}" for key, value in card["sampling"].items())
-    return settings + (
-        f"; sampling seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
-    )
+    if not seeds:
+        return settings
+    return f"{settings}; sampling seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Stage -> "jobs", and "seconds" of all of them."""
+    """Stage -> "jobs" and their total "seconds"."""
     stages: dict[str, dict[str, float]] = {}
     for path in dict.fromkeys(map(layout.benchmark_of, paths)):
         seconds = path and _wall(run / path)
@@ -50,7 +50,7 @@ def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:
 
 
 def _wall(path: Path) -> float | None:
-    """Wall seconds of a benchmark file."""
+    """Wall-clock seconds in a benchmark file; None if it has none."""
     try:
         return float(next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))["s"])
     except (OSError, StopIteration, KeyError, ValueError, TypeError):
@@ -70,6 +70,6 @@ def _list(value: Any) -> list[Any]:
 
 
 def _below(run: Path, path: str) -> str:
-    """A path that is below the run's folder as seen from there; any other as it is."""
+    """`path` relative to the run's folder if it is below it, else unchanged."""
     inside = os.path.relpath(path, run)
     return path if inside.startswith("..") else inside

@@ -1,4 +1,4 @@
-"""The published numbers (config/paper/*.csv), and how they are shown next to measured ones."""
+"""The published numbers (config/paper/*.csv), and how they appear next to measured ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from minillm.errors import UserError
 
 NEEDED = ("family", "size", "method", "dataset", "metric", "value", "verified", "source")
 STATUS = {"yes": "verified", "no": "unverified", "digitised": "digitised"}
-GPT4 = re.compile(
-    r"openai gpt-4(-\d{4})?"
-)  # GPT-4 itself and its dated snapshots, no later model that begins with its name
-BESIDE = (
-    "In brackets: the published value (its source: config/paper) and the measured one's difference from it; ?: unverified, that is recalled "
-    "and not compared with a source. No bracket: the paper has no such number, or it is not known."
+# GPT-4 and its dated snapshots, but no later model whose name begins with gpt-4.
+GPT4 = re.compile(r"openai gpt-4(-\d{4})?")
+BRACKETS = (
+    "In brackets: the published value (its source: config/paper) and the difference of the measured value "
+    "from it; ?: unverified, that is, recalled and not compared with a source. No brackets: the paper has no "
+    "such number, or it is not known."
 )
 
 
@@ -29,40 +29,40 @@ class Published:
     source: str
 
 
-Key = tuple[str, str, str, str, str, str]  # table, model, teacher ("GPT-2 1.5B"), method's label, set, metric
+# Table, model, teacher ("GPT-2 1.5B"), method's label, set, metric.
+Key = tuple[str, str, str, str, str, str]
 
 
 def published(folder: Path) -> list[dict[str, str]]:
-    """Rows of table*.csv and figure*.csv in `folder`, with "table" ("1", "figure1") and "teacher" ("GPT-2 1.5B").
+    """Rows of table*.csv and figure*.csv in `folder`.
 
-    Where a file has no column `teacher`, it is the row "Teacher" of the same family.  Raises UserError, one line, for a missing column, no
+    Adds the columns "table" ("1", "figure1") and, if the file has none, "teacher" ("GPT-2 1.5B"): the row
+    "Teacher" of the same family.  Raises UserError, one line, for a missing column, a value that is not a
     number, or an unknown mark in `verified`.
     """
     rows: list[dict[str, str]] = []
     for path in sorted([*folder.glob("table*.csv"), *folder.glob("figure*.csv")]):
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
-            lacking = [column for column in NEEDED if column not in (reader.fieldnames or [])]
-            if lacking:
-                raise UserError(f"{path}:1: no column '{lacking[0]}'; add it")
-            of_file = list(reader)
+            missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f"{path}:1: no column '{missing[0]}'; add it")
+            file_rows = list(reader)
+        table = path.stem.removeprefix("table")
         teachers = {
-            row["family"]: f"{row['family']} {row['size']}" for row in of_file if row["method"] == "Teacher"
+            row["family"]: f"{row['family']} {row['size']}" for row in file_rows if row["method"] == "Teacher"
         }
-        for line, row in enumerate(of_file, start=2):
+        for line, row in enumerate(file_rows, start=2):
+            where = f"{path}:{line}"
             try:
                 float(row["value"])
             except ValueError:
-                raise UserError(
-                    f"{path}:{line}: value: '{row['value']}' is no number; mend it or remove the row"
-                ) from None
+                problem = f"value: '{row['value']}' is not a number; fix it or remove the row"
+                raise UserError(f"{where}: {problem}") from None
             if row["verified"] not in STATUS:
-                raise UserError(
-                    f"{path}:{line}: verified: '{row['verified']}' is none of {', '.join(STATUS)}; mend it"
-                )
-            rows.append(
-                {"teacher": teachers.get(row["family"], ""), **row, "table": path.stem.removeprefix("table")}
-            )
+                problem = f"verified: '{row['verified']}' is none of {', '.join(STATUS)}; fix it"
+                raise UserError(f"{where}: {problem}")
+            rows.append({"teacher": teachers.get(row["family"], ""), **row, "table": table})
     if not rows:
         raise UserError(f"{folder}: no table*.csv with published numbers; give the folder with --paper")
     return rows
@@ -83,21 +83,21 @@ def numbers(folder: Path) -> dict[Key, Published]:
     }
 
 
-def beside(text: str, measured: float | None, other: Published | None, places: int = 1) -> str:
-    """ "24.1 ± 0.2 [24.6: -0.5]"; a published value that is unverified has a "?".  Only `text` if either is missing."""
-    if measured is None or other is None:
+def bracketed(text: str, measured: float | None, paper: Published | None, places: int = 1) -> str:
+    """ "24.1 ± 0.2 [24.6: -0.5]"; "?" marks a value that is not verified.  `text` if either is missing."""
+    if measured is None or paper is None:
         return text
-    mark = "" if other.status == "verified" else "?"
-    return f"{text} [{other.value:.{places}f}{mark}: {measured - other.value:+.{places}f}]"
+    mark = "" if paper.status == "verified" else "?"
+    return f"{text} [{paper.value:.{places}f}{mark}: {measured - paper.value:+.{places}f}]"
 
 
 def columns(
-    measured: float | None, other: Published | None, prefix: str = ""
+    measured: float | None, paper: Published | None, prefix: str = ""
 ) -> dict[str, float | str | None]:
-    """The same for a line of a CSV file: empty if there is nothing."""
-    both = measured is not None and other is not None
+    """The same for a line of a CSV file; empty if either is missing."""
+    both = measured is not None and paper is not None
     return {
-        f"{prefix}published": other.value if both and other else None,
-        f"{prefix}published_status": other.status if both and other else "",
-        f"{prefix}difference": measured - other.value if both and other and measured is not None else None,
+        f"{prefix}published": paper.value if both and paper else None,
+        f"{prefix}published_status": paper.status if both and paper else "",
+        f"{prefix}difference": measured - paper.value if both and paper and measured is not None else None,
     }

@@ -1,4 +1,4 @@
-"""Texts of Snakemake's report that come from results: the main table, and what an item is made of; reStructuredText."""
+"""reStructuredText for Snakemake's report that comes from results: the main table and each item's details."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minillm.config import layout
 
 
 def main_table(run: Path) -> str:
-    """tables/main.md of the run's folder with its notes; empty if there is none yet.
+    """tables/main.md of the run's folder, with its notes, as reStructuredText; empty if there is none yet.
 
-    What is escaped there is escaped in reStructuredText too.
+    The escapes of the Markdown file are valid in reStructuredText too.
     """
     try:
         lines = (run / layout.table("main", "md")).read_text().split("\n")
@@ -38,17 +38,18 @@ def main_table(run: Path) -> str:
 def _csv_table(rows: list[list[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return ".. csv-table::\n   :header-rows: 1\n\n" + "".join(
-        f"   {line}\n" for line in text.getvalue().splitlines()
-    )
+    lines = (f"   {line}\n" for line in text.getvalue().splitlines())
+    return ".. csv-table::\n   :header-rows: 1\n\n" + "".join(lines)
 
 
 def details(run: Path, kind: str, name: str) -> str:
-    """Caption, n, origins and settings of an item ("table" or "figure"), from the files next to it; empty if not made."""
+    """Caption, n, origins and settings of an item, from its sidecar and settings; empty if it was not made.
+
+    kind: "table" or "figure".
+    """
+    path_of = layout.table if kind == "table" else layout.figure
     try:
-        sidecar = json.loads(
-            (run / (layout.table if kind == "table" else layout.figure)(name, "json")).read_text()
-        )
+        sidecar = json.loads((run / path_of(name, "json")).read_text())
         settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text())
     except (FileNotFoundError, ValueError):
         return ""
@@ -58,8 +59,8 @@ def details(run: Path, kind: str, name: str) -> str:
     parts = [
         _plain(sidecar["missing"] or sidecar["caption"]),
         f"**n**: {_plain(sidecar['n']) or 'none'}",
-        _files("Sources", sources) if sources else "**Sources**: no measurement of the run",
-        _files("These came from", origins) if origins else "",
+        _files("Sources", sources) if sources else "**Sources**: no measurements of the run",
+        _files("These were made from", origins) if origins else "",
         *(f"**Sampling**: {_plain(text)}" for text in sidecar.get("sampling", [])),
         _times(sidecar.get("seconds", {})),
         f"**Settings** (``configs/publish/{name}.json``)::",
@@ -69,7 +70,7 @@ def details(run: Path, kind: str, name: str) -> str:
 
 
 def _files(title: str, paths: Sequence[str]) -> str:
-    """How many files of each kind; unfolded, the names that lie in each folder.  The sidecar has the paths one by one."""
+    """The number of files of each kind, and in a fold their names.  The sidecar lists all paths."""
     kinds: dict[str, dict[str, list[str]]] = {}
     for path in paths:
         parts = path.split("/")
@@ -91,9 +92,10 @@ def _files(title: str, paths: Sequence[str]) -> str:
 
 
 def _times(seconds: dict[str, Any]) -> str:
-    """Run times of the jobs that made sources and origins, as far as there are benchmark files of them."""
+    """Run times of the jobs that made sources and origins, as far as their benchmark files exist."""
     stages = [
-        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} job{'s' * (ran['jobs'] != 1)})"
+        f"{_plain(stage)} {s // 3600}:{s // 60 % 60:02}:{s % 60:02} ({ran['jobs']} "
+        f"job{'s' * (ran['jobs'] != 1)})"
         for stage, ran in seconds.items()
         for s in (round(ran["seconds"]),)
     ]
@@ -101,5 +103,5 @@ def _times(seconds: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` with what reStructuredText takes for markup escaped."""
+    """`text` with reStructuredText's markup characters escaped."""
     return "".join(f"\\{character}" if character in "\\*`_|" else character for character in text)

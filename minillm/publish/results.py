@@ -1,7 +1,7 @@
-"""What was measured in a run as one tidy pandas frame, a row a number, of the metric files that a job declares.
+"""A run's measurements as one tidy pandas frame, a row per number, from the metric files that a job declares.
 
-Every number of a table or figure comes from here, except for curves and scores of single prompts; docs/metrics.md
-has the columns and the names of the metrics.
+Every number in a table or figure comes from here, except for curves and scores of single prompts;
+docs/metrics.md lists the columns and the names of the metrics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Value = tuple[float, float | None]
 
 
 class Measured(NamedTuple):
-    """One number of a metric file; `sampling_seed` is None for one over all of them."""
+    """One number of a metric file; `sampling_seed` is None if it is over all of them."""
 
     metric: str
     value: float | None
@@ -60,40 +60,36 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_frame(run_folder: Path, files: Iterable[MetricFile]) -> pd.DataFrame:
-    """The frame of those of `files` that are there.  Raises UserError, one line, if one is damaged."""
+    """The frame of those `files` that exist.  Raises UserError, one line, if one is damaged."""
     contents = ((file, read_json(run_folder / file.path)) for file in files)
     return frame_of(run_folder, ((file, content) for file, content in contents if content is not None))
 
 
 def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str, Any]]]) -> pd.DataFrame:
-    """Columns `COLUMNS`, a row a number, in the order of `contents` (metric files and what they hold).
+    """Columns `COLUMNS`, a row per number, in the order of `contents` (metric files and their JSON objects).
 
-    `error` is NaN and `n` missing if the file has none; `sampling_seed` is missing for a value over all of them.
+    `error` is NaN and `n` missing if the file has none; `sampling_seed` is missing if a value is over all of
+    them.
     """
     rows = []
     for file, content in contents:
         try:
-            for one in FLATTEN.get(file.kind, _mean)(file.kind, content):
-                if one.value is not None and math.isfinite(one.value):
+            for number in FLATTEN.get(file.kind, _mean)(file.kind, content):
+                if number.value is not None and math.isfinite(number.value):
                     model = (file.teacher, file.student, file.method, file.training_seed)
-                    error = math.nan if one.error is None else float(one.error)
-                    where = (one.sampling_seed, file.test_set, one.metric)
-                    rows.append((*model, *where, float(one.value), error, one.n and int(one.n), file.path))
+                    where = (number.sampling_seed, file.test_set, number.metric)
+                    error = math.nan if number.error is None else float(number.error)
+                    n = number.n and int(number.n)
+                    rows.append((*model, *where, float(number.value), error, n, file.path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{run_folder / file.path}: damaged: {error!r}; {AGAIN}") from None
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = {
-        "training_seed": "int64",
-        "sampling_seed": "Int64",
-        "value": "float64",
-        "error": "float64",
-        "n": "Int64",
-    }
-    return frame.astype(numbers)
+    integers = {"training_seed": "int64", "sampling_seed": "Int64", "n": "Int64"}
+    return frame.astype(integers | {"value": "float64", "error": "float64"})
 
 
 def seeds_pooled(values: Sequence[float], errors: Sequence[float | None]) -> Value | None:
-    """Mean and standard error over several training seeds; of a single one, its value with its own error."""
+    """Mean and standard error over several training seeds; for a single one, its value and its own error."""
     if not values:
         return None
     if len(values) > 1:
@@ -103,28 +99,28 @@ def seeds_pooled(values: Sequence[float], errors: Sequence[float | None]) -> Val
 
 
 def over_training_seeds(rows: pd.DataFrame) -> Value | None:
-    """The same of rows of the frame, one a training seed."""
+    """The same for rows of the frame, one per training seed."""
     return seeds_pooled(rows["value"].tolist(), rows["error"].tolist())
 
 
 def over_sets(rows: pd.DataFrame, names: Sequence[str]) -> Value | None:
-    """Unweighted mean over the sets `names`: of each training seed that has them all, then over training seeds.
+    """Unweighted mean over the sets `names` for each training seed that has them all, then over those seeds.
 
-    The sets' errors are taken as independent.
+    The sets' errors are treated as independent.
     """
     seeds = []
-    for _, one in rows.groupby("training_seed", sort=False):
-        of_set = one.set_index("test_set").reindex(list(names))
-        if len(of_set) and of_set["value"].notna().all():
-            errors = of_set["error"]
-            error = math.sqrt(math.fsum(errors**2)) / len(of_set) if errors.notna().all() else None
-            seeds.append((math.fsum(of_set["value"]) / len(of_set), error))
+    for _, seed_rows in rows.groupby("training_seed", sort=False):
+        sets = seed_rows.set_index("test_set").reindex(list(names))
+        if len(sets) and sets["value"].notna().all():
+            errors = sets["error"]
+            error = math.sqrt(math.fsum(errors**2)) / len(sets) if errors.notna().all() else None
+            seeds.append((math.fsum(sets["value"]) / len(sets), error))
     return seeds_pooled([value for value, _ in seeds], [error for _, error in seeds])
 
 
 # --- from a metric file to its numbers
 def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    """What any kind may have: `mean`, `standard_error`, `n`, `per_seed` (sampling seed -> number)."""
+    """What every kind may have: `mean`, `standard_error`, `n`, `per_seed` (sampling seed -> number)."""
     n = content.get("n")
     yield Measured(kind, content.get("mean"), content.get("standard_error"), n)
     for seed, value in (content.get("per_seed") or {}).items():
@@ -134,13 +130,12 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
     yield from _mean(kind, content)
-    yield Measured(
-        "exact_match", content.get("exact_match"), content.get("exact_match_error"), content.get("n")
-    )
+    n = content.get("n")
+    yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), n)
 
 
 def _judge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    """Scores of the stand-in judge have a name of their own: they never appear in a table."""
+    """Scores of the stand-in judge have a separate name: they never appear in a table."""
     return _mean(kind if content.get("stand_in") is False else f"{kind}_stand_in", content)
 
 
@@ -151,11 +146,9 @@ def _calibration(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _diversity(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    """Of each sampling seed, and over those that have the value: `dist<n>` and `repetition` in percent."""
+    """Each value per sampling seed, and over the seeds that have it; `dist<n>` and the shares in percent."""
     names: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-        f"dist{content['ngram']}": lambda seed: (
-            100 * seed["distinct"] / seed["total"] if seed["total"] else None
-        ),
+        f"dist{content['ngram']}": _distinct_percent,
         "distinct": lambda seed: seed["distinct"],
         "total": lambda seed: seed["total"],
         "repetition": lambda seed: seed.get("repetition"),
@@ -166,15 +159,19 @@ def _diversity(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
     seeds = {int(seed): {**values, **ngram_counts(values)} for seed, values in content["per_seed"].items()}
     for name, value_of in names.items():
         scale = 100.0 if name in ("repetition", "finished") else 1.0
-        values = {seed: value for seed, held in seeds.items() if (value := value_of(held)) is not None}
+        values = {seed: value for seed, counts in seeds.items() if (value := value_of(counts)) is not None}
         if values:
             mean, error = mean_and_error(values.values())
             yield Measured(name, mean * scale, error and error * scale, n)
         yield from (Measured(name, value * scale, None, n, seed) for seed, value in values.items())
 
 
+def _distinct_percent(seed: Mapping[str, Any]) -> float | None:
+    return 100 * seed["distinct"] / seed["total"] if seed["total"] else None
+
+
 def _reference_loss(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    """The loss that the published script prints is another one, and has another name."""
+    """The loss that the published script prints is a different one, so it has a different name."""
     yield from _mean(f"{kind}_released" if content.get("loss") == "released" else kind, content)
     yield Measured("reference_tokens", content.get("reference_tokens"), None, content.get("n"))
 
@@ -206,13 +203,14 @@ FLATTEN: dict[str, Callable[[str, Mapping[str, Any]], Iterator[Measured]]] = {
 
 
 def calibration_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A calibration metric flat: accuracy, ece (normalised), ece_raw, each with its error; bins with low and high."""
+    """A calibration metric, flattened: accuracy, ece (normalised) and ece_raw, each with its error; bins.
+
+    Each bin has its edges as `low` and `high`.
+    """
     if "normalised" not in content:
         return dict(content)
-    flat = {
-        **content,
-        "bins": [{**b, "low": b["from"], "high": b["to"]} for b in content["normalised"]["bins"]],
-    }
+    bins = [{**b, "low": b["from"], "high": b["to"]} for b in content["normalised"]["bins"]]
+    flat = {**content, "bins": bins}
     for key, part in (("ece", "normalised"), ("ece_raw", "raw")):
         flat |= {key: content[part]["ece"], f"{key}_error": content[part]["standard_error"]}
     accuracy = content["accuracy"]
@@ -220,6 +218,6 @@ def calibration_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ngram_counts(values: Mapping[str, Any]) -> dict[str, int]:
-    """All n-grams of one sampling seed, and the distinct ones (N and C in older files)."""
+    """The counts of all and of distinct n-grams of one sampling seed (N and C in older files)."""
     names = ("total", "distinct") if "total" in values else ("N", "C")
     return dict(zip(("total", "distinct"), (values[name] for name in names), strict=True))

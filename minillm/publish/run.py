@@ -1,4 +1,4 @@
-"""Stage `publish`: one table or figure of registry.py, with a sidecar that says what it is made of."""
+"""Stage `publish`: one table or figure of registry.py, with a sidecar that says where it came from."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from minillm.publish.settings import PublishSettings
 
 
 def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
-    """The item that the settings name, from `run_folder` (results/<run>) into `out`.
+    """Make the item that the settings name, from `run_folder` (results/<run>) into `out`.
 
     paper: the folder of published numbers (config/paper).
 
-    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; with it goes NAME.json: caption,
-    sources, n, what is missing if nothing was measured, and what the sources came from (origins.py).
-    Raises UserError for an unknown name, and if a result is damaged.
+    A table is NAME.csv, NAME.md and NAME.tex, a figure NAME.png and NAME.pdf; each comes with NAME.json:
+    caption, sources, n, what is missing if nothing was measured, and where the sources came from
+    (origins.py). Raises UserError if the name is unknown or a result is damaged.
     """
     name = settings.name
     if name not in ITEMS:
-        raise UserError(f"--config: name: there is no '{name}'; {hint(name, ITEMS)}")
+        raise UserError(f"--config: name: unknown item '{name}'; {hint(name, ITEMS)}")
     item = ITEMS[name]
     published = numbers(Path(paper or "config/paper")) if "paper" in item.needs else {}
     results = ItemResults(settings, Path(run_folder), published)
@@ -42,7 +42,7 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
         from minillm.publish.figures.drawing import fonts, save
 
         if settings.style is None:
-            raise UserError(f"--config: no style; '{name}' is a figure and needs one")
+            raise UserError(f"--config: style: missing; '{name}' is a figure and needs one")
         with fonts(settings.style):
             made = make(results)
             save(made.figure, settings.style, Path(out), name)

@@ -1,4 +1,4 @@
-"""The models of a run in the order of its tables, where their weights are, and the metric files asked of them."""
+"""The models of a run in the order of its tables, the paths of their weights, and their metric files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from minillm.config import layout
 from minillm.config.stage_settings import TableSettings
 
-# Measured of the main table's models only, never of those of a sweep.
+# Measured only for the main table's models, never for those of a sweep.
 MAIN_TABLE_ONLY = ("exposure_bias", "human")
 
 
 class MetricFile(NamedTuple):
-    """One metric file of a run: what was measured, of which model, on which set (of calibration: task)."""
+    """One metric file of a run: what was measured, for which model, on which set (calibration: task)."""
 
     kind: str
     teacher: str
@@ -29,13 +29,13 @@ class MetricFile(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where it is, relative to the run's folder."""
+        """The file's path relative to the run's folder."""
         teacher = self.teacher if self.kind == "exposure_bias" else ""
         return layout.metric(self.kind, self.weights, self.test_set, teacher)
 
 
 def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
-    """(teacher, student, method) of every row of the table; a teacher of several pairs has one row."""
+    """(teacher, student, method) of every row of the table; a teacher has one row, however many its pairs."""
     students: dict[str, dict[str, set[str]]] = {}
     for pair in (*settings.pairs, *settings.sweeps):
         for student in pair.students:
@@ -48,7 +48,7 @@ def models(settings: TableSettings) -> Iterator[tuple[str, str, str]]:
 
 
 def weights_of(settings: TableSettings, teacher: str, student: str, method: str) -> dict[int, str]:
-    """Training seed -> path below models/; teachers and sweeps have the first training seed only."""
+    """Training seed -> path below models/; teachers and sweeps have only the first training seed."""
     if method == "teacher":
         return {settings.training_seeds[0]: layout.teacher_weights(teacher)}
     main = any(
@@ -60,7 +60,7 @@ def weights_of(settings: TableSettings, teacher: str, student: str, method: str)
 
 
 def method_of(generations: str) -> str:
-    """The method of the model that wrote a generations file (.../generations/<weights>/<test>.jsonl)."""
+    """The method of the model that wrote a file of generations (.../generations/<weights>/<test>.jsonl)."""
     return generations.rpartition("generations/")[2].split("/")[1]
 
 
@@ -69,19 +69,21 @@ def declared(
 ) -> list[MetricFile]:
     """Every metric file of the table's models; `asked`: kind of metric -> names of its sets.
 
-    main_only: kinds that are not asked of the models of the table's sweeps.
-    A student's SFT belongs to each of its teachers, so that one file can be listed several times.  Exposure bias is
-    measured of students only, and people compare MiniLLM's answers of the first training seed.
+    main_only: kinds that are not measured for the models of the table's sweeps. A student's SFT belongs to
+    each of its teachers, so one file can be listed several times.  Exposure bias is measured only for
+    students; people compare MiniLLM's answers of the first training seed.
     """
     first = settings.training_seeds[0]
-    every, main = (
+    with_sweeps, main = (
         [(*model, weights_of(table, *model)) for model in models(table)]
         for table in (settings, dataclasses.replace(settings, sweeps=()))
     )
     return [
         MetricFile(kind, teacher, student, method, seed, name, weights)
         for kind, names in asked.items()
-        for teacher, student, method, seeds in (main if kind in (*MAIN_TABLE_ONLY, *main_only) else every)
+        for teacher, student, method, seeds in (
+            main if kind in (*MAIN_TABLE_ONLY, *main_only) else with_sweeps
+        )
         if (kind != "exposure_bias" or student) and (kind != "human" or method == "minillm")
         for seed, weights in seeds.items()
         if kind != "human" or seed == first
@@ -90,12 +92,12 @@ def declared(
 
 
 def main_table_asks(settings: TableSettings) -> dict[str, tuple[str, ...]]:
-    """What the main table is made of, as `declared` takes it: ROUGE-L, and a real judge's scores."""
+    """What the main table shows, as `declared` takes it: ROUGE-L, and the scores of a real judge."""
     return {"rouge": settings.tests} | ({"judge": settings.judged} if settings.judge else {})
 
 
 def labels(settings: TableSettings) -> dict[str, str]:
-    """Labels of the models; two models of one label are told apart by their names."""
+    """Model -> label; if models share a label, their names are appended."""
     used = {name for pair in (*settings.pairs, *settings.sweeps) for name in (pair.teacher, *pair.students)}
     labels = {name: settings.labels.get(name, name) for name in used}
     times = Counter(labels.values())

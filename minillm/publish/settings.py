@@ -1,4 +1,4 @@
-"""What one table or figure of registry.py depends on, and metrics.csv; which metric files each is made of."""
+"""Settings of metrics.csv and of each table or figure of registry.py, and the metric files that each uses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from minillm.config.strict import STRICT
 from minillm.publish.registry import ITEMS, RECORDS
 from minillm.publish.run_models import MetricFile, declared, main_table_asks
 
-if TYPE_CHECKING:  # for the rules no dependency: a table does not change with sections that it does not show
+# Not a dependency for the rules: a table does not change with sections that it does not show.
+if TYPE_CHECKING:
     from minillm.config.experiment import Experiment
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelLabel:
-    """Family and size of a model, as the paper's tables name them, and the tokenizer under whose name its data lie."""
+    """Family and size of a model as in the paper's tables, and its tokenizer, which names its data folder."""
 
     family: str
     size: str
@@ -32,9 +33,9 @@ class ModelLabel:
 class PublishSettings:
     """`publish`: one table or figure (publish/registry.py); `style` is None for a table.
 
-    models: label and size of each model.  asked: kind of metric -> names of the sets (calibration: tasks) that it is
-    made of; nothing else in metrics/ is part of it.  chosen: student -> method -> value of the on-policy key that
-    the item ranges over.
+    models: family, size and tokenizer of each model.  asked: kind of metric -> names of the sets
+    (calibration: tasks) that it uses; nothing else in metrics/ is read.  chosen: student -> method -> value
+    of the on-policy key that the item ranges over.
     """
 
     stage: Literal["publish"]
@@ -73,7 +74,7 @@ class PublishSettings:
         )
 
     def files(self) -> list[MetricFile]:
-        """The metric files that the item is made of."""
+        """The metric files that the item uses."""
         return declared(self.table, self.asked)
 
 
@@ -81,7 +82,7 @@ class PublishSettings:
 class MetricsSettings:
     """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings.
 
-    main_only: kinds that are measured of the main table's models only: no item that ranges over sweeps shows them.
+    main_only: kinds measured only for the main table's models: no item that ranges over sweeps shows them.
     """
 
     stage: Literal["metrics"]
@@ -91,39 +92,38 @@ class MetricsSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str = "metrics") -> MetricsSettings:
-        """Everything that `config` asks to be measured."""
+        """Everything that `config` asks to measure."""
         kinds = config.measured()
         swept = {kind for item in ITEMS.values() if item.sweeps for kind in item.needs}
         main_only = tuple(kind for kind in kinds if kind not in swept)
         return cls("metrics", TableSettings.of(config, sweeps=True), kinds, main_only)
 
     def files(self) -> list[MetricFile]:
-        """The metric files that metrics.csv is made of."""
+        """The metric files that are in metrics.csv."""
         return declared(self.table, self.asked, self.main_only)
 
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:
     """On-policy methods of one student that differ only in `knob` -> its value; MiniLLM is one of them.
 
-    For the knob "objective": the first methods that are alike and hold both forward and reverse KL.
+    For the knob "objective": the first such group that contains both forward and reverse KL.
     """
     groups: dict[str, dict[str, float | str]] = {}
     for method in dict.fromkeys(m for _, s, m in config.trained(sweeps=True) if s == student):
         if method == "minillm" or method in config.variants:
             settings = dataclasses.asdict(config.on_policy(method, student))
             value = settings.pop(knob)
-            # A preset's name; the keys that it sets are there.
+            # Only the preset's name: the keys that it sets are among the settings.
             del settings["semantics"]
             groups.setdefault(json.dumps(settings, sort_keys=True), {})[method] = value
     if knob == "objective":
-        return next(
-            (group for group in groups.values() if {"forward_kl", "reverse_kl"} <= set(group.values())), {}
-        )
+        both = {"forward_kl", "reverse_kl"}
+        return next((group for group in groups.values() if both <= set(group.values())), {})
     return next((group for group in groups.values() if "minillm" in group), {})
 
 
 def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
-    """Kind of metric -> names of the sets (calibration: tasks) that an item of registry.py is made of."""
+    """Kind of metric -> names of the sets (calibration: tasks) that an item of registry.py uses."""
     asked = {kind: config.sets_of(kind) for kind in ITEMS[item].needs if kind not in RECORDS}
     if item == "figure7":
         asked["lengths"] = tuple(name for name in asked["lengths"] if name not in config.lengths.figure15)
@@ -135,9 +135,9 @@ def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
 
 
 def metric_files(config: Experiment, item: str = "") -> list[str]:
-    """Metric files, below the run's folder, that an item is made of; without `item`, those of metrics.csv.
+    """The metric files (relative to the run's folder) of an item; without `item`, those of metrics.csv.
 
-    The frame that the item reads is made of exactly these (results.py): both come from `run_models.declared`.
+    The item's frame (results.py) is read from exactly these files: both come from `run_models.declared`.
     """
     if not item:
         return _paths(MetricsSettings.of(config).files())
@@ -145,11 +145,11 @@ def metric_files(config: Experiment, item: str = "") -> list[str]:
 
 
 def main_table_files(config: Experiment) -> list[str]:
-    """The same for the main table."""
+    """The metric files, relative to the run's folder, that the main table uses."""
     table = TableSettings.of(config)
     return _paths(declared(table, main_table_asks(table)))
 
 
 def _paths(files: Iterable[MetricFile]) -> list[str]:
-    """Each once: a student's SFT belongs to each of its teachers."""
+    """Each path once: a student's SFT belongs to each of its teachers."""
     return list(dict.fromkeys(file.path for file in files))

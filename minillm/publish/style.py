@@ -1,4 +1,4 @@
-"""Names and looks shared by tables and figures: the same method has the same name and colour everywhere."""
+"""Names and looks shared by tables and figures: a method has the same name and colour everywhere."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from minillm.config.sections import Sampling
 
 METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the hatches tell the methods apart in black and white.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; hatches do the same in black and white.
 COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#009E73", "minillm": "#D55E00"}
 HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}
-# Variants, in the order in which they come: the rest of the palette, each with a hatch of its own.
-MORE = [("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#999999", "oo"), ("#CC79A7", "////"), ("#0072B2", "...."),
-        ("#F0E442", "xxxx"), ("#999999", "||||"), ("#CC79A7", "OO"), ("#0072B2", "**"), ("#F0E442", "////"), ("#999999", "...."),
-        ("#CC79A7", "xxxx"), ("#0072B2", "----"), ("#F0E442", "OO"), ("#999999", "\\\\\\\\")]  # fmt: skip
+# Variants, in the configuration's order: the rest of the palette, each with its own hatch.
+MORE = [
+    ("#CC79A7", "\\\\\\\\"), ("#0072B2", "++++"), ("#F0E442", "----"), ("#999999", "oo"),
+    ("#CC79A7", "////"), ("#0072B2", "...."), ("#F0E442", "xxxx"), ("#999999", "||||"),
+    ("#CC79A7", "OO"), ("#0072B2", "**"), ("#F0E442", "////"), ("#999999", "...."),
+    ("#CC79A7", "xxxx"), ("#0072B2", "----"), ("#F0E442", "OO"), ("#999999", "\\\\\\\\"),
+]  # fmt: skip
 
-# Of lines: two more ways to tell methods apart than the colour.
+# Lines have two more ways to tell methods apart than colour.
 MARKERS = {"teacher": "", "sft": "o", "kd": "s", "seqkd": "^", "minillm": "*"}
 LINES = {"teacher": "--", "sft": ":", "kd": "-.", "seqkd": "--", "minillm": "-"}
 MORE_MARKERS = "DvPX<>hpd8H"
 MORE_LINES = ["--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2))]
 
 DASH = "–"
-FEWER = "†"  # behind a mean over fewer training seeds than the others
+# Follows a mean over fewer training seeds than the others.
+FEWER = "†"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -41,17 +45,17 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """`text` with everything escaped that LaTeX takes for a command."""
+    """`text` with LaTeX's special characters escaped."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def bold(text: str, yes: bool = True) -> str:
-    """LaTeX `text`, bold or as it is."""
+    """LaTeX `text`, bold if `yes`."""
     return rf"\textbf{{{text}}}" if yes else text
 
 
 def markdown(text: str) -> str:
-    """`text` for a cell of a Markdown table."""
+    """`text` escaped for a cell of a Markdown table."""
     return "".join(f"\\{character}" if character in "\\|*_<`[" else character for character in text)
 
 
@@ -63,7 +67,7 @@ def number(mean: float | None, error: float | None) -> str:
 
 
 def sampling_text(sampling: Sampling) -> str:
-    """How the responses were drawn, in words, every setting named."""
+    """How the responses were drawn, in words, with every setting."""
     ngram = sampling.no_repeat_ngram
     parts = [
         f"temperature {sampling.temperature:g}",

@@ -1,1 +1,1 @@
-"""The figures, and what they share."""
+"""The figures and what they share."""

@@ -1,4 +1,4 @@
-"""What all figures share: fonts, looks of methods, pages of panels, captions, and how they are saved."""
+"""What all figures share: fonts, looks of methods, pages of panels, captions, saving."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.publish.style import COLOURS, HATCHES, LINES, MARKERS, MORE, MORE_LINES, MORE_MARKERS
 
-Looks = dict[str, tuple[str, str]]  # method -> colour, hatch
+# Method -> colour, hatch.
+Looks = dict[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, its caption and n in words; `missing` says in a line what is not there if nothing could be drawn."""
+    """A figure, its caption and n in words; `missing` says in one line why nothing could be drawn."""
 
     figure: Figure
     caption: str
@@ -50,14 +51,15 @@ def fonts(style: Style) -> Iterator[None]:
             "hatch.linewidth": 0.5,
             "lines.linewidth": 1.2,
             "lines.markersize": 4.5,
-            "pdf.fonttype": 42,  # TrueType: text stays text
+            # TrueType: text stays text.
+            "pdf.fonttype": 42,
         }
     ):
         yield
 
 
 def save(figure: Figure, style: Style, out: Path, name: str) -> None:
-    """NAME.png and NAME.pdf in `out`, without a date: the same input gives the same bytes."""
+    """Write NAME.png and NAME.pdf to `out`, without a date: the same input gives the same bytes."""
     for kind in ("png", "pdf"):
         with whole_file(out / f"{name}.{kind}") as partial:
             metadata = {"CreationDate": None} if kind == "pdf" else None
@@ -65,24 +67,24 @@ def save(figure: Figure, style: Style, out: Path, name: str) -> None:
 
 
 def looks_of(style: Style, methods: Sequence[str]) -> Looks:
-    """Colour and hatch of each method; those of variants by the order in which they come.
+    """Colour and hatch of each method; variants get theirs by their order in `methods`.
 
-    Raises UserError where the palette names no method or no colour.
+    Raises UserError if the style's palette has an unknown method, or a value that is not a colour.
     """
     looks = {method: (colour, HATCHES.get(method, "")) for method, colour in COLOURS.items()}
     others = [method for method in methods if method not in looks]
     looks |= {method: MORE[i % len(MORE)] for i, method in enumerate(others)}
     for method, colour in style.palette.items():
         if method not in looks:
-            raise UserError(f"style.palette: there is no method '{method}'; known: {', '.join(looks)}")
+            raise UserError(f"style.palette: unknown method '{method}'; choose from {', '.join(looks)}")
         if not is_color_like(colour):
-            raise UserError(f"style.palette.{method}: '{colour}' is no colour; write it like '#D55E00'")
+            raise UserError(f"style.palette.{method}: '{colour}' is not a colour; write it like '#D55E00'")
         looks[method] = (colour, looks[method][1])
     return looks
 
 
 def line_of(style: Style, methods: Sequence[str], method: str) -> dict[str, Any]:
-    """Colour, marker and line style of a method's curve: told apart in black and white too."""
+    """Colour, marker and line style of a method's curve, distinct in black and white too."""
     others = [m for m in methods if m not in COLOURS]
     i = others.index(method) if method in others else 0
     return {
@@ -111,41 +113,34 @@ def panels(style: Style, count: int, share_y: bool = False, columns: int = 3) ->
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
-    """A light grid and no frame on top and on the right."""
+    """Give the axes a light grid and no frame at the top and right."""
     axes.grid(axis=grid, linewidth=0.4, alpha=0.5)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels, each entry once, in as many columns as the page has room for; the page grows by its rows but one."""
+    """One legend above all panels, each entry once, in as many columns as fit; more rows add height."""
     unique = {str(handle.get_label()): handle for handle in handles}
     if not unique:
         return
-    size, labels = (
-        FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points(),
-        list(unique),
-    )
+    size = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points()
+    labels = list(unique)
 
-    def width(rows: int) -> float:  # points: a letter is about 0.6 wide, the sample with its gaps 5
-        return sum(
-            (0.6 * max(map(len, labels[i : i + rows])) + 5) * size for i in range(0, len(labels), rows)
-        )
+    # In points; in units of the font size a letter is about 0.6 wide, the sample with its gaps 5.
+    def width(rows: int) -> float:
+        columns = (labels[i : i + rows] for i in range(0, len(labels), rows))
+        return sum((0.6 * max(map(len, column)) + 5) * size for column in columns)
 
-    rows = next(
-        (rows for rows in range(1, len(labels)) if width(rows) <= 72 * figure.get_figwidth()), len(labels)
-    )
-    figure.legend(
-        handles=list(unique.values()),
-        loc="outside upper center",
-        ncols=-(-len(labels) // rows),
-        frameon=False,
-    )
+    room = 72 * figure.get_figwidth()
+    rows = next((rows for rows in range(1, len(labels)) if width(rows) <= room), len(labels))
+    columns = -(-len(labels) // rows)
+    figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=columns, frameon=False)
     figure.set_figheight(figure.get_figheight() + (rows - 1) * 1.6 * size / 72)
 
 
 def label_left(grid: Sequence[Axes], text: str) -> None:
-    """The label of the y axis on the panels at the left."""
+    """Label the y axes of the leftmost panels."""
     for axes in grid:
         spec = axes.get_subplotspec()
         if spec is None or spec.is_first_col():
@@ -153,7 +148,7 @@ def label_left(grid: Sequence[Axes], text: str) -> None:
 
 
 def finished(figure: Figure, style: Style, caption: str, n: str = "") -> Drawing:
-    """The drawing with its caption below."""
+    """The drawing, with caption and n below the panels."""
     text = f"{caption} {n}".strip()
     figure.supxlabel(wrapped(text, style), fontsize=0.8 * style.font_size)
     return Drawing(figure, caption, n)
@@ -161,9 +156,8 @@ def finished(figure: Figure, style: Style, caption: str, n: str = "") -> Drawing
 
 def wrapped(text: str, style: Style) -> str:
     """`text` in lines as wide as the figure."""
-    return textwrap.fill(
-        text, int(style.width * 72 / (0.8 * style.font_size * 0.56))
-    )  # a letter is about 0.56 wide
+    # A letter is about 0.56 of the font size wide.
+    return textwrap.fill(text, int(style.width * 72 / (0.8 * style.font_size * 0.56)))
 
 
 def absent(style: Style, shows: str, line: str) -> Drawing:
@@ -171,8 +165,7 @@ def absent(style: Style, shows: str, line: str) -> Drawing:
     figure = Figure(figsize=(style.width, 0.6 * style.height), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
-    axes.text(0.5, 0.6, shows, ha="center", va="center", transform=axes.transAxes)
-    axes.text(
-        0.5, 0.35, line, ha="center", va="center", transform=axes.transAxes, style="italic", color="0.3"
-    )
+    place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.6, shows, **place)
+    axes.text(0.5, 0.35, line, style="italic", color="0.3", **place)
     return Drawing(figure, shows, "", line)

@@ -1,6 +1,8 @@
-"""Figure 3: SeqKD and MiniLLM side by side: who answers, and which divergence is taken on the answers."""
+"""Figure 3: SeqKD and MiniLLM side by side: who writes the answers, and which divergence is taken on them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -41,8 +43,9 @@ def schematic(results: ItemResults) -> Drawing:
     right.text(4.2, 2.6, "reward log p/q$_\\theta$\nof each token", fontsize="small", va="center")
     right.set_title("MiniLLM: minimises reverse KL[q$_\\theta$||p]")
     caption = (
-        "Solid boxes are models, dashed ones texts. SeqKD learns from the teacher's answers; MiniLLM learns from its own, which change as it "
-        "learns, by how likely the teacher finds them. (MiniLLM's answers are drawn from a mixture with the teacher and weighted back.)"
+        "Solid boxes are models, dashed ones texts. SeqKD learns from the teacher's answers; MiniLLM learns "
+        "from its own, which change as it learns, by how likely the teacher finds them. (MiniLLM's answers "
+        "are drawn from a mixture with the teacher and corrected by importance weights.)"
     )
     return finished(figure, style, caption)
 
@@ -50,12 +53,9 @@ def schematic(results: ItemResults) -> Drawing:
 def _box(axes: Axes, x: float, y: float, text: str, kind: str) -> None:
     colour, line = BOX[kind]
     width = 4.0 if "answer" in text else 2.5
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - 0.45), width, 0.9, boxstyle="round,pad=0.08", facecolor=colour, edgecolor="black", linestyle=line,
-            linewidth=0.9,
-        )
-    )  # fmt: skip
+    looks: dict[str, Any] = {"facecolor": colour, "edgecolor": "black", "linestyle": line, "linewidth": 0.9}
+    corner = (x - width / 2, y - 0.45)
+    axes.add_patch(FancyBboxPatch(corner, width, 0.9, boxstyle="round,pad=0.08", **looks))
     axes.text(x, y, text, ha="center", va="center")
 
 
@@ -66,8 +66,7 @@ def _arrow(
     if text:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if right:
-            axes.text(
-                x - 0.15, 0.3 * start[1] + 0.7 * end[1], text, fontsize="small", ha="right", va="center"
-            )
+            y = 0.3 * start[1] + 0.7 * end[1]
+            axes.text(x - 0.15, y, text, fontsize="small", ha="right", va="center")
         else:
             axes.text(x, y + 0.15, text, fontsize="small", ha="center", va="bottom")

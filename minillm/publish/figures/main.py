@@ -1,9 +1,10 @@
-"""The main figure: the main table as grouped bars, one panel a teacher and student."""
+"""The main figure: the main table as grouped bars, one panel per teacher and student."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,14 +17,17 @@ from minillm.publish.figures.drawing import Looks, fonts, legend, looks_of, save
 from minillm.publish.style import DASH, METHOD_NAMES
 from minillm.publish.tables.main_cells import Cell, read_csv
 
-GROUP = 0.8  # width of a test set's group of bars
-Panel = tuple[str, str]  # teacher, student
+# Width of a test set's group of bars.
+GROUP = 0.8
+# Teacher, student.
+Panel = tuple[str, str]
 
 
 def run_stage(settings: FigureSettings, *, table: Path, out: Path) -> None:
-    """main.png and main.pdf in `out` from main.csv (`table`).  `style.height` is the height of a figure with one row of panels.
+    """Draw main.csv (`table`) to main.png and main.pdf in `out`.
 
-    Raises UserError where the table is damaged, or the palette names no method or no colour.
+    `style.height` is the height of a figure with one row of panels.  Raises UserError if the table is
+    damaged, or if the style's palette has an unknown method or a value that is not a colour.
     """
     style = settings.style
     cells = read_csv(Path(table))
@@ -37,7 +41,7 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     tests = list(dict.fromkeys(c.test for c in cells))
     methods = list(dict.fromkeys(c.method for c in cells if c.student))
     words = [word for c in cells for word in c.test_label.split()]
-    # As many columns as leave every test set's label room to be read, without breaking a word.
+    # As many columns as leave room for every test set's label, without breaking a word.
     columns = max(1, min(len(panels), 3, int(style.width // (0.6 * len(tests) + 0.4))))
     while columns > 1 and _letters(style, columns, len(tests)) < max(map(len, words)):
         columns -= 1
@@ -64,41 +68,31 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
 
 
 def _letters(style: Style, columns: int, tests: int) -> int:
-    """How many letters of a tick label (0.9 of the font size high, 0.6 of that wide) fit below a group of bars."""
+    """How many letters of a tick label (0.9 of the font size, 0.6 of that wide) fit below a group of bars."""
     return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
 
 
 def _panel(
     axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int
 ) -> None:
-    by_place = {(c.method, c.test): c for c in cells}
+    cell_of = {(c.method, c.test): c for c in cells}
     width = GROUP / len(methods)
     # Not every pair has every method.
     present = [method for method in methods if any(c.method == method for c in cells)]
     labels = []
     for x, test in enumerate(tests):
         for i, method in enumerate(present):
-            _bar(axes, x + (i + 0.5 - len(present) / 2) * width, width, by_place.get((method, test)), looks)
-        teacher = by_place.get(("teacher", test))
+            _bar(axes, x + (i + 0.5 - len(present) / 2) * width, width, cell_of.get((method, test)), looks)
+        teacher = cell_of.get(("teacher", test))
         if teacher is not None and teacher.mean is not None:
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
-            error = teacher.standard_error or 0.0
-            axes.fill_between(
-                ends,
-                teacher.mean - error,
-                teacher.mean + error,
-                color=looks["teacher"][0],
-                alpha=0.2,
-                linewidth=0,
-            )
-            axes.plot(ends, [teacher.mean] * 2, color=looks["teacher"][0], linestyle="--", linewidth=1.0)
+            error, colour = teacher.standard_error or 0.0, looks["teacher"][0]
+            low, high = teacher.mean - error, teacher.mean + error
+            axes.fill_between(ends, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(ends, [teacher.mean] * 2, color=colour, linestyle="--", linewidth=1.0)
         counts = [c.n for c in cells if c.test == test and c.n is not None]
-        label = textwrap.fill(
-            next(c.test_label for c in cells if c.test == test),
-            letters,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        label = next(c.test_label for c in cells if c.test == test)
+        label = textwrap.fill(label, letters, break_long_words=False, break_on_hyphens=False)
         labels.append(f"{label}\nn={counts[0] if counts else DASH}")
     axes.set_xticks(range(len(tests)), labels)
     axes.tick_params(axis="x", length=0)
@@ -113,24 +107,19 @@ def _panel(
 
 def _bar(axes: Axes, x: float, width: float, cell: Cell | None, looks: Looks) -> None:
     if cell is None or cell.mean is None:
-        axes.annotate(
-            "not evaluated",
-            (x, 0),
-            (0, 2),
-            textcoords="offset points",
-            rotation=90,
-            ha="center",
-            va="bottom",
-            color="0.45",
-            size=5,
-        )
+        place: dict[str, Any] = {
+            "textcoords": "offset points",
+            "rotation": 90,
+            "ha": "center",
+            "va": "bottom",
+        }
+        axes.annotate("not evaluated", (x, 0), (0, 2), color="0.45", size=5, **place)
         return
     colour, hatch = looks[cell.method]
     axes.bar(x, cell.mean, 0.92 * width, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
     if cell.standard_error is not None:
-        axes.errorbar(
-            x, cell.mean, cell.standard_error, color="black", linewidth=0.8, capsize=1.8, capthick=0.8
-        )
+        line: dict[str, Any] = {"color": "black", "linewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
+        axes.errorbar(x, cell.mean, cell.standard_error, **line)
 
 
 def _key(method: str, label: str, looks: Looks) -> Patch:
@@ -139,7 +128,7 @@ def _key(method: str, label: str, looks: Looks) -> Patch:
 
 
 def _note(cells: list[Cell], style: Style) -> str:
-    """What error bars and the band around the teacher's line are, and what is missing."""
+    """What the error bars and the band around the teacher's line mean, and what is missing."""
     ranges: dict[str, list[str]] = {}
     seeds = max((c.training_seeds for c in cells if c.student), default=0)
     fewer = [c for c in cells if c.student and 0 < c.training_seeds < seeds]
@@ -151,15 +140,10 @@ def _note(cells: list[Cell], style: Style) -> str:
     note = "Single runs: no standard error."
     if ranges:
         texts = [over if len(ranges) == 1 else f"{over} ({', '.join(who)})" for over, who in ranges.items()]
-        note = (
-            "Error bars, and the band around the teacher's line: standard error over "
-            + "; ".join(texts)
-            + "."
-        )
+        note = f"Error bars, and the band around the teacher's line: standard error over {'; '.join(texts)}."
     if fewer:
         note += f" Bars over fewer than {seeds} training seeds: {len(fewer)}, marked in the table."
     if any(c.method == "teacher" and c.mean is None for c in cells):
         note += " No dashed line: the teacher was not evaluated."
-    return textwrap.fill(
-        note, int(style.width * 72 / (0.8 * style.font_size * 0.62))
-    )  # a letter is about 0.6 wide
+    # A letter is about 0.6 of the font size wide.
+    return textwrap.fill(note, int(style.width * 72 / (0.8 * style.font_size * 0.62)))

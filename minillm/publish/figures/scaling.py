@@ -1,4 +1,4 @@
-"""Figures over model sizes: students of several sizes (1), teachers of several sizes (5, 14), and the gap between the two."""
+"""Figures over model sizes: students (Figure 1), teachers (Figures 5 and 14), and the gap between the two."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from minillm.config.sections import Style
 from minillm.evaluation.statistics import ratio_error
-from minillm.publish.figures.curves import key, nothing, style_of
+from minillm.publish.figures.curves import NOT_MEASURED, key, nothing, style_of
 from minillm.publish.figures.drawing import Drawing, finished, label_left, legend, line_of, panels
 from minillm.publish.item_results import ItemResults, Trained, judge_of, parameters
 from minillm.publish.results import Value
 
 Score = Callable[[Trained], Value | None]
+# Method -> (x, y, standard error) of each point.
+Points = dict[str, list[tuple[float, float, float]]]
 
 
 def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
-    """How a model is scored, the axis's label, what the caption says of it, and the test sets.
+    """How to score a model, the axis's label, the caption's sentence about it, and the test sets.
 
-    By the judge where a real one scored something; else by ROUGE-L, which the caption says.
+    The judge's score if a real one scored anything, else ROUGE-L, which the caption then says.
     """
     table = results.settings.table
     judged = results.names("judge")
@@ -30,45 +33,34 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
     if metrics and not any(m.get("stand_in", True) for m in metrics):
         names = ", ".join(map(results.label, judged))
         judge = judge_of(metrics[0])
-        return (
-            lambda model: results.average(model, "judge", judged),
-            "judge's score (%)",
-            f"Mean over {names} of the judge's score ({judge}), as a ratio of totals with the references.",
-            judged,
+        text = (
+            f"Mean over {names} of the judge's score ({judge}), a ratio of totals to those of the references."
         )
+        return lambda model: results.average(model, "judge", judged), "judge's score (%)", text, judged
     tests = list(table.tests)
     why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
-    return (
-        lambda model: results.average(model, "rouge", tests),
-        "mean ROUGE-L",
-        f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {', '.join(map(results.label, tests))}.",
-        tests,
-    )
+    names = ", ".join(map(results.label, tests))
+    text = f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {names}."
+    return lambda model: results.average(model, "rouge", tests), "mean ROUGE-L", text, tests
 
 
 def _bars(results: ItemResults, drawn: Sequence[Trained], tests: Sequence[str], label: str) -> str:
-    """What the caption says of the error bars, those of `drawn`: what they range over."""
+    """The caption's sentence about the error bars of the models `drawn`: what they range over."""
     judged = label.startswith("judge")
     kind, single = ("judge", "prompts (bootstrap)") if judged else ("rouge", "sampling seeds")
     several = {len(results.rows(model, kind, tests[:1])) > 1 for model in drawn}
     single += ", the sets taken as independent" if len(tests) > 1 else ""
     over = [name for name, is_several in (("training seeds", True), (single, False)) if is_several in several]
-    text = (
-        f"Bars: standard error over {', for models of one training over '.join(over)}."
-        if over
-        else "No bars: nothing was repeated."
-    )
-    return text + " The methods' points of one size are set side by side."
+    text = "No error bars: nothing was repeated."
+    if over:
+        text = f"Error bars: standard error over {', for models trained once over '.join(over)}."
+    return text + " Points of one size are set side by side."
 
 
 def _n(results: ItemResults, tests: Sequence[str], label: str) -> str:
-    """n of each test set, from what was scored."""
-    return (
-        "; ".join(
-            results.sizes_text("judge" if label.startswith("judge") else "rouge", tests, results.models())
-        )
-        + "."
-    )
+    """n of each test set, from the scores that are shown."""
+    kind = "judge" if label.startswith("judge") else "rouge"
+    return "; ".join(results.sizes_text(kind, tests, results.models())) + "."
 
 
 def _size(results: ItemResults, name: str) -> float | None:
@@ -76,19 +68,17 @@ def _size(results: ItemResults, name: str) -> float | None:
 
 
 def student_sizes(results: ItemResults) -> Drawing:
-    """Figure 1: a panel a teacher, score against the student's size; the teacher as a dashed line."""
+    """Figure 1: score against the student's size, one panel per teacher; the teacher as a dashed line."""
     style, methods = style_of(results), results.settings.table.methods
     score, label, text, tests = scores(results)
-    every = results.models()
-    teachers = [m for m in every if not m.student]
+    models = results.models()
     pages = []
     drawn = []
-    for teacher in teachers:
-        points: dict[str, list[tuple[float, float, float]]] = {}
+    for teacher in [m for m in models if not m.student]:
+        points: Points = {}
         entries = {}
-        for model in results.drawn(
-            _of_its_family(results, [m for m in every if m.teacher == teacher.teacher and m.student])
-        ):
+        students = [m for m in models if m.teacher == teacher.teacher and m.student]
+        for model in results.drawn(_of_its_family(results, students)):
             size, value = _size(results, model.student), score(model)
             if size and value:
                 points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
@@ -101,66 +91,56 @@ def student_sizes(results: ItemResults) -> Drawing:
     figure, grid = panels(style, len(pages))
     handles = []
     for axes, (teacher, points, entries) in zip(grid, pages, strict=True):
-        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
-            _errorbar(
-                axes,
-                sorted((size * shift, y, error) for size, y, error in values),
-                line_of(style, methods, method),
-            )
-            handles.append(key(style, methods, entries[method]))
+        _draw(axes, points, style, methods)
+        handles += [key(style, methods, entries[method]) for method in points]
         top = score(teacher)
         if top:
             axes.axhline(top[0], **{**line_of(style, methods, "teacher"), "color": "0.4"})
             handles.append(key(style, methods, teacher))
-        _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
         axes.set_title(f"teacher: {teacher.label}")
         axes.set_xlabel("student's parameters")
     label_left(grid, label)
     legend(figure, handles)
-    caption = (
-        f"Score against the student's size. {text} {_bars(results, drawn, tests, label)}{results.drawn_note}"
-    )
+    bars = _bars(results, drawn, tests, label)
+    caption = f"Score against the student's size. {text} {bars}{results.drawn_note}"
     return finished(figure, style, caption, _n(results, tests, label))
 
 
 def _of_its_family(results: ItemResults, models: Sequence[Trained]) -> Sequence[Trained]:
-    """Students of their teacher's family if it has any: a line through sizes of two families would mean nothing."""
-    families = results.settings.models
-    same = [m for m in models if families[m.student].family == families[m.teacher].family]
+    """Students of their teacher's family, or all if there are none: a line must not join two families."""
+    specs = results.settings.models
+    same = [m for m in models if specs[m.student].family == specs[m.teacher].family]
     return same or models
 
 
 def teacher_sizes(results: ItemResults) -> Drawing:
-    """Figure 5: students that have teachers of several sizes; those of OPT are figure 14."""
+    """Figure 5: students that have teachers of several sizes; OPT students are in Figure 14."""
     return _teacher_sizes(results, lambda family: family != "OPT")
 
 
 def teacher_sizes_opt(results: ItemResults) -> Drawing:
-    """Figure 14: the same for students of OPT."""
+    """Figure 14: the same for OPT students."""
     return _teacher_sizes(results, lambda family: family == "OPT")
 
 
 def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawing:
     style, methods = style_of(results), results.settings.table.methods
     score, label, text, tests = scores(results)
+    specs = results.settings.models
     teachers: dict[str, list[str]] = {}
     for pair in (*results.settings.table.pairs, *results.settings.table.sweeps):
         for student in pair.students:
-            family = results.settings.models[student].family
-            if (
-                wanted(family)
-                and _size(results, pair.teacher)
-                and results.settings.models[pair.teacher].family == family
-            ):
+            family = specs[student].family
+            if wanted(family) and _size(results, pair.teacher) and specs[pair.teacher].family == family:
                 teachers.setdefault(student, []).append(pair.teacher)
     several = [s for s, names in teachers.items() if len({_size(results, t) for t in names}) > 1]
     if not several:
-        none = "no student of OPT" if not wanted("") and not teachers else "one teacher size a student"
-        return nothing(results, f"not measured: this configuration has {none}")
+        why = "no OPT student" if not wanted("") and not teachers else "only one teacher size per student"
+        return nothing(results, f"not measured: this configuration has {why}")
     figure, grid = panels(style, len(several))
     handles, drawn = [], []
     for axes, student in zip(grid, several, strict=True):
-        points: dict[str, list[tuple[float, float, float]]] = {}
+        points: Points = {}
         trained = [
             m
             for m in results.models()
@@ -169,33 +149,27 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
         for model in results.drawn(trained):
             value = score(model)
             if value:
-                points.setdefault(model.method, []).append(
-                    (_size(results, model.teacher) or 0.0, value[0], value[1] or 0.0)
-                )
+                size = _size(results, model.teacher) or 0.0
+                points.setdefault(model.method, []).append((size, value[0], value[1] or 0.0))
                 handles.append(key(style, methods, model))
                 drawn += [model] if value[1] is not None else []
-        for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
-            _errorbar(
-                axes,
-                sorted((size * shift, y, error) for size, y, error in values),
-                line_of(style, methods, method),
-            )
-        _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
+        _draw(axes, points, style, methods)
         axes.set_title(f"student: {trained[0].label}")
         axes.set_xlabel("teacher's parameters")
     if not handles:
         return nothing(results)
     label_left(grid, label)
     legend(figure, handles)
-    caption = f"One student, teachers of several sizes; SFT, which has no teacher, is left out. {text} {_bars(results, drawn, tests, label)}"
-    return finished(figure, style, caption + results.drawn_note, _n(results, tests, label))
+    caption = "One student, teachers of several sizes; SFT, which has no teacher, is left out. "
+    caption += f"{text} {_bars(results, drawn, tests, label)}{results.drawn_note}"
+    return finished(figure, style, caption, _n(results, tests, label))
 
 
 def size_gap(results: ItemResults) -> Drawing:
-    """The share of the teacher's ROUGE-L that a student reaches, against how many times larger the teacher is."""
+    """The share of the teacher's ROUGE-L that a student reaches, against the ratio of their sizes."""
     style, methods = style_of(results), results.settings.table.methods
     tests = list(results.settings.table.tests)
-    points: dict[str, list[tuple[float, float, float]]] = {}
+    points: Points = {}
     handles = []
     for teacher, students in results.pairs():
         sizes = _size(results, teacher.teacher), _size(results, students[0].student)
@@ -206,17 +180,12 @@ def size_gap(results: ItemResults) -> Drawing:
                 handles.append(key(style, methods, model))
     ratios = {ratio for values in points.values() for ratio, _, _ in values}
     if len(ratios) < 2:
-        return nothing(
-            results,
-            "not measured: this configuration has one ratio of sizes"
-            if ratios
-            else "not measured in this run",
-        )
+        one = "not measured: this configuration has only one ratio of sizes"
+        return nothing(results, one if ratios else NOT_MEASURED)
     figure, (axes,) = panels(style, 1)
     for method, values in points.items():
-        _errorbar(
-            axes, sorted(values), {**line_of(style, methods, method), "linestyle": "none"}
-        )  # pairs, of which no line goes on
+        # No line: the pairs are unrelated.
+        _errorbar(axes, sorted(values), {**line_of(style, methods, method), "linestyle": "none"})
     axes.axhline(100, color="0.4", linestyle="--", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xticks(sorted(ratios), [f"{ratio:.2g}" for ratio in sorted(ratios)])
@@ -225,8 +194,9 @@ def size_gap(results: ItemResults) -> Drawing:
     axes.set_ylabel("share of the teacher's ROUGE-L (%)")
     legend(figure, handles)
     caption = (
-        f"How much of the teacher's score a student reaches, against the gap in size; mean over {', '.join(map(results.label, tests))}. Bars: "
-        "standard error by bootstrap over prompts, the same for student and teacher; with that over training seeds where there are several."
+        "How much of the teacher's score a student reaches, against the gap in size; mean over "
+        f"{', '.join(map(results.label, tests))}. Error bars: standard error by bootstrap over prompts, the "
+        "same for student and teacher; combined with that over training seeds if there are several."
     )
     caption += results.drawn_note
     return finished(figure, style, caption, _n(results, tests, "ROUGE-L"))
@@ -235,10 +205,13 @@ def size_gap(results: ItemResults) -> Drawing:
 def _share(
     results: ItemResults, model: Trained, teacher: Trained, tests: Sequence[str]
 ) -> tuple[float, float] | None:
-    """Percent of the teacher's mean ROUGE-L that a student reaches, with standard error; None if a score is missing."""
+    """The percentage of the teacher's mean ROUGE-L that a student reaches, and its standard error.
+
+    None if a score is missing.
+    """
     ours = [_by_prompt(results.contents("rouge", model, test)) for test in tests]
     theirs = [_by_prompt(results.contents("rouge", teacher, test)) for test in tests]
-    mean, top = (results.average(each, "rouge", tests) for each in (model, teacher))
+    mean, top = (results.average(m, "rouge", tests) for m in (model, teacher))
     if mean is None or top is None or not top[0]:
         return None
     several = len(results.rows(model, "rouge", tests[:1])) > 1
@@ -247,13 +220,21 @@ def _share(
 
 
 def _by_prompt(metrics: Sequence[dict]) -> list[float]:
-    """ROUGE-L of each prompt, a mean over all seeds."""
+    """ROUGE-L of each prompt, averaged over all seeds."""
     columns = zip(*(scores for metric in metrics for scores in metric["scores"].values()), strict=True)
     return [math.fsum(column) / len(column) for column in columns]
 
 
-def _shifts(points: dict[str, list[tuple[float, float, float]]]) -> list[float]:
-    """Factors by which the methods' points are moved on a logarithmic axis, so that none hides another: 1.5% of the axis apart."""
+def _draw(axes: Axes, points: Points, style: Style, methods: Sequence[str]) -> None:
+    """A curve per method, with a tick per size."""
+    for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
+        shifted = sorted((size * shift, y, error) for size, y, error in values)
+        _errorbar(axes, shifted, line_of(style, methods, method))
+    _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
+
+
+def _shifts(points: Points) -> list[float]:
+    """Factors that set the methods' points 1.5% of a logarithmic axis apart, so that none hides another."""
     sizes = [size for values in points.values() for size, _, _ in values]
     span = math.log(max(sizes, default=1) / min(sizes, default=1)) or math.log(4)
     return [math.exp(0.015 * span * (i - (len(points) - 1) / 2)) for i in range(len(points))]
@@ -265,7 +246,7 @@ def _errorbar(axes: Axes, values: Sequence[tuple[float, float, float]], looks: d
 
 
 def _sizes(axes: Axes, sizes: Sequence[float]) -> None:
-    """A logarithmic axis with a tick a size that was measured."""
+    """Make the x axis logarithmic, with a tick per size."""
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{s / 1e9:g}B" if s >= 1e9 else f"{s / 1e6:g}M" for s in sizes])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Tables 2, 3 and 5: calibration, diversity and loss, and the n-grams behind the diversity."""
+"""Tables 2, 3 and 5: calibration; diversity and loss; the n-gram counts behind the diversity."""
 
 from __future__ import annotations
 
@@ -9,71 +9,74 @@ from typing import Any
 import pandas as pd
 
 from minillm.publish.item_results import ItemResults, Trained
-from minillm.publish.published_numbers import BESIDE, beside
-from minillm.publish.published_numbers import columns as beside_columns
+from minillm.publish.published_numbers import BRACKETS, bracketed
+from minillm.publish.published_numbers import columns as published_columns
 from minillm.publish.results import MODEL, Value, over_training_seeds
 from minillm.publish.style import DASH
 from minillm.publish.tables.sheet import Sheet, decimals, merged_labels
 
 NOT_MEASURED = "not measured in this run"
-# The paper's Table 3 has the loss that the published script prints; it has a metric of its own.
+# The loss that the published script prints, which is that of the paper's Table 3, is a metric of its own.
 PAPERS_LOSS = "reference_loss_released"
 LOSSES = {
-    "reference_loss": "Loss: cross-entropy of the first reference, mean over all tokens of the test set, the EOS among "
-    "them; lower is better. The paper's Table 3 has another one (released), so that its values are not comparable and "
-    "not shown.",
-    PAPERS_LOSS: "Loss: as the published script prints it, and the paper's Table 3 has it: cross-entropy of the first reference without EOS, "
-    "mean over rows of each row's mean; lower is better.",
+    "reference_loss": (
+        "Loss: cross-entropy of the first reference, mean over all tokens of the test set including EOS; "
+        "lower is better. The paper's Table 3 has a different one (released), so its values are not "
+        "comparable and not shown."
+    ),
+    PAPERS_LOSS: (
+        "Loss: as the published script prints it and the paper's Table 3 has it: cross-entropy of the first "
+        "reference without EOS, mean over rows of each row's mean; lower is better."
+    ),
 }
 
 
 def calibration(results: ItemResults) -> Sheet:
     """Table 2: expected calibration error and accuracy on each zero-shot task."""
     tasks = results.names("calibration")
-    rows, records, seen, compared = [], [], [], False
+    rows, records, metrics, compared = [], [], [], False
     for model in results.models():
         row = [model.label, model.method_label]
         for task in tasks:
-            seen += results.calibration(model, task)
-            ece, raw, accuracy = (
-                results.value(model, metric, task) for metric in ("ece", "ece_raw", "accuracy")
-            )
-            theirs = {metric: results.published("2", model, task, metric) for metric in ("ece", "accuracy")}
+            metrics += results.calibration(model, task)
+            ece, raw, accuracy = (results.value(model, name, task) for name in ("ece", "ece_raw", "accuracy"))
+            paper = {name: results.published("2", model, task, name) for name in ("ece", "accuracy")}
             row += [
                 decimals(ece, 3),
-                beside(decimals(raw, 3), raw and raw[0], theirs["ece"], 3),
-                beside(decimals(accuracy, 1), accuracy and accuracy[0], theirs["accuracy"]),
+                bracketed(decimals(raw, 3), raw and raw[0], paper["ece"], 3),
+                bracketed(decimals(accuracy, 1), accuracy and accuracy[0], paper["accuracy"]),
             ]
-            compared = compared or bool(accuracy and any(theirs.values()))
+            compared = compared or bool(accuracy and any(paper.values()))
             records += [
                 _record(results, model, task, "calibration")
                 | {"ece": ece and ece[0], "ece_raw": raw and raw[0], "accuracy": accuracy and accuracy[0]}
-                | beside_columns(raw and raw[0], theirs["ece"], "ece_raw_")
-                | beside_columns(accuracy and accuracy[0], theirs["accuracy"], "accuracy_")
+                | published_columns(raw and raw[0], paper["ece"], "ece_raw_")
+                | published_columns(accuracy and accuracy[0], paper["accuracy"], "accuracy_")
             ]
         rows.append(row)
-    columns = [
-        f"{results.label(task)}\n{what}" for task in tasks for what in ("ECE", "raw ECE", "accuracy (%)")
-    ]
+    heads = ("ECE", "raw ECE", "accuracy (%)")
+    columns = [f"{results.label(task)}\n{head}" for task in tasks for head in heads]
+    comparable = (
+        "its values are shown next to the raw ECE, the likelier reading (docs/evaluation.md), and are "
+        "comparable at most roughly."
+    )
     notes = [
         "Zero-shot: a task's instruction and an example as prompt, the label words as answers.",
-        "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where the confidence is the probability "
-        "of the chosen label word divided by that of all label words. Raw: the same with the label word's own probability.",
+        "ECE, normalised: the sum over bins of (share of examples) × |accuracy - mean confidence|, where "
+        "the confidence is the probability of the chosen label word divided by that of all label words. "
+        "Raw: the same with the label word's own probability.",
         "The paper states neither bins, nor label words, nor whether confidences are normalised; "
-        + (
-            "its values stand beside the raw ECE, the likelier reading (docs/evaluation.md), and are comparable at most roughly."
-            if compared
-            else "compare methods here, not with its values."
-        ),
-        "±: standard error over rows of one training (of an ECE by bootstrap), over training seeds where there are several.",
-        BESIDE if compared else "",
-        *_bins(results, seen),
+        + (comparable if compared else "compare methods here, not with its values."),
+        "±: standard error over rows for a single training (of an ECE by bootstrap), over training seeds if "
+        "there are several.",
+        BRACKETS if compared else "",
+        *_bins(results, metrics),
     ]
     return _sheet("Calibration on zero-shot classification.", columns, rows, notes, records, tasks, results)
 
 
 def _bins(results: ItemResults, metrics: list[dict[str, Any]]) -> list[str]:
-    """Bins and label words of each task, as the metric files have them."""
+    """Bins and label words of each task, from the metric files."""
     texts = {}
     for metric in metrics:
         bins = metric.get("bins", [])
@@ -87,7 +90,7 @@ def _bins(results: ItemResults, metrics: list[dict[str, Any]]) -> list[str]:
 
 
 def diversity(results: ItemResults) -> Sheet:
-    """Table 3: the share of distinct n-grams and the loss of the references, on each test set."""
+    """Table 3: the share of distinct n-grams and the loss on the references, on each test set."""
     tests = list(dict.fromkeys([*results.names("diversity"), *results.names("reference_loss")]))
     sizes = _ngram_sizes(results.frame)
     shares = [f"dist{size}" for size in sizes]
@@ -102,77 +105,69 @@ def diversity(results: ItemResults) -> Sheet:
             loss = over_training_seeds(loss_rows)
             drift = drifts.get((*model.key, test))
             comparable = (shares == ["dist4"], set(loss_rows["metric"]) <= {PAPERS_LOSS})
-            theirs = [
+            paper = [
                 results.published("3", model, test, name) if same else None
                 for name, same in zip(("dist4", "loss"), comparable, strict=True)
             ]
             row += [
-                beside(decimals(share, 1), share and share[0], theirs[0]),
-                beside(decimals(loss, 2), loss and loss[0], theirs[1], 2),
+                bracketed(decimals(share, 1), share and share[0], paper[0]),
+                bracketed(decimals(loss, 2), loss and loss[0], paper[1], 2),
                 decimals(repeated, 1),
                 decimals(drift, 2),
             ]
-            compared = compared or any(theirs)
-            values = {
-                "distinct_percent": share,
-                "loss": loss,
-                "repetition_percent": repeated,
-                "length_drift": drift,
-            }
+            compared = compared or any(paper)
+            record = _record(results, model, test, "diversity", "reference_loss")
+            for column, value in (
+                ("distinct_percent", share),
+                ("loss", loss),
+                ("repetition_percent", repeated),
+                ("length_drift", drift),
+            ):
+                record[column], record[f"{column.removesuffix('_percent')}_error"] = value or (None, None)
             records.append(
-                _record(results, model, test, "diversity", "reference_loss")
-                | {
-                    column: number
-                    for name, value in values.items()
-                    for column, number in zip(
-                        (name, f"{name.removesuffix('_percent')}_error"), value or (None, None), strict=True
-                    )
-                }
-                | beside_columns(share and share[0], theirs[0], "distinct_")
-                | beside_columns(loss and loss[0], theirs[1], "loss_")
+                record
+                | published_columns(share and share[0], paper[0], "distinct_")
+                | published_columns(loss and loss[0], paper[1], "loss_")
             )
         rows.append(row)
     size = "/".join(sizes)
-    heads = (f"Dist-{size} (%)", "loss (nats a token)", "repetition (%)", "length drift")
+    heads = (f"Dist-{size} (%)", "loss (nats per token)", "repetition (%)", "length drift")
     columns = [f"{results.label(test)}\n{head}" for test in tests for head in heads]
-    notes = [
-        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean ± standard error over "
-        "sampling seeds (over training seeds where there are several). It falls with the number of responses: compare within a column.",
+    caption = "Diversity of the responses, and loss on the references."
+    notes = _diversity_notes(size, losses, compared)
+    return _sheet(caption, columns, rows, notes, records, tests, results)
+
+
+def _diversity_notes(size: str, losses: list[str], compared: bool) -> list[str]:
+    """The notes under Table 3; `size`: n of the n-grams."""
+    errors = "standard error over rows for a single training, over training seeds if there are several."
+    return [
+        f"Dist-{size}: distinct over all {size}-grams of tokens in the responses of each sampling seed; mean "
+        "± standard error over sampling seeds (over training seeds if there are several). It falls with the "
+        "number of responses: compare within a column.",
         *(LOSSES[metric] for metric in losses),
-        "± of the loss: standard error over rows of one training, over training seeds where there are several."
-        * bool(losses),
-        f"Repetition: mean over responses of the share of {size}-grams that stood in the same response before. Length drift: mean tokens of a "
-        "response over those of the first reference, special tokens counted in neither; 1 is the references' length. ± of both as of the first "
-        "column.",
-        BESIDE if compared else "",
+        f"± of the loss: {errors}" if losses else "",
+        f"Repetition: mean over responses of the share of {size}-grams that occurred earlier in the same "
+        "response. Length drift: mean tokens of a response over those of the first reference, special tokens "
+        "not counted in either; 1 is the references' length. ± of both as in the first column.",
+        BRACKETS if compared else "",
     ]
-    return _sheet(
-        "Diversity of the responses, and loss of the references.",
-        columns,
-        rows,
-        notes,
-        records,
-        tests,
-        results,
-    )
 
 
 def _drifts(frame: pd.DataFrame) -> dict[Any, Value | None]:
-    """(teacher, student, method, set) -> mean tokens of a response over those of a reference, where both are measured."""
+    """(teacher, student, method, set) -> mean tokens of a response over those of a reference."""
     overall = frame[frame["sampling_seed"].isna()].set_index([*MODEL, "test_set", "training_seed"])
     response, reference = (
         overall[overall["metric"] == f"{whose}_tokens"] for whose in ("response", "reference")
     )
-    scale = 1 / reference.loc[reference["value"] > 0, "value"]
-    scaled = (
-        response[["value", "error"]].mul(scale.reindex(response.index), axis="index").dropna(subset="value")
-    )
+    scale = (1 / reference.loc[reference["value"] > 0, "value"]).reindex(response.index)
+    scaled = response[["value", "error"]].mul(scale, axis="index").dropna(subset="value")
     groups = scaled.groupby([*MODEL, "test_set"], sort=False)
     return {key: over_training_seeds(rows) for key, rows in groups}
 
 
 def ngrams(results: ItemResults) -> Sheet:
-    """Table 5: how many n-grams there are (N) and how many different ones (C), seed by seed."""
+    """Table 5: the number of n-grams (N) and of distinct ones (C), seed by seed."""
     tests = results.names("diversity")
     seeds = results.settings.table.sampling_seeds
     sizes = _ngram_sizes(results.frame)
@@ -180,8 +175,8 @@ def ngrams(results: ItemResults) -> Sheet:
     for test in tests:
         for model in results.models():
             counts = _counts(results.rows(model, ("total", "distinct"), [test], each_seed=True))
-            for training_seed, of_seeds in counts.groupby(level="training_seed", sort=False):
-                texts = {seed: f"{row.total} / {row.distinct}" for (_, seed), row in of_seeds.iterrows()}
+            for training_seed, seed_counts in counts.groupby(level="training_seed", sort=False):
+                texts = {seed: f"{row.total} / {row.distinct}" for (_, seed), row in seed_counts.iterrows()}
                 name = f"{model.label}, {model.method_label}"
                 name += f", seed {training_seed}" if len(model.weights) > 1 else ""
                 rows.append([results.label(test), name, *(texts.get(seed, DASH) for seed in seeds)])
@@ -189,7 +184,7 @@ def ngrams(results: ItemResults) -> Sheet:
                 records += [
                     about
                     | {"sampling_seed": seed, "ngram": "/".join(sizes), "N": row.total, "C": row.distinct}
-                    for (_, seed), row in of_seeds.iterrows()
+                    for (_, seed), row in seed_counts.iterrows()
                 ]
     columns = [f"seed {seed}\nN / C" for seed in seeds]
     caption = "N-grams of the responses: all (N) and distinct (C)."
@@ -201,13 +196,13 @@ def ngrams(results: ItemResults) -> Sheet:
 
 
 def _ngram_sizes(frame: pd.DataFrame) -> list[str]:
-    """The n of every Dist-n in the frame; a run has one."""
+    """The n of every Dist-n in the frame; a run has only one."""
     matches = (re.fullmatch(r"dist(\d+)", metric) for metric in frame["metric"].unique())
     return sorted(match[1] for match in matches if match) or ["4"]
 
 
 def _counts(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns total and distinct, a row a training and sampling seed, in the order of `rows`."""
+    """Columns total and distinct, one row per training and sampling seed, in the order of `rows`."""
     seeds = ["training_seed", "sampling_seed"]
     counts = rows.pivot(index=seeds, columns="metric", values="value").astype(int)
     return counts.loc[pd.MultiIndex.from_frame(rows[seeds].drop_duplicates())]
@@ -228,9 +223,10 @@ def _sheet(
     tests: list[str],
     results: ItemResults,
 ) -> Sheet:
-    """The sheet; if nothing was measured, a line that says so."""
+    """The sheet; if nothing was measured, only a line that says so."""
+    columns = ["Model", "Method", *columns]
     if results.frame.empty:
-        return Sheet(caption, ["Model", "Method", *columns], [], [], [], "", NOT_MEASURED)
+        return Sheet(caption, columns, [], [], [], "", NOT_MEASURED)
     by_test = {test: next((r["n"] for r in records if r["test"] == test and r["n"]), None) for test in tests}
     n = "; ".join(f"{results.label(test)}: n = {count}" for test, count in by_test.items() if count)
     notes = [
@@ -238,11 +234,4 @@ def _sheet(
         f"{n}." if n else "",
         f"{DASH}: not evaluated." if any(DASH in row for row in rows) else "",
     ]
-    return Sheet(
-        caption,
-        ["Model", "Method", *columns],
-        merged_labels(rows),
-        [note for note in notes if note],
-        records,
-        n,
-    )
+    return Sheet(caption, columns, merged_labels(rows), [note for note in notes if note], records, n)

@@ -1,4 +1,4 @@
-"""What each method cost: time, processors, memory and tokens, from benchmarks and provenance, next to its score."""
+"""The cost of each method in time, processors, memory and tokens (benchmarks, provenance), and its score."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from minillm.publish.item_results import ItemResults, Trained
 from minillm.publish.style import DASH
 from minillm.publish.tables.sheet import Sheet, decimals, merged_labels
 
-COLUMNS = [
-    "Model",
-    "Method",
+QUANTITIES = (
     "wall (h)",
-    "with what it needs (h)",
+    "incl. prerequisites (h)",
     "CPU (h)",
     "GPU (h)",
     "memory (GB)",
     "updates",
     "tokens (M)",
-    "ROUGE-L",
-]
+)
+COLUMNS = ["Model", "Method", *QUANTITIES, "ROUGE-L"]
 
 
 def costs(results: ItemResults) -> Sheet:
-    """One line a model; a mean over training seeds."""
+    """One line per model, averaged over training seeds."""
     tests = results.settings.table.tests
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
@@ -39,29 +37,25 @@ def costs(results: ItemResults) -> Sheet:
         shown[-1] = DASH if values["tokens"] is None else f"{values['tokens'] / 1e6:.3g}"
         shown[-2] = DASH if values["updates"] is None else f"{values['updates']:.0f}"
         rows.append([model.label, model.method_label, *shown, decimals(score, 1)])
-        records.append(
-            {"teacher": model.teacher, "student": model.student, "method": model.method, **values, "rougeL": score and score[0],
-             "training_seeds": len(runs)}
-        )  # fmt: skip
+        about = {"teacher": model.teacher, "student": model.student, "method": model.method}
+        records.append({**about, **values, "rougeL": score and score[0], "training_seeds": len(runs)})
     notes = [
-        "The method's own stage alone, but for the column with what it needs: there its base model, the teacher with its base model, SeqKD's "
-        "answers of the teacher, and the SFT that on-policy methods start from are added, each once. Wall and CPU hours from the benchmarks of "
-        "the rules (the last attempt of a stage that was stopped and went on); GPU hours: wall hours of the stage × processes, where it ran on "
-        "GPUs. Memory: resident.",
-        "Tokens: on-policy methods: newly sampled, summed over the log's collections; supervised ones: of the answers that were "
-        "trained on, as often as they were (updates × batch × mean length of an answer).",
-        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds of one training, the sets taken "
-        f"as independent, over training seeds where there are several. {DASH}: not recorded.",
+        "Only the method's own stage, except for the column with prerequisites, which adds the base model, "
+        "the teacher with its base model, the teacher's answers for SeqKD, and the SFT that on-policy "
+        "methods start from, each once. Wall and CPU hours: from the rules' benchmarks (the last attempt of "
+        "a stage that was stopped and resumed). GPU hours: wall hours of the stage × processes, if it ran "
+        "on GPUs. Memory: resident.",
+        "Tokens: for on-policy methods those newly sampled, summed over the log's collections; for "
+        "supervised ones those of the answers trained on, counted each time (updates × batch × mean length "
+        "of an answer).",
+        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds for a single "
+        f"training, the sets taken as independent, over training seeds if there are several. {DASH}: not "
+        "recorded.",
     ]
-    missing = (
-        ""
-        if any(record["training_seeds"] for record in records)
-        else "no trained model with a provenance in this run"
-    )
-    n = f"{sum(record['training_seeds'] for record in records)} trained models"
-    return Sheet(
-        "What each method cost, beside its score.", COLUMNS, merged_labels(rows), notes, records, n, missing
-    )
+    count = sum(record["training_seeds"] for record in records)
+    missing = "" if count else "no trained model of this run has a provenance"
+    caption = "What each method cost, next to its score."
+    return Sheet(caption, COLUMNS, merged_labels(rows), notes, records, f"{count} trained models", missing)
 
 
 def _run(results: ItemResults, model: Trained, weights: str) -> dict[str, Any] | None:
@@ -86,50 +80,48 @@ def _run(results: ItemResults, model: Trained, weights: str) -> dict[str, Any] |
 
 
 def _prerequisites(results: ItemResults, model: Trained, weights: str) -> list[str]:
-    """Benchmark files of the stages that a model's own needs, base models among them."""
-    made = [layout.model(layout.base_weights(model.name))]
+    """Benchmark files of the stages that a model's own stage needs, base models included."""
+    paths = [layout.model(layout.base_weights(model.name))]
     if model.method not in ("teacher", "sft"):
-        made += [layout.model(of(model.teacher)) for of in (layout.base_weights, layout.teacher_weights)]
+        teacher = model.teacher
+        paths += [layout.model(layout.base_weights(teacher)), layout.model(layout.teacher_weights(teacher))]
         if model.method == "seqkd":
-            made.append(
-                layout.pseudo_answers(results.settings.models[model.teacher].tokenizer, model.teacher)
-            )
+            paths.append(layout.pseudo_answers(results.settings.models[teacher].tokenizer, teacher))
         elif model.method != "kd":
             seed = weights.rsplit("/seed", 1)[1]
-            made.append(layout.model(layout.student_weights(model.student, "sft", model.teacher, seed)))
-    return list(dict.fromkeys(map(layout.benchmark_of, made)))
+            paths.append(layout.model(layout.student_weights(model.student, "sft", teacher, seed)))
+    return list(dict.fromkeys(map(layout.benchmark_of, paths)))
 
 
 def _numbers(results: ItemResults, path: str) -> dict[str, float]:
-    """Seconds, memory and processor time of a benchmark file, as far as it has them."""
+    """Seconds, memory and processor time from a benchmark file, as far as it has them."""
     text = results.text(path)
     row = next(csv.DictReader((text or "").splitlines(), delimiter="\t"), {})
     numbers = {}
     for key in ("s", "max_rss", "cpu_time"):
         try:
             numbers[key] = float(row[key])
-        except (KeyError, ValueError, TypeError):  # absent, or Snakemake's "-"
+        # Absent, or Snakemake's "-".
+        except (KeyError, ValueError, TypeError):
             continue
     return numbers
 
 
 def _tokens(results: ItemResults, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
-    """Tokens newly sampled in all collections, or of the answers trained on; None if it is not recorded."""
+    """Tokens newly sampled in all collections, or those of the answers trained on; None if not recorded."""
     training = provenance.get("settings", {}).get("training", {})
     if "rollouts" in training:
         collections = [entry for entry in results.log(weights) if "response_length" in entry]
         sampled = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
         return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
     length = _answer_length(results, model)
-    return (
-        provenance["steps"] * training["batch"] * length
-        if length and "steps" in provenance and "batch" in training
-        else None
-    )
+    if not length or "steps" not in provenance or "batch" not in training:
+        return None
+    return provenance["steps"] * training["batch"] * length
 
 
 def _answer_length(results: ItemResults, model: Trained) -> float | None:
-    """Mean tokens of an answer that a supervised method is trained on: of the training rows, or of the teacher's answers to them."""
+    """Mean tokens of the answers a supervised method is trained on: the training rows' or the teacher's."""
     tokenizer = results.settings.models[model.name].tokenizer
     if model.method != "seqkd":
         card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}

@@ -1,4 +1,4 @@
-"""The main table: ROUGE-L (and a judge's score) of every teacher, student and method on every test set, as CSV, Markdown and LaTeX."""
+"""The main table: ROUGE-L (and judge scores) of every model on every test set, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,65 +7,63 @@ from pathlib import Path
 
 from minillm.config.stage_settings import TableSettings
 from minillm.files import whole_file
-from minillm.publish.published_numbers import BESIDE, Published, beside, numbers
+from minillm.publish.published_numbers import BRACKETS, Published, bracketed, numbers
 from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sampling_text
 from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
 
 
 def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
-    """main.csv (long form), main.md and main.tex in `out`, from the metric files of the run (`run_folder`: results/<run>).
+    """Write main.csv (long form), main.md and main.tex to `out`, from the metric files of a run.
 
-    `paper`: the folder of published numbers (config/paper), which stand next to those that were measured of the same
-    model.  A missing metric file gives a dash.  Raises UserError if one is damaged or was made with other settings.
+    run_folder: results/<run>.  paper: the folder of published numbers (config/paper), which are shown next to
+    those measured for the same model.  A missing metric file gives a dash.  Raises UserError if one is
+    damaged or was made with other settings.
     """
     cells = collect_cells(settings, Path(run_folder), numbers(Path(paper or "config/paper")))
     notes = footnotes(settings, cells)
     write_csv(cells, Path(out) / "main.csv")
-    for name, text in (
-        ("main.md", _markdown(settings, cells, notes)),
-        ("main.tex", _latex(settings, cells, notes)),
-    ):
+    texts = {"main.md": _markdown(settings, cells, notes), "main.tex": _latex(settings, cells, notes)}
+    for name, text in texts.items():
         with whole_file(Path(out) / name) as partial:
             partial.write_text(text)
 
 
 def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
-    """What the numbers are, what the standard errors range over, how the responses were drawn."""
+    """The table's notes: what the numbers are, what standard errors range over, how responses were drawn."""
     notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
         notes.append(
-            "A standard error over sampling seeds or prompts says nothing about training again with another seed."
+            "A standard error over sampling seeds or prompts says nothing about training again with another "
+            "seed."
         )
     if settings.judged:
-        who = (
-            f"judge: {settings.judge}"
-            if settings.judge
-            else "no judge scored this run; a stand-in's scores are not shown"
-        )
+        nobody = "no judge scored this run; a stand-in's scores are not shown"
+        who = f"judge: {settings.judge}" if settings.judge else nobody
         notes.append(
             f"Columns judge (the paper's GPT4): the judge's scores in % of those of the references ({who})."
         )
         if any(c.judged_error is not None for c in cells):
             notes.append(
-                "± in these columns: over prompts (bootstrap) of one training, over training seeds where there are several."
+                "± in these columns: over prompts (bootstrap) for a single training, over training seeds if "
+                "there are several."
             )
     if any(c.published is not None and c.mean is not None for c in cells):
-        notes.append(BESIDE)
+        notes.append(BRACKETS)
     if any(_fewer(settings, c) for c in cells):
         notes.append(
-            f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not comparable with "
-            "the other cells; main.csv holds what its mean and its standard error range over."
+            f"{FEWER}: over fewer training seeds than the {len(settings.training_seeds)} of this table, not "
+            "comparable with the other cells; main.csv says what its mean and its standard error range over."
         )
     seeds = ", ".join(map(str, settings.sampling_seeds))
     notes.append(
         f"Sampling: {sampling_text(settings.sampling)}; sampling seeds {seeds}. {_training(settings)}"
     )
-    others = [label for label, hashes in _rows_by_test(cells).items() if len(hashes) > 1]
-    if others:
+    differing = [label for label, hashes in _rows_by_test(cells).items() if len(hashes) > 1]
+    if differing:
         notes.append(
-            f"Not every teacher's block was tested on the same rows of {', '.join(others)} (prompts too long in the block's "
-            "tokenizer are dropped); compare within a block."
+            f"Not every teacher's block was tested on the same rows of {', '.join(differing)} (prompts too "
+            "long in the block's tokenizer are dropped); compare within a block."
         )
     if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
         notes.append(f"{DASH}: not evaluated.")
@@ -73,7 +71,7 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
 
 
 def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
-    """What bold means, if there is something to compare."""
+    """What bold means; empty if there is nothing to compare."""
     groups = {(c.teacher, c.student, c.test) for c in cells if c.student and c.mean is not None}
     count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
     if not count:
@@ -82,8 +80,8 @@ def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
     if any(c.student and c.training_seeds > 1 for c in cells):
         how = "Student's t of the paired difference, variances over prompts and over training seeds added"
     text = (
-        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, "
-        f"Holm's correction over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
+        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, Holm's correction "
+        f"over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
     )
     text += "." if "training" in how else "; it compares these models, not trainings."
     return [text if any(c.best for c in cells) else f"No cell is bold. {text}"]
@@ -93,11 +91,11 @@ def _training(settings: TableSettings) -> str:
     first, *more = settings.training_seeds
     if not more:
         return f"Training seed {first}."
-    return f"Training seeds {', '.join(map(str, settings.training_seeds))}; teachers {first} alone."
+    return f"Training seeds {', '.join(map(str, settings.training_seeds))}; teachers only {first}."
 
 
 def _fewer(settings: TableSettings, cell: Cell) -> bool:
-    """Whether a student's cell lacks training seeds (a teacher has one by design)."""
+    """Whether a student's cell lacks training seeds (a teacher has only one by design)."""
     return cell.student != "" and 0 < cell.training_seeds < len(settings.training_seeds)
 
 
@@ -110,7 +108,7 @@ def _rows_by_test(cells: list[Cell]) -> dict[str, set[str]]:
 
 
 def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
-    """What the standard errors range over, method by method; cells that lack training seeds are marked instead."""
+    """What standard errors range over, by method; cells that lack training seeds are marked instead."""
     methods: dict[str, list[str]] = {}
     for c in cells:
         if c.mean is not None and not _fewer(settings, c):
@@ -139,32 +137,33 @@ def headings(settings: TableSettings) -> list[str]:
 
 
 def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
-    """The text in each of a test set's columns, with the published number if there is one, and whether it is bold."""
-    other = None if cell.published is None else Published(cell.published, cell.published_status, "")
+    """The text in each column of a test set, with the published number if any, and whether it is bold."""
     rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
-    shown = [(beside(rouge, cell.mean, other), cell.best)]
+    paper = _published(cell.published, cell.published_status)
+    shown = [(bracketed(rouge, cell.mean, paper), cell.best)]
     if cell.test in settings.judged:
-        other = (
-            None
-            if cell.judged_published is None
-            else Published(cell.judged_published, cell.judged_published_status, "")
-        )
-        shown.insert(0, (beside(number(cell.judged, cell.judged_error), cell.judged, other), False))
+        judged = number(cell.judged, cell.judged_error)
+        paper = _published(cell.judged_published, cell.judged_published_status)
+        shown.insert(0, (bracketed(judged, cell.judged, paper), False))
     return shown
+
+
+def _published(value: float | None, status: str) -> Published | None:
+    return None if value is None else Published(value, status, "")
 
 
 @dataclass(frozen=True)
 class _Block:
     """A teacher and its students, as texts."""
 
-    counts: list[str]  # "n = 500" of each column; a dash for n where nothing was evaluated on it
-    lines: list[
-        tuple[str, str, list[tuple[str, bool]]]
-    ]  # model label, method label, a text a column and whether it is bold
+    # "n = 500" for each column; a dash for n if nothing was evaluated.
+    counts: list[str]
+    # Model label, method label, and for each column the text and whether it is bold.
+    lines: list[tuple[str, str, list[tuple[str, bool]]]]
 
 
 def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
-    """A block a teacher."""
+    """One block per teacher."""
     blocks = []
     for teacher in dict.fromkeys(c.teacher for c in cells):
         block = [c for c in cells if c.teacher == teacher]
@@ -173,23 +172,20 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
         lines: dict[tuple[str, str], list[Cell]] = {}
         for c in block:
             lines.setdefault((c.student, c.method), []).append(c)
-        blocks.append(
-            _Block(
-                [
-                    f"n = {n.get(test, DASH)}"
-                    for test in settings.tests
-                    for n in ([judged] if test in settings.judged else []) + [counts]
-                ],
-                [
-                    (
-                        line[0].student_label or line[0].teacher_label,
-                        line[0].method_label,
-                        [text for c in line for text in texts(settings, c)],
-                    )
-                    for line in lines.values()
-                ],
+        column_counts = [
+            f"n = {n.get(test, DASH)}"
+            for test in settings.tests
+            for n in ([judged] if test in settings.judged else []) + [counts]
+        ]
+        column_texts = [
+            (
+                line[0].student_label or line[0].teacher_label,
+                line[0].method_label,
+                [text for c in line for text in texts(settings, c)],
             )
-        )
+            for line in lines.values()
+        ]
+        blocks.append(_Block(column_counts, column_texts))
     return blocks
 
 
@@ -211,7 +207,8 @@ def _markdown(settings: TableSettings, cells: list[Cell], notes: list[str]) -> s
 def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
     labels = headings(settings)
     blocks = _blocks(settings, cells)
-    alike = all(block.counts == blocks[0].counts for block in blocks)  # else each block says its own n
+    # If they differ, each block shows its own n.
+    same_counts = all(block.counts == blocks[0].counts for block in blocks)
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
@@ -219,19 +216,17 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
         rf"\begin{{tabular}}{{ll{'r' * len(labels)}}}",
         r"\toprule",
         " & ".join(["Model", "Method", *map(latex, labels)]) + r" \\",
-        *([_latex_counts(blocks[0])] if alike else []),
+        *([_latex_counts(blocks[0])] if same_counts else []),
     ]
     for block in blocks:
-        lines += [r"\midrule", *([] if alike else [_latex_counts(block)])]
+        lines += [r"\midrule", *([] if same_counts else [_latex_counts(block)])]
         before = ""
         for label, method, values in block.lines:
             if before and label != before:
                 lines.append(r"\addlinespace")
             shown = latex(label) if label != before else ""
-            lines.append(
-                " & ".join([shown, latex(method), *(bold(latex(text), best) for text, best in values)])
-                + r" \\"
-            )
+            columns = (bold(latex(text), best) for text, best in values)
+            lines.append(" & ".join([shown, latex(method), *columns]) + r" \\")
             before = label
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize"]
     lines += [latex(note) for note in notes]
@@ -239,7 +234,5 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
 
 
 def _latex_counts(block: _Block) -> str:
-    return (
-        " & ".join(["", "", *(f"${n}$" if DASH not in n else f"$n$ = {latex(DASH)}" for n in block.counts)])
-        + r" \\"
-    )
+    counts = (f"${n}$" if DASH not in n else f"$n$ = {latex(DASH)}" for n in block.counts)
+    return " & ".join(["", "", *counts]) + r" \\"

@@ -1,6 +1,6 @@
-"""Cells of the main table: what was measured for every teacher, student and method on every test set, and which lead is significant.
+"""Cells of the main table: what was measured for each model on each test set; which leads are significant.
 
-`collect_cells` turns metric files into cells; `write_csv` and `read_csv` keep them.
+`collect_cells` turns metric files into cells; `write_csv` and `read_csv` store and load them.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from minillm.publish.run_models import MetricFile, declared, labels, main_table_
 from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.sheet import table_of
 
-# Of the comparisons of a table together.
+# Significance level of all comparisons of a table together.
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model under one test set; `mean` is None if there is no metric file."""
+    """One model on one test set; `mean` is None if there is no metric file."""
 
     teacher: str
     student: str  # empty for the teacher itself
@@ -56,7 +56,7 @@ class Cell:
     test: str
     test_label: str
     n: int | None = None
-    rows: str = ""  # hash of the ids of the test rows: cells of one hash were tested on the same rows
+    rows: str = ""  # hash of the test rows' ids: cells with the same hash were tested on the same rows
     mean: float | None = None
     standard_error: float | None = None
     over: str = ""
@@ -74,17 +74,21 @@ class Cell:
     judged_n: int | None = None
     judged_published: float | None = None  # the paper's GPT-4 score
     judged_published_status: str = ""
-    exact_match: float | None = None  # percent of the responses that are one of the references
+    exact_match: float | None = None  # percentage of responses that equal one of the references
     # Over training seeds if there are several, else over sampling seeds.
     exact_match_error: float | None = None
 
     @property
     def training_seeds(self) -> int:
-        """How many training seeds are behind the mean."""
+        """How many training seeds the mean is over."""
         return sum("metrics/rouge/" in source for source in self.sources.split(";"))
 
 
 COLUMNS = [field.name for field in dataclasses.fields(Cell)]
+NUMBERS = [
+    *("mean", "standard_error", "low", "high", "between_variance", "within_variance", "published"),
+    *("judged", "judged_error", "judged_published", "exact_match", "exact_match_error"),
+]
 
 
 def collect_cells(
@@ -92,9 +96,9 @@ def collect_cells(
 ) -> list[Cell]:
     """All cells, pair by pair, from the metric files that the table declares and the published numbers.
 
-    `run_folder`: results/<run>.  Raises UserError if a file is damaged, is of other settings, or if a teacher and its
-    students were tested on different rows.  Different teachers may be: which prompts are dropped as too long depends
-    on the tokenizer, which only a pair shares.
+    `run_folder`: results/<run>.  Raises UserError if a file is damaged, was made with other settings, or if a
+    teacher and its students were tested on different rows.  Different teachers may be tested on different
+    rows: which prompts are dropped as too long depends on the tokenizer, which only a pair shares.
     """
     contents = _read_contents(settings, run_folder)
     frame = frame_of(run_folder, contents.items())
@@ -110,66 +114,62 @@ def collect_cells(
         for test in settings.tests:
             key = (teacher, student, method, test)
             who = (teacher, student, names.get(student, ""), names[teacher], method, label)
-            cell = _beside(Cell(*who, test, settings.test_labels.get(test, test)), settings, paper or {})
+            cell = _with_paper(Cell(*who, test, settings.test_labels.get(test, test)), settings, paper or {})
             rows = rows_of.get(key, frame[:0])
-            cell, of_prompts, training = _scored(cell, rows, answers.get(key, []))
-            cells.append(_judged(cell, rows))
-            scores.append(of_prompts)
+            cell, prompt_scores, training = _with_rouge(cell, rows, answers.get(key, []))
+            cells.append(_with_judge(cell, rows))
+            scores.append(prompt_scores)
             trainings.append(training)
-    best = significant_leads(
-        [(cell.teacher, cell.student, cell.test) for cell in cells], cells, scores, trainings
-    )
+    groups = [(cell.teacher, cell.student, cell.test) for cell in cells]
+    best = significant_leads(groups, cells, scores, trainings)
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
 
 
 def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile, dict[str, Any]]:
-    """The declared metric files that are there; those of ROUGE-L are checked, and of one teacher on the same rows."""
+    """The declared metric files that exist; those of ROUGE-L are checked, and share rows for each teacher."""
     contents: dict[MetricFile, dict[str, Any]] = {}
     first: dict[tuple[str, str], MetricFile] = {}
     for file in declared(settings, main_table_asks(settings)):
         path = run_folder / file.path
         if file.kind == "rouge" and path.exists():
             contents[file] = _read_rouge(path, settings, file.test_set)
-            other = first.setdefault((file.teacher, file.test_set), file)
-            if contents[file]["ids"] != contents[other]["ids"]:
-                where = run_folder / other.path
+            reference = first.setdefault((file.teacher, file.test_set), file)
+            if contents[file]["ids"] != contents[reference]["ids"]:
+                where = run_folder / reference.path
                 raise UserError(f"{path}: its rows are not those of {where}; generate and score both again")
         elif (content := read_json(path)) is not None:
             contents[file] = content
     return contents
 
 
-def _scored(
+def _with_rouge(
     cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
 ) -> tuple[Cell, list[float], Part | None]:
-    """The cell with its ROUGE-L; its score at each prompt, averaged over all seeds; what training seeds add to the variance.
+    """The cell with its ROUGE-L; its mean score over seeds on each prompt; the training seeds' variance.
 
-    `rows`: the cell's rows of the frame.  `answers`: its metric files, which hold one score a prompt.
+    `rows`: the cell's rows of the frame.  `answers`: its metric files, which have one score per prompt.
     """
     rouge = rows[(rows["metric"] == "rouge") & rows["sampling_seed"].notna()]
     if rouge.empty:
         return cell, [], None
     seeds = {
-        int(seed): dict(zip(of_seed["sampling_seed"], of_seed["value"].tolist(), strict=True))
-        for seed, of_seed in rouge.groupby("training_seed", sort=False)
+        int(seed): dict(zip(seed_rows["sampling_seed"], seed_rows["value"].tolist(), strict=True))
+        for seed, seed_rows in rouge.groupby("training_seed", sort=False)
     }
     ids = answers[0]["ids"]
-    of_seeds = [values for content in answers for values in content["scores"].values()]
-    scores = [math.fsum(column) / len(column) for column in zip(*of_seeds, strict=True)]
+    seed_scores = [values for content in answers for values in content["scores"].values()]
+    scores = [math.fsum(column) / len(column) for column in zip(*seed_scores, strict=True)]
     training = part([math.fsum(values.values()) / len(values) for values in seeds.values()])
     mean, error, over = pooled(seeds)
     # A single run.
     if error is None and len(scores) > 1:
         error = _error_over_prompts(scores)
         over = f"prompts (bootstrap), {over}"
-    exact_match, exact_match_error = over_training_seeds(rows[rows["metric"] == "exact_match"]) or (
-        None,
-        None,
-    )
+    exact = over_training_seeds(rows[rows["metric"] == "exact_match"])
+    exact_match, exact_match_error = exact or (None, None)
     variances = components(seeds)
-    low, high = _interval(
-        mean, scores, training, "/".join((cell.teacher, cell.student, cell.method, cell.test))
-    )
+    name = "/".join((cell.teacher, cell.student, cell.method, cell.test))
+    low, high = _interval(mean, scores, training, name)
     cell = dataclasses.replace(
         cell,
         n=len(ids),
@@ -196,9 +196,10 @@ def _error_over_prompts(scores: Sequence[float]) -> float | None:
 def _interval(
     mean: float, scores: Sequence[float], training: Part | None, name: str
 ) -> tuple[float | None, float | None]:
-    """95% interval of a mean: percentile bootstrap over prompts; with several training seeds Student's t, variances of both added.
+    """95% interval of a mean: percentile bootstrap over prompts; Student's t with several training seeds.
 
-    Added they are a little too wide: what prompts and seeds do together is in both.
+    The latter adds the variances over prompts and over training seeds, which makes it a little too wide:
+    their interaction is in both.
     """
     prompts = part(scores)
     if training is None or prompts is None:
@@ -206,11 +207,10 @@ def _interval(
     return t_interval(mean, [prompts, training])
 
 
-def _beside(cell: Cell, settings: TableSettings, paper: Mapping[Key, Published]) -> Cell:
-    """The cell with the paper's numbers for it, of Table 1 or 6."""
-    model, teacher = (
-        settings.labels.get(name, name) for name in (cell.student or cell.teacher, cell.teacher)
-    )
+def _with_paper(cell: Cell, settings: TableSettings, paper: Mapping[Key, Published]) -> Cell:
+    """The cell with the paper's numbers for it, from Table 1 or 6."""
+    names = (cell.student or cell.teacher, cell.teacher)
+    model, teacher = (settings.labels.get(name, name) for name in names)
     changes: dict[str, Any] = {}
     for column, metric in (("published", "rougeL"), ("judged_published", "gpt4")):
         keys = [(table, model, teacher, cell.method_label, cell.test, metric) for table in ("1", "6")]
@@ -220,16 +220,15 @@ def _beside(cell: Cell, settings: TableSettings, paper: Mapping[Key, Published])
     return dataclasses.replace(cell, **changes)
 
 
-def _judged(cell: Cell, rows: pd.DataFrame) -> Cell:
-    """The cell with a real judge's score, over the training seeds that have one; `rows` as in `_scored`."""
+def _with_judge(cell: Cell, rows: pd.DataFrame) -> Cell:
+    """The cell with a real judge's score, over training seeds that have one; `rows` as in `_with_rouge`."""
     judge = rows[rows["metric"] == "judge"]
     if judge.empty or (rows["metric"] == "judge_stand_in").any():
         return cell
     mean, error = over_training_seeds(judge) or (None, None)
     sources = ";".join(filter(None, [cell.sources, *judge["source"]]))
-    return dataclasses.replace(
-        cell, judged=mean, judged_error=error, judged_n=int(judge["n"].iloc[0]), sources=sources
-    )
+    n = int(judge["n"].iloc[0])
+    return dataclasses.replace(cell, judged=mean, judged_error=error, judged_n=n, sources=sources)
 
 
 def significant_leads(
@@ -238,20 +237,23 @@ def significant_leads(
     scores: Sequence[Sequence[float]],
     trainings: Sequence[Part | None],
 ) -> set[int]:
-    """Places of the cells whose lead over every other student method of their group is significant.
+    """Indices of the cells whose lead over every other student method of their group is significant.
 
-    groups: (teacher, student, test) of each cell.  scores: one a prompt.  trainings: what training seeds add to the variance of a cell's
-    mean, where there are several.  In each group of students' cells the highest mean is compared with each of the others (`_p`); Holm's
-    correction is over the comparisons of the whole table.  Cells over fewer training seeds than others are compared like the rest.
+    groups: (teacher, student, test) of each cell.  scores: one per prompt.  trainings: the training seeds'
+    part of the variance of a cell's mean, if there are several.
+
+    In each group of students' cells the highest mean is compared with each of the others (`_p`), with Holm's
+    correction over the comparisons of the whole table.  Cells over fewer training seeds are compared like the
+    rest.
     """
     by_group: dict[tuple[str, str, str], list[int]] = {}
     for i, (group, cell) in enumerate(zip(groups, cells, strict=True)):
         if cell.student and cell.mean is not None and len(scores[i]) > 1:
             by_group.setdefault(group, []).append(i)
     pairs = []
-    for places in by_group.values():
-        leader = max(places, key=lambda i: math.fsum(scores[i]))
-        pairs += [(leader, other) for other in places if other != leader]
+    for members in by_group.values():
+        leader = max(members, key=lambda i: math.fsum(scores[i]))
+        pairs += [(leader, rival) for rival in members if rival != leader]
     names = ["/".join((*groups[a], cells[a].method, cells[b].method)) for a, b in pairs]
     p = [
         _p(scores[a], scores[b], [training for training in (trainings[a], trainings[b]) if training], name)
@@ -264,7 +266,10 @@ def significant_leads(
 
 
 def _p(first: Sequence[float], second: Sequence[float], trainings: Sequence[Part], name: str) -> float:
-    """Two-sided p of a difference of two methods on the same prompts: paired bootstrap; with training seeds Student's t, variances added."""
+    """Two-sided p of the difference of two methods on the same prompts.
+
+    Paired bootstrap, or with `trainings` Student's t, the variances over prompts and training seeds added.
+    """
     if not trainings:
         return paired_bootstrap(first, second, name).p
     differences = [a - b for a, b in zip(first, second, strict=True)]
@@ -274,13 +279,13 @@ def _p(first: Sequence[float], second: Sequence[float], trainings: Sequence[Part
 
 
 def write_csv(cells: list[Cell], path: Path) -> None:
-    """Long form, one line a cell; numbers in full, empty if there is none."""
+    """Long form, one line per cell; numbers at full precision, empty if missing."""
     with whole_file(path) as partial:
         table_of([dataclasses.asdict(cell) for cell in cells], COLUMNS).to_csv(partial, index=False)
 
 
 def read_csv(path: Path) -> list[Cell]:
-    """What `write_csv` wrote.  Raises UserError, one line naming file and line."""
+    """The cells that `write_csv` wrote.  Raises UserError, one line naming file and line."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
@@ -302,35 +307,31 @@ def read_csv(path: Path) -> list[Cell]:
 
 
 def _cell(row: Mapping[Any, Any]) -> Cell:
-    numbers = ("mean", "standard_error", "low", "high", "between_variance", "within_variance",
-               "published", "judged", "judged_error", "judged_published", "exact_match", "exact_match_error")  # fmt: skip
-    values = {key: float(row[key]) if row[key] else None for key in numbers}
+    values = {key: float(row[key]) if row[key] else None for key in NUMBERS}
     counts = {key: int(row[key]) if row[key] else None for key in ("n", "judged_n")}
     return Cell(**{**row, **values, **counts, "best": row["best"] == "True"})
 
 
 def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
-    """A metric file, checked against the settings: the table must not mix what was sampled in different ways."""
+    """A metric file, checked against the settings: a table must not mix responses sampled differently."""
     keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
     metric = read_object(
         path, keys, "no such metric file; score the generations", "remove it and score again"
     )
     values = metric["per_seed"].values()
-    if not metric["ids"] or not all(
-        isinstance(value, int | float) and math.isfinite(value) for value in values
-    ):
-        raise UserError(f"{path}: no rows, or a score that is no number; remove it and score again")
+    finite = (isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not metric["ids"] or not all(finite):
+        raise UserError(f"{path}: no rows, or a score that is not a number; remove it and score again")
     if any(len(scores) != len(metric["ids"]) for scores in metric["scores"].values()):
         raise UserError(f"{path}: not every row has a score; remove it and score again")
     if metric["dataset"] != test:
-        raise UserError(
-            f"{path}: holds the test set '{metric['dataset']}', not '{test}'; remove it and score again"
-        )
+        problem = f"is for the test set '{metric['dataset']}', not '{test}'; remove it and score again"
+        raise UserError(f"{path}: {problem}")
     seeds = sorted(str(seed) for seed in settings.sampling_seeds)
     if sorted(metric["per_seed"]) != seeds:
-        raise UserError(
-            f"{path}: sampling seeds {', '.join(metric['per_seed'])}, but the table is of {', '.join(seeds)}; generate again"
-        )
+        problem = f"sampling seeds {', '.join(metric['per_seed'])}, but the table has {', '.join(seeds)}"
+        raise UserError(f"{path}: {problem}; generate again")
     if metric["sampling"] != dataclasses.asdict(settings.sampling):
-        raise UserError(f"{path}: sampled with {metric['sampling']}, not as the table says; generate again")
+        problem = f"sampled with {metric['sampling']}, not with the table's settings; generate again"
+        raise UserError(f"{path}: {problem}")
     return metric

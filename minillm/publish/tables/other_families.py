@@ -1,4 +1,4 @@
-"""Table 6: the main table's form for students of another family than their teacher's (in the paper, GPT-J's)."""
+"""Table 6: the main table for students of another family than their teacher's (in the paper, GPT-J's)."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ from minillm.publish.tables.main import footnotes, headings, texts
 from minillm.publish.tables.main_cells import Cell, collect_cells
 from minillm.publish.tables.sheet import Sheet, merged_labels
 
-CAPTION = "ROUGE-L of students of another family than their teacher's. The main table, which has a block a teacher, holds them too."
+CAPTION = (
+    "ROUGE-L of students of another family than their teacher's. The main table, with one block per teacher, "
+    "also has them."
+)
 
 
 def other_families(results: ItemResults) -> Sheet:
-    """The main table's cells of those students, and of their teachers."""
-    table, labels = results.settings.table, results.settings.models
+    """The main table's cells of those students and of their teachers."""
+    table, specs = results.settings.table, results.settings.models
 
-    def other(pair: Pair) -> tuple[str, ...]:
-        return tuple(
-            s for s in pair.students if labels[s].family and labels[s].family != labels[pair.teacher].family
-        )
+    def others(pair: Pair) -> tuple[str, ...]:
+        family = specs[pair.teacher].family
+        return tuple(s for s in pair.students if specs[s].family and specs[s].family != family)
 
-    pairs = tuple(dataclasses.replace(pair, students=other(pair)) for pair in table.pairs if other(pair))
+    pairs = tuple(dataclasses.replace(pair, students=others(pair)) for pair in table.pairs if others(pair))
     columns = ["Model", "Method", *headings(table)]
     if not pairs:
-        return Sheet(
-            CAPTION,
-            columns,
-            [],
-            [],
-            [],
-            "",
-            "not measured: in this configuration every student is of its teacher's family",
-        )
+        missing = "not measured: in this configuration every student is of its teacher's family"
+        return Sheet(CAPTION, columns, [], [], [], "", missing)
     settings = dataclasses.replace(table, pairs=pairs)
     cells = collect_cells(settings, results.folder, results.paper)
     results.sources += [source for cell in cells for source in cell.sources.split(";") if source]
@@ -45,15 +40,14 @@ def other_families(results: ItemResults) -> Sheet:
         + [text + "*" * best for cell in line for text, best in texts(settings, cell)]
         for line in lines.values()
     ]
-    n = "; ".join(
+    sizes = [
         f"{results.label(test)}: n = {c.n}" for test in table.tests for c in cells if c.test == test and c.n
-    )
-    n = "; ".join(dict.fromkeys(n.split("; ")))
+    ]
+    n = "; ".join(dict.fromkeys(sizes))
     notes = [
         note.replace("Bold: ", "*: ").replace("No cell is bold.", "No cell is starred.")
         for note in footnotes(settings, cells)
     ]
     missing = "" if n else "not measured in this run"
-    return Sheet(
-        CAPTION, columns, merged_labels(rows), [*notes, n], [dataclasses.asdict(c) for c in cells], n, missing
-    )
+    records = [dataclasses.asdict(cell) for cell in cells]
+    return Sheet(CAPTION, columns, merged_labels(rows), [*notes, n], records, n, missing)

@@ -1,4 +1,4 @@
-"""Table 8: what the paper's methods, and MiniLLM without one of its strategies, answer to the same prompts."""
+"""Table 8: prompts and the answers of the paper's methods and of MiniLLM without one of its strategies."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.ablations import STRATEGIES
 from minillm.publish.tables.sheet import Sheet, merged_labels
 
-ROWS = 2  # prompts a test set
-SHOWN = 400  # characters of a text; the CSV has it whole
+# Prompts per test set.
+ROWS = 2
+# Characters shown of a text; the CSV has it in full.
+SHOWN = 400
 
 
 def samples(results: ItemResults) -> Sheet:
-    """Answers of a teacher and of its students' models to a few prompts of each test set, drawn by the seed."""
+    """Answers of each teacher and its students to a few prompts per test set, drawn with the data seed."""
     caption = (
         "Answers of the paper's methods, and of MiniLLM without one of its strategies, to the same prompts."
     )
     rows, records = [], []
     seed = results.settings.table.sampling_seeds[0]
-    every = [model for model in results.models() if _shown(results, model)]
-    for teacher in dict.fromkeys(model.teacher for model in every):
-        models = [model for model in every if model.teacher == teacher]
+    shown = [model for model in results.models() if _shown(results, model)]
+    for teacher in dict.fromkeys(model.teacher for model in shown):
+        models = [model for model in shown if model.teacher == teacher]
         for test in results.settings.table.tests:
             answers = {}
             for model in models:
@@ -42,60 +44,47 @@ def samples(results: ItemResults) -> Sheet:
                     for model, by_id in answers.items()
                 ]
                 rows += [[about, f"{name} {method}".strip(), _cut(text)] for name, method, text in lines]
+                prompt = {"test": test, "id": row, "prompt": first["prompt"]}
                 records += [
-                    {
-                        "test": test,
-                        "id": row,
-                        "prompt": first["prompt"],
-                        "model": name,
-                        "method": method,
-                        "text": text,
-                    }
-                    for name, method, text in lines
+                    {**prompt, "model": name, "method": method, "text": text} for name, method, text in lines
                 ]
     notes = [
-        f"{ROWS} prompts of each test set, drawn by the seed {results.settings.seed} among those that all these models answered, none picked "
-        f"by hand; sampling seed {seed}, first training seed. Texts are cut at {SHOWN} characters; table8.csv has them whole."
+        f"{ROWS} prompts of each test set, drawn with the seed {results.settings.seed} from those that all "
+        f"these models answered, none picked by hand; sampling seed {seed}, first training seed. Texts are "
+        f"cut at {SHOWN} characters; table8.csv has them in full."
     ]
     missing = "" if rows else "no generations in this run"
     n = f"{len({(r['test'], r['id']) for r in records})} prompts"
-    return Sheet(
-        caption,
-        ["Prompt", "Model", "Answer"],
-        merged_labels(rows),
-        notes,
-        records,
-        n,
-        missing,
-        frozenset({0, 2}),
-    )
+    columns = ["Prompt", "Model", "Answer"]
+    return Sheet(caption, columns, merged_labels(rows), notes, records, n, missing, frozenset({0, 2}))
 
 
 def _shown(results: ItemResults, model: Trained) -> bool:
-    """Whether the table has a model: of a pair of the main table, be it trained for a sweep, and of a method that the paper's examples have."""
-    pairs = results.settings.table.pairs
+    """Whether the table has a model: its pair is in the main table, its method among the paper's examples.
+
+    The model itself may have been trained for a sweep.
+    """
     main = any(
         pair.teacher == model.teacher and (not model.student or model.student in pair.students)
-        for pair in pairs
+        for pair in results.settings.table.pairs
     )
     return main and (model.method in METHOD_NAMES or model.method in STRATEGIES)
 
 
 def _answers(results: ItemResults, weights: str, test: str, seed: int) -> dict[int, dict[str, Any]]:
-    """id -> generation of one sampling seed; empty if there are none."""
+    """Row id -> generation of one sampling seed; empty if there are none."""
     path = layout.generations(weights, test)
     text = results.text(path)
     try:
         lines = [json.loads(line) for line in (text or "").split("\n") if line]
         return {line["id"]: line for line in lines if line["seed"] == seed}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{results.folder / path}: damaged: {error!r}; remove it and generate again"
-        ) from None
+        problem = f"damaged: {error!r}; remove it and generate again"
+        raise UserError(f"{results.folder / path}: {problem}") from None
 
 
 def _drawn(answers: dict[Any, dict[int, Any]], seed: str) -> list[int]:
-    """A few ids that every model has, in order."""
+    """A few row ids that every model has, in order."""
     common = sorted(set.intersection(*map(set, answers.values()))) if answers else []
     return sorted(random.Random(seed).sample(common, min(ROWS, len(common))))
 

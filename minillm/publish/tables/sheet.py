@@ -1,4 +1,4 @@
-"""One small table as CSV, Markdown and LaTeX: every table but the main one."""
+"""A small table as CSV, Markdown and LaTeX: every table but the main one is a `Sheet`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import pandas as pd
 from minillm.files import whole_file
 from minillm.publish.style import DASH, latex, markdown
 
-PAGE = 45  # rows of a page
+# Rows that fit on a page.
+PAGE = 45
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table to read (`columns`, `rows` of texts, `notes` under it) and its numbers in full (`records`, for the CSV).
+    """A table to read (`columns`, `rows` of texts, `notes`) and its numbers in full (`records`, for the CSV).
 
-    n: what was counted, in words.  missing: what is not there, in a line, where nothing was measured.  texts: columns of running text.
+    n: what was counted, in words.  missing: one line that says what is missing if nothing was measured.
+    texts: indices of the columns that hold running text.  left: how many columns, the names, are aligned
+    left.
     """
 
     caption: str
@@ -30,11 +33,11 @@ class Sheet:
     n: str = ""
     missing: str = ""
     texts: frozenset[int] = field(default_factory=frozenset)
-    left: int = 2  # columns that are set to the left: names
+    left: int = 2
 
 
 def write(sheet: Sheet, out: Path, name: str) -> None:
-    """NAME.csv, NAME.md and NAME.tex in `out`."""
+    """Write NAME.csv, NAME.md and NAME.tex to `out`."""
     columns = list(dict.fromkeys(key for record in sheet.records for key in record)) or list(sheet.columns)
     with whole_file(out / f"{name}.csv") as partial:
         table_of(sheet.records, columns).to_csv(partial, index=False)
@@ -44,7 +47,7 @@ def write(sheet: Sheet, out: Path, name: str) -> None:
 
 
 def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """`records` as they are: as columns of one type, counts with a missing value would become 12.0."""
+    """`records` with types kept: in a typed column with missing values, the count 12 would become 12.0."""
     return pd.DataFrame(list(records), columns=list(columns), dtype=object)
 
 
@@ -67,7 +70,7 @@ def _cell(text: str) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A `table` of booktabs, a `longtable` where it is longer than a page, or a sentence if there is nothing to show."""
+    """A booktabs `table`, a `longtable` if longer than a page, or a sentence if there is nothing to show."""
     width = round(0.9 / (len(sheet.texts) + 0.18 * (len(sheet.columns) - len(sheet.texts))), 2)
     kinds = "".join(
         rf"p{{{width}\linewidth}}" if i in sheet.texts else ("l" if i < sheet.left else "r")
@@ -78,28 +81,12 @@ def as_latex(sheet: Sheet) -> str:
     foot = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", *map(latex, sheet.notes), "}"]
     head, body = [r"\toprule", _row(sheet.columns), r"\midrule"], [*map(_row, sheet.rows), r"\bottomrule"]
     if len(sheet.rows) > PAGE:
-        lines = [
-            r"% \usepackage{booktabs,longtable}",
-            *note,
-            rf"\begin{{longtable}}{{{kinds}}}",
-            caption + r" \\",
-            *head,
-            r"\endhead",
-        ]
-        return "\n".join([*lines, *body, r"\end{longtable}", *foot, ""])
+        lines = [r"% \usepackage{booktabs,longtable}", *note, rf"\begin{{longtable}}{{{kinds}}}"]
+        lines += [caption + r" \\", *head, r"\endhead", *body, r"\end{longtable}"]
+        return "\n".join([*lines, *foot, ""])
     table = [rf"\begin{{tabular}}{{{kinds}}}", *head, *body, r"\end{tabular}"] if sheet.rows else []
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        caption,
-        *note,
-        *table,
-        *foot,
-        r"\end{table}",
-        "",
-    ]
-    return "\n".join(lines)
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", caption]
+    return "\n".join([*lines, *note, *table, *foot, r"\end{table}", ""])
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -115,7 +102,7 @@ def decimals(value: tuple[float, float | None] | None, places: int, scale: float
 
 
 def merged_labels(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows whose first cell is left empty if it repeats the one above."""
+    """`rows` with the first cell empty if it repeats the one above."""
     shown, before = [], None
     for row in rows:
         shown.append([("" if row[0] == before else row[0]), *row[1:]])

@@ -52,7 +52,7 @@ def test_the_caption_of_exposure_bias_says_how_it_was_computed(run: Path, tmp_pa
         and "semantics" not in caption
         and "finished" not in caption
     )
-    assert "Drawn: the methods of the paper's main table alone, of 7 in this run." in caption
+    assert "Only the methods of the paper's main table are drawn; this run has 7 methods." in caption
     for path in sorted((copy / "metrics/exposure_bias").rglob("*.json")):
         metric = json.loads(path.read_text())
         metric["draws"]["50"] = [value + k for value in metric["draws"]["50"][:1] for k in range(11)]
@@ -85,7 +85,7 @@ def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
         comparison["annotators"]["ben"] = {"win": 1}
     page.write_text(json.dumps(metric))
     assert (
-        "Several annotators judged: judgements of one prompt are then not independent"
+        "Several annotators judged, so judgements of one prompt are not independent"
         in published_item("figure4", copy, tmp_path)["caption"]
     )
     assert (sign_test(0, 0), sign_test(3, 3), sign_test(0, 5)) == (1.0, 1.0, 0.0625)
@@ -136,13 +136,13 @@ def test_tasks_go_by_their_labels(run: Path, tmp_path: Path) -> None:
 def test_average_score_says_what_it_is(run: Path, tmp_path: Path) -> None:
     caption = published_item("figure1", run, tmp_path)["caption"]
     assert "Mean over DollyEval of the judge's score (openai some-judge)" in caption
-    assert " Bars: standard error over prompts (bootstrap). " in caption
+    assert " Error bars: standard error over prompts (bootstrap). " in caption
     assert "SFT, which has no teacher, is left out" in published_item("figure5", run, tmp_path)["caption"]
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "metrics/judge")
     caption = published_item("figure1", copy, tmp_path)["caption"]
     assert "ROUGE-L, not a judge's score as in the paper (no judge scored this run): mean over DollyEval, S-NI." in caption
-    assert " Bars: standard error over sampling seeds, the sets taken as independent. " in caption
+    assert " Error bars: standard error over sampling seeds, the sets taken as independent. " in caption
 
 
 def test_forward_fit_matches_moments() -> None:

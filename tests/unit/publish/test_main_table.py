@@ -149,10 +149,10 @@ def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> No
     ("changed", "line"),
     [
         ({"per_seed": None}, "'per_seed' is missing or of the wrong type; remove it and score again"),
-        ({"per_seed": {"10": float("nan"), "20": 1.0}}, "no rows, or a score that is no number; remove it and score again"),
-        ({"dataset": "hard"}, "holds the test set 'hard', not 'easy'; remove it and score again"),
-        ({"per_seed": {"10": 1.0, "30": 1.0}}, "sampling seeds 10, 30, but the table is of 10, 20; generate again"),
-        ({"sampling": {"top_k": 5}}, "sampled with {'top_k': 5}, not as the table says; generate again"),
+        ({"per_seed": {"10": float("nan"), "20": 1.0}}, "no rows, or a score that is not a number; remove it and score again"),
+        ({"dataset": "hard"}, "is for the test set 'hard', not 'easy'; remove it and score again"),
+        ({"per_seed": {"10": 1.0, "30": 1.0}}, "sampling seeds 10, 30, but the table has 10, 20; generate again"),
+        ({"sampling": {"top_k": 5}}, "sampled with {'top_k': 5}, not with the table's settings; generate again"),
     ],
 )
 def test_a_damaged_metric_is_one_line(metrics: Path, tmp_path: Path, changed: dict, line: str) -> None:
@@ -214,7 +214,7 @@ def test_figure_is_drawn_and_reproducible(metrics: Path, tmp_path: Path) -> None
 def test_figure_refuses(metrics: Path, tmp_path: Path) -> None:
     write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path)
     table = tmp_path / "main.csv"
-    for palette, line in (({"kdd": "red"}, "there is no method 'kdd'"), ({"kd": "rde"}, "'rde' is no colour")):
+    for palette, line in (({"kdd": "red"}, "unknown method 'kdd'"), ({"kd": "rde"}, "'rde' is not a colour")):
         with pytest.raises(UserError, match=line):
             draw_main(FigureSettings(stage="figure", style=Style(palette=palette)), table=table, out=tmp_path / "out")
     settings = FigureSettings(stage="figure", style=Style())
@@ -267,7 +267,7 @@ def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: P
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     text = (tmp_path / "main.md").read_text()
     assert r"| OPT 1.3B | SFT w/o KD | 21.5 ± 0.5 [26.0: -4.5] | 21.5 ± 0.5 |" in text
-    assert r"| OPT 1.3B | KD | 22.5 ± 0.5 [25.4?: -2.9] |" in text and "?: unverified, that is recalled" in text
+    assert r"| OPT 1.3B | KD | 22.5 ± 0.5 [25.4?: -2.9] |" in text and "?: unverified, that is, recalled" in text
     found = {c.method: c for c in read_csv(tmp_path / "main.csv") if c.test == "dolly"}
     assert (found["sft"].published, found["sft"].published_status, found["kd"].published_status) == (
         26.0,

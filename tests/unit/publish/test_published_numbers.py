@@ -93,7 +93,7 @@ def test_published_numbers_are_checked(tmp_path: Path) -> None:
         published(tmp_path)
     header = "family,size,method,dataset,metric,value,verified,source\n"
     (tmp_path / "table1.csv").write_text(header + "A,1B,KD,x,rougeL,n/a,yes,[V]\n")
-    with pytest.raises(UserError, match=r"table1.csv:2: value: 'n/a' is no number"):
+    with pytest.raises(UserError, match=r"table1.csv:2: value: 'n/a' is not a number"):
         published(tmp_path)
 
 
@@ -214,9 +214,9 @@ def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
             }
     for name, bars in (
         ("figure1", "over training seeds. "),
-        ("figure5", "over training seeds, for models of one training over prompts"),
+        ("figure5", "over training seeds, for models trained once over prompts"),
     ):
-        assert f"Bars: standard error {bars}" in json.loads((tmp_path / f"{name}.json").read_text())["caption"]
+        assert f"Error bars: standard error {bars}" in json.loads((tmp_path / f"{name}.json").read_text())["caption"]
     rows = {tuple(row[k] for k in ("table", "model", "teacher", "method", "dataset", "metric")): row
             for row in csv.DictReader((tmp_path / "fidelity.csv").open())}  # fmt: skip
     row = rows["1", "GPT-2 120M", "GPT-2 1.5B", "MiniLLM", "dolly", "rougeL"]
@@ -225,4 +225,4 @@ def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
     low, high = t_interval(float(prompts.mean()), [part(list(prompts)), part([file["mean"] for file in files])])
     assert (float(row["low"]), float(row["high"])) == (pytest.approx(low), pytest.approx(high))
     line = next(line for line in (tmp_path / "table4.md").read_text().split("\n") if "| MiniLLM |" in line)
-    assert "±" in line and "the variants have the first alone" in (tmp_path / "table4.md").read_text()
+    assert "±" in line and "the variants have only the first" in (tmp_path / "table4.md").read_text()

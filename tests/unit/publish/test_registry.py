@@ -37,7 +37,7 @@ def test_the_report_says_how_to_read_each() -> None:
 def test_measured(name: str, run: Path, tmp_path: Path) -> None:
     sidecar = published_item(name, run, tmp_path)
     if name == "figure14":
-        assert sidecar["missing"] == "not measured: this configuration has no student of OPT"
+        assert sidecar["missing"] == "not measured: this configuration has no OPT student"
         return
     assert sidecar["missing"] == "" and sidecar["caption"]
     assert bool(sidecar["sources"]) == (name not in ALWAYS) and all((run / source).is_file() for source in sidecar["sources"])
@@ -62,7 +62,7 @@ def test_calibration(run: Path, tmp_path: Path) -> None:
     assert "| GPT-2 1.5B | Teacher | 0.123 ± 0.010 | 0.300 ± 0.020 | 70.0 ± 5.0 |" in found
     assert "| Model | Method | BoolQ<br>ECE | BoolQ<br>raw ECE | BoolQ<br>accuracy (%) | SST-2<br>ECE |" in found
     assert "SST-2: 5 bins with the edges 0, 0.2, 0.4, 0.6, 0.8, 1. Label words: no, yes." in found
-    assert "±: standard error over rows of one training" in found
+    assert "±: standard error over rows for a single training" in found
     assert r"Teacher & 0.123 $\pm$ 0.010" in (tmp_path / "table2.tex").read_text()
 
 
@@ -206,7 +206,7 @@ def test_style_is_a_figures_alone() -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     unknown = dataclasses.replace(settings("table2"), name="table22")
-    with pytest.raises(UserError, match="--config: name: there is no 'table22'; did you mean 'table2'?"):
+    with pytest.raises(UserError, match="--config: name: unknown item 'table22'; did you mean 'table2'?"):
         run_stage(unknown, run_folder=tmp_path, out=tmp_path)
     put(tmp_path, "metrics/diversity/xl/teacher/dolly.json", "{")
     with pytest.raises(UserError, match="dolly.json: not JSON: .*; remove it and make it again"):
@@ -227,7 +227,7 @@ def test_index(run: Path, tmp_path: Path) -> None:
         in found
     )
     assert "# Results of the run r\n" in found
-    line = "| [table3](tables/table3.md) | Table 3: diversity of the responses and loss of the references | "
+    line = "| [table3](tables/table3.md) | Table 3: diversity of the responses and loss on the references | "
     assert line + "DollyEval: n = 12; S-NI: n = 10 | measured |" in found
     assert "| [figure4](figures/figure4.png) |" in found and "| missing: no annotations |" in found
     assert "| table2 | Table 2: calibration on zero-shot classification | – | not made |" in found

@@ -47,7 +47,7 @@ def test_an_item_says_its_n_sources_and_settings(tmp_path: Path) -> None:
     assert "</strong>: top_k 0; sampling seeds 10, 20" in found and "generate 27:46:40 (2 jobs)" in found
     (tmp_path / "tables/table3.json").write_text(json.dumps(sidecar | {"missing": "not measured", "sources": []}))
     found = html(details(tmp_path, "table", "table3"))
-    assert "not measured" in found and "no measurement of the run" in found
+    assert "not measured" in found and "no measurements of the run" in found
     older = {key: sidecar[key] for key in ("caption", "n", "missing", "sources")}
     (tmp_path / "tables/table3.json").write_text(json.dumps(older))
     assert "(1000)" in html(details(tmp_path, "table", "table3"))

@@ -36,7 +36,7 @@ def test_several_training_seeds(metrics: Path, tmp_path: Path) -> None:
     assert "| SFT w/o KD | 22.5 ± 1.0 | 21.5 ± 0.5† |" in text  # the second cell lacks a training seed
     assert "over 2 training seeds, 2 sampling seeds each (SFT w/o KD)." in text
     assert "†: over fewer training seeds than the 2 of this table, not comparable with the other cells; main.csv " in text
-    assert "Training seeds 10, 11; teachers 10 alone." in text
+    assert "Training seeds 10, 11; teachers only 10." in text
     assert r"21.5 $\pm$ 0.5$^\dagger$" in (tmp_path / "out/main.tex").read_text()
     draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
 
