@@ -62,9 +62,8 @@ class Engine:
         import deepspeed
 
         if world.device.type == "cpu":
-            # gloo does the sums.  DeepSpeed's own kernel for one host is compiled on first use, under a lock
-            # file; a job killed meanwhile leaves the lock, and every later job of the user waits for it
-            # forever.
+            # gloo does the sums.  DeepSpeed's own kernel for one host is compiled on first use under a lock
+            # file; a job killed meanwhile leaves it, and every later job of the user waits for it forever.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         precisions.check(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
@@ -182,8 +181,7 @@ class Engine:
     def _blocks(self, model: PreTrainedModel) -> compiling.Blocks:
         """What is compiled of an unsharded model; sharded weights come by hooks, which no program runs.
 
-        On a CPU torch's own attention is far slower inside compiled blocks than outside
-        (docs/performance.md).
+        On a CPU torch's own attention is far slower in compiled blocks than outside (docs/performance.md).
         """
         pays = self.world.device.type == "cuda" or self.launch.attention == "eager"
         return compiling.compiled(decoder_blocks(model)) if self.launch.compile and pays else []
@@ -191,9 +189,8 @@ class Engine:
     def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
         """This rank's micro-batches of a global batch, grouped by similar length (batching.least_padding).
 
-        Every rank's pass waits for all others', so all ranks get equally many micro-batches with equally many
-        rows of each kind: sorted by length, rows are dealt out one per rank, and grouped the same way on
-        every rank.
+        Every rank's pass waits for all others', so all get equally many micro-batches with equally many rows
+        of each kind: sorted by length, rows are dealt out one per rank and grouped alike on every rank.
         """
         size, rank = self.world.size, self.world.rank
         dealt: list[Sequence[T]] = []
@@ -314,8 +311,7 @@ class Engine:
     def _fix_universal(self) -> None:
         """Undo what DeepSpeed 0.19.8 does to a ZeRO-3 optimizer when it loads a universal checkpoint.
 
-        All weights share one step counter, which each of them then advances, and all groups get the weight
-        decay of the first.
+        All weights share one step counter, which each then advances; all groups get the first's weight decay.
         """
         optimizer = self.engine.optimizer.optimizer
         for group, decay in zip(optimizer.param_groups, self._decays, strict=True):
