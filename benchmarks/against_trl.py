@@ -1,8 +1,9 @@
-"""Like for like with TRL 1.14.2's MiniLLM trainer: `python -m benchmarks.against_trl --python PATH` (`make bench-trl` sets it up).
+"""Like for like with TRL 1.14.2's MiniLLM trainer: `python -m benchmarks.against_trl --python PATH`.
 
-One step is 16 prompts of 64 tokens, 64 sampled tokens each, one update, from the same weights.  What that trainer lacks is off here:
-teacher-mixed sampling, plain text, whitening, scaled and clipped rewards, further inner epochs.  Rows have equal lengths, for it
-scores GPT-2 with left padding at wrong positions, and counts padding.  "bf16" is each side's own: autocast there, bf16 weights with
+`make bench-trl` sets it up.  One step is 16 prompts of 64 tokens, 64 sampled tokens each, and one update,
+from the same weights.  What that trainer lacks is off here: teacher-mixed sampling, plain text, whitening,
+scaled and clipped rewards, further inner epochs.  Rows have equal lengths because it scores left-padded GPT-2
+rows at wrong positions and counts padding.  "bf16" is each side's own: autocast there, bf16 weights with
 float32 copies in the optimizer here.
 """
 
@@ -25,17 +26,19 @@ from benchmarks.workload import Setting, make_model
 from minillm.runtime.processes import World, start
 
 REPEATS = 5
-RANKS = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)  # of this process; the worker is no part of its world
+# This process's rank variables; the worker is not part of its world.
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LIKE: dict[str, Any] = {
-    "alpha": 0.0, "lm_coef": 0.0, "inner_epochs": 1, "whiten": "none", "reward_scale": 1.0, "reward_clip": 0.0, "importance": "none",
-    "include_current": True, "gamma": 0.95,
-}  # fmt: skip
+    "alpha": 0.0,
+    "lm_coef": 0.0,
+    "inner_epochs": 1,
+    "whiten": "none",
+    "reward_scale": 1.0,
+    "reward_clip": 0.0,
+    "importance": "none",
+    "include_current": True,
+    "gamma": 0.95,
+}
 
 
 class Trl:
@@ -43,21 +46,26 @@ class Trl:
 
     def __init__(self, python: str, folder: Path, precision: str) -> None:
         self.log = folder / "trl.log"
-        alone = {key: value for key, value in os.environ.items() if key not in RANKS}
+        environment = {key: value for key, value in os.environ.items() if key not in RANKS}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [python, "-m", "benchmarks.trl_worker", str(folder), precision],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=alone,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
 
     def step(self) -> dict[str, float]:
-        """One step.  RuntimeError with the end of its log where it has died."""
+        """One step.  RuntimeError with the end of its log if it has died."""
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write("step\n")
             self.process.stdin.flush()
+        # It has died: no answer comes, which is reported below.
         except BrokenPipeError:
-            pass  # it has died: no answer comes, which is said below
+            pass
         answer = answer_of(self.process.stdout)
         if answer is None:
             raise RuntimeError(f"TRL's trainer ended: {self.log.read_text()[-3000:]}")
@@ -70,16 +78,16 @@ class Trl:
 
 
 def answer_of(stream: IO[str]) -> dict[str, float] | None:
-    """The next line of JSON, whatever else is printed."""
+    """The next line of JSON, skipping anything else that is printed."""
     for line in stream:
         if line.startswith('{"seconds"'):
-            found: dict[str, float] = json.loads(line)
-            return found
+            answer: dict[str, float] = json.loads(line)
+            return answer
     return None
 
 
 def compare(python: str, precision: str, world: World) -> dict[str, Any]:
-    """Both sides in alternation after one step each that is left out; memory in processes of their own."""
+    """Both sides in alternation after one untimed step each; our memory in a separate process."""
     setting = Setting(FIXED, precision, world)
     data = setting.make()
     for name, size, seed in (("student", FIXED.student, 1), ("teacher", FIXED.teacher, 2)):
@@ -114,13 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True, help="the interpreter of an environment with trl==1.14.2")
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     world = start(0)
-    found: dict[str, Any] = {"machine": report.machine()}
-    found["trl"] = {precision: compare(asked.python, precision, world) for precision in ("fp32", "bf16")}
-    say(f"written: {report.write(found, asked.out, 'trl')} and its .json")
-    print(report.summary(found))
-    sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
+    results: dict[str, Any] = {"machine": report.machine()}
+    results["trl"] = {precision: compare(args.python, precision, world) for precision in ("fp32", "bf16")}
+    say(f"written: {report.write(results, args.out, 'trl')} and its .json")
+    print(report.summary(results))
+    sys.exit(0 if all(check.met for check in report.checks(results)) else 1)
 
 
 if __name__ == "__main__":

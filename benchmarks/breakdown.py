@@ -1,6 +1,7 @@
-"""Where the time of one iteration goes: by part (which model, which pass), by kind of operation, and against the roofline.
+"""Where the time of an iteration goes: by part (model, pass), by kind of operation, and against the roofline.
 
-`python -m benchmarks.breakdown [--precision bf16] [--side ours] [--real]` prints the tables; docs/performance.md sums them up.
+`python -m benchmarks.breakdown [--precision bf16] [--side ours] [--real]` prints the tables that
+docs/performance.md summarises.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.speed import seconds, synchronize
 from benchmarks.workload import Setting
 from minillm.runtime.processes import start
 
-# Kinds of operations by name, the first that matches; self time, so that nothing is counted twice.
+# Kinds of operations by name, first match wins; self time, so that nothing is counted twice.
 KINDS = (
     ("matrix products", r"aten::(mm|addmm|bmm|baddbmm|linear|matmul|_scaled_mm)$|mkldnn|onednn"),
     ("attention", r"scaled_dot_product|flash_attention|efficient_attention"),
@@ -33,12 +34,13 @@ KINDS = (
     ("drawing tokens", r"aten::(cumsum|searchsorted|multinomial|exponential_)$"),
     (
         "copies, casts, gathers",
-        r"aten::(copy_|cat|stack|clone|contiguous|_to_copy|index\w*|gather|scatter\w*|fill_|zero_|masked_fill_?|where)$|[Mm]emcpy",
+        r"aten::(copy_|cat|stack|clone|contiguous|_to_copy|index\w*|gather|scatter\w*|fill_|zero_"
+        r"|masked_fill_?|where)$|[Mm]emcpy",
     ),
     ("optimizer", r"_foreach|_fused|Optimizer"),
     ("other operations", r"aten::|Backward|autograd"),
     ("Python and the rest", r""),
-)  # fmt: skip
+)
 
 
 class Parts:
@@ -68,15 +70,15 @@ class Parts:
             del engine.backward, engine.step
 
     def _time(self, module: torch.nn.Module, part: str) -> list[Any]:
-        begun: list[float] = []
+        starts: list[float] = []
 
         def before(*_: Any) -> None:
             synchronize()
-            begun.append(time.perf_counter())
+            starts.append(time.perf_counter())
 
         def after(*_: Any) -> None:
             synchronize()
-            self.seconds[self.phase, part] += time.perf_counter() - begun.pop()
+            self.seconds[self.phase, part] += time.perf_counter() - starts.pop()
 
         return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
@@ -93,60 +95,65 @@ class Parts:
 
 
 def by_part(side: Any, teacher: Any, inner_epochs: int) -> dict[str, dict[str, float]]:
-    """Seconds of one iteration: phase -> part -> seconds; "the rest" is what lies in no part (losses, sampling, records)."""
+    """Seconds of an iteration, phase -> part -> seconds; "the rest": losses, sampling, records."""
     parts = Parts(side, teacher)
     total = {}
     with parts.watching():
         parts.phase = "rollout"
-        total["rollout"], made = seconds(side.rollout)
+        total["rollout"], rollouts = seconds(side.rollout)
         parts.phase = "updates"
-        total["updates"], _ = seconds(lambda: [side.update(made) for _ in range(inner_epochs)])
-    found: dict[str, dict[str, float]] = {phase: {} for phase in total}
+        total["updates"], _ = seconds(lambda: [side.update(rollouts) for _ in range(inner_epochs)])
+    by_phase: dict[str, dict[str, float]] = {phase: {} for phase in total}
     for (phase, part), value in parts.seconds.items():
-        found[phase][part] = value
+        by_phase[phase][part] = value
     for phase, value in total.items():
-        found[phase]["the rest"] = value - sum(found[phase].values())
-    return found
+        by_phase[phase]["the rest"] = value - sum(by_phase[phase].values())
+    return by_phase
 
 
 def by_kind(side: Any, inner_epochs: int) -> dict[str, float]:
-    """Seconds of one iteration by kind of operation, from torch.profiler (which slows small operations down)."""
+    """Seconds of an iteration by kind of operation, from torch.profiler (which slows small operations)."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     with profile(activities=activities) as profiler:
         wall, _ = seconds(lambda: iteration(side, inner_epochs))
-    found = dict.fromkeys((name for name, _ in KINDS), 0.0)
+    times = dict.fromkeys((name for name, _ in KINDS), 0.0)
     for event in profiler.key_averages():
-        own = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
-        found[next(name for name, pattern in KINDS if re.search(pattern, event.key))] += own * 1e-6
-    found["Python and the rest"] += max(0.0, wall - sum(found.values()))
-    return found
+        cuda = torch.cuda.is_available()
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        kind = next(name for name, pattern in KINDS if re.search(pattern, event.key))
+        times[kind] += microseconds * 1e-6
+    times["Python and the rest"] += max(0.0, wall - sum(times.values()))
+    return times
 
 
 def executed_flops(action: Callable[[], Any]) -> float:
     """GFLOP of the matrix products and attention that `action` runs."""
     aten = torch.ops.aten
-    more = {
+    formulas = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # of sampling on a CPU (onednn_layout.py)
-        more[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
-    counter = FlopCounterMode(display=False, custom_mapping=more)
+    # Sampling on a CPU uses it (onednn_layout.py).
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        formulas[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: (
+            2 * math.prod(x) * weight[0]
+        )
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with counter:
         action()
     return counter.get_total_flops() / 1e9
 
 
 def iteration(side: Any, inner_epochs: int) -> None:
-    made = side.rollout()
+    rollouts = side.rollout()
     for _ in range(inner_epochs):
-        side.update(made)
+        side.update(rollouts)
 
 
 def utilisation(side: Any, shape: Shape, precision: str, device: torch.device) -> dict[str, float]:
-    """An iteration against the machine: its GFLOP, its seconds, and what share of the roofline that is."""
+    """An iteration against the machine: its GFLOP, its seconds, and its share of the roofline."""
     peak = roofline(precision, device)["roofline"]
     pairs = [(len(p), r) for p, r in zip(*sampled(side), strict=True)]
     needed = needed_flops(shape, pairs)["iteration"]
@@ -173,7 +180,7 @@ def sampled(side: Any) -> tuple[list[Any], list[int]]:
 
 
 def table(title: str, values: dict[str, float], unit: str = "s") -> str:
-    """Markdown: value and share of the sum, the largest first."""
+    """Markdown: values and their shares of the sum, largest first."""
     total = sum(values.values())
     rows = sorted(values.items(), key=lambda item: -item[1])
     lines = [f"| {title} | {unit} | share |", "|:--|--:|--:|"]
@@ -186,22 +193,19 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--side", default="ours", choices=tuple(SIDES))
     parser.add_argument("--real", action="store_true", help="real lengths instead of 64 + 64")
-    asked = parser.parse_args()
-    shape, world = REAL if asked.real else FIXED, start(0)
-    setting = Setting(shape, asked.precision, world)
-    side = SIDES[asked.side](setting, shape, setting.make())
-    side.update(side.rollout())  # warm
+    args = parser.parse_args()
+    shape, world = REAL if args.real else FIXED, start(0)
+    setting = Setting(shape, args.precision, world)
+    side = SIDES[args.side](setting, shape, setting.make())
+    # Warm up.
+    side.update(side.rollout())
     parts = by_part(side, setting.teacher, shape.inner_epochs)
-    print(
-        table(
-            "part of an iteration",
-            {f"{phase}: {part}": v for phase, found in parts.items() for part, v in found.items()},
-        )
-    )
+    by_name = {f"{phase}: {part}": v for phase, values in parts.items() for part, v in values.items()}
+    print(table("part of an iteration", by_name))
     print()
     print(table("kind of operation", by_kind(side, shape.inner_epochs)))
     print()
-    for name, value in utilisation(side, shape, asked.precision, world.device).items():
+    for name, value in utilisation(side, shape, args.precision, world.device).items():
         print(f"{name:26} {value:.4g}")
 
 

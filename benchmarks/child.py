@@ -1,4 +1,4 @@
-"""Measurements in fresh processes: what is asked goes there as JSON, what was found comes back as the last line of JSON."""
+"""Measurements in fresh processes: the request is passed as JSON, the result is the last line of JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from benchmarks.shapes import Shape, Size
 
 
-def ask(module: str, shape: Shape, processes: int = 1, **more: Any) -> dict[str, Any]:
-    """What `python -m module` finds; with more processes by torchrun, the machine's threads divided among them.
+def ask(module: str, shape: Shape, processes: int = 1, **options: Any) -> dict[str, Any]:
+    """The result of `python -m module`; several processes run by torchrun and share the machine's threads.
 
-    Raises RuntimeError with the end of what it printed where it fails.
+    Raises RuntimeError with the end of its output if it fails.
     """
-    command = [sys.executable, "-m", module, json.dumps({"shape": dataclasses.asdict(shape), **more})]
+    command = [sys.executable, "-m", module, json.dumps({"shape": dataclasses.asdict(shape), **options})]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     threads = max(1, torch.get_num_threads() // processes)
@@ -27,16 +27,12 @@ def ask(module: str, shape: Shape, processes: int = 1, **more: Any) -> dict[str,
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
     )
     if child.returncode:
-        killed = (
-            " was killed: too little memory?"
-            if child.returncode == -9
-            else f" ended with status {child.returncode}"
-        )
-        raise RuntimeError(f"{module} {more}{killed}\n{child.stderr.strip()[-2000:]}")
-    found: dict[str, Any] = json.loads(
-        next(line for line in reversed(child.stdout.splitlines()) if line.startswith("{"))
-    )
-    return found
+        killed = child.returncode == -9
+        what = "was killed: too little memory?" if killed else f"ended with status {child.returncode}"
+        raise RuntimeError(f"{module} {options} {what}\n{child.stderr.strip()[-2000:]}")
+    last = next(line for line in reversed(child.stdout.splitlines()) if line.startswith("{"))
+    result: dict[str, Any] = json.loads(last)
+    return result
 
 
 def asked() -> tuple[Shape, dict[str, Any]]:

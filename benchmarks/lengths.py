@@ -1,8 +1,8 @@
-"""Lengths of Dolly's training rows: prints the two lines of quantiles that shapes.py holds.
+"""Lengths of Dolly's training rows: prints the two lines of quantiles in shapes.py.
 
-`python -m benchmarks.lengths FOLDER`: FOLDER has dolly/train.jsonl (docs/data.md) and GPT-2's byte-level BPE in gpt2_bpe/.  Lengths are
-those of the pipeline: the published prompt template, prompts of more than 256 tokens left out, one EOS after the response, responses
-cut at 256 tokens.
+`python -m benchmarks.lengths FOLDER`: FOLDER has dolly/train.jsonl (docs/data.md) and GPT-2's byte-level BPE
+in gpt2_bpe/.  Lengths are those of the pipeline: the published prompt template, without prompts of more than
+256 tokens, one EOS after the response, responses cut at 256 tokens.
 """
 
 from __future__ import annotations

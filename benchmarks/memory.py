@@ -1,9 +1,10 @@
-"""Peak memory of one iteration, in a process of its own, above what both models and the training state take.
+"""Peak memory of an iteration, in a separate process, above what both models and the training state take.
 
-"above" is the peak of a collection and an update, less the resident size after both models were loaded and one optimizer step was made
-(the definition of the targets).  It still holds what any step needs whatever it computes: gradients and the optimizer's temporaries,
-which grow with the vocabulary since the embeddings do.  So the same process first makes a step on almost no tokens: "floor" is its
-peak, and "net" = above - floor is what the method takes for its tokens.
+"above" is the peak of a collection and an update minus the resident size after both models were loaded and
+one optimizer step was made (the definition of the targets).  It includes what any step needs: gradients and
+the optimizer's temporaries, which grow with the vocabulary since the embeddings do.  So the same process
+first makes a step on almost no tokens: "floor" is its peak, and "net" = above - floor is what the method
+takes for its tokens.
 """
 
 from __future__ import annotations
@@ -20,24 +21,22 @@ from benchmarks.sides import SIDES
 from benchmarks.workload import Setting
 from minillm.runtime.processes import start
 
-SMALL: dict[str, Any] = {
-    "prompt": 2,
-    "response": 2,
-    "text": 4,
-    "real": False,
-}  # the tokens of the floor's step
+# The tokens of the floor's step.
+SMALL: dict[str, Any] = {"prompt": 2, "response": 2, "text": 4, "real": False}
 
 
 def run(side: str, shape: Shape, precision: str, warm: bool = False, **changes: Any) -> dict[str, float]:
-    """Megabytes of this very process: resident, floor, rollout, update, above, net; `changes` are keys of OnPolicy.
+    """Megabytes of this process: resident, floor, rollout, update, above, net; `changes`: keys of OnPolicy.
 
-    With `warm` the resident size is taken after an iteration of the shape itself, as TRL's is: kernels made at first use count there.
+    With `warm` the resident size is taken after an iteration of the shape itself, as TRL's is, so that it
+    includes kernels made at first use.
     """
     meter, setting = Meter(), Setting(shape, precision, start(0))
     small = dataclasses.replace(shape, **SMALL)
     short = SIDES[side](setting, small, setting.make(small), **changes)
     long = SIDES[side](setting, shape, setting.make(), short.engine, **changes)
-    short.update(short.rollout())  # the optimizer's state is made
+    # Creates the optimizer's state.
+    short.update(short.rollout())
     if warm:
         long.update(long.rollout())
     resident = meter.held()
@@ -48,8 +47,8 @@ def run(side: str, shape: Shape, precision: str, warm: bool = False, **changes: 
         return meter.peak() - resident, result
 
     floor, _ = above(lambda: short.update(short.rollout()))
-    rollout, made = above(long.rollout)
-    update, _ = above(lambda: long.update(made))
+    rollout, rollouts = above(long.rollout)
+    update, _ = above(lambda: long.update(rollouts))
     peak = max(rollout, update)
     return {
         "resident": resident,

@@ -1,4 +1,4 @@
-"""The memory of this process, in MB.  Imports torch alone: another trainer's environment uses it too."""
+"""The memory of this process, in MB.  Imports only torch: another trainer's environment uses it too."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MB = 2**20
 
 
 class Meter:
-    """What the process holds, and its peak since `begin`: of the GPU where there is one, else the resident size (Linux)."""
+    """What the process holds, its peak since `begin`: of the GPU if there is one, else resident (Linux)."""
 
     def __init__(self) -> None:
         self.cuda = torch.cuda.is_available()
 
     def held(self) -> float:
-        """After what can be freed is given back to the system."""
+        """What is held once all that can be freed is returned to the system."""
         gc.collect()
         if self.cuda:
             torch.cuda.synchronize()
@@ -31,9 +31,8 @@ class Meter:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # the kernel's peak of the resident size starts anew
+            # Resets the kernel's peak of the resident size.
+            Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
         return torch.cuda.max_memory_allocated() / MB if self.cuda else status("VmHWM")

@@ -1,15 +1,17 @@
-"""MiniLLM with the passes of the released code, to compare with: full logits, everything padded, nothing kept that could be kept.
+"""MiniLLM with the released code's passes, for comparison: full logits, all padded, nothing kept for reuse.
 
-What is passed when, and what is stored, was read in microsoft/LMOps (minillm/minillm: sampler.py, trainer.py, losses.py,
-reward.py, utils.py); the code is ours.  A chunk of rollouts costs two generations, three passes of the teacher and three of the
-student: the second generation, with a pass of each, only serves a logged reverse KL, and two of the student's passes compute the same.
-Each update costs one pass with gradient on rollouts and plain text together, one of the teacher on each.  Every row has `prompt` +
-`response` positions whatever it holds, each pass makes logits of all of them, (rows, positions, vocabulary), and a boolean mask of
-that size, of filtered tokens, is kept and applied everywhere though nothing is filtered.
+Which passes are made and what is stored was read in microsoft/LMOps (minillm/minillm: sampler.py, trainer.py,
+losses.py, reward.py, utils.py); the code is ours.  A chunk of rollouts costs two generations and three passes
+each of teacher and student: the second generation, with a pass of each, only serves a logged reverse KL, and
+two of the student's passes compute the same.  An update costs one pass with gradient on rollouts and plain
+text together, and one of the teacher on each.  Every row has `prompt` + `response` positions whatever it
+holds; every pass makes the logits of all of them, (rows, positions, vocabulary); a boolean mask of filtered
+tokens of that size is kept and applied everywhere although nothing is filtered.
 
-In favour of the reference: generation makes logits of the last position only, as today's transformers does.  Masks come from lengths, not
-from comparing tokens with the padding token.  Whitening and means are over the micro-batch, as released; the package takes them over the
-global mini-batch (docs/method.md), which is the same where the micro-batch is all of it.
+In the reference's favour: generation makes only the last position's logits, as today's transformers does, and
+masks come from lengths, not from comparing tokens with the padding token.  Whitening and means are over the
+micro-batch, as released; the package takes them over the global mini-batch (docs/method.md), which is the
+same if the micro-batch is all of it.
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from transformers import DynamicCache, PreTrainedModel
 from minillm.config.onpolicy import OnPolicy
 from minillm.runtime.engine import Losses
 
-Part = tuple["Samples", Sequence[np.ndarray]]  # a micro-batch: a chunk of rollouts and texts
+# A micro-batch: a chunk of rollouts and its texts.
+Part = tuple["Samples", Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Samples:
     """A padded chunk of rollouts: prompts end, and responses begin, at column `prompt` of the Reference.
 
-    tokens, attention (rows, positions) long; mask (rows, response) 1 on response tokens; logprobs, rewards, weights (rows,
-    response); filtered (rows, response, vocabulary) bool, on the CPU; reverse_kl and lengths are logged only.
+    tokens, attention (rows, positions) long; mask (rows, response), 1 on response tokens; logprobs, rewards,
+    weights (rows, response); filtered (rows, response, vocabulary) bool, on the CPU; reverse_kl and lengths
+    are only logged.
     """
 
     tokens: Tensor
@@ -50,7 +54,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Reference:
-    """Both models, the settings that the released code has (`released`), and what rows are padded to."""
+    """Both models, the released code's settings (`released`), and what rows are padded to."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -82,7 +86,7 @@ class Reference:
     # --- rollouts
     @torch.no_grad()
     def rollout(self, prompts: Sequence[np.ndarray], generator: torch.Generator) -> Samples:
-        """Sample a response to each prompt from the mixture, and all that the released sampler computes with it."""
+        """Sample a response to each prompt from the mixture, with all that the released sampler computes."""
         tokens, attention = self.prompts(prompts)
         mixed, filtered = self.generate(tokens, attention, generator, mixed=True)
         alone, alone_filtered = self.generate(tokens, attention, generator, mixed=False)
@@ -91,21 +95,29 @@ class Reference:
     def generate(
         self, prompt: Tensor, attention: Tensor, generator: torch.Generator, mixed: bool
     ) -> tuple[Tensor, Tensor]:
-        """(responses, -1 behind their ends, (rows, response); mask of filtered tokens (rows, response, vocabulary))."""
+        """(responses, mask of filtered tokens).
+
+        Responses are (rows, response), -1 after their ends; the mask is (rows, response, vocabulary).
+        """
         models = [self.student, self.teacher] if mixed else [self.student]
         caches = [DynamicCache(config=model.config) for model in models]
         temperature, alpha = self.settings.temperature, self.settings.alpha
         tokens, positions = prompt, (attention.cumsum(-1) - 1).clamp(min=0)
         running = torch.ones(len(prompt), dtype=torch.bool, device=prompt.device)
         chosen: list[Tensor] = []
-        scores: list[Tensor] = []  # (rows, vocabulary) a position
+        # (rows, vocabulary) per position.
+        scores: list[Tensor] = []
         while len(chosen) < self.response and running.any():
             probabilities = []
             for model, cache in zip(models, caches, strict=True):
                 output = model(
-                    input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True,
+                    input_ids=tokens,
+                    attention_mask=attention,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
                     logits_to_keep=1,
-                )  # fmt: skip
+                )
                 logits = output.logits[:, -1].float() / temperature
                 probabilities.append(logits.softmax(-1))
                 if model is self.student:
@@ -118,10 +130,10 @@ class Reference:
             positions = positions[:, -1:] + 1
             running = running & (new != self.eos)
         filtered = torch.isinf(torch.stack(scores, dim=1))
-        behind = self.response - len(chosen)
+        missing = self.response - len(chosen)
         return (
-            functional.pad(torch.stack(chosen, dim=1), (0, behind), value=-1),
-            functional.pad(filtered, (0, 0, 0, behind)),
+            functional.pad(torch.stack(chosen, dim=1), (0, missing), value=-1),
+            functional.pad(filtered, (0, 0, 0, missing)),
         )
 
     @torch.no_grad()
@@ -134,7 +146,7 @@ class Reference:
         alone: Tensor,
         alone_filtered: Tensor,
     ) -> Samples:
-        """The passes behind the two generations; responses are -1 behind their ends."""
+        """The passes that follow the two generations; responses are -1 after their ends."""
         mask = (responses >= 0).long()
         tokens = torch.cat([prompt, responses.masked_fill(responses < 0, self.pad)], dim=1)
         both = torch.cat([attention, mask], dim=1)
@@ -151,7 +163,8 @@ class Reference:
         reverse_kl = (log_ratio.float().exp() - 1 - log_ratio) * alone_mask
 
         teacher_logprobs = self.logprobs(self.teacher, tokens, both, mask, filtered)
-        logprobs = self.logprobs(self.student, tokens, both, mask, filtered)  # rollout_logprobs once more
+        # The same as rollout_logprobs.
+        logprobs = self.logprobs(self.student, tokens, both, mask, filtered)
         s = self.settings
         mixture = (1 - s.alpha) * rollout_logprobs.float().exp() + s.alpha * teacher_logprobs.float().exp()
         weights = (logprobs - mixture.log()).exp()
@@ -161,7 +174,7 @@ class Reference:
         )
 
     def logits(self, model: nn.Module, tokens: Tensor, attention: Tensor) -> Tensor:
-        """Of all positions, padding included: (rows, positions, vocabulary) in the model's precision."""
+        """Logits of all positions, with padding: (rows, positions, vocabulary) in the model's precision."""
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
         logits: Tensor = model(
             input_ids=tokens, attention_mask=attention, position_ids=positions, use_cache=False
@@ -171,14 +184,14 @@ class Reference:
     def response_logits(
         self, model: nn.Module, tokens: Tensor, attention: Tensor, filtered: Tensor
     ) -> Tensor:
-        """Those that predict the response, (rows, response, vocabulary)."""
+        """The logits that predict the response, (rows, response, vocabulary)."""
         logits = self.logits(model, tokens, attention) / self.settings.temperature
         return logits[:, -self.response - 1 : -1].masked_fill(filtered.to(logits.device), -torch.inf)
 
     def logprobs(
         self, model: nn.Module, tokens: Tensor, attention: Tensor, mask: Tensor, filtered: Tensor
     ) -> Tensor:
-        """Of the response tokens, (rows, response), 0 on padding."""
+        """Log-probabilities of the response tokens, (rows, response), 0 on padding."""
         return self.chosen_logprobs(
             self.response_logits(model, tokens, attention, filtered), tokens, mask, filtered
         )
@@ -192,7 +205,7 @@ class Reference:
         )
 
     def reward(self, tokens: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-        """The teacher's log-probabilities of the response tokens, as logit minus log-sum-exp of centred logits, without a temperature."""
+        """The teacher's log-probabilities: centred logit minus log-sum-exp, without temperature."""
         logits = self.logits(self.teacher, tokens, attention)
         logits = logits - logits.mean(-1, keepdim=True)
         logits = (logits * attention.unsqueeze(-1))[:, -self.response - 1 : -1]
@@ -203,9 +216,10 @@ class Reference:
     def losses(
         self, model: nn.Module, chunks: Sequence[Samples], texts: Sequence[np.ndarray]
     ) -> tuple[list[Part], Callable[[Part], Losses]]:
-        """(micro-batches, each a chunk with its share of the texts; the loss of one); `model` is what gradients flow through.
+        """(micro-batches, each a chunk with its share of the texts; the loss of one).
 
-        Their sum is the loss of the mini-batch: the mean of those of its micro-batches.
+        Gradients flow through `model`.  The losses sum to the mini-batch's: the mean of its micro-batches'
+        losses.
         """
         share = len(texts) // len(chunks)
 
@@ -215,7 +229,7 @@ class Reference:
         return [(chunk, texts[i * share : (i + 1) * share]) for i, chunk in enumerate(chunks)], loss
 
     def terms(self, model: nn.Module, samples: Samples, texts: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """The terms of one micro-batch's loss: one pass of the student on rollouts and plain text."""
+        """The terms of one micro-batch's loss, from one pass of the student on rollouts and plain text."""
         tokens, attention = samples.tokens, samples.attention
         if len(texts):
             text, present = self.responses(texts, tokens.shape[1])
@@ -244,7 +258,10 @@ class Reference:
         }
 
     def advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
-        """Discounted sums of this and the following rewards over the count of remaining tokens, whitened over all positions."""
+        """Discounted sums of this and later rewards over the number of tokens left, whitened.
+
+        Whitening is over all positions.
+        """
         rewards = rewards.float()
         left = mask.flip(1).cumsum(1).flip(1).clamp(min=1)
         total = torch.zeros_like(rewards[:, 0])
@@ -256,7 +273,7 @@ class Reference:
         return (values - values.mean()) * torch.rsqrt(values.var(correction=0) + 1e-8)
 
     def text_loss(self, text: Tensor, present: Tensor, logits: Tensor) -> Tensor:
-        """Cross-entropy with the next token, mixed with that with the teacher's distribution: the forward KL plus its entropy."""
+        """Cross-entropy with the next token, mixed with that with the teacher (forward KL plus entropy)."""
         labels = functional.pad(text.masked_fill(present == 0, -100)[:, 1:], (0, 1), value=-100)
         nll = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What was measured, on what, and whether the targets are met: JSON and Markdown by the machine's name, and one line of ratios."""
+"""Measurements, their machine, and which targets are met: JSON, Markdown, and one line of ratios."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from typing import Any
 
 import torch
 
-# Targets, all against the plain reference beside this file unless they say otherwise.
-ITERATION = {"fixed bf16": 3.0, "fixed fp32": 2.0}  # times faster, iterations with plain text
-REAL_LENGTHS = (
-    6.0  # times faster at real lengths, in "iteration_samples": plain text is as long on either side
-)
-MEMORY = 0.25  # of the reference's, at V = 50257
-GROWTH = 0.15  # of the net memory from V = 50257 to V = 152064
-OTHERS = 1.0  # times faster and smaller than TRL on the like-for-like row
-STAGE = 1.5  # times faster than before, a whole job of the pipeline
+# Targets, all against the plain reference in reference.py unless stated otherwise.
+# Times faster, iterations with plain text.
+ITERATION = {"fixed bf16": 3.0, "fixed fp32": 2.0}
+# Times faster at real lengths, in "iteration_samples": plain text is equally long on both sides.
+REAL_LENGTHS = 6.0
+# Share of the reference's memory, at V = 50257.
+MEMORY = 0.25
+# Growth of the net memory from V = 50257 to V = 152064.
+GROWTH = 0.15
+# Times faster and smaller than TRL in the like-for-like comparison.
+OTHERS = 1.0
+# Times faster than before, for a whole job of the pipeline.
+STAGE = 1.5
 
-# What the targets of memory depend on, as `run.py` names its points: ours, the reference and ours at a large vocabulary.
+# The points, named as in run.py, that the memory targets depend on: ours, the reference, ours at a large
+# vocabulary.
 DECISIVE = (("ours", "V50257 B16 T64+64"), ("reference", "V50257 B16 T64+64"), ("ours", "V152064 B16 T64+64"))
 
 COLUMNS = ("rollout", "update", "iteration", "update_samples", "iteration_samples")
@@ -44,46 +49,47 @@ class Check:
         return self.value >= self.limit if self.least else self.value <= self.limit
 
 
-def checks(found: dict[str, Any]) -> list[Check]:
-    """The targets that what was measured decides."""
-    made = []
-    for name, ratios in ((name, entry["ratios"]) for name, entry in found.get("speed", {}).items()):
+def checks(results: dict[str, Any]) -> list[Check]:
+    """The targets that can be checked with what was measured."""
+    decided = []
+    for name, ratios in ((name, entry["ratios"]) for name, entry in results.get("speed", {}).items()):
         if name in ITERATION:
-            made.append(Check(f"iteration, {name}", ratios["iteration"], ITERATION[name], True))
+            decided.append(Check(f"iteration, {name}", ratios["iteration"], ITERATION[name], True))
         elif name == "real bf16":
-            made.append(
+            decided.append(
                 Check(f"iteration on samples, {name}", ratios["iteration_samples"], REAL_LENGTHS, True)
             )
-    memory = found.get("memory", {})
+    memory = results.get("memory", {})
     for precision in sorted({name.split()[1] for name in memory}):
         ours, theirs, large = (memory.get(f"{side} {precision} {point}", {}) for side, point in DECISIVE)
-        made.append(
+        decided.append(
             Check(f"memory, {precision}", middle(ours, "above") / middle(theirs, "above"), MEMORY, False)
         )
         change = growth(middle(ours, "net"), middle(large, "net"))
-        made.append(Check(f"memory growth to V = 152064, {precision}", change, GROWTH, False))
-    for name, entry in found.get("trl", {}).items():
-        made.append(Check(f"TRL, time, {name}", entry["ratios"]["seconds"], OTHERS, True))
-        made.append(Check(f"TRL, memory, {name}", entry["ratios"]["above"], OTHERS, True))
-    made += [
-        Check(f"stage {name}", entry["ratio"], STAGE, True) for name, entry in found.get("stages", {}).items()
+        decided.append(Check(f"memory growth to V = 152064, {precision}", change, GROWTH, False))
+    for name, entry in results.get("trl", {}).items():
+        decided.append(Check(f"TRL, time, {name}", entry["ratios"]["seconds"], OTHERS, True))
+        decided.append(Check(f"TRL, memory, {name}", entry["ratios"]["above"], OTHERS, True))
+    decided += [
+        Check(f"stage {name}", entry["ratio"], STAGE, True)
+        for name, entry in results.get("stages", {}).items()
     ]
-    return made
+    return decided
 
 
 def decides(point: str) -> bool:
-    """Whether a target depends on this point of memory."""
+    """Whether a target depends on this memory point."""
     side, _, shape = point.split(" ", 2)
     return (side, shape) in DECISIVE
 
 
 def middle(point: dict[str, Any], key: str) -> float:
-    """The median; NaN, by which every target is missed, where nothing was measured or it did not fit."""
+    """The median; NaN, which misses every target, if nothing was measured or it did not fit."""
     return float(point[key]["median"]) if key in point else math.nan
 
 
 def growth(small: float, large: float) -> float:
-    """By which share of itself the net memory grows; below 8 MB allocators decide, so that nets count as at least that."""
+    """Relative growth of the net memory; below 8 MB allocators decide, so nets count as at least that."""
     if math.isnan(large) or math.isnan(small):
         return math.nan
     return max(large, 8.0) / max(small, 8.0) - 1
@@ -111,21 +117,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(found: dict[str, Any], folder: Path, mode: str) -> Path:
-    """FOLDER/<machine>-<mode>.json and .md; returns the path of the latter."""
+def write(results: dict[str, Any], folder: Path, mode: str) -> Path:
+    """Write FOLDER/<machine>-<mode>.json and .md; returns the path of the latter."""
     name = re.sub(
-        r"[^a-z0-9]+", "-", f"{found['machine']['name']} {found['machine']['threads']} threads".lower()
+        r"[^a-z0-9]+", "-", f"{results['machine']['name']} {results['machine']['threads']} threads".lower()
     ).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    listed = [asdict(check) | {"met": check.met} for check in checks(found)]
-    (folder / f"{name}-{mode}.json").write_text(json.dumps(found | {"targets": listed}, indent=1) + "\n")
+    listed = [asdict(check) | {"met": check.met} for check in checks(results)]
+    (folder / f"{name}-{mode}.json").write_text(json.dumps(results | {"targets": listed}, indent=1) + "\n")
     path = folder / f"{name}-{mode}.md"
-    path.write_text(markdown(found))
+    path.write_text(markdown(results))
     return path
 
 
-def markdown(found: dict[str, Any]) -> str:
-    m = found["machine"]
+def markdown(results: dict[str, Any]) -> str:
+    m = results["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in m["versions"].items())
     lines = [
         f"# {m['name']}, {m['threads']} threads",
@@ -133,25 +139,26 @@ def markdown(found: dict[str, Any]) -> str:
         f"Commit {m['commit']}; Python {m['python']}, {versions}.",
         "",
     ]
-    for name, entry in found.get("speed", {}).items():
+    for name, entry in results.get("speed", {}).items():
         lines += speed_table(name, entry)
-    lines += memory_table(found.get("memory", {}))
+    lines += memory_table(results.get("memory", {}))
     for title in ("roofline", "utilisation"):
-        for name, values in found.get(title, {}).items():
+        for name, values in results.get(title, {}).items():
             lines += [f"## {title.capitalize()}, {name}", "", "| | |", "|:--|--:|"]
             lines += [f"| {key.replace('_', ' ')} | {value:.3g} |" for key, value in values.items()] + [""]
-    lines += scaling_table(found.get("scaling", []))
-    for name, entry in found.get("trl", {}).items():
-        lines += [f"## Beside TRL, {name}", "", "| | ours | TRL | TRL / ours |", "|:--|--:|--:|--:|"]
+    lines += scaling_table(results.get("scaling", []))
+    for name, entry in results.get("trl", {}).items():
+        lines += [f"## Against TRL, {name}", "", "| | ours | TRL | TRL / ours |", "|:--|--:|--:|--:|"]
         lines += [
             f"| {key} | {entry['ours'][key]:.4g} | {entry['trl'][key]:.4g} | {ratio:.2f} |"
             for key, ratio in entry["ratios"].items()
         ] + [""]
-    lines += stage_table(found.get("stages", {}), found.get("commits", {}))
+    lines += stage_table(results.get("stages", {}), results.get("commits", {}))
     lines += ["## Targets", "", "| target | measured | limit | |", "|:--|--:|--:|:--|"]
     lines += [
-        f"| {c.name} | {c.value:.2f} | {'≥' if c.least else '≤'} {c.limit:g} | {'met' if c.met else 'missed'} |"
-        for c in checks(found)
+        f"| {c.name} | {c.value:.2f} | {'≥' if c.least else '≤'} {c.limit:g} "
+        f"| {'met' if c.met else 'missed'} |"
+        for c in checks(results)
     ]
     return "\n".join(lines) + "\n"
 
@@ -209,7 +216,7 @@ def scaling_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def stage_table(stages: dict[str, dict[str, Any]], commits: dict[str, str]) -> list[str]:
-    """Every repetition: three numbers say more than a median of them."""
+    """Every repetition: three numbers say more than their median."""
     if not stages:
         return []
     names = " | ".join(f"{name} ({commit}), s" for name, commit in commits.items())
@@ -220,15 +227,15 @@ def stage_table(stages: dict[str, dict[str, Any]], commits: dict[str, str]) -> l
     return [*lines, ""]
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(results: dict[str, Any]) -> str:
     """The last line of the benchmark."""
     parts = [
         f"{c.name} {c.value:.2f} ({'met' if c.met else 'MISSED'}: {'≥' if c.least else '≤'} {c.limit:g})"
-        for c in checks(found)
+        for c in checks(results)
     ]
-    others = [
+    with_text = [
         f"{name} with plain text {entry['ratios']['iteration']:.2f}"
-        for name, entry in found.get("speed", {}).items()
+        for name, entry in results.get("speed", {}).items()
         if name.startswith("real")
     ]
-    return "bench: " + "; ".join(parts + others)
+    return "bench: " + "; ".join(parts + with_text)

@@ -1,4 +1,4 @@
-"""What the machine can do: the fastest matrix products measured on it; and what an iteration needs at least."""
+"""What the machine can do, by its fastest measured matrix products, and what an iteration needs at least."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.shapes import Shape, Size
 from benchmarks.speed import synchronize
 from minillm.models.loading import DTYPES
 
-# (rows, inner, columns): large squares, and the two kinds of product that training has most of
+# (rows, inner, columns): large squares, and the two most frequent kinds of product in training.
 PRODUCTS = ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 256, 50257), (2048, 384, 1536))
 
 
 def roofline(precision: str, device: torch.device, repeats: int = 5) -> dict[str, float]:
     """GFLOP/s of each product, best of `repeats`, and the best of all ("roofline")."""
-    found = {}
+    speeds = {}
     for rows, inner, columns in PRODUCTS:
         a = torch.randn(rows, inner, device=device).to(DTYPES[precision])
         b = torch.randn(columns, inner, device=device).to(DTYPES[precision])
@@ -27,12 +27,12 @@ def roofline(precision: str, device: torch.device, repeats: int = 5) -> dict[str
             torch.nn.functional.linear(a, b)
             synchronize()
             times.append(time.perf_counter() - begin)
-        found[f"{rows} x {inner} x {columns}"] = 2e-9 * rows * inner * columns / min(times[1:])
-    return found | {"roofline": max(found.values())}
+        speeds[f"{rows} x {inner} x {columns}"] = 2e-9 * rows * inner * columns / min(times[1:])
+    return speeds | {"roofline": max(speeds.values())}
 
 
 def decoder_flops(size: Size, tokens: float, context: float) -> float:
-    """One forward pass of the blocks over `tokens` tokens that attend to `context` tokens on average: products only."""
+    """One forward pass of the blocks over `tokens` that attend to `context` tokens on average (products)."""
     return size.layers * tokens * (2 * 12 * size.width**2 + 4 * size.width * context)
 
 
@@ -42,11 +42,12 @@ def head_flops(size: Size, vocabulary: int, tokens: float) -> float:
 
 
 def needed_flops(shape: Shape, pairs: list[tuple[int, int]], text: bool = True) -> dict[str, float]:
-    """GFLOP that one iteration cannot do without, `pairs` being (prompt, response) tokens of its rows.
+    """GFLOP that one iteration cannot do without; `pairs` are the (prompt, response) tokens of its rows.
 
-    Rollout: each token once through both decoders, each response position once through both output matrices.  Update: forward and
-    backward (twice a forward) of the student on valid tokens, the output matrix on response tokens; of the teacher the output matrix
-    only, its hidden states being known from the rollout.  On plain text, which is new each time, the whole teacher.
+    Rollout: each token once through both decoders, each response position once through both output matrices.
+    Update: forward and backward (twice a forward) of the student on valid tokens, with the output matrix on
+    response tokens; of the teacher only the output matrix, since the rollout has its hidden states.  On plain
+    text, which is new each time, the whole teacher.
     """
     student, teacher, v = shape.student, shape.teacher, shape.vocabulary
     tokens = sum(p + r - 1 for p, r in pairs)

@@ -1,6 +1,7 @@
-"""The benchmark: `python -m benchmarks.run` (quick, bf16) or `--full`.  docs/performance.md says what each part measures.
+"""The benchmark: `python -m benchmarks.run` (quick, bf16) or `--full`.
 
-Exit status 1 where a target is missed.  Nothing else should run on the machine meanwhile.
+docs/performance.md says what each part measures.  Exit status 1 if a target is missed.  Nothing else should
+run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ def say(text: str) -> None:
 
 
 def speeds(full: bool, sizes: dict[str, Any], world: World, compiled: bool) -> dict[str, Any]:
-    """(shape, precision) -> both sides' seconds; quick takes half the rows at real lengths, where the reference is slow."""
+    """(shape, precision) -> both sides' seconds.
+
+    Quick takes half the rows at real lengths, where the reference is slow.
+    """
     real = REAL if full else dataclasses.replace(REAL, batch=8)
-    asked = [("fixed", FIXED, "bf16", 3, 2), ("real", real, "bf16", 3, 1)]
+    runs = [("fixed", FIXED, "bf16", 3, 2), ("real", real, "bf16", 3, 1)]
     if full:
-        asked += [("fixed", FIXED, "fp32", 3, 2), ("real", real, "fp32", 3, 1)]
-    found = {}
-    for name, plain, precision, repeats, updates in asked:
+        runs += [("fixed", FIXED, "fp32", 3, 2), ("real", real, "fp32", 3, 1)]
+    times = {}
+    for name, plain, precision, repeats, updates in runs:
         say(f"seconds, {name} {precision}")
         shape = dataclasses.replace(plain, **sizes)
         if name == "fixed":
             speed.warm_up(shape, precision, world, compiled)
-        found[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say, compiled)
-    return found
+        times[f"{name} {precision}"] = speed.compare(shape, precision, world, repeats, updates, say, compiled)
+    return times
 
 
 def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
@@ -61,8 +65,8 @@ def memory_points(full: bool) -> list[tuple[str, str, Shape]]:
 
 
 def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
-    """One point a process, those that targets depend on three times; where one does not fit into the machine, its row says so."""
-    found: dict[str, Any] = {}
+    """One process per point, three if targets depend on it; a point that does not fit into memory says so."""
+    points: dict[str, Any] = {}
     for side, precision, plain in memory_points(full):
         shape = dataclasses.replace(plain, **sizes)
         name = f"{side} {precision} V{shape.vocabulary} B{shape.batch} T{shape.prompt}+{shape.response}"
@@ -71,14 +75,13 @@ def memories(full: bool, sizes: dict[str, Any]) -> dict[str, Any]:
             runs = [
                 child.ask("benchmarks.memory", shape, side=side, precision=precision) for _ in range(repeats)
             ]
-            found[name] = {key: speed.spread([run[key] for run in runs]) for key in runs[0]}
-            say(
-                f"{name}: {found[name]['above']['median']:.0f} MB above, net {found[name]['net']['median']:.0f}"
-            )
+            points[name] = {key: speed.spread([run[key] for run in runs]) for key in runs[0]}
+            above, net = (points[name][key]["median"] for key in ("above", "net"))
+            say(f"{name}: {above:.0f} MB above, net {net:.0f}")
         except RuntimeError as error:
-            found[name] = {"error": str(error).splitlines()[0]}
+            points[name] = {"error": str(error).splitlines()[0]}
             say(str(error))
-    return found
+    return points
 
 
 def used(shape: Shape, precision: str, world: World) -> dict[str, float]:
@@ -90,7 +93,7 @@ def used(shape: Shape, precision: str, world: World) -> dict[str, float]:
 
 
 def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for what, plain, processes in scaling.points(full):
         shape = dataclasses.replace(plain, **sizes)
         names = {
@@ -99,11 +102,11 @@ def scales(full: bool, sizes: dict[str, Any]) -> list[dict[str, Any]]:
             "tokens": f"{shape.prompt} + {shape.response} tokens",
         }
         times = child.ask("benchmarks.scaling", shape, processes, precision="bf16", repeats=3 if full else 2)
-        found.append(
+        rows.append(
             {"name": names[what], "processes": processes, "shape": dataclasses.asdict(shape), **times}
         )
         say(f"{names[what]}: {times['iteration']:.2f} s an iteration")
-    return found
+    return rows
 
 
 def main() -> None:
@@ -111,39 +114,39 @@ def main() -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="fp32 too, more points: up to an hour on two cores instead of 15 minutes",
+        help="also fp32, and more points: up to an hour on two cores instead of 15 minutes",
     )
     parser.add_argument("--large", action="store_true", help="models of 355M and 1.5B parameters, for a GPU")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="seconds of ours with launch.compile (default: yes)",
+        help="measure our seconds with launch.compile (default: yes)",
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     world = start(0)
-    sizes: dict[str, Any] = LARGE if asked.large else {}
-    precisions = ("bf16", "fp32") if asked.full else ("bf16",)
-    found: dict[str, Any] = {"machine": report.machine()}
-    found["roofline"] = {precision: roofline.roofline(precision, world.device) for precision in precisions}
-    for precision, values in found["roofline"].items():
+    sizes: dict[str, Any] = LARGE if args.large else {}
+    precisions = ("bf16", "fp32") if args.full else ("bf16",)
+    results: dict[str, Any] = {"machine": report.machine()}
+    results["roofline"] = {precision: roofline.roofline(precision, world.device) for precision in precisions}
+    for precision, values in results["roofline"].items():
         say(f"roofline {precision}: {values['roofline']:.0f} GFLOP/s")
-    if "speed" in asked.only:
-        found["speed"] = speeds(asked.full, sizes, world, asked.compile)
-    if "memory" in asked.only:
-        found["memory"] = memories(asked.full, sizes)
-    if "utilisation" in asked.only:
-        found["utilisation"] = {"fixed bf16": used(dataclasses.replace(FIXED, **sizes), "bf16", world)}
-    if "scaling" in asked.only:
-        found["scaling"] = scales(asked.full, sizes)
-    mode = ("full" if asked.full else "quick") if tuple(asked.only) == SECTIONS else "-".join(asked.only)
-    mode += ("-large" if asked.large else "") + ("" if asked.compile else "-uncompiled")
-    path = report.write(found, asked.out, mode)
+    if "speed" in args.only:
+        results["speed"] = speeds(args.full, sizes, world, args.compile)
+    if "memory" in args.only:
+        results["memory"] = memories(args.full, sizes)
+    if "utilisation" in args.only:
+        results["utilisation"] = {"fixed bf16": used(dataclasses.replace(FIXED, **sizes), "bf16", world)}
+    if "scaling" in args.only:
+        results["scaling"] = scales(args.full, sizes)
+    mode = ("full" if args.full else "quick") if tuple(args.only) == SECTIONS else "-".join(args.only)
+    mode += ("-large" if args.large else "") + ("" if args.compile else "-uncompiled")
+    path = report.write(results, args.out, mode)
     say(f"written: {path} and its .json")
-    print(report.summary(found), flush=True)
-    sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
+    print(report.summary(results), flush=True)
+    sys.exit(0 if all(check.met for check in report.checks(results)) else 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the cost of an iteration grows with processes, tokens and vocabulary.
 
-Each point is a process (or, by torchrun, several) of its own, in which the first iteration is left out.
+Each point runs in a fresh process (or several, by torchrun), whose first iteration is not counted.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from minillm.runtime.processes import start
 
 def points(full: bool) -> list[tuple[str, Shape, int]]:
     """(what, shape, processes) of every measurement."""
-    found = [("processes", FIXED, count) for count in (1, 2)]
-    found += [
+    shapes = [("processes", FIXED, count) for count in (1, 2)]
+    shapes += [
         ("vocabulary", dataclasses.replace(FIXED, vocabulary=v), 1)
         for v in ((2048, 152064) if full else (2048,))
     ]
     for side in (32, 128) if full else (32,):
-        found.append(("tokens", dataclasses.replace(FIXED, prompt=side, response=side, text=2 * side), 1))
-    return found
+        shapes.append(("tokens", dataclasses.replace(FIXED, prompt=side, response=side, text=2 * side), 1))
+    return shapes
 
 
 def run(shape: Shape, precision: str, repeats: int) -> None:
@@ -37,8 +37,8 @@ def run(shape: Shape, precision: str, repeats: int) -> None:
     side = Ours(setting, shape, setting.make())
     times: dict[str, list[float]] = {"rollout": [], "update": [], "iteration": []}
     for repeat in range(repeats + 1):
-        rollout, made = seconds(side.rollout)
-        updates = [seconds(partial(side.update, made))[0] for _ in range(2)]
+        rollout, rollouts = seconds(side.rollout)
+        updates = [seconds(partial(side.update, rollouts))[0] for _ in range(2)]
         if repeat:
             update = statistics.mean(updates)
             for name, value in {

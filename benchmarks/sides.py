@@ -1,4 +1,4 @@
-"""The two sides of a comparison, with one interface: `rollout` is one collection, `update` one optimizer step on all of it."""
+"""Both sides of a comparison: `rollout` is one collection, `update` one optimizer step on all of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
 
 class Ours:
-    """The package.  `changes` are keys of OnPolicy; an `engine` given is used on, with other data."""
+    """The package.  `changes` are keys of OnPolicy; an existing `engine` can be reused with other data."""
 
     def __init__(
         self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any
@@ -35,7 +35,7 @@ class Ours:
 
     def rollout(self) -> Rollouts:
         with stopping([self.engine.model, self.task.teacher], self.data.stops):
-            made = collect_rollouts(
+            rollouts = collect_rollouts(
                 self.engine,
                 self.task.teacher,
                 self.data.rows,
@@ -46,22 +46,21 @@ class Ours:
                 0,
             )
         self.collection += 1
-        return made
+        return rollouts
 
-    def update(self, made: Rollouts) -> float:
+    def update(self, rollouts: Rollouts) -> float:
         """Returns the loss."""
-        return total(
-            self.engine, micro_batches(self.engine, self.task, made, list(range(len(made.responses))))
-        )
+        rows = list(range(len(rollouts.responses)))
+        return total(self.engine, micro_batches(self.engine, self.task, rollouts, rows))
 
     @staticmethod
-    def tokens(made: Rollouts) -> int:
+    def tokens(rollouts: Rollouts) -> int:
         """Response tokens of a collection."""
-        return int(made.mask.sum())
+        return int(rollouts.mask.sum())
 
 
 class Released:
-    """The reference, with an optimizer step by the same engine.  Collections go through it chunk by chunk of `micro_batch` rows."""
+    """The reference, stepped by the same engine; collections go through in chunks of `micro_batch` rows."""
 
     def __init__(
         self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any
@@ -82,19 +81,19 @@ class Released:
                 for i in range(0, len(prompts), size)
             ]
 
-    def update(self, made: list[Samples]) -> float:
+    def update(self, chunks: list[Samples]) -> float:
         """Returns the loss."""
         count = self.shape.batch if self.chosen.lm_coef else 0
         texts = [
             self.data.corpus.chunk((self.engine.step * count + i) % len(self.data.corpus))
             for i in range(count)
         ]
-        return total(self.engine, self.model.losses(self.engine.engine, made, texts))
+        return total(self.engine, self.model.losses(self.engine.engine, chunks, texts))
 
     @staticmethod
-    def tokens(made: list[Samples]) -> int:
+    def tokens(chunks: list[Samples]) -> int:
         """Response tokens of a collection."""
-        return sum(int(chunk.mask.sum()) for chunk in made)
+        return sum(int(chunk.mask.sum()) for chunk in chunks)
 
 
 def total(engine: Engine, step: tuple[list[Any], Callable[[Any], Losses]]) -> float:
@@ -104,7 +103,7 @@ def total(engine: Engine, step: tuple[list[Any], Callable[[Any], Losses]]) -> fl
 
 @contextlib.contextmanager
 def stopping(both: Sequence[PreTrainedModel], stops: dict[int, int]) -> Iterator[None]:
-    """Responses end at their planned lengths; nothing is hooked where there is nothing to force."""
+    """Make responses end at their planned lengths; without `stops`, nothing is hooked."""
     with contextlib.ExitStack() as stack:
         if stops:
             for model in both:

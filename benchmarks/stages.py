@@ -1,9 +1,10 @@
-"""Stages of a pipeline before and after a change, as whole jobs in alternation: `python -m benchmarks.stages --before REVISION`.
+"""Whole stages before and after a change, in alternation: `python -m benchmarks.stages --before REVISION`.
 
-Each side is a checkout of its revision, in which that revision's own rules, configuration and launch values run one stage again and
-again, on the same models.  Seconds are Snakemake's (`benchmark:`): the job's process from start to end, imports included.  What was
-measured is written at once, so that a second call goes on where one was interrupted.  The models that the stages read are made by the
-present tree if results/ does not hold them yet.  `--precision fp32` is for processors on which torch has to make bf16 up (docs/performance.md).
+Each side is a checkout of its revision, whose own rules, configuration and launch values run one stage
+repeatedly, on the same models.  Seconds are Snakemake's (`benchmark:`): the job's process from start to end,
+imports included.  Measurements are written at once, so that a second call resumes an interrupted one.  The
+current tree makes the models that the stages read if results/ does not have them yet.  `--precision fp32` is
+for processors on which torch has to emulate bf16 (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from benchmarks.speed import spread
 from minillm.files import write_json
 
 CONFIG = "config/mini.yaml"
-CHANGED = "changed.yaml"  # what is changed in it, in each side's folder
-SHORT = {"stages": {"minillm": {"collections": 2}}}  # of six: enough for both parts of the loop
-RULES = ("settings", "data", "testset")  # what a side makes for itself, before anything is timed
+# What differs from CONFIG, in each side's folder.
+CHANGED = "changed.yaml"
+# Two collections of six: enough for both parts of the loop.
+SHORT = {"stages": {"minillm": {"collections": 2}}}
+# What a side makes for itself before anything is timed.
+RULES = ("settings", "data", "testset")
 STUDENT, TEACHER = "smollm2-85m", "smollm2-135m"
 # Stage -> the models that its job reads, below results/mini/models.
 MODELS = {
@@ -35,7 +39,7 @@ MODELS = {
     "minillm": (f"{STUDENT}/init/seed10", f"{TEACHER}/teacher"),
     "generate": (f"{STUDENT}/sft/seed10",),
 }
-# Stage -> what its job makes, and where Snakemake writes the job's seconds, below results/mini.
+# Stage -> what its job makes, and where Snakemake writes its seconds, below results/mini.
 TARGETS = {
     "kd": (f"models/{STUDENT}/kd/{TEACHER}/seed10", f"benchmarks/kd/{STUDENT}/{TEACHER}/seed10.tsv"),
     "minillm": (
@@ -50,7 +54,7 @@ TARGETS = {
 
 
 class Side:
-    """A checkout of one commit below `folder`, with the present tree's `models`, and `precision` instead of its configuration's."""
+    """A checkout of one commit below `folder`, with the current tree's `models`, run at `precision`."""
 
     def __init__(self, commit: str, folder: Path, models: list[str], precision: str) -> None:
         self.commit, self.folder = commit, folder / commit
@@ -58,7 +62,7 @@ class Side:
             shutil.rmtree(self.folder, ignore_errors=True)
             git("clone", "--quiet", "--shared", "--no-checkout", ".", str(self.folder))
             git("-C", str(self.folder), "checkout", "--quiet", self.commit)
-            # Or the first job of each side would be slower, and every one where Python is told to write no bytecode.
+            # Otherwise each side's first job would be slower, or every job if Python must not write bytecode.
             subprocess.run([sys.executable, "-m", "compileall", "-q", "minillm"], cwd=self.folder, check=True)
         self.results = self.folder / "results" / "mini"
         for model in models:
@@ -69,97 +73,100 @@ class Side:
         (self.folder / CHANGED).write_text(yaml.safe_dump(SHORT | {"precision": precision}))
 
     def seconds(self, stage: str) -> float:
-        """The stage's job, from nothing but its inputs."""
+        """Seconds of the stage's job, from only its inputs."""
         target, timed = TARGETS[stage]
-        for left in (self.results / target, self.results / "checkpoints"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        for path in (self.results / target, self.results / "checkpoints"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         snakemake(self.folder, [CONFIG, CHANGED], [f"results/mini/{target}"], rules=(*RULES, stage))
         head, row = (line.split("\t") for line in (self.results / timed).read_text().splitlines())
         return float(row[head.index("s")])
 
 
 def git(*words: str) -> str:
-    """What git prints; where it fails, its own line ends the command."""
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"benchmarks.stages: git {' '.join(words)}: {done.stderr.strip().splitlines()[0]}")
-    return done.stdout.strip()
+    """What git prints; if it fails, its first line of error ends the command."""
+    result = subprocess.run(["git", *words], capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"benchmarks.stages: git {' '.join(words)}: {result.stderr.strip().splitlines()[0]}")
+    return result.stdout.strip()
 
 
 def snakemake(folder: Path, configs: list[str], targets: list[str], rules: tuple[str, ...] = ()) -> None:
-    """Runs the rules of `folder`; of `rules` alone, where given, so that the models there are taken as they are, and silently.
+    """Run the rules of `folder`; with `rules` only those, silently, so that its models are used as they are.
 
-    Where it fails the command ends with its status, after what it said.
+    If it fails, its output is printed and the command ends with its status.
     """
     options = ["--cores", str(len(os.sched_getaffinity(0))), "--show-failed-logs", "--configfile", *configs]
-    if rules:  # that folder is nobody else's, so that what an interrupted command left can go
+    # The folder is used by nobody else, so what an interrupted command left can be removed.
+    if rules:
         options += ["--nolock", "--rerun-incomplete", "--allowed-rules", *rules]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "snakemake", *options, "--", *targets],
         cwd=folder,
-        env=os.environ
-        | {"PYTHONPATH": str(folder.resolve())},  # the revision's package, wherever this one is installed
+        # The revision's package, wherever this one is installed.
+        env=os.environ | {"PYTHONPATH": str(folder.resolve())},
         text=True,
         stdout=subprocess.PIPE if rules else None,
         stderr=subprocess.STDOUT if rules else None,
     )
-    if done.returncode:
-        print(done.stdout or "", file=sys.stderr)
-        sys.exit(done.returncode)
+    if result.returncode:
+        print(result.stdout or "", file=sys.stderr)
+        sys.exit(result.returncode)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", required=True, help="the revision to compare with")
-    parser.add_argument("--after", default="HEAD", help="the revision compared (default: HEAD)")
+    parser.add_argument("--after", default="HEAD", help="the revision that is compared (default: HEAD)")
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument(
         "--precision",
         choices=("bf16", "fp32"),
         default="bf16",
-        help="of both sides, models included (default: bf16)",
+        help="precision of both sides, models included (default: bf16)",
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     commits = {
-        name: git("rev-parse", "--short", f"{getattr(asked, name)}^{{commit}}")
-        for name in ("before", "after")
+        name: git("rev-parse", "--short", f"{getattr(args, name)}^{{commit}}") for name in ("before", "after")
     }
-    folder = asked.out / "stages" / asked.precision
+    folder = args.out / "stages" / args.precision
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CHANGED).write_text(yaml.safe_dump({"precision": asked.precision}))
-    models = sorted({model for stage in asked.only for model in MODELS[stage]})
-    say(f"models of {CONFIG}, {asked.precision}")
+    (folder / CHANGED).write_text(yaml.safe_dump({"precision": args.precision}))
+    models = sorted({model for stage in args.only for model in MODELS[stage]})
+    say(f"models of {CONFIG}, {args.precision}")
     snakemake(
         Path("."), [CONFIG, str(folder / CHANGED)], [f"results/mini/models/{model}" for model in models]
     )
-    sides = {name: Side(commit, folder, models, asked.precision) for name, commit in commits.items()}
+    sides = {name: Side(commit, folder, models, args.precision) for name, commit in commits.items()}
     kept = folder / f"{commits['before']}-{commits['after']}.json"
     times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
-    for stage in asked.only:
-        for repeat in range(asked.repeats):
+    for stage in args.only:
+        for repeat in range(args.repeats):
             for name, side in sides.items():
-                mine = times.setdefault(stage, {}).setdefault(name, [])
-                if len(mine) > repeat:
+                repeats = times.setdefault(stage, {}).setdefault(name, [])
+                if len(repeats) > repeat:
                     continue
-                mine.append(side.seconds(stage))
+                repeats.append(side.seconds(stage))
                 write_json(kept, times)
-                say(f"{stage} {repeat + 1}/{asked.repeats}, {name} ({side.commit}): {mine[-1]:.1f} s")
-    compared_stages = compared({f"{stage}, {asked.precision}": times[stage] for stage in asked.only})
-    found = {"machine": report.machine(), "commits": commits, "stages": compared_stages}
-    say(f"written: {report.write(found, asked.out, f'stages-{asked.precision}')} and its .json")
-    print(report.summary(found))
-    sys.exit(0 if all(check.met for check in report.checks(found)) else 1)
+                say(f"{stage} {repeat + 1}/{args.repeats}, {name} ({side.commit}): {repeats[-1]:.1f} s")
+    compared_stages = compared({f"{stage}, {args.precision}": times[stage] for stage in args.only})
+    results = {"machine": report.machine(), "commits": commits, "stages": compared_stages}
+    say(f"written: {report.write(results, args.out, f'stages-{args.precision}')} and its .json")
+    print(report.summary(results))
+    sys.exit(0 if all(check.met for check in report.checks(results)) else 1)
 
 
 def compared(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Stage -> both sides' medians with extremes, and the ratio of the medians."""
-    found = {}
+    by_stage = {}
     for stage, sides in times.items():
         spreads = {name: spread(values) for name, values in sides.items()}
-        found[stage] = {"sides": spreads, "ratio": spreads["before"]["median"] / spreads["after"]["median"]}
-    return found
+        by_stage[stage] = {
+            "sides": spreads,
+            "ratio": spreads["before"]["median"] / spreads["after"]["median"],
+        }
+    return by_stage
 
 
 if __name__ == "__main__":

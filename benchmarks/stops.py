@@ -1,7 +1,7 @@
-"""Responses of a given length from a model with random weights: EOS never comes by itself, and comes where it is planned.
+"""Responses of planned lengths from a model with random weights: EOS comes exactly where it is planned.
 
-GPT-2's last layer norm ends in a bias b.  With an embedding of EOS along -b its logit is about -40 nats everywhere, and a hidden state
-along -b gives +100: no change to how anything samples, and nothing that a sampler would notice.
+GPT-2's last layer norm ends in a bias b.  With an EOS embedding along -b its logit is about -40 nats
+everywhere, and a hidden state along -b gives +100: sampling code is unchanged, and no sampler would notice.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-SIZE, SCALE = (
-    8.0,
-    5.0,
-)  # norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number)
+# Norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number).
+SIZE, SCALE = 8.0, 5.0
 
 
 @torch.no_grad()
 def silence(model: PreTrainedModel, eos: int) -> None:
-    """Set a GPT-2's last bias and its embedding of `eos` such that it is never drawn."""
+    """Set a GPT-2's last bias and its embedding of `eos` so that `eos` is never drawn."""
     bias = model.base_model.get_parameter("ln_f.bias")
     direction = torch.nn.functional.normalize(torch.randn(len(bias)), dim=0)
     bias.copy_(SIZE * direction)
@@ -31,20 +29,22 @@ def silence(model: PreTrainedModel, eos: int) -> None:
 class Stops:
     """While entered, a silenced model that samples ends each response with `eos` at its planned length.
 
-    `lengths` maps the length of a prompt to that of its response, EOS included; prompts of one batch differ in length.  A pass of
-    several tokens starts a batch, and each pass of one token goes on by one position, whichever rows are left: a row's prompt
-    length is its position less the passes so far.
+    `lengths` maps a prompt's length to its response's, EOS included; prompts of one batch differ in length.
+    A pass of several tokens starts a batch and each pass of one token advances it by one position, whichever
+    rows are left: a row's prompt length is its position minus the passes so far.
     """
 
     def __init__(self, model: PreTrainedModel, eos: int, lengths: dict[int, int]) -> None:
         self.model, self.passes = model, 0
-        table = torch.zeros(max(lengths) + 2, dtype=torch.long)  # the last entry is for all longer prompts
+        # The last entry is for all longer prompts.
+        table = torch.zeros(max(lengths) + 2, dtype=torch.long)
         for prompt, response in lengths.items():
             table[prompt] = response
         weight = model.get_output_embeddings().get_parameter("weight")
         self.table = table.to(weight.device)
         direction = torch.nn.functional.normalize(weight[eos].detach().float(), dim=0)
-        self.hidden = (20.0 * direction).to(weight.dtype)  # logit of EOS: 20 SCALE
+        # Logit of EOS: 20 SCALE.
+        self.hidden = (20.0 * direction).to(weight.dtype)
 
     def __enter__(self) -> Stops:
         self.handle = self.model.base_model.register_forward_hook(self._force, with_kwargs=True)
@@ -56,9 +56,11 @@ class Stops:
         self.handle.remove()
 
     def _force(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        # Not sampling.
         if kwargs.get("past_key_values") is None and not kwargs.get("use_cache"):
-            return output  # not sampling
-        hidden: Tensor = output.last_hidden_state  # (rows, tokens, width)
+            return output
+        # (rows, tokens, width)
+        hidden: Tensor = output.last_hidden_state
         self.passes = 0 if hidden.shape[1] > 1 else self.passes + 1
         prompts = kwargs["position_ids"][:, -1] + 1 - self.passes
         ends = self.table[prompts.clamp(max=len(self.table) - 1)] == self.passes + 1

@@ -1,8 +1,9 @@
-"""TRL's MiniLLM trainer, step by step on demand.  Runs in TRL's own environment and imports nothing of the package.
+"""TRL's MiniLLM trainer, step by step on demand, in TRL's environment, importing nothing of the package.
 
-`python -m benchmarks.trl_worker FOLDER PRECISION`: FOLDER has student/, teacher/, tokenizer/ and prompts.json.  For each
-line on the standard input it makes one optimizer step (sampling included) and prints {"seconds": ..., "above": ...},
-`above` being the peak memory of the step in MB less what is held after the first step.
+`python -m benchmarks.trl_worker FOLDER PRECISION`: FOLDER has student/, teacher/, tokenizer/ and
+prompts.json.  For each line on standard input it makes one optimizer step (sampling included) and prints
+{"seconds": ..., "above": ...}; `above` is the step's peak memory in MB minus what is held after the first
+step.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ FOREVER = 10_000
 
 
 class OnDemand(TrainerCallback):
-    """Waits for a line before each step, and says what the step took."""
+    """Waits for a line before each step, and prints what the step took."""
 
     def __init__(self) -> None:
         self.meter, self.resident = Meter(), 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The other side is done.
         if not sys.stdin.readline():
-            os._exit(0)  # the other side is done
+            os._exit(0)
         self.meter.begin()
         self.begin = time.perf_counter()
 
@@ -47,15 +49,16 @@ class OnDemand(TrainerCallback):
 
 
 def main(folder: Path, precision: str) -> None:
-    asked = json.loads((folder / "prompts.json").read_text())
+    request = json.loads((folder / "prompts.json").read_text())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    batch, bf16 = len(asked["prompts"]), precision == "bf16"
+    batch, bf16 = len(request["prompts"]), precision == "bf16"
     config = MiniLLMConfig(
-        output_dir=str(folder / "trl"), max_steps=FOREVER, per_device_train_batch_size=batch, gradient_accumulation_steps=1,
-        num_generations=1, num_iterations=1, max_completion_length=asked["response"], temperature=1.0, gamma=asked["gamma"],
-        length_normalization=True, loss_type="bnpo", beta=0.0, learning_rate=5e-6, adam_beta2=0.95, weight_decay=1e-6,
-        use_cpu=not torch.cuda.is_available(), bf16=bf16, gradient_checkpointing=False, report_to="none",
-        logging_strategy="no", save_strategy="no", disable_tqdm=True,
+        output_dir=str(folder / "trl"), max_steps=FOREVER, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1, num_generations=1, num_iterations=1,
+        max_completion_length=request["response"], temperature=1.0, gamma=request["gamma"],
+        length_normalization=True, loss_type="bnpo", beta=0.0, learning_rate=5e-6, adam_beta2=0.95,
+        weight_decay=1e-6, use_cpu=not torch.cuda.is_available(), bf16=bf16, gradient_checkpointing=False,
+        report_to="none", logging_strategy="no", save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     student = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +66,7 @@ def main(folder: Path, precision: str) -> None:
     )
     trainer = MiniLLMTrainer(
         model=student, teacher_model=teacher, args=config, processing_class=tokenizer, callbacks=[OnDemand()],
-        train_dataset=Dataset.from_dict({"prompt": asked["prompts"]}),
+        train_dataset=Dataset.from_dict({"prompt": request["prompts"]}),
     )  # fmt: skip
     trainer.train()
 

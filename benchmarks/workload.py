@@ -1,7 +1,7 @@
 """Models and data of a measurement, made from a Shape through the package's public entry points.
 
-Weights and tokens are random: time and memory do not depend on their values.  Both sides of a comparison get models with the same
-weights, the same prompts and the same plain text.
+Weights and tokens are random: time and memory do not depend on their values.  Both sides of a comparison get
+models with the same weights, the same prompts and the same plain text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ from minillm.models.loading import DTYPES
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World
 
-EOS, PAD, FIRST = 0, 1, 2  # ids; texts are drawn from FIRST up
+# Token ids; texts are drawn from FIRST up.
+EOS, PAD, FIRST = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data folder's rows and plain text; `stops` are the response lengths to force, by prompt length (each length is there once)."""
+    """A data folder's rows and plain text.
+
+    `stops` are the response lengths to force, by prompt length (each length occurs once).
+    """
 
     rows: Rows
     corpus: Corpus
@@ -42,7 +46,7 @@ class Data:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """The word "t7" is token 7, and so on; EOS and PAD have names that are no part of another's."""
+    """The word "t7" is token 7, and so on; the names of EOS and PAD are not part of any other."""
     words = {"<eos>": EOS, "<pad>": PAD} | {f"t{i}": i for i in range(FIRST, vocabulary)}
     backend = Tokenizer(models.WordLevel(words, unk_token="t2"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -55,16 +59,22 @@ def make_model(size: Size, shape: Shape, seed: int) -> PreTrainedModel:
     """A random GPT-2 in float32, in evaluation mode, that never draws EOS by itself."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=shape.vocabulary, n_positions=max(shape.width, shape.text), n_embd=size.width, n_layer=size.layers,
-        n_head=max(1, size.width // 64), bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        n_positions=max(shape.width, shape.text),
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=max(1, size.width // 64),
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
     model = GPT2LMHeadModel(config).eval()
     silence(model, EOS)
     return model
 
 
 def make_data(shape: Shape, folder: Path, seed: int = 0) -> Data:
-    """Rows and plain text of random tokens, written and read back as the data stage leaves them."""
+    """Rows and plain text of random tokens, written and read back in the data stage's format."""
     generator = np.random.default_rng(seed)
     if shape.real:
         prompts, responses = real_lengths(shape.batch, (shape.prompt, shape.response), seed)
@@ -88,7 +98,7 @@ def make_data(shape: Shape, folder: Path, seed: int = 0) -> Data:
 
 
 def settings(shape: Shape, **changes: Any) -> OnPolicy:
-    """The preset `released`, at the size of the shape; `changes` are keys of OnPolicy."""
+    """The preset `released` at the shape's size; `changes` are keys of OnPolicy."""
     size = {
         "semantics": "released",
         "rollouts": shape.batch,
@@ -111,19 +121,18 @@ class Setting:
         self.teacher = nn.Module.to(make_model(shape.teacher, shape, 2), world.device, DTYPES[precision])
 
     def make(self, shape: Shape | None = None) -> Data:
-        """Data of the setting's shape, or of another one for the same models."""
+        """Data of the setting's shape, or of another shape for the same models."""
         shape = shape or self.shape
         return make_data(
             shape, self.folder / f"data-{shape.prompt}-{shape.response}-{shape.text}-{shape.real}"
         )
 
     def engine(self, name: str, chosen: OnPolicy, steps: int = 100_000, compiled: bool = False) -> Engine:
-        """A student of its own under DeepSpeed, beside the teacher that all share."""
-        tokens = self.shape.micro_batch * max(
-            self.shape.width, self.shape.text
-        )  # as many as the reference computes at once
+        """A new student under DeepSpeed, with the teacher that all share."""
+        # As many as the reference computes at once.
+        tokens = self.shape.micro_batch * max(self.shape.width, self.shape.text)
         rows = max(32, self.shape.batch)
-        # On a CPU blocks are compiled with this attention alone.
+        # On a CPU blocks are only compiled with eager attention.
         attention = "eager" if compiled and self.world.device.type == "cpu" else "auto"
         launch = Launch(
             zero=1,

@@ -1,8 +1,9 @@
-"""ExAccErr: how much more of the distance to the teacher piles up on the student's own prefixes (appendix B.5 of the paper).
+"""ExAccErr: how much more error accumulates on the student's own prefixes (appendix B.5 of the paper).
 
-Arrays are float64, (prompts, positions); column t - 1 is position t, whose prefix holds t - 1 tokens of a response.  At every
-position KL(p || q) is summed over the vocabulary; R(l) adds it up over positions t <= l on prefixes that the student sampled,
-l eps(l) on prefixes that the teacher sampled, and ExAccErr(l) = (R(l) - l eps(l)) / (l eps(l)).
+Arrays are float64, (prompts, positions); column t - 1 is position t, whose prefix has t - 1 tokens of a
+response.  KL(p || q) is summed over the vocabulary at every position.  R(l) sums it over positions t <= l on
+prefixes sampled by the student, l eps(l) on prefixes sampled by the teacher, and ExAccErr(l) = (R(l) - l
+eps(l)) / (l eps(l)).
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROUNDING = (
-    1e-7  # nats a position: a teacher and a student as close as this are the same model but for rounding
-)
-RELEASED_FLOOR = 1e-3  # what the published script adds to a number of responses, so as never to divide by 0
+# Nats per position: a teacher and a student this close are the same model except for rounding.
+ROUNDING = 1e-7
+# What the published script adds to a number of responses so that it never divides by 0.
+RELEASED_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of each prompt and position: the sum of KL(p || q) over the prompt's responses that reach it, and their number."""
+    """Per prompt and position: the sum of KL(p || q) over the responses that reach it, and their count."""
 
     kl: np.ndarray
     alive: np.ndarray
@@ -31,9 +32,10 @@ def totals(
     positions: int,
     weights: Sequence[Sequence[float]] | None = None,
 ) -> Totals:
-    """Of the KL at each token of each response of each prompt, (length,) each; a response has at least one token.
+    """Sum the KL at each token of each response of each prompt, (length,) each; no response may be empty.
 
-    `weights`, one a response (default: 1), make an exact expectation out of all possible responses.
+    `weights`, one per response (default: 1), turn the sum over all possible responses into an exact
+    expectation.
     """
     kl, alive = np.zeros((len(responses), positions)), np.zeros((len(responses), positions))
     for i, rows in enumerate(responses):
@@ -44,18 +46,19 @@ def totals(
     return Totals(kl, alive)
 
 
-def mean_kl(found: Totals, times: np.ndarray, *, finished: str, semantics: str) -> np.ndarray:
-    """Mean KL at each position where prompt i comes `times`[..., i] times, (..., positions); NaN where no response is left.
+def mean_kl(sums: Totals, times: np.ndarray, *, finished: str, semantics: str) -> np.ndarray:
+    """Mean KL at each position, (..., positions), if prompt i comes `times`[..., i] times.
 
-    "alive": over the responses that reach the position.  "zero": over all, one that has ended counting 0.  "released": of each
-    prompt over the responses that reach the position, 0 where there is none, then over prompts; the first position is left out.
+    NaN at positions that no response reaches.  "alive": over the responses that reach the position.  "zero":
+    over all, with 0 for those that have ended.  "released": per prompt over the responses that reach the
+    position, 0 if none does, then over prompts; without the first position.
     """
     if semantics == "released":
-        above, below = (found.kl / (found.alive + RELEASED_FLOOR))[:, 1:], np.ones_like(found.kl[:, 1:])
+        above, below = (sums.kl / (sums.alive + RELEASED_FLOOR))[:, 1:], np.ones_like(sums.kl[:, 1:])
     elif finished == "zero":
-        above, below = found.kl, np.broadcast_to(found.alive[:, :1], found.kl.shape)
+        above, below = sums.kl, np.broadcast_to(sums.alive[:, :1], sums.kl.shape)
     else:
-        above, below = found.kl, found.alive
+        above, below = sums.kl, sums.alive
     with np.errstate(invalid="ignore"):
         result: np.ndarray = (times @ above) / (times @ below)
     return result
@@ -63,7 +66,7 @@ def mean_kl(found: Totals, times: np.ndarray, *, finished: str, semantics: str) 
 
 @dataclass(frozen=True)
 class Curve:
-    """R(l), eps(l) and ExAccErr(l) in per cent, (..., lengths), l = 1, 2, ...; ExAccErr is NaN where eps(l) is 0."""
+    """R(l), eps(l) and ExAccErr(l) in percent, (..., lengths), l = 1, 2, ...; NaN if eps(l) is 0."""
 
     r: np.ndarray
     epsilon: np.ndarray
@@ -71,9 +74,10 @@ class Curve:
 
 
 def curve(student: Totals, teacher: Totals, times: np.ndarray, *, finished: str, semantics: str) -> Curve:
-    """The curve from KL on the student's and on the teacher's prefixes, where prompt i comes `times`[..., i] times."""
+    """The curve from KL on the student's and the teacher's prefixes; prompt i comes `times`[..., i] times."""
     r = mean_kl(student, times, finished=finished, semantics=semantics).cumsum(-1)
-    base = mean_kl(teacher, times, finished=finished, semantics=semantics).cumsum(-1)  # l eps(l)
+    # l eps(l)
+    base = mean_kl(teacher, times, finished=finished, semantics=semantics).cumsum(-1)
     epsilon = base / np.arange(1, base.shape[-1] + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(epsilon > ROUNDING, (r - base) / base * 100.0, np.nan)
@@ -81,16 +85,17 @@ def curve(student: Totals, teacher: Totals, times: np.ndarray, *, finished: str,
 
 
 def last_length(student: Totals, teacher: Totals, least: float, *, semantics: str) -> int:
-    """The last l at which at least `least` responses of either kind are alive; 0 where there is none."""
+    """The last l at which at least `least` responses of either kind are alive; 0 if there is none."""
     first = 1 if semantics == "released" else 0
     alive = np.minimum(student.alive.sum(0), teacher.alive.sum(0))[first:]
-    return int((alive >= least).sum())  # fewer and fewer are alive
+    # The number alive never grows with l.
+    return int((alive >= least).sum())
 
 
 def bootstrap(
     student: Totals, teacher: Totals, resamples: int, seed: int, *, finished: str, semantics: str
 ) -> np.ndarray:
-    """ExAccErr of `resamples` draws of the prompts with replacement, both kinds of prefixes of a prompt together: (resamples, lengths)."""
+    """ExAccErr of `resamples` draws of prompts, each with both kinds of prefixes: (resamples, lengths)."""
     prompts = len(student.kl)
     generator = np.random.Generator(np.random.Philox(key=[seed, prompts]))
     times = generator.multinomial(prompts, np.full(prompts, 1.0 / prompts), size=resamples).astype(np.float64)
@@ -98,7 +103,7 @@ def bootstrap(
 
 
 def band(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of each length, (lengths,) each; NaN where less than half of the draws have a value."""
+    """Percentile interval of each length, (lengths,) each; NaN if under half of the draws have a value."""
     enough = np.isfinite(draws).mean(0) >= 0.5
     low, high = np.full(draws.shape[1], np.nan), np.full(draws.shape[1], np.nan)
     if enough.any():

@@ -1,4 +1,4 @@
-"""Generations as what reads texts takes them: checked rows by seed and id, and the question without the prompt's wrapper."""
+"""Generations for stages that read texts: checked rows by seed and id, and questions without the wrapper."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Answers:
 
 
 def read_answers(path: Path) -> Answers:
-    """`path` and its meta file, checked as the rouge stage checks them; UserError, one line, for damage."""
+    """`path` and its meta file, checked as in the rouge stage; UserError, one line, if they are damaged."""
     meta, rows, ids = rouge.read_generations(path)
     for seed in meta["seeds"]:
         for id_ in ids:
             if not isinstance(rows[seed][id_].get("prompt"), str):
                 raise UserError(
-                    f"{path}: seed {seed}, id {id_}: 'prompt' is missing or no text; {rouge.AGAIN}"
+                    f"{path}: seed {seed}, id {id_}: 'prompt' is missing or not a text; {rouge.AGAIN}"
                 )
     return Answers(path, meta["dataset"], list(meta["seeds"]), ids, rows)
 
 
 def question(prompt: str) -> str:
-    """What the prompt asks, without the wrapper's first sentence and the cue at its end; its headings stay only with an input."""
+    """The prompt's question without the wrapper's first sentence and cue; headings only with an input."""
     text = PREAMBLE.sub("", prompt).removesuffix(ENDING).strip()
     return text if "\n### Input:\n" in text else text.removeprefix("### Instruction:\n")

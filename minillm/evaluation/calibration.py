@@ -1,7 +1,7 @@
-"""The `calibration` stage: zero-shot classification by the probabilities of label words, and how far they are from how often they are right.
+"""Stage `calibration`: zero-shot classification by the probabilities of label words, and its calibration.
 
-The paper (its Table 2) gives no bins, normalisation or label words; two definitions of the confidence are computed side by side.
-docs/evaluation.md has both.
+The paper (its Table 2) gives no bins, normalisation or label words: both of two definitions of the confidence
+are computed (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RESAMPLES, BOOTSTRAP_SEED = 1000, 0
 
 @dataclass(frozen=True)
 class LabelQuestion:
-    """One row as tokens: the prompt, and each label's word after it; `gold` counts the labels, `cut` what truncation took (characters)."""
+    """A row as tokens: prompt and label words; `gold` is a label's place, `cut` the characters cut off."""
 
     id: int
     gold: int
@@ -46,19 +46,18 @@ class LabelQuestion:
 
 
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
-    """Accuracy and calibration errors of the model folder `model` on one task, as JSON in `out`."""
+    """Write accuracy and calibration errors of the model folder `model` on one task to `out`, as JSON."""
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)
     questions = read_questions(settings, tokenizer, limit, _length_limit(loaded))
     mine = questions[world.rank :: world.size]
-    found = label_logprobs(loaded, tokenizer, mine, launch.eval_batch, show=world.rank == 0)
-    pairs = dict(
-        pair for part in world.gather(list(zip([q.id for q in mine], found, strict=True))) for pair in part
-    )
+    logprobs_of_mine = label_logprobs(loaded, tokenizer, mine, launch.eval_batch, show=world.rank == 0)
+    pairs = list(zip([q.id for q in mine], logprobs_of_mine, strict=True))
+    by_id = dict(pair for part in world.gather(pairs) for pair in part)
     if world.rank == 0:
-        logprobs = np.array([pairs[q.id] for q in questions])
+        logprobs = np.array([by_id[q.id] for q in questions])
         gold = np.array([q.gold for q in questions])
         sources = [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)]
         values = {
@@ -88,11 +87,11 @@ def _length_limit(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
 
 
-# --- rows become questions
+# --- rows to questions
 def read_questions(
     settings: CalibrationSettings, tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_length: int
 ) -> list[LabelQuestion]:
-    """The task's rows in tokens.  UserError naming the row that lacks a column, has an unknown label or does not fit."""
+    """The task's rows as tokens; UserError names one without a column, with an unknown label or too long."""
     task, where = settings.task, f"calibration.tasks.{settings.name}"
     rows = read_entries(settings.dataset, f"datasets.{task.dataset}")
     labels = list(task.labels)
@@ -106,7 +105,8 @@ def read_questions(
         gold = gold_text(entry[task.gold])
         if gold not in task.labels:
             raise UserError(
-                f"{place}: '{task.gold}' is {gold}, which {where}.labels does not have; known: {', '.join(labels)}"
+                f"{place}: '{task.gold}' is {gold}, which {where}.labels does not have; "
+                f"known: {', '.join(labels)}"
             )
         columns = {name: str(entry[name]).strip() for name in task.fields}
         text, cut = _fitting(task, columns, settings.template, tokenizer, min(max_prompt, max_length), place)
@@ -125,7 +125,7 @@ def read_questions(
 
 
 def gold_text(value: Any) -> str:
-    """A label as `labels` writes it: true and false of JSON, numbers and texts as they are."""
+    """A label as `labels` writes it: JSON's true and false in lower case, numbers and texts as they are."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -142,7 +142,7 @@ def _fitting(
     limit: int,
     place: str,
 ) -> tuple[str, int]:
-    """The prompt, and how many characters of the column `truncate` had to go from its end for it to have at most `limit` tokens."""
+    """The prompt, and how many characters were cut off the column `truncate` to fit into `limit` tokens."""
 
     def fits(text: str) -> bool:
         return len(tokenizer.encode(text, add_special_tokens=False)) <= limit
@@ -151,7 +151,8 @@ def _fitting(
     if fits(whole):
         return whole, 0
     passage = columns.get(task.truncate, "")
-    low, high = 0, len(passage)  # `low` characters fit (checked below for none), `high` do not
+    # `low` characters fit (0 is checked below), `high` do not.
+    low, high = 0, len(passage)
     while high - low > 1:
         middle = (low + high) // 2
         if fits(_prompt(task, {**columns, task.truncate: passage[:middle]}, template)):
@@ -167,10 +168,10 @@ def _fitting(
 
 
 def _check_words(words: Sequence[np.ndarray], texts: Sequence[str], where: str) -> None:
-    """A word that begins another can never be the less probable one; nor can an empty one."""
+    """Raise UserError for a word that begins another, which can never be less probable, or an empty one."""
     for i, a in enumerate(words):
         if not len(a):
-            raise UserError(f"{where}.labels: '{texts[i]}' has no token; choose another word")
+            raise UserError(f"{where}.labels: '{texts[i]}' has no tokens; choose another word")
         for j, b in enumerate(words):
             if i != j and a.tolist() == b.tolist()[: len(a)]:
                 raise UserError(
@@ -187,55 +188,56 @@ def label_logprobs(
     batch: int,
     show: bool = False,
 ) -> list[list[float]]:
-    """log p(word | prompt), the sum over the word's tokens, of each question's labels; nats, independent of batch and padding.
+    """log p(word | prompt) of each question's labels, summed over the word's tokens, in nats.
 
-    Words that share all but their last token (all words of one token do) are read from one pass.
+    Independent of batch and padding.  Words that share all but their last token (as all words of one token
+    do) are read from one pass.
     """
     _, pad = special_tokens(tokenizer)
     device = next(model.parameters()).device
     passes = [(i, word) for i, question in enumerate(questions) for word in _passes(question.words)]
     passes.sort(key=lambda p: (len(questions[p[0]].prompt) + len(p[1]), p[0]))
-    found: list[dict[int, float]] = [{} for _ in questions]
+    by_label: list[dict[int, float]] = [{} for _ in questions]
     bar = tqdm(total=len(passes), unit="row", disable=None if show else True)
     for first in range(0, len(passes), batch):
         part = passes[first : first + batch]
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
         logits = response_logits(model, inputs, len(tokenizer))
         logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
-        for (i, context), values in zip(
-            part, logprobs, strict=True
-        ):  # values: (tokens of the word, vocabulary)
+        # values: (tokens of the word, vocabulary)
+        for (i, context), values in zip(part, logprobs, strict=True):
             for label, word in enumerate(questions[i].words):
-                if label not in found[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:
-                    found[i][label] = float(
+                if label not in by_label[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:
+                    by_label[i][label] = float(
                         values[torch.arange(len(word)), torch.from_numpy(word)].double().sum()
                     )
         bar.update(len(part))
     bar.close()
-    return [[labels[label] for label in range(len(labels))] for labels in found]
+    return [[labels[label] for label in range(len(labels))] for labels in by_label]
 
 
 def _passes(words: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """As few of the words as show every word's distribution at each of its tokens."""
+    """As few words as possible that give every word's distribution at each of its tokens."""
     kept: list[np.ndarray] = []
     for word in sorted(words, key=lambda w: -len(w)):
-        if not any(word.tolist()[:-1] == other.tolist()[: len(word) - 1] for other in kept):
+        if not any(word.tolist()[:-1] == longer.tolist()[: len(word) - 1] for longer in kept):
             kept.append(word)
     return kept
 
 
 def normalised(logprobs: np.ndarray) -> np.ndarray:
-    """Probabilities of the labels among themselves, (rows, labels)."""
+    """Probabilities normalised over the labels, (rows, labels)."""
     shifted = np.exp(logprobs - logprobs.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
 
 
 # --- measures
 def measures(logprobs: np.ndarray, gold: np.ndarray, bins: int) -> dict[str, Any]:
-    """Accuracy (0 to 100) and both calibration errors (0 to 1) of (rows, labels) log-probabilities; "mean" is the normalised one.
+    """Accuracy (0 to 100) and both calibration errors (0 to 1) of (rows, labels) log-probabilities.
 
-    normalised: confidence = probability of the predicted label among the labels.  raw: probability of its word among all text.
-    Standard errors: over rows for the accuracy, by bootstrap over rows for the calibration errors.
+    "normalised", which is also "mean": confidence is the predicted label's probability among the labels.
+    "raw": its word's probability among all text.  Standard errors: over rows for the accuracy, by bootstrap
+    over rows for the calibration errors.
     """
     right = logprobs.argmax(1) == gold
     confidences = {"normalised": normalised(logprobs).max(1), "raw": np.exp(logprobs.max(1))}
@@ -259,7 +261,7 @@ def measures(logprobs: np.ndarray, gold: np.ndarray, bins: int) -> dict[str, Any
 
 
 def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
-    """Number of the equal-width bin of each confidence; a bin holds its lower edge, the last one also 1."""
+    """Equal-width bin of each confidence; a bin includes its lower edge, the last one also 1."""
     return (np.searchsorted(_edges(bins), confidence, side="right") - 1).clip(0, bins - 1)
 
 
@@ -268,7 +270,7 @@ def _edges(bins: int) -> np.ndarray:
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
-    """Expected calibration error: the sum over bins of n_b / n |accuracy_b - mean confidence_b| (Guo et al. 2017, Eq. 3)."""
+    """Expected calibration error (Guo et al. 2017, Eq. 3): sum n_b / n |accuracy_b - mean confidence_b|."""
     gaps = np.bincount(bin_of(confidence, bins), weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(right))
 
@@ -283,17 +285,17 @@ def _ece_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float | 
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict[str, Any]]:
-    """Of each bin its edges, how many rows it has, their mean confidence and their accuracy (0 to 1; null where it is empty)."""
+    """Edges, row count, mean confidence and accuracy (0 to 1; null if empty) of each bin."""
     which, edges = bin_of(confidence, bins), _edges(bins)
-    found = []
+    rows = []
     for b in range(bins):
         inside = which == b
         count = int(inside.sum())
         means = [
             float(values[inside].mean()) if count else None for values in (confidence, right.astype(float))
         ]
-        found.append(
+        rows.append(
             {"from": edges[b], "to": edges[b + 1], "n": count, "confidence": means[0], "accuracy": means[1]}
         )
-    assert math.fsum(b["n"] for b in found) == len(right)
-    return found
+    assert math.fsum(row["n"] for row in rows) == len(right)
+    return rows

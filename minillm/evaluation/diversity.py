@@ -16,11 +16,12 @@ from minillm.files import write_json
 
 
 def run_stage(settings: DiversitySettings, *, generations: Path, out: Path) -> None:
-    """Dist-n of the responses in `generations` (0 to 100), seed by seed, to the metric file `out`.
+    """Write Dist-n of the responses in `generations` (0 to 100), seed by seed, to the metric file `out`.
 
-    An n-gram is one of tokens (special ones and the EOS left out) or of words, and lies within one response.  "distinct" is
-    C, "total" N, "dist" 100 C / N, over all responses of a seed together; null where no response is n long.  "repetition" is the mean
-    over responses of the share of n-grams that have been in the same response before.
+    N-grams are of tokens (without special ones and the EOS) or of words, within one response.  "distinct" is
+    C, "total" N and "dist" 100 C / N, over all responses of a seed together; null if no response has n
+    units.  "repetition" is the mean over responses of the share of n-grams that occurred earlier in the same
+    response.
     """
     meta, rows, ids = read_generations(generations)
     per_seed = {}
@@ -58,7 +59,7 @@ def run_stage(settings: DiversitySettings, *, generations: Path, out: Path) -> N
 
 
 def dist(units: Sequence[Sequence[Any]], n: int) -> dict[str, Any]:
-    """C, N and 100 C / N (null for N = 0) of the n-grams of all responses."""
+    """C, N and 100 C / N (null if N = 0) of the n-grams of all responses."""
     different, total = distinct(units, n)
     return {"distinct": different, "total": total, "dist": 100.0 * different / total if total else None}
 

@@ -1,8 +1,8 @@
-"""Which estimators of the gradient of KL[q||p] are biased, by how much, and which variance they save: exact, by enumeration.
+"""Bias and variance of estimators of the gradient of KL[q||p], exact by enumeration.
 
-A vocabulary and a horizon so small that every sequence can be written down.  Student and teacher are tables: free logits for every
-prefix.  Token 0 is the EOS.  The gradient of each sequence's loss is taken by the very functions that train (objectives.py), and its mean
-and variance over sequences are summed, not sampled.
+Vocabulary and horizon are so small that every sequence can be enumerated.  Student and teacher are tables:
+free logits for every prefix.  Token 0 is the EOS.  The gradient of each sequence's loss comes from the same
+functions as in training (objectives.py); its mean and variance over sequences are summed, not sampled.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ EOS = 0
 
 @dataclass(frozen=True)
 class Family:
-    """All sequences of a vocabulary and a horizon: (count, horizon) tokens, the prefix that each position stands on, and a mask."""
+    """All sequences of a vocabulary and a horizon, (count, horizon): tokens, their prefixes and a mask."""
 
     tokens: Tensor
     prefixes: Tensor
     mask: Tensor
-    rows: int  # number of prefixes, each with logits of its own
+    # Number of prefixes, each with its own logits.
+    rows: int
 
     @classmethod
     def of(cls, vocabulary: int, horizon: int) -> Family:
@@ -46,7 +47,7 @@ class Family:
         return cls(tokens, prefixes, mask, len(index))
 
     def logprobs(self, table: Tensor) -> Tensor:
-        """Log-probability of each token of each sequence, (count, horizon), 0 where masked; `table` is (prefixes, vocabulary)."""
+        """Log-probability of each token, (count, horizon), 0 if masked; `table` is (prefixes, vocabulary)."""
         logs = table.log_softmax(-1)[self.prefixes].gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
         return torch.where(self.mask.bool(), logs, 0.0)
 
@@ -59,19 +60,20 @@ def sequence_kl(family: Family, student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What an estimator may use of all sequences, constants: log-probabilities, rewards and reverse KL of each position, weights."""
+    """Constants that an estimator may use: the teacher, and rewards, reverse KL and weights of all tokens."""
 
     family: Family
     teacher: Tensor
     rewards: Tensor
     reverse_kl: Tensor
-    weights: Tensor  # per token (Eq. 5, approximated)
-    products: Tensor  # Eq. 5
+    # Per token (Eq. 5, approximated).
+    weights: Tensor
+    # Eq. 5.
+    products: Tensor
 
 
-Loss = Callable[
-    [Tensor, Tensor, Trajectories, int], Tensor
-]  # student's table, its log-probabilities, what is known, sequence -> loss
+# Student's table, its log-probabilities, constants, sequence -> loss.
+Loss = Callable[[Tensor, Tensor, Trajectories, int], Tensor]
 
 
 def loss_of(
@@ -81,52 +83,58 @@ def loss_of(
     single: bool = True,
     single_weights: Callable[[Trajectories], Tensor] | None = None,
 ) -> Loss:
-    """The loss of one sequence, summed over its tokens, with this advantage in the long term and these weights."""
+    """The loss of one sequence, summed over its tokens, from this advantage and these weights."""
 
-    def loss(table: Tensor, logprobs: Tensor, known: Trajectories, i: int) -> Tensor:
+    def loss(table: Tensor, logprobs: Tensor, constants: Trajectories, i: int) -> Tensor:
         row = slice(i, i + 1)
-        mask, prefixes = known.family.mask[row], known.family.prefixes[row]
+        mask, prefixes = constants.family.mask[row], constants.family.prefixes[row]
 
         def cut(values: Callable[[Trajectories], Tensor] | None) -> Tensor | None:
-            return None if values is None else values(known)[row]
+            return None if values is None else values(constants)[row]
 
-        advantages = credit(known)[row]
+        advantages = credit(constants)[row]
         new = logprobs[row]
         total = objectives.policy_gradient_loss(
             new, new.detach(), advantages, mask, weights=cut(long_weights), clip=None, denominator=1.0
         )
         if single:
             total = total + objectives.single_step_loss(
-                table[prefixes], known.teacher[prefixes], mask, weights=cut(single_weights), denominator=1.0
+                table[prefixes],
+                constants.teacher[prefixes],
+                mask,
+                weights=cut(single_weights),
+                denominator=1.0,
             )
         return total
 
     return loss
 
 
-def following(known: Trajectories, rewards: Tensor | None = None, **options: Any) -> Tensor:
+def following(constants: Trajectories, rewards: Tensor | None = None, **options: Any) -> Tensor:
     """R_{t+1} of every token, Eq. 3; options are those of `objectives.returns`."""
-    values = known.rewards if rewards is None else rewards
-    return objectives.returns(values, known.family.mask, **({"length_norm": False} | options))
+    values = constants.rewards if rewards is None else rewards
+    return objectives.returns(values, constants.family.mask, **({"length_norm": False} | options))
 
 
-def whole(known: Trajectories, **options: Any) -> Tensor:
+def whole(constants: Trajectories, **options: Any) -> Tensor:
     """R_t of every token, Eq. 2."""
-    return following(known, include_current=True, **options)
+    return following(constants, include_current=True, **options)
 
 
-def later_products(known: Trajectories) -> Tensor:
-    """The exact long term under mixed sampling: each later r_t' with the product of weights up to t', which the long term's own
-    weight must not have again."""
-    return following(known, rewards=known.rewards * known.products)
+def later_products(constants: Trajectories) -> Tensor:
+    """The exact long term under mixed sampling: each later r_t' times the product of weights up to t'.
+
+    The long term's own weight must not repeat that product.
+    """
+    return following(constants, rewards=constants.rewards * constants.products)
 
 
-def prefix_products(known: Trajectories) -> Tensor:
-    """The product of weights before t: exact for the single-step term, whose own token is summed over."""
-    return torch.where(known.family.mask.bool(), known.products / known.weights, 0.0)
+def prefix_products(constants: Trajectories) -> Tensor:
+    """The product of weights before t: exact for the single-step term, which sums over its own token."""
+    return torch.where(constants.family.mask.bool(), constants.products / constants.weights, 0.0)
 
 
-# Pure student samples (alpha = 0) ...
+# Samples of only the student (alpha = 0) ...
 OWN: dict[str, Loss] = {
     "Eq. 2": loss_of(whole, single=False),
     "Eq. 2 with its -1": loss_of(lambda k: whole(k) - 1.0, single=False),
@@ -159,8 +167,11 @@ MIXED: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One estimator on one pair.  `bias` and `spread` are shares of the exact gradient's norm: |mean - exact| and the square root
-    of the summed variances of a single sample; `cosine` is between mean and exact."""
+    """One estimator on one pair.
+
+    `bias` and `spread` are relative to the exact gradient's norm: |mean - exact|, and the square root of a
+    single sample's summed variances.  `cosine` is between mean and exact.
+    """
 
     estimator: str
     distance: str
@@ -176,13 +187,13 @@ class Finding:
 def measure(
     family: Family, student: Tensor, teacher: Tensor, loss: Loss, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(exact gradient, mean, variance summed over the parameters) of an estimator whose samples come from the mixture."""
+    """(exact gradient, mean, variance summed over parameters) of an estimator on samples of the mixture."""
     table = student.clone().requires_grad_()
     exact = torch.autograd.grad(sequence_kl(family, table, teacher), table)[0]
     q, p = family.logprobs(student), family.logprobs(teacher)
     weights = objectives.importance_weights(q, p, alpha) * family.mask
     reverse = objectives.reverse_kl(student, teacher)[family.prefixes] * family.mask
-    known = Trajectories(
+    constants = Trajectories(
         family,
         teacher,
         objectives.token_rewards(q, p, family.mask),
@@ -194,7 +205,7 @@ def measure(
     probability = family.logprobs(mixture).sum(1).exp()
     gradients = torch.stack(
         [
-            torch.autograd.grad(loss(table, family.logprobs(table), known, i), table)[0]
+            torch.autograd.grad(loss(table, family.logprobs(table), constants, i), table)[0]
             for i in range(len(family.tokens))
         ]
     )
@@ -204,8 +215,10 @@ def measure(
 
 
 def pair(family: Family, vocabulary: int, distance: str, size: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(student, teacher) tables in float64: logits `size` apart in standard deviations; "disjoint": the student's mass lies where
-    the teacher has almost none."""
+    """(student, teacher) tables in float64 whose logits are `size` standard deviations apart.
+
+    "disjoint": the student's mass is where the teacher has almost none.
+    """
     generator = torch.Generator().manual_seed(seed)
     teacher, noise = (
         torch.randn(family.rows, vocabulary, generator=generator, dtype=torch.float64) for _ in range(2)
@@ -220,14 +233,14 @@ def pair(family: Family, vocabulary: int, distance: str, size: float, seed: int)
 def study(settings: Estimators) -> list[Finding]:
     """Every estimator on every pair."""
     family = Family.of(settings.vocabulary, settings.horizon)
-    found = []
+    findings = []
     for (distance, size), seed in itertools.product(settings.distances.items(), settings.seeds):
         student, teacher = pair(family, settings.vocabulary, distance, size, seed)
         for alpha, losses in ((0.0, OWN), *((alpha, MIXED) for alpha in settings.alphas)):
             for name, loss in losses.items():
                 exact, mean, variance = measure(family, student, teacher, loss, alpha)
                 norm = exact.norm()
-                found.append(
+                findings.append(
                     Finding(
                         name,
                         distance,
@@ -240,4 +253,4 @@ def study(settings: Estimators) -> list[Finding]:
                         (torch.dot(mean.flatten(), exact.flatten()) / (mean.norm() * norm)).item(),
                     )
                 )
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""Stage `exposure_bias`: ExAccErr of a student under its teacher, from samples of both (docs/evaluation.md)."""
+"""Stage `exposure_bias`: ExAccErr of a student and its teacher from samples of both (docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from minillm.models.loading import check_same_tokenizer, load_model, load_tokeni
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import remove_journals
 
-GRID = 16  # lengths of which the bootstrap's draws are kept
-LEAST_ALIVE = (
-    0.1  # the curve's last value is taken where at least this share of the responses of either kind is alive
-)
+# Number of lengths whose bootstrap draws are kept.
+GRID = 16
+# The curve's last value is taken where at least this share of the responses of either kind is alive.
+LEAST_ALIVE = 0.1
 
 
 @torch.no_grad()
@@ -43,12 +43,13 @@ def token_kl(
     batch: int,
     budget: int = 0,
 ) -> list[np.ndarray]:
-    """KL(p || q) in nats at each token of each response, (length,) float64 each; `examples` are (prompt ids, response ids).
+    """KL(p || q) in nats at each token of each response, (length,) float64 each.
 
-    Exact over the vocabulary, padded entries cut off, in float32, `batch` examples at a time, of at most `budget` positions.
+    `examples` are (prompt ids, response ids).  Exact over the vocabulary without padded entries, in float32,
+    `batch` examples at a time, of at most `budget` positions.
     """
     device = next(student.parameters()).device
-    found: dict[int, np.ndarray] = {}
+    kl: dict[int, np.ndarray] = {}
     for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         theirs = logits_by_tile(response_hidden(teacher, rows), head_of(teacher, vocabulary))
@@ -58,8 +59,8 @@ def token_kl(
 
         values = response_values(student, rows, vocabulary, distance).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
-        found.update(zip(part, np.split(values, ends), strict=True))
-    return [found[i] for i in range(len(examples))]
+        kl.update(zip(part, np.split(values, ends), strict=True))
+    return [kl[i] for i in range(len(examples))]
 
 
 def score(
@@ -70,7 +71,10 @@ def score(
     world: World,
     **how: int,
 ) -> Totals:
-    """KL at each position of `samples`, summed over a prompt's responses; the ranks share the responses.  `how`: as in `token_kl`."""
+    """KL at each position of `samples`, summed over a prompt's responses.
+
+    The ranks share the responses.  `how`: as in `token_kl`.
+    """
     examples = [(entry.prompt, response) for entry in samples for response in entry.responses]
     mine = token_kl(student, teacher, examples[world.rank :: world.size], **how)
     parts = world.gather(mine)
@@ -82,9 +86,9 @@ def score(
 def run_stage(
     settings: ExposureBiasSettings, launch: Launch, *, samples: Path, model: Path, teacher: Path, out: Path
 ) -> None:
-    """ExAccErr of the student `model`; `samples` are those of `teacher`, the student's own are drawn here.
+    """Write ExAccErr of the student `model`; `samples` are `teacher`'s, the student's are drawn here.
 
-    Raises UserError where the samples are not this teacher's, or the two have different tokenizers.
+    Raises UserError if the samples are not this teacher's or the two have different tokenizers.
     """
     world = start(0, launch.patience)
     check_same_tokenizer(model, teacher)
@@ -105,9 +109,9 @@ def run_stage(
         "budget": launch.micro_tokens,
     }
     positions = settings.samples.sampling.max_tokens
-    found = [score(student, loaded, entries, positions, world, **how) for entries in (ours, theirs)]
+    both = [score(student, loaded, entries, positions, world, **how) for entries in (ours, theirs)]
     if world.rank == 0:
-        values = measure(settings, *found)
+        values = measure(settings, *both)
         ids = [entry.id for entry in ours]
         sources = [str(path) for path in (samples, model, teacher)]
         write_json(
@@ -119,7 +123,7 @@ def run_stage(
 
 
 def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) -> dict[str, Any]:
-    """The metric's values from the KL on both kinds of prefixes; null where a value does not exist."""
+    """The metric's values from the KL on both kinds of prefixes; null if a value does not exist."""
     how = {"finished": settings.finished, "semantics": settings.semantics}
     prompts, total = len(student.kl), float(student.alive[:, 0].sum())
     least = max(1.0, LEAST_ALIVE * total)
@@ -127,20 +131,20 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
     at = accumulated_error.last_length(student, teacher, least, semantics=settings.semantics)
     curve = accumulated_error.curve(student, teacher, np.ones(prompts), **how)
     draws = accumulated_error.bootstrap(student, teacher, settings.resamples, settings.samples.seed, **how)
-    if prompts < 2:  # nothing to draw again
+    # Nothing to resample.
+    if prompts < 2:
         draws = np.full_like(draws, np.nan)
     low, high = accumulated_error.band(draws, settings.level)
     first = 1 if settings.semantics == "released" else 0
     last = draws[:, at - 1] if at else np.zeros(0)
+    finite = last[np.isfinite(last)]
     return {
         "n": prompts,
         "responses": settings.samples.responses,
         "mean": plain(curve.error[at - 1 : at])[0] if at else None,
         "mean_at": at,
         "least_alive": least,
-        "standard_error": float(np.std(last[np.isfinite(last)], ddof=1))
-        if np.isfinite(last).sum() > 1
-        else None,
+        "standard_error": float(np.std(finite, ddof=1)) if len(finite) > 1 else None,
         "over": "prompts (bootstrap)",
         "level": settings.level,
         "resamples": settings.resamples,
@@ -158,7 +162,7 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
             "teacher": plain(teacher.alive.sum(0)[first : first + length]),
         },
         "draws": _kept(draws, settings.samples.sampling.max_tokens, length),
-        # Of each prompt: the mean KL of a token, over all tokens of its responses.
+        # Each prompt's mean KL per token, over all tokens of its responses.
         "kl": {
             name: plain(t.kl.sum(1) / t.alive.sum(1))
             for name, t in (("student", student), ("teacher", teacher))
@@ -167,9 +171,10 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
 
 
 def _kept(draws: np.ndarray, positions: int, length: int) -> dict[str, Any]:
-    """ExAccErr of every draw at a few lengths, the same ones for every student: draw k took the same prompts for each of them.
+    """ExAccErr of every draw at a few lengths, which are the same for every student.
 
-    So the difference of two students' draws is a paired bootstrap over prompts.
+    Draw k has the same prompts for every student, so differences of two students' draws are a paired
+    bootstrap over prompts.
     """
     lengths = sorted({-(-positions * i // GRID) for i in range(1, GRID + 1)})
     return {
@@ -180,5 +185,5 @@ def _kept(draws: np.ndarray, positions: int, length: int) -> dict[str, Any]:
 
 
 def plain(values: np.ndarray) -> list[float | None]:
-    """For JSON, which has no NaN."""
+    """Values for JSON, which has no NaN."""
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -1,6 +1,6 @@
 """Stage `human-export`: a page of blind comparisons for annotators, one HTML file.
 
-The page holds texts and opaque ids only; which side is which stands in a key file next to it.
+The page has only texts and opaque ids; a key file next to it says which side is which.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ PAGE = files("minillm.evaluation") / "human.html"
 def run_stage(
     settings: HumanSettings | None, *, generations: Path, against: Sequence[Path], out: Path
 ) -> None:
-    """The page `out`, and which side is which in `out`'s name with .key.json: `settings.prompts` prompts, each against each other.
+    """Write the page `out` and its key (.key.json): `settings.prompts` prompts for each of `against`.
 
-    Of each file the first sampling seed is shown.  Raises UserError where two files answer different prompts.
+    The first sampling seed of each file is shown.  Raises UserError if two files answer different prompts.
     """
     settings = settings or HumanSettings(stage="human")
-    ours, others = read_answers(generations), [read_answers(path) for path in against]
-    for other in others:
-        _check_same(ours, other)
+    ours, rivals = read_answers(generations), [read_answers(path) for path in against]
+    for rival in rivals:
+        _check_same(ours, rival)
     chosen = random.Random(f"{settings.seed} prompts").sample(ours.ids, min(settings.prompts, len(ours.ids)))
     pairs = []
-    for number, other in enumerate(others):
+    for number, rival in enumerate(rivals):
         for id_ in sorted(chosen):
             row = ours.rows[ours.seeds[0]][id_]
-            texts = [row["response"].strip(), other.rows[other.seeds[0]][id_]["response"].strip()]
+            texts = [row["response"].strip(), rival.rows[rival.seeds[0]][id_]["response"].strip()]
             name = _hash(settings.seed, number, id_, row["prompt"], *sorted(texts))[:12]
-            side = random.Random(f"{settings.seed} {name}").randrange(2)  # 0: ours is on the left
+            # 0: ours is on the left.
+            side = random.Random(f"{settings.seed} {name}").randrange(2)
             shown = {
                 "id": name,
                 "question": question(row["prompt"]),
                 "left": texts[side],
                 "right": texts[1 - side],
             }
-            key = {"ours": CHOICES[2 * side], "against": str(other.path), "row": id_}
+            key = {"ours": CHOICES[2 * side], "against": str(rival.path), "row": id_}
             pairs.append((shown, key))
     random.Random(f"{settings.seed} order").shuffle(pairs)
     study = _hash(*(json.dumps(shown) for shown, _ in pairs))[:16]
@@ -59,7 +60,7 @@ def run_stage(
         "study": study,
         "dataset": ours.dataset,
         "ours": str(ours.path),
-        "against": [str(other.path) for other in others],
+        "against": [str(rival.path) for rival in rivals],
         "prompts": len(chosen),
         "seed": settings.seed,
         "pairs": {shown["id"]: key for shown, key in pairs},
@@ -68,12 +69,12 @@ def run_stage(
 
 
 def key_file(page: Path) -> Path:
-    """Where the key of a page lies."""
+    """The key file of a page."""
     return page.with_suffix(".key.json")
 
 
 def embedded(value: object) -> str:
-    """JSON for a script element: no "<" is left in it that could end the element or begin a comment."""
+    """JSON for a script element: it has no "<" that could end the element or begin a comment."""
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -81,11 +82,11 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _check_same(ours: Answers, other: Answers) -> None:
-    a, b = ours.rows[ours.seeds[0]], other.rows[other.seeds[0]]
+def _check_same(ours: Answers, rival: Answers) -> None:
+    a, b = ours.rows[ours.seeds[0]], rival.rows[rival.seeds[0]]
     differing = [id_ for id_ in ours.ids if id_ not in b or a[id_]["prompt"] != b[id_]["prompt"]]
-    if differing or len(ours.ids) != len(other.ids):
+    if differing or len(ours.ids) != len(rival.ids):
         first = f", first id {differing[0]}" if differing else ""
         raise UserError(
-            f"{other.path}: its prompts are not those of {ours.path}{first}; compare answers to one test set"
+            f"{rival.path}: its prompts are not those of {ours.path}{first}; compare answers to one test set"
         )

@@ -1,6 +1,7 @@
-"""The `judge` stage: a judge scores response and reference from 1 to 10 in both orders; the result is the ratio of the totals.
+"""Stage `judge`: a judge scores response and reference from 1 to 10, in both orders.
 
-Each verdict is one file of a cache that no rule owns, so that none is asked for twice.
+The result is the ratio of the totals.  Each verdict is a file in a cache that no rule owns, so that none is
+asked for twice.
 """
 
 from __future__ import annotations
@@ -23,18 +24,23 @@ from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
 from minillm.evaluation.statistics import bootstrap_error
 from minillm.files import write_json
 
-# Peng et al. 2023, "Instruction Tuning with GPT-4", whose wording the paper uses; the layout above it is that of their code.
+# The wording of Peng et al. 2023, "Instruction Tuning with GPT-4", which the paper uses; the layout is that
+# of their code.
 REQUEST = (
-    "We would like to request your feedback on the performance of two AI assistants in response to the user instruction and input "
-    "displayed above. Please rate the helpfulness, relevance, accuracy, and level of detail of their responses. Each assistant "
-    "receives an overall score on a scale of 1 to 10, where a higher score indicates better overall performance. Please first "
-    "output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are "
-    "separated by a space. In the subsequent line, please provide a comprehensive explanation of your evaluation, avoiding any "
-    "potential bias and ensuring that the order in which the responses were presented does not affect your judgment."
+    "We would like to request your feedback on the performance of two AI assistants in response to the "
+    "user instruction and input displayed above. Please rate the helpfulness, relevance, accuracy, and "
+    "level of detail of their responses. Each assistant receives an overall score on a scale of 1 to "
+    "10, where a higher score indicates better overall performance. Please first output a single line "
+    "containing only two values indicating the scores for Assistant 1 and 2, respectively. The two "
+    "scores are separated by a space. In the subsequent line, please provide a comprehensive "
+    "explanation of your evaluation, avoiding any potential bias and ensuring that the order in which "
+    "the responses were presented does not affect your judgment."
 )
 LAYOUT = (
-    "[Instruction]\n{question}\n\n[The Start of Assistant 1's Answer]\n{first}\n\n[The End of Assistant 1's Answer]\n\n"
-    "[The Start of Assistant 2's Answer]\n{second}\n\n[The End of Assistant 2's Answer]\n\n[System]\n{request}\n"
+    "[Instruction]\n{question}\n\n"
+    "[The Start of Assistant 1's Answer]\n{first}\n\n[The End of Assistant 1's Answer]\n\n"
+    "[The Start of Assistant 2's Answer]\n{second}\n\n[The End of Assistant 2's Answer]\n\n"
+    "[System]\n{request}\n"
 )
 ORDERS = ("response_first", "reference_first")
 RESAMPLES = 1000
@@ -42,7 +48,7 @@ SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,;]+(\d+(?:\.\d+)?)\s*")
 
 
 def run_stage(settings: JudgeSettings, *, generations: Path, cache: Path, out: Path) -> None:
-    """Scores of the responses in `generations`, with the verdicts that `cache` has and the others asked for, as JSON in `out`."""
+    """Write scores of the responses in `generations` to `out`; verdicts not in `cache` are asked for."""
     answers = read_answers(generations)
     seeds = answers.seeds[: settings.judge.seeds]
     ids = answers.ids[: settings.judge.rows or None]
@@ -76,7 +82,7 @@ def _question(row: dict[str, Any], order: str, judge: JudgeClient) -> JudgePromp
 
 
 def parse_scores(reply: str) -> tuple[float, float] | None:
-    """The two scores in the first line that is not blank; None where it holds anything else, or a score not from 1 to 10."""
+    """The two scores in the first non-blank line; None if it has anything else or scores not from 1 to 10."""
     first = next((line for line in reply.splitlines() if line.strip()), "")
     match = SCORES.fullmatch(first)
     if not match:
@@ -87,30 +93,31 @@ def parse_scores(reply: str) -> tuple[float, float] | None:
 
 # --- the cache
 def verdict_file(cache: Path, key: str) -> Path:
-    """Where a verdict lies."""
+    """The file of a verdict."""
     return Path(cache) / key[:2] / f"{key}.json"
 
 
 def collect_verdicts(
     judge: JudgeClient, questions: Sequence[JudgePrompt], cache: Path, rereads: int
 ) -> dict[str, dict[str, Any]]:
-    """key -> verdict of each question, from `cache` or asked for.
+    """key -> verdict of each question, from `cache` or from the judge.
 
-    A verdict is written when its reply is there.  One whose replies hold no scores is asked for again up to `rereads` times, then it
-    is final with "scores": null.  Raises UserError (the verdicts so far are kept) where the judge cannot be asked any more.
+    A verdict is written as soon as its reply is there.  One whose replies have no scores is asked for again
+    up to `rereads` times and is then final with "scores": null.  Raises UserError (keeping the verdicts so
+    far) if the judge cannot be asked any more.
     """
     wanted = {q.key: q for q in questions}
     verdicts = {key: _read(verdict_file(cache, key), key) for key in wanted}
     left = [q for key, q in wanted.items() if not _final(verdicts[key], rereads)]
+    cached = len(wanted) - len(left)
     print(
-        f"judge: {len(wanted)} verdicts wanted, {len(wanted) - len(left)} of them cached, {len(left)} calls to make",
+        f"judge: {len(wanted)} verdicts wanted, {cached} of them cached, {len(left)} calls to make",
         flush=True,
     )
     bar = tqdm(total=len(left), unit="verdict", disable=None)
     while left:
-        for asked, reply in judge.replies(
-            [dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]
-        ):
+        attempts = [dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]
+        for asked, reply in judge.replies(attempts):
             verdict = verdicts[asked.key]
             scores = parse_scores(reply)
             verdict["replies"].append(reply)
@@ -132,8 +139,8 @@ def _read(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         return {"key": key, "scores": None, "replies": []}
     try:
-        found = json.loads(path.read_text())
-        replies, scores = found["replies"], found["scores"]
+        verdict = json.loads(path.read_text())
+        replies, scores = verdict["replies"], verdict["scores"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: a damaged verdict; remove it and it is asked for again") from None
     return {"key": key, "scores": scores, "replies": list(replies)}
@@ -164,11 +171,11 @@ def _metric(
         raise UserError(
             f"{answers.path}: no row has two readable verdicts of the judge; read its replies in the cache"
         )
-    response, reference = (
-        np.array([row[key] for row in rows]) for key in ("response", "reference")
-    )  # (rows, orders)
+    # (rows, orders) each
+    response, reference = (np.array([row[key] for row in rows]) for key in ("response", "reference"))
     prompts = sorted({row["id"] for row in rows})
-    totals = {id_: np.zeros(2) for id_ in prompts}  # of each prompt's seeds: response, reference
+    # Sums over each prompt's seeds: response, reference.
+    totals = {id_: np.zeros(2) for id_ in prompts}
     for row in rows:
         totals[row["id"]] += (sum(row["response"]), sum(row["reference"]))
     table = np.array([totals[id_] for id_ in prompts])
@@ -195,5 +202,5 @@ def _metric(
 
 
 def _ratio(response: float, reference: float) -> float:
-    """In percent; a reference has at least 1 of 10 for each row."""
+    """In percent; never divides by 0, since a reference gets at least 1 of 10 for each row."""
     return float(100.0 * response / reference)

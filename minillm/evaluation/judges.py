@@ -1,4 +1,4 @@
-"""The three kinds of judge: an endpoint of OpenAI's form, a local transformers model, and a stand-in made of ROUGE-L."""
+"""The three kinds of judge: an OpenAI-style endpoint, a local transformers model, a stand-in by ROUGE-L."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from minillm.errors import UserError
 from minillm.files import sha256
 from minillm.scores import rouge_l
 
-LONGEST_WAIT = 60.0  # seconds before a call is made again, whatever the endpoint asks for
-KEPT = 4000  # characters of a reply that is no chat completion
+# Seconds before a call is made again, whatever the endpoint asks for.
+LONGEST_WAIT = 60.0
+# Characters kept of a reply that is not a chat completion.
+KEPT = 4000
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """One prompt for the judge; `key` names its verdict, `attempt` counts the replies that it had."""
+    """One prompt for the judge; `key` names its verdict, `attempt` counts the replies so far."""
 
     key: str
     prompt: str
@@ -38,12 +40,12 @@ class JudgePrompt:
 
 
 class JudgeClient(Protocol):
-    """Who answers questions.  `identity` is what a verdict depends on besides the prompt."""
+    """Answers questions.  `identity` is what a verdict depends on besides the prompt."""
 
     identity: dict[str, Any]
 
     def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
-        """Each question with its reply, in any order, each as soon as it is there."""
+        """Each question with its reply, in any order, as soon as it is there."""
         ...
 
 
@@ -59,7 +61,7 @@ def make_judge(settings: Judge, precision: str) -> JudgeClient:
 
 
 class StandIn:
-    """1 to 10 from the ROUGE-L of each text against the references: deterministic, and no judgement at all."""
+    """1 to 10 from the ROUGE-L of each text against the references: deterministic, and not a judgement."""
 
     identity = {"kind": "stand-in", "model": "ROUGE-L of the text against the references"}
 
@@ -72,7 +74,7 @@ class StandIn:
 
 
 class Local:
-    """A model folder, sampled with random numbers that come from the verdict's key, so that batches change nothing."""
+    """A model folder, sampled with random numbers from the verdict's key, so that batches change nothing."""
 
     def __init__(self, settings: Judge, precision: str) -> None:
         self.settings, self.precision = settings, precision
@@ -116,7 +118,7 @@ class Local:
             ]
             for attempt in sorted({q.attempt for q in part}):
                 chosen = [i for i, q in enumerate(part) if q.attempt == attempt]
-                found = sample(
+                samples = sample(
                     model,
                     [prompts[i] for i in chosen],
                     [int(part[i].key[:12], 16) for i in chosen],
@@ -128,7 +130,7 @@ class Local:
                     vocabulary=len(tokenizer),
                     batch=batch,
                 )
-                for i, response in zip(chosen, found, strict=True):
+                for i, response in zip(chosen, samples, strict=True):
                     yield part[i], decode(tokenizer, response.tokens)
 
 
@@ -142,18 +144,18 @@ def _chat(tokenizer: Any, prompt: str) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of a model folder: the content of all its files, weights too, so that another fine-tuning is another judge."""
+    """Hash of all files of a model folder, weights included: another fine-tuning is another judge."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     text = "\n".join(f"{path.name} {sha256(path)}" for path in files)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Stopped(Exception):
-    """A call that was not made, because another one failed for good."""
+    """A call that was not made because another one failed for good."""
 
 
 class Endpoint:
-    """Chat completions over HTTP, several at once; failed calls are made again, each later than the one before.
+    """Chat completions over HTTP, several at once; failed calls are retried with growing waits.
 
     The key is read when the first question is asked and appears in no message.
     """
@@ -169,7 +171,7 @@ class Endpoint:
         }
 
     def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
-        """Raises UserError after the last retry, once the calls that were under way have been handed out."""
+        """Raises UserError after the last retry, once the replies of pending calls have been yielded."""
         client = self._client()
         self._stop.clear()
         failure: UserError | None = None
@@ -216,7 +218,7 @@ class Endpoint:
         )
 
     def _ask(self, client: Any, prompt: str) -> str:
-        """The text of one reply; once a call has failed for good no other is begun."""
+        """The text of one reply; once a call has failed for good, no other is begun."""
         try:
             return self._call(client, prompt)
         except UserError:
@@ -237,14 +239,14 @@ class Endpoint:
                     temperature=self.settings.temperature,
                     max_tokens=self.settings.max_tokens,
                 )
-                return self._blanked(
-                    _content(self._blanked(answer.http_response.text))
-                )  # before a cut, and once unescaped
+                # Blanked before the text may be cut, and again once it is unescaped.
+                return self._blanked(_content(self._blanked(answer.http_response.text)))
             except openai.APIStatusError as error:
                 reason, asked_for = f"status {error.status_code}", error.response.headers.get("retry-after")
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
                     raise UserError(self._refused(error.status_code, str(error))) from None
-            except openai.APIConnectionError as error:  # timeouts among them
+            # Timeouts included.
+            except openai.APIConnectionError as error:
                 reason, asked_for = type(error).__name__, None
             if attempt < self.settings.retries:
                 wait = self._wait(attempt, asked_for)
@@ -255,13 +257,17 @@ class Endpoint:
                     raise _Stopped
         raise UserError(
             f"{self.settings.base_url}: no answer after {self.settings.retries + 1} calls (last: {reason}); "
-            "verdicts so far are kept, run it again to go on"
+            "verdicts so far are kept, run it again to resume"
         )
 
     def _wait(self, attempt: int, asked_for: str | None) -> float:
-        """Seconds: doubled each time, with jitter of a quarter, not less than the endpoint's Retry-After, at most a minute."""
+        """Seconds to wait: doubled each time, with a jitter of a quarter.
+
+        At least the endpoint's Retry-After, at most a minute.
+        """
         wait = self.settings.backoff * 2**attempt * random.uniform(0.75, 1.25)
-        with contextlib.suppress(ValueError):  # it may be a date
+        # Retry-After may be a date.
+        with contextlib.suppress(ValueError):
             wait = max(wait, float(asked_for or 0))
         return min(wait, LONGEST_WAIT)
 
@@ -271,14 +277,15 @@ class Endpoint:
 
     def _refused(self, status: int, text: str) -> str:
         where = f"{self.settings.base_url}: status {status}"
-        if status in (401, 403):  # the endpoint may repeat a part of the key
+        # The endpoint's text may repeat a part of the key.
+        if status in (401, 403):
             return f"{where}: the key in ${self.settings.key_variable} was refused; check it"
         line = " ".join(self._blanked(text).split())[:200]
         return f"{where} for the model '{self.settings.model}': {line}; check judge.model and judge.base_url"
 
 
 def _content(body: str) -> str:
-    """The reply in a chat completion; of anything else its beginning, which then holds no two scores."""
+    """The reply in a chat completion; for anything else its beginning, which then has no two scores."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):

@@ -1,4 +1,4 @@
-"""Stage `lengths`: ROUGE-L by the length of the first reference, and how long the responses of each bucket are."""
+"""Stage `lengths`: ROUGE-L by the length of the first reference, and the response lengths of each bucket."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from minillm.files import read_object, write_json
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
-    """(lowest, highest) length of each bucket, both included; the last one has no end."""
+    """(lowest, highest) length of each bucket, both included; the last is open."""
     lows = [0, *(edge + 1 for edge in edges)]
     return list(zip(lows, [*edges, None], strict=True))
 
 
 def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, data: Path, out: Path) -> None:
-    """Scores of a ROUGE-L `metric` file by bucket, with lengths from the `generations` behind it, to the metric file `out`.
+    """Write the scores of a ROUGE-L `metric` file by bucket, with lengths from its `generations`, to `out`.
 
-    Lengths are in tokens of the tokenizer of the `data` folder, special tokens left out, of references and responses alike.
-    A row's score is its mean over the sampling seeds, a bucket's standard error is over its rows (null for fewer than two).
-    Raises UserError where the two files are not of the same rows and seeds.
+    Lengths of references and responses are in tokens of the `data` folder's tokenizer, without special
+    tokens.  A row's score is its mean over the sampling seeds; a bucket's standard error is over its rows
+    (null for fewer than two).  Raises UserError if the two files differ in rows or seeds.
     """
     scored = read_metric(metric)
     meta, rows, ids = read_generations(generations)
@@ -78,7 +78,7 @@ def _summary(
     response_tokens: list[float],
     reference_tokens: list[int],
 ) -> dict[str, Any]:
-    """What is said of one bucket; every mean is null where it is empty."""
+    """The values of one bucket; every mean is null if it is empty."""
     if not inside:
         names = ("mean", "standard_error", "mean_response_tokens", "mean_reference_tokens", "length_drift")
         return {"n": 0, **dict.fromkeys(names), "per_seed": dict.fromkeys(per_seed)}
@@ -100,26 +100,27 @@ def _summary(
 
 
 def _response_tokens(row: dict[str, Any], where: Path) -> int:
-    """Tokens of a response without the EOS that ends it."""
+    """Number of tokens of a response without its final EOS."""
     return len(response_of(row, where))
 
 
 def response_of(row: dict[str, Any], where: Path) -> list[int]:
-    """Token ids of a response without the EOS that ends it.  Raises UserError where the row holds none."""
+    """Token ids of a response without its final EOS.  Raises UserError if the row has none."""
     tokens, finished = row.get("response_tokens"), row.get("finished")
     if not isinstance(tokens, list) or not isinstance(finished, bool):
         raise UserError(
-            f"{where}: seed {row['seed']}, id {row['id']}: 'response_tokens' or 'finished' is missing; generate again"
+            f"{where}: seed {row['seed']}, id {row['id']}: 'response_tokens' or 'finished' is missing; "
+            "generate again"
         )
     return tokens[: len(tokens) - finished]
 
 
 def read_metric(path: Path) -> dict[str, Any]:
-    """A ROUGE-L metric file.  Raises UserError where it is absent or damaged."""
+    """A ROUGE-L metric file.  Raises UserError if it is missing or damaged."""
     again = "remove it and score again"
     metric = read_object(
         path, {"ids": list, "scores": dict}, "no such metric file; score the generations first", again
     )
     if not all(len(values) == len(metric["ids"]) for values in metric["scores"].values()):
-        raise UserError(f"{path}: not one score a row; remove it and score again")
+        raise UserError(f"{path}: not one score per row; remove it and score again")
     return metric

@@ -1,4 +1,4 @@
-"""Stage `reference_loss`: a model's cross-entropy on the first references of a test set (Table 3 of the paper)."""
+"""Stage `reference_loss`: a model's cross-entropy on a test set's first references (the paper's Table 3)."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from minillm.models.head import response_tokens, response_values, token_logprobs
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import start
 
-Example = tuple[np.ndarray, np.ndarray]  # prompt ids, reference ids
+# Prompt ids, reference ids.
+Example = tuple[np.ndarray, np.ndarray]
 
 
 def examples_of(
     tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], settings: ReferenceLossSettings
 ) -> Example:
-    """Prompt and first reference as token ids; a reference may be left without any under "released".
+    """Prompt and first reference as token ids; under "released" a reference may end up empty.
 
-    "tokens": as in training, tokenised together, an EOS at the end.  "released" (D21): the reference on its own, with the
-    tokenizer's special tokens (LLaMA: a BOS, which is a target) and without EOS, which there is padding.
+    "tokens": as in training, tokenised together, with an EOS at the end.  "released" (D21): the reference by
+    itself, with the tokenizer's special tokens (LLaMA: a BOS, which is a target) and without EOS, which is
+    padding there.
     """
     if settings.loss == "tokens":
         prompt, reference, _ = encode(tokenizer, row["prompt"], row["references"][0], settings.max_response)
     else:
-        prompt, reference = (
-            row["prompt_tokens"],
-            tokenizer.encode(row["references"][0])[: settings.max_response],
-        )
+        prompt = row["prompt_tokens"]
+        reference = tokenizer.encode(row["references"][0])[: settings.max_response]
         reference = [token for token in reference if token != tokenizer.eos_token_id]
     return np.asarray(prompt, dtype=np.int32), np.asarray(reference, dtype=np.int32)
 
@@ -54,9 +54,12 @@ def losses(
     batch: int,
     budget: int = 0,
 ) -> list[float]:
-    """Cross-entropy of each reference, summed over its tokens, in nats; `batch` examples at a time, of at most `budget` positions."""
+    """Cross-entropy of each reference, summed over its tokens, in nats.
+
+    `batch` examples at a time, of at most `budget` positions.
+    """
     device = next(model.parameters()).device
-    found: dict[int, float] = {}
+    sums: dict[int, float] = {}
     for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
         rows = collate([examples[i] for i in part], pad).to(device)
         tokens = response_tokens(rows)
@@ -66,22 +69,23 @@ def losses(
 
         values = response_values(model, rows, vocabulary, loss).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
-        found.update((i, float(v.sum())) for i, v in zip(part, np.split(values, ends), strict=True))
-    return [found[i] for i in range(len(examples))]
+        sums.update((i, float(v.sum())) for i, v in zip(part, np.split(values, ends), strict=True))
+    return [sums[i] for i in range(len(examples))]
 
 
 def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
-    """The mean loss over all tokens of the references ("released": over rows of the row's mean), in nats, to the metric file `out`.
+    """Write the mean loss over all reference tokens ("released": over rows of the row's mean), in nats.
 
-    The standard error is over rows, for the mean over tokens that of a ratio.  "nll" and "tokens" hold each row's sum and number;
-    "reference_tokens" is the mean length of a whole first reference, of all rows, special tokens left out, as `lengths` counts it.
+    The standard error is over rows; for the mean over tokens it is that of a ratio.  "nll" and "tokens" are
+    each row's sum and count; "reference_tokens" is the mean length over all rows of the whole first
+    reference, without special tokens, as `lengths` counts it.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
-    made = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]
-    kept = [(id_, example) for id_, example in made if len(example[1])]
+    encoded = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]
+    kept = [(id_, example) for id_, example in encoded if len(example[1])]
     mine = [example for _, example in kept][world.rank :: world.size]
     pad = special_tokens(tokenizer)[1]
     how = {"pad": pad, "batch": launch.micro_batch, "budget": launch.micro_tokens}
@@ -97,7 +101,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
                 "metric": "reference_loss",
                 "dataset": rows[0]["dataset"],
                 "n": len(kept),
-                "without_reference": len(made) - len(kept),
+                "without_reference": len(encoded) - len(kept),
                 "loss": settings.loss,
                 "mean": mean,
                 "standard_error": error,
@@ -113,9 +117,9 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
 
 
 def summary(nll: Sequence[float], tokens: Sequence[int], loss: str) -> tuple[float, float | None]:
-    """(mean, standard error): "tokens" over all tokens, with the error of a ratio; "released" over rows of the rows' means.
+    """(mean, standard error): "tokens" over all tokens, with the error of a ratio; "released" over row means.
 
-    Raises ValueError for no row.
+    Raises ValueError if there are no rows.
     """
     if loss == "released":
         return mean_and_error(value / count for value, count in zip(nll, tokens, strict=True))

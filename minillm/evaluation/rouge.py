@@ -1,4 +1,4 @@
-"""The `rouge` stage: one generations file to one metric file."""
+"""Stage `rouge`: one generations file to one metric file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ AGAIN = "remove it and generate again"
 
 
 def run_stage(*, generations: Path, out: Path) -> None:
-    """ROUGE-L and exact match of the responses in `generations` (and FILE.meta.json beside it) to the metric file `out`.
+    """Write ROUGE-L and exact match of the responses in `generations` (with its FILE.meta.json) to `out`.
 
-    "mean" is over the seeds' means over rows (0 to 100), "standard_error" over the seeds' means (null for one seed), as
-    is "exact_match_error"; "scores" holds each row's ROUGE-L in the order of "ids".  Raises UserError, one line naming file and
-    line, where a line is damaged, (seed, id) comes twice, a seed lacks rows that another has, or the meta file promises other rows or seeds.
+    "mean" is the mean of the seeds' means over rows (0 to 100); "standard_error" and "exact_match_error" are
+    over the seeds' means (null for one seed); "scores" has each row's ROUGE-L in the order of "ids".  Raises
+    UserError, one line naming file and line, if a line is damaged, (seed, id) occurs twice, a seed lacks rows
+    that another has, or the meta file promises other rows or seeds.
     """
     meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
@@ -28,9 +29,8 @@ def run_stage(*, generations: Path, out: Path) -> None:
     for seed in meta["seeds"]:
         answers = [rows[seed][id_] for id_ in ids]
         rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
-        exact[str(seed)] = math.fsum(
-            exact_match(row["response"], row["references"]) for row in answers
-        ) / len(answers)
+        hits = math.fsum(exact_match(row["response"], row["references"]) for row in answers)
+        exact[str(seed)] = hits / len(answers)
     per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
     mean, error = mean_and_error(per_seed.values())
     exact_mean, exact_error = mean_and_error(exact.values())
@@ -56,7 +56,7 @@ def run_stage(*, generations: Path, out: Path) -> None:
 
 
 def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, dict[str, Any]]], list[int]]:
-    """The meta file, the rows as seed -> id -> row, and the ids, the same for each seed, in order.
+    """The meta file, the rows as seed -> id -> row, and the ids, which all seeds share, in order.
 
     Raises UserError as `run_stage` does.
     """
@@ -72,7 +72,8 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
     rows: dict[int, dict[int, dict[str, Any]]] = {}
     first: dict[tuple[int, int], int] = {}
     try:
-        # Split at "\n" alone: str.splitlines would also cut at separators that JSON leaves unescaped inside a text.
+        # Split only at "\n": str.splitlines would also split at separators that JSON leaves unescaped in
+        # texts.
         lines = path.read_text().removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise UserError(f"{path}: no such generations file") from None
@@ -83,7 +84,7 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
         key = (row["seed"], row["id"])
         if key in first:
             raise UserError(
-                f"{path}:{number}: seed {key[0]}, id {key[1]} stands in line {first[key]} already; {AGAIN}"
+                f"{path}:{number}: seed {key[0]}, id {key[1]} is in line {first[key]} already; {AGAIN}"
             )
         first[key] = number
         rows.setdefault(row["seed"], {})[row["id"]] = row
@@ -100,13 +101,13 @@ def _row(line: str, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: '{key}' is missing or of the wrong type; {AGAIN}")
     if not row["references"] or not all(isinstance(reference, str) for reference in row["references"]):
         raise UserError(
-            f"{where}: 'references' must be a list of at least one text; mend the test set and generate again"
+            f"{where}: 'references' must be a list of at least one text; fix the test set and generate again"
         )
     return row
 
 
 def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[str, Any]) -> list[int]:
-    """The ids, the same for each seed, in order."""
+    """The ids, which all seeds share, in order; UserError if they do not."""
     if sorted(rows) != sorted(meta["seeds"]):
         raise UserError(
             f"{path}: seeds {sorted(rows)}, but its meta file says {sorted(meta['seeds'])}; {AGAIN}"
@@ -116,7 +117,8 @@ def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[st
         lacking = [id_ for id_ in ids if id_ not in rows[seed]]
         if lacking:
             raise UserError(
-                f"{path}: seed {seed} lacks {len(lacking)} rows that other seeds have, first id {lacking[0]}; {AGAIN}"
+                f"{path}: seed {seed} lacks {len(lacking)} rows that other seeds have, "
+                f"first id {lacking[0]}; {AGAIN}"
             )
     if len(ids) != meta["rows"]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Means and standard errors, what a standard error ranges over, and which differences are more than chance."""
+"""Means and standard errors, what they range over, and which differences are more than chance."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 10_000
-DRAWS = 4_000_000  # numbers that one batch of a bootstrap holds: 32 MB
+# Numbers in one batch of a bootstrap: 32 MB.
+DRAWS = 4_000_000
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and standard error of the mean (sample standard deviation / sqrt(n)); None for fewer than two values.
+    """Mean and its standard error (sample standard deviation / sqrt(n)); None for fewer than two values.
 
-    Raises ValueError for no value.
+    Raises ValueError if there are no values.
     """
     values = list(values)
     if not values:
@@ -30,12 +31,12 @@ def mean_and_error(values: Iterable[float]) -> tuple[float, float | None]:
 def pooled(per_seed: Mapping[int, Mapping[int, float]]) -> tuple[float, float | None, str]:
     """Mean, standard error and the seeds behind them, from training seed -> sampling seed -> value.
 
-    The mean is that of the training seeds' means.  With several training seeds the error ranges over those means: the sampling
-    seeds of a training seed share one set of weights and are no independent repetitions of the training.  With one training
-    seed it ranges over its sampling seeds; with one of each it is None.
+    The mean is that of the training seeds' means.  With several training seeds the error ranges over those
+    means: the sampling seeds of a training seed share one set of weights and are not independent repetitions
+    of the training.  With one training seed it ranges over its sampling seeds; with one of each it is None.
 
     The text reads like "5 sampling seeds, 1 training seed".
-    Raises ValueError for no training seed, or one without a value.
+    Raises ValueError if there is no training seed, or one without values.
     """
     means = [mean_and_error(values.values())[0] for values in per_seed.values()]
     within = sorted({len(values) for values in per_seed.values()})
@@ -58,9 +59,10 @@ def _counted(count: int, what: str) -> str:
 def bootstrap_error(
     statistic: Callable[[np.ndarray], float], rows: int, resamples: int = 1000, seed: int = 0
 ) -> float | None:
-    """Standard deviation of `statistic` (of row numbers, (rows,) int) over resamples of the rows with replacement; None below two rows.
+    """Standard deviation of `statistic` over resamples of the rows; None below two rows.
 
-    Efron's bootstrap standard error; the same numbers for the same `rows` and `seed`.
+    Efron's bootstrap standard error.  `statistic` takes row numbers, (rows,) int, drawn with replacement; the
+    same numbers for the same `rows` and `seed`.
     """
     if rows < 2:
         return None
@@ -71,18 +73,21 @@ def bootstrap_error(
 
 @dataclass(frozen=True)
 class Components:
-    """Variances, in the square of the values' unit; None where the data cannot tell."""
+    """Variances, in the square of the values' unit; None if the data cannot tell."""
 
-    between: float | None  # of the training seeds' true means
-    within: float | None  # of one sampling seed's value about the mean of its training seed
+    # Of the training seeds' true means.
+    between: float | None
+    # Of a sampling seed's value around the mean of its training seed.
+    within: float | None
 
 
 def components(per_seed: Mapping[int, Mapping[int, float]]) -> Components:
-    """Variance between and within training seeds, from training seed -> sampling seed -> value, by the method of moments.
+    """Variance between and within training seeds (training seed -> sampling seed -> value), by moments.
 
-    One-way random effects, unbalanced (Searle, Casella and McCulloch 1992, section 3.6): with a training seeds of n_i values, N in
-    all, within = MSW and between = (MSB - MSW) / n0, where n0 = (N - sum n_i^2 / N) / (a - 1); a negative estimate is 0.
-    Within needs two sampling seeds of one training seed; between needs that and two training seeds.
+    One-way random effects, unbalanced (Searle, Casella and McCulloch 1992, section 3.6): for a training seeds
+    with n_i values, N in all, within = MSW and between = (MSB - MSW) / n0, where n0 = (N - sum n_i^2 / N) /
+    (a - 1); a negative estimate becomes 0.  Within needs two sampling seeds of one training seed; between
+    needs that and two training seeds.
     """
     groups = [list(values.values()) for values in per_seed.values() if values]
     count = sum(map(len, groups))
@@ -106,7 +111,7 @@ def bootstrap_mean(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean of independent `values`; None for fewer than two.
 
-    `name` seeds it: the same name and values give the same interval.
+    `name` is the seed: the same name and values give the same interval.
     """
     if len(values) < 2:
         return None
@@ -115,8 +120,8 @@ def bootstrap_mean(
 
 
 def _means(values: Sequence[float], name: str, resamples: int) -> np.ndarray:
-    """Means of `resamples` resamples: [resamples]."""
-    found = stats.bootstrap(
+    """Means of `resamples` resamples, (resamples,)."""
+    result = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=resamples,
@@ -124,17 +129,19 @@ def _means(values: Sequence[float], name: str, resamples: int) -> np.ndarray:
         method="percentile",
         rng=np.random.default_rng(zlib.crc32(name.encode())),
     )
-    return found.bootstrap_distribution
+    return result.bootstrap_distribution
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two methods on the same prompts."""
 
-    difference: float  # mean of the first's scores minus the second's
+    # Mean of the first's scores minus that of the second's.
+    difference: float
     low: float
     high: float
-    p: float  # two-sided
+    # Two-sided.
+    p: float
 
 
 def paired_bootstrap(
@@ -144,12 +151,13 @@ def paired_bootstrap(
     level: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Difference of two methods' mean scores on the same prompts, with percentile interval and two-sided p; prompts are resampled.
+    """Difference of two methods' mean scores on the same prompts, with interval and two-sided p.
 
-    `first` and `second` hold one score a prompt (averaged over seeds), in the same order.  p is twice the smaller share of resampled
-    differences at or beyond 0, where one more resample is counted at 0 (Davison and Hinkley 1997, section 4.4): at least
-    2 / (resamples + 1), at most 1.  The seeds are taken as they are: this says nothing about training again.
-    Raises ValueError for scores of different length, or fewer than two.
+    Prompts are resampled.  `first` and `second` have one score per prompt (averaged over seeds), in the same
+    order; the interval is by percentiles.  p is twice the smaller share of resampled differences at or beyond
+    0, with one more resample counted at 0 (Davison and Hinkley 1997, section 4.4): at least 2 / (resamples +
+    1), at most 1.  The seeds are taken as they are: this says nothing about training again.  Raises
+    ValueError if the lengths differ or are below two.
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(
@@ -166,27 +174,28 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class Part:
-    """One of the independent parts that the variance of a mean (or of a difference of means) is the sum of."""
+    """One of the independent parts whose sum is the variance of a mean (or of a difference of means)."""
 
     variance: float
-    freedom: float  # degrees of freedom of its estimate
+    # Degrees of freedom of its estimate.
+    freedom: float
 
 
 def part(values: Sequence[float]) -> Part | None:
-    """What the spread of independent `values` gives the variance of their mean; None for fewer than two."""
+    """What the spread of independent `values` adds to the variance of their mean; None for fewer than two."""
     error = mean_and_error(values)[1]
     return None if error is None else Part(error**2, len(values) - 1)
 
 
 def _error_and_freedom(parts: Sequence[Part]) -> tuple[float, float]:
     """Standard error, and degrees of freedom of its estimate (Satterthwaite 1946)."""
-    total = math.fsum(own.variance for own in parts)
-    weight = math.fsum(own.variance**2 / own.freedom for own in parts)
+    total = math.fsum(part.variance for part in parts)
+    weight = math.fsum(part.variance**2 / part.freedom for part in parts)
     return math.sqrt(total), total**2 / weight if weight else math.inf
 
 
 def t_interval(mean: float, parts: Sequence[Part], level: float = 0.95) -> tuple[float, float]:
-    """Interval by Student's t of a mean whose variance is the sum of `parts`."""
+    """Student's t interval of a mean whose variance is the sum of `parts`."""
     error, freedom = _error_and_freedom(parts)
     reach = error * float(stats.t.ppf((1 + level) / 2, freedom))
     return mean - reach, mean + reach
@@ -201,30 +210,30 @@ def t_test(difference: float, parts: Sequence[Part]) -> float:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p of as uneven a split of wins and losses as this, where either is equally likely; ties are left out."""
+    """Exact two-sided p of so uneven a split of wins and losses if both are equally likely, without ties."""
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def ratio_error(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
 ) -> float:
-    """Bootstrap standard error of 100 x (mean of the sets' mean scores of ours) / (that of theirs).
+    """Bootstrap standard error of 100 x (mean over test sets of our mean score) / (the same of theirs).
 
-    Of each test set the prompts are drawn again, for both models the same.  Raises ValueError where the two have other prompts.
+    The prompts of each test set are resampled, the same for both models.  Raises ValueError if the two have
+    different numbers of prompts.
     """
     generator = np.random.Generator(np.random.Philox(seed))
     sums = np.zeros((2, resamples))
     for a, b in zip(ours, theirs, strict=True):
-        pairs = np.stack(
-            [np.asarray(a, dtype=float), np.asarray(b, dtype=float)]
-        )  # ValueError where they differ in length
+        # ValueError if they differ in length.
+        pairs = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])
         rows = generator.integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
         sums += pairs[:, rows].mean(-1)
     return float(np.std(100.0 * sums[0] / sums[1], ddof=1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given: those at or below a level are significant together at that level."""
+    """Holm's adjusted p values, in input order: those at or below a level are jointly significant at it."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -1,4 +1,4 @@
-"""Stage `samples`: several responses of a teacher to each prompt of a test set, drawn once for all of its students."""
+"""Stage `samples`: a teacher's responses to each prompt of a test set, drawn once for all its students."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AGAIN = "remove it and draw the samples again"
 
 @dataclass(frozen=True)
 class Sampled:
-    """One prompt and its responses, token ids each (the EOS included where a response is finished)."""
+    """One prompt and its responses, as token ids (with the EOS if a response is finished)."""
 
     id: int
     prompt: np.ndarray
@@ -46,8 +46,8 @@ def draw_samples(
 ) -> list[Sampled]:
     """Responses to `prompts` (id -> token ids), sorted by id, on every rank.
 
-    Response k of a prompt comes from (seed, k, id): under two models from the same random numbers, so that what differs
-    between their samples is owed to the models.
+    Response k of a prompt is drawn from (seed, k, id): with the same random numbers under two models, so that
+    differences between their samples are due to the models.
     """
     questions = [
         Request((id_, number), id_, settings.seed, prompt, step=number)
@@ -57,16 +57,16 @@ def draw_samples(
     answers = world.gather(
         answer_all(model, tokenizer, questions, settings.sampling, launch, world, journal)
     )[0]
-    found = []
+    samples = []
     for i, id_ in enumerate(sorted(prompts)):
-        own = answers[i * settings.responses : (i + 1) * settings.responses]
-        tokens = [np.asarray(answer["response_tokens"], dtype=np.int32) for answer in own]
-        found.append(Sampled(id_, prompts[id_], tokens, [answer["finished"] for answer in own]))
-    return found
+        part = answers[i * settings.responses : (i + 1) * settings.responses]
+        tokens = [np.asarray(answer["response_tokens"], dtype=np.int32) for answer in part]
+        samples.append(Sampled(id_, prompts[id_], tokens, [answer["finished"] for answer in part]))
+    return samples
 
 
 def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
-    """Samples of `model` for (a seeded subset of) the prompts of `test`: one prompt a line, sorted by id, and FILE.meta.json."""
+    """Write samples of `model` for (a seeded subset of) `test`: one prompt per line, and FILE.meta.json."""
     rows = read_tests(test)
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
@@ -76,23 +76,23 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
     chosen = subset(rows, settings.prompts, settings.seed, "samples")
     prompts = {row["id"]: np.asarray(row["prompt_tokens"], dtype=np.int32) for row in chosen}
     loaded = load_model(model, settings.precision, world.device)
-    found = draw_samples(loaded, tokenizer, prompts, settings, launch, world, journal)
+    samples = draw_samples(loaded, tokenizer, prompts, settings, launch, world, journal)
     if world.rank == 0:
         with whole_file(out) as partial, open(partial, "w") as file:
-            for entry in found:
+            for entry in samples:
                 tokens = {
                     "prompt_tokens": entry.prompt.tolist(),
                     "responses": [r.tolist() for r in entry.responses],
                 }
                 file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
-        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(found), "settings": raw}
+        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(samples), "settings": raw}
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()
 
 
 def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any], list[Sampled]]:
-    """The meta file and the samples.  Raises UserError where one is absent, damaged, or not drawn with `settings`."""
+    """The meta file and the samples; UserError if one is missing, damaged, or not drawn with `settings`."""
     try:
         meta = json.loads(path.with_suffix(".meta.json").read_text())
         lines = path.read_text().removesuffix("\n").split("\n")
@@ -102,12 +102,12 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
         raise UserError(f"{path.with_suffix('.meta.json')}: not JSON: {error}; {AGAIN}") from None
     if meta.get("settings") != json.loads(json.dumps(dataclasses.asdict(settings))):
         raise UserError(f"{path}: drawn with other settings ({meta.get('settings')}); {AGAIN}")
-    found = []
+    samples = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             tokens = [np.asarray(r, dtype=np.int32) for r in row["responses"]]
-            found.append(
+            samples.append(
                 Sampled(row["id"], np.asarray(row["prompt_tokens"], dtype=np.int32), tokens, row["finished"])
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -116,6 +116,6 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
             raise UserError(
                 f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}"
             )
-    if len(found) != meta.get("rows"):
-        raise UserError(f"{path}: {len(found)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
-    return meta, found
+    if len(samples) != meta.get("rows"):
+        raise UserError(f"{path}: {len(samples)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
+    return meta, samples

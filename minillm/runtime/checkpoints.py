@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: whole or not there, verified by hash, and taken up by any number of processes.
+"""Checkpoints of a training run: atomic, verified by hash, and resumable by any number of processes.
 
-A checkpoint is a folder step-NNNNNNN: DeepSpeed's files, the random states of each rank, the loop's state, and a manifest with the hash
-of each.  The folder gets its name when all of it is written.
+A checkpoint is a folder step-NNNNNNN: DeepSpeed's files, the random states of each rank, the loop's state,
+and a manifest with the hash of every file.  The folder gets its name only once all of it is written.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 from minillm.files import sha256
 from minillm.runtime.processes import World, leave
 
-KEPT = 2  # the newest, and the one before in case the newest is damaged
+# The newest, and the one before it in case the newest is damaged.
+KEPT = 2
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, and how the run that saved it was spread."""
+    """A complete checkpoint, with the process count and ZeRO stage of the run that saved it."""
 
     folder: Path
     step: int
@@ -36,13 +37,16 @@ class Checkpoint:
 
 @contextmanager
 def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Iterator[Path]:
-    """A folder to write into (every rank its own files); it becomes the checkpoint of `step` when the block ends well.
+    """A folder that every rank writes its files to; it becomes `step`'s checkpoint if the block succeeds.
 
-    `needed` bytes must be free.  Raises UserError on every rank where the disk is full or a rank could not write; what was saved before
-    stays.
+    `needed` bytes must be free.  Raises UserError on every rank if the disk is full or any rank could not
+    write; earlier checkpoints are kept.
     """
     final, partial = folder / f"step-{step:07d}", folder / f".partial-{step:07d}"
-    advice = f"{folder}: step {step} could not be saved; free some space and run the same command again: it goes on from the last checkpoint"
+    advice = (
+        f"{folder}: step {step} could not be saved; free some space and run the same command again: "
+        "it resumes from the last checkpoint"
+    )
 
     def begin() -> None:
         if world.rank == 0:
@@ -60,24 +64,22 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
 
     try:
         world.together(begin, advice)
-        written: list[Exception] = []
+        failures: list[Exception] = []
         try:
             yield partial
         except (OSError, RuntimeError) as error:
-            if world.size > 1:  # the others wait for this rank inside of DeepSpeed: torchrun ends them
-                print(
-                    f"minillm: error: {advice}: rank {world.rank}: {error}".split("\n")[0],
-                    file=sys.stderr,
-                    flush=True,
-                )
+            # The others wait for this rank inside DeepSpeed: torchrun ends them.
+            if world.size > 1:
+                line = f"minillm: error: {advice}: rank {world.rank}: {error}".split("\n")[0]
+                print(line, file=sys.stderr, flush=True)
                 leave(2)
-            written.append(error)
+            failures.append(error)
 
-        def write() -> None:
-            if written:
-                raise written[0]
+        def report() -> None:
+            if failures:
+                raise failures[0]
 
-        world.together(write, advice)
+        world.together(report, advice)
         seal(partial, step, zero, world, advice)
         world.together(finish, advice)
     finally:
@@ -86,14 +88,14 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
 
 
 def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
-    """The manifest: hashes of all files, each rank a share of the work."""
+    """Write the manifest with the hashes of all files; the ranks share the hashing."""
     hashes: dict[str, str] = {}
 
     def read() -> None:
         hashes.update({name: sha256(folder / name) for name in _share(_names(folder), world)})
 
     world.together(read, advice)
-    whole = {name: digest for part in world.gather(hashes) for name, digest in part.items()}
+    every = {name: digest for part in world.gather(hashes) for name, digest in part.items()}
 
     def write() -> None:
         if world.rank == 0:
@@ -101,7 +103,7 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
                 "step": step,
                 "processes": world.size,
                 "zero": zero,
-                "files": dict(sorted(whole.items())),
+                "files": dict(sorted(every.items())),
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -109,13 +111,14 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
 
 
 def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, the same on every rank; damaged ones are named and removed, and what a killed run left half-made.
+    """The newest complete checkpoint, the same on every rank.
 
-    Raises UserError where a file is there and cannot be read now: that says nothing about what it holds.
+    Damaged ones are reported and removed, as are the partial files of a killed run.  Raises UserError if a
+    file exists but cannot be read at the moment: that does not mean that it is damaged.
     """
     if world.rank == 0:
-        for rest in (_trash(folder), *folder.glob(".partial-*")):
-            shutil.rmtree(rest, ignore_errors=True)
+        for leftover in (_trash(folder), *folder.glob(".partial-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
     for path in world.gather(sorted(folder.glob("step-*"), reverse=True))[0]:
         manifest, problem = check(path, world)
         if not problem:
@@ -128,17 +131,20 @@ def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint
 
 
 def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
-    """(manifest, what is wrong with the checkpoint: "" where it is whole); each rank reads a share of the files."""
-    found: dict[str, Any] = {}
+    """(manifest, what is wrong with the checkpoint or ""); each rank reads a share of the files."""
+    on_rank_0: dict[str, Any] = {}
     problems: list[str] = []
 
-    def look() -> None:
+    def read_manifest() -> None:
         if world.rank == 0:
-            found.update(_manifest(folder) or {})
+            on_rank_0.update(_manifest(folder) or {})
 
-    advice = f"{folder}: cannot be read now, and nothing was removed; run the same command again when the disk answers"
-    world.together(look, advice)
-    manifest: dict[str, Any] = world.gather(found)[0]
+    advice = (
+        f"{folder}: cannot be read now, and nothing was removed; "
+        "run the same command again when the disk responds"
+    )
+    world.together(read_manifest, advice)
+    manifest: dict[str, Any] = world.gather(on_rank_0)[0]
     if not manifest:
         return {}, f"{MANIFEST} is missing or damaged"
 
@@ -155,12 +161,12 @@ def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of which steps there are checkpoints, in order."""
+    """The steps that have a checkpoint, in order."""
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def discard(folder: Path) -> None:
-    """Remove a finished run's folder: all of it at once, for a part of it is none to go on from."""
+    """Remove a finished run's folder, atomically: a partial folder cannot be resumed."""
     os.replace(folder, _trash(folder))
     shutil.rmtree(_trash(folder))
 
@@ -170,7 +176,10 @@ def _trash(folder: Path) -> Path:
 
 
 def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) -> str:
-    """Tag of the checkpoint in DeepSpeed's universal form, which any number of processes can load; converted once, by rank 0."""
+    """Tag of the checkpoint in DeepSpeed's universal format, which any number of processes can load.
+
+    Rank 0 converts it, once.
+    """
     tag = "universal"
     target = checkpoint.folder / tag
 
@@ -179,23 +188,26 @@ def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) 
             return
         partial = checkpoint.folder / f".{tag}"
         shutil.rmtree(partial, ignore_errors=True)
-        # A process of its own: the converter starts others, and must not take itself for a rank.
-        left_out = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        environment = {key: value for key, value in os.environ.items() if key not in left_out}
+        # In a separate process: the converter starts others and must not take itself for a rank.
+        dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        environment = {key: value for key, value in os.environ.items() if key not in dropped}
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
         folders = ["--input_folder", str(checkpoint.folder / "deepspeed"), "--output_folder", str(partial)]
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *folders], env=environment, capture_output=True, text=True, check=False
         )
-        if done.returncode:
+        if result.returncode:
             shutil.rmtree(partial, ignore_errors=True)
-            raise RuntimeError((done.stderr.strip() or done.stdout.strip() or "no message").split("\n")[-1])
+            raise RuntimeError(
+                (result.stderr.strip() or result.stdout.strip() or "no message").split("\n")[-1]
+            )
         os.replace(partial, target)
 
     say(f"{checkpoint.folder.name}: saved by {checkpoint.processes} processes, converted for {world.size}")
     world.together(
         convert,
-        f"{checkpoint.folder}: cannot be converted for {world.size} processes; use {checkpoint.processes} again",
+        f"{checkpoint.folder}: cannot be converted for {world.size} processes; "
+        f"use {checkpoint.processes} again",
     )
     return tag
 
@@ -210,8 +222,8 @@ def _share(names: list[str], world: World) -> list[str]:
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         kinds = {"step": int, "processes": int, "zero": int, "files": dict}
-        return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None
+        return manifest if all(isinstance(manifest[key], kind) for key, kind in kinds.items()) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -1,8 +1,9 @@
-"""What makes a training run go on: processes, DeepSpeed, exact checkpoints, signals, metrics and progress.
+"""What runs a training loop: processes, DeepSpeed, exact checkpoints, signals, metrics and progress.
 
-A loop sees only steps: `Engine.update(parts, loss)` makes one optimizer step from the parts of this process, `Engine.save` leaves everything
-that is needed to go on (weights, optimizer, random states of every rank, the loop's own state), and `Engine.resume` takes the
-newest whole checkpoint up.  Going on is exact: the same steps with the same numbers as without the interruption.
+A loop sees only steps: `Engine.update(parts, loss)` makes one optimizer step from this process's parts,
+`Engine.save` saves everything that is needed to resume (weights, optimizer, random states of every rank, the
+loop's own state), and `Engine.resume` loads the newest complete checkpoint.  Resuming is exact: the same
+steps with the same numbers as without the interruption.
 """
 
 from __future__ import annotations
@@ -38,13 +39,12 @@ from minillm.runtime.schedule import learning_rate
 
 METRICS = "metrics.jsonl"
 T = TypeVar("T")
-Losses = tuple[
-    torch.Tensor, dict[str, torch.Tensor]
-]  # the loss of a micro-batch, and by name what is logged beside it
+# The loss of a micro-batch, and by name what is logged with it.
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 class Engine:
-    """A model under DeepSpeed, and the files of its run."""
+    """A model under DeepSpeed, and its run's files."""
 
     def __init__(
         self,
@@ -58,34 +58,32 @@ class Engine:
     ) -> None:
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed  # only here: it takes seconds, reads DS_ACCELERATOR when imported, and sampling does not need it
+        # Imported only here: it takes seconds, reads DS_ACCELERATOR on import, and sampling does not need it.
+        import deepspeed
 
         if world.device.type == "cpu":
-            # Sums by gloo. DeepSpeed's own kernel for one host is compiled when first used, under a lock file; a job that is killed
-            # meanwhile leaves the lock, and every later job of the user waits for it without end.
+            # gloo does the sums.  DeepSpeed's own kernel for one host is compiled on first use under a lock
+            # file; a job killed meanwhile leaves it, and every later job of the user waits for it forever.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         precisions.check(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        self.settings, self.launch, self.world, self.folder, self.steps = (
-            settings,
-            launch,
-            world,
-            folder,
-            steps,
-        )
+        self.settings, self.launch, self.world = settings, launch, world
+        self.folder, self.steps = folder, steps
         self.share = share(settings.batch, world.size)
         folder.mkdir(parents=True, exist_ok=True)
-        if slow := precisions.remark(precision, world.device):
-            self.say(slow)
-        self.found = checkpoints.newest(folder, world, self.say)
-        if self.found and (self.found.zero == 3) != (launch.zero == 3):
+        if warning := precisions.remark(precision, world.device):
+            self.say(warning)
+        self.checkpoint = checkpoints.newest(folder, world, self.say)
+        if self.checkpoint and (self.checkpoint.zero == 3) != (launch.zero == 3):
             raise UserError(
-                f"launch.zero: {self.found.folder} was saved under ZeRO {self.found.zero}, which {launch.zero} cannot go on from; set "
-                f"zero: {self.found.zero}, or delete {folder} to begin anew"
+                f"launch.zero: {self.checkpoint.folder} was saved under ZeRO {self.checkpoint.zero}, "
+                f"which {launch.zero} cannot resume; set zero: {self.checkpoint.zero}, "
+                f"or delete {folder} to start over"
             )
         self._precision = {
             "bf16": {"enabled": precision == "bf16"},
-            # For cards without bf16 (V100): DeepSpeed looks for a loss scale that does not overflow, and leaves out steps that do.
+            # For GPUs without bf16 (V100): DeepSpeed searches for a loss scale that does not overflow and
+            # skips the steps that do.
             **(
                 {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}}
                 if precision == "fp16"
@@ -93,11 +91,12 @@ class Engine:
             ),
         }
         self.deepspeed_config = self._config()
-        # float32 weights, two moments, and the weights that are computed with: an upper bound
+        # float32 weights, two moments, and the weights in the computing precision: an upper bound.
         self.checkpoint_bytes = 16 * sum(p.numel() for p in model.parameters())
         self.step = 0
         self.seconds = 0.0
-        self.logged = 0  # bytes of metrics.jsonl when the checkpoint was saved
+        # Bytes of metrics.jsonl when the checkpoint was saved.
+        self.logged = 0
         self._since = time.monotonic()
         self._stop = False
         self.training_mode = settings.dropout or launch.gradient_checkpointing
@@ -107,9 +106,10 @@ class Engine:
                 without_dropout(model)
         matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        # No decay for biases and norms, as in the released code.
         groups = [
             {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},  # biases and norms, as in the released code
+            {"params": vectors, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self._decays = [group["weight_decay"] for group in groups]
@@ -118,11 +118,11 @@ class Engine:
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         self.model: PreTrainedModel = self.engine.module
-        self._computing = [self.model]  # the models that updates run
+        # All models that updates run.
+        self._computing = [self.model]
         self._compiled = self._blocks(self.model) if launch.zero < 3 else []
-        self._spread = (
-            [self.engine] if launch.zero == 3 else []
-        )  # whose weights lie spread over the processes
+        # Engines whose weights are sharded.
+        self._sharded = [self.engine] if launch.zero == 3 else []
 
     def _template(self, zero: int) -> dict[str, Any]:
         template = files("minillm.runtime") / "deepspeed" / f"zero{zero}.json"
@@ -138,24 +138,27 @@ class Engine:
             }
         return values | {
             "train_batch_size": self.settings.batch,
-            "train_micro_batch_size_per_gpu": self.share,  # as `update` says where a step ends
+            # `update` itself tells DeepSpeed where a step ends.
+            "train_micro_batch_size_per_gpu": self.share,
             "gradient_clipping": self.settings.clip_norm,
             **self._precision,
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where the optimizer is offloaded
+            # torch's AdamW even if the optimizer is offloaded.
+            "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
             **(
                 {"checkpoint": {"load_universal": True}}
-                if self.found and self.found.processes != self.world.size
+                if self.checkpoint and self.checkpoint.processes != self.world.size
                 else {}
             ),
         }
 
     def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
-        """`model`, which is not trained, on this device; under `shard_teacher` its weights are spread over the processes.
+        """`model`, which is not trained, on this device; sharded over the ranks with `shard_teacher`.
 
-        A forward pass then gathers one layer after the other from all ranks, so that each has to make as many passes; `whole` gathers
-        all at once.  Of the output matrix each keeps a copy (models.head_of): it is used outside of forward passes too.
+        A forward pass then gathers layer after layer from all ranks, so all ranks must make equally many
+        passes; `whole` gathers everything at once.  Every rank keeps a copy of the output matrix
+        (models.head_of), which is also used outside forward passes.
         """
         self._computing.append(model)
         if not self.launch.shard_teacher or self.world.size == 1:
@@ -171,23 +174,23 @@ class Engine:
             | {"train_micro_batch_size_per_gpu": 1, "steps_per_print": 10**9}
         )
         engine, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
-        self._spread.append(engine)
-        spread: PreTrainedModel = engine.module
-        return spread
+        self._sharded.append(engine)
+        sharded: PreTrainedModel = engine.module
+        return sharded
 
     def _blocks(self, model: PreTrainedModel) -> compiling.Blocks:
-        """What is compiled of a model whose weights are whole: those that lie spread come by hooks, which no program runs.
+        """What is compiled of an unsharded model; sharded weights come by hooks, which no program runs.
 
-        On a CPU torch's own attention is slower in compiled blocks than outside, by far (docs/performance.md).
+        On a CPU torch's own attention is far slower in compiled blocks than outside (docs/performance.md).
         """
-        worth = self.world.device.type == "cuda" or self.launch.attention == "eager"
-        return compiling.compiled(decoder_blocks(model)) if self.launch.compile and worth else []
+        pays = self.world.device.type == "cuda" or self.launch.attention == "eager"
+        return compiling.compiled(decoder_blocks(model)) if self.launch.compile and pays else []
 
     def mine(self, *kinds: Sequence[T], length: Callable[[T], int]) -> list[list[T]]:
-        """This rank's micro-batches of one global batch, rows of similar length together (batching.least_padding).
+        """This rank's micro-batches of a global batch, grouped by similar length (batching.least_padding).
 
-        All ranks have equally many of them, with equally many rows of each kind, for each pass of theirs waits for all others': rows
-        are dealt out one to a rank, sorted by length, and what is together on one rank is so on all.
+        Every rank's pass waits for all others', so all get equally many micro-batches with equally many rows
+        of each kind: sorted by length, rows are dealt out one per rank and grouped alike on every rank.
         """
         size, rank = self.world.size, self.world.rank
         dealt: list[Sequence[T]] = []
@@ -200,38 +203,40 @@ class Engine:
         return [[rows[rank] for rows in part] for part in parts]
 
     def update(self, parts: Sequence[T], loss: Callable[[T], Losses]) -> dict[str, torch.Tensor]:
-        """One optimizer step from this rank's micro-batches; together with all ranks' their losses must sum to the loss of the batch.
+        """One optimizer step from this rank's micro-batches; all ranks' losses must sum to the batch's loss.
 
-        Returns sums over this rank's micro-batches, of the loss and of all else that `loss` gives with it.  They stay on the device:
-        `summed` is for those that somebody looks at.
+        Returns sums over this rank's micro-batches of the loss and of everything that `loss` returns with
+        it.  They stay on the device; call `summed` on those that are looked at.
         """
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.engine.train(self.training_mode)
-        found: dict[str, torch.Tensor] = {}
+        sums: dict[str, torch.Tensor] = {}
         with attention(self._computing, self.launch.attention), compiling.in_place(self._compiled):
             for place, part in enumerate(parts):
-                # DeepSpeed's own count would be of equally many micro-batches at every step.
+                # DeepSpeed's own count assumes equally many micro-batches at every step.
                 self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
-                value, others = loss(part)
-                self.engine.backward(
-                    value * self.world.size
-                )  # DeepSpeed averages over ranks; the losses are parts of one sum
+                value, terms = loss(part)
+                # DeepSpeed averages over ranks, but these losses are parts of one sum.
+                self.engine.backward(value * self.world.size)
                 self.engine.step()
-                for name, number in {"loss": value.detach(), **others}.items():
-                    found[name] = found[name] + number if name in found else number
+                for name, number in {"loss": value.detach(), **terms}.items():
+                    sums[name] = sums[name] + number if name in sums else number
         self.engine.eval()
         self.step += 1
         self.world.at(f"step {self.step}")
-        return found
+        return sums
 
-    def summed(self, found: dict[str, torch.Tensor]) -> dict[str, float]:
-        """What `update` returned, added up over the ranks (all must call), with the rate and the norm of the gradient before clipping."""
-        values = torch.stack([value.double() for value in found.values()]).tolist()
+    def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What `update` returned, summed over the ranks, with learning rate and unclipped gradient norm.
+
+        Every rank must call it.
+        """
+        values = torch.stack([value.double() for value in sums.values()]).tolist()
         totals = [math.fsum(parts) for parts in zip(*self.world.gather(values), strict=True)]
         norm = self.engine.get_global_grad_norm()
-        numbers = dict(zip(found, totals, strict=True)) | {
+        numbers = dict(zip(sums, totals, strict=True)) | {
             "lr": learning_rate(self.settings, self.step - 1, self.steps),
             "grad_norm": float(norm) if norm is not None else math.nan,
         }
@@ -241,12 +246,12 @@ class Engine:
 
     @property
     def logs(self) -> bool:
-        """Whether the step that was just made is one to be logged."""
+        """Whether the step just made is to be logged."""
         return self.step % self.launch.log_every == 0 or self.step == self.steps
 
     # --- checkpoints
     def save(self, state: dict[str, Any]) -> None:
-        """Everything needed to go on from here; whole or not at all.  `state` is the loop's own (any picklable value)."""
+        """Save atomically all that is needed to resume; `state` is the loop's own (any picklable value)."""
         with checkpoints.saving(
             self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world
         ) as partial:
@@ -271,60 +276,57 @@ class Engine:
                 torch.save(entry, partial / "state.pt")
 
     def resume(self) -> dict[str, Any] | None:
-        """Take up the newest whole checkpoint and return the loop's state, or None where there is none.
+        """Load the newest complete checkpoint and return the loop's state, or None if there is no checkpoint.
 
-        Exact with the number of processes that saved it; with another, equal up to the order of sums, and dropout is drawn anew.
+        Exact with the number of processes that saved it.  With another number, equal up to the order of sums,
+        and dropout is drawn anew.
         """
-        found = self.found
-        if found is None:
+        saved = self.checkpoint
+        if saved is None:
             return None
-        tag = (
-            "deepspeed"
-            if found.processes == self.world.size
-            else checkpoints.universal(found, self.world, self.say)
-        )
-        path, _ = self.engine.load_checkpoint(str(found.folder), tag=tag)
+        same = saved.processes == self.world.size
+        tag = "deepspeed" if same else checkpoints.universal(saved, self.world, self.say)
+        path, _ = self.engine.load_checkpoint(str(saved.folder), tag=tag)
         if path is None:
             raise UserError(
-                f"{found.folder}: DeepSpeed cannot load it; delete this folder to go on from the one before"
+                f"{saved.folder}: DeepSpeed cannot load it; delete this folder to resume from the one before"
             )
-        state = torch.load(found.folder / "state.pt", weights_only=False)
-        if found.processes == self.world.size:
-            rng = torch.load(found.folder / f"random-{self.world.rank}.pt", weights_only=False)
+        state = torch.load(saved.folder / "state.pt", weights_only=False)
+        if same:
+            rng = torch.load(saved.folder / f"random-{self.world.rank}.pt", weights_only=False)
             torch.set_rng_state(rng["torch"])
             np.random.set_state(rng["numpy"])
             random.setstate(rng["python"])
             if "cuda" in rng and torch.cuda.is_available():
                 torch.cuda.set_rng_state(rng["cuda"])
         else:
-            self._mend_universal()
+            self._fix_universal()
             seed_all(state["step"] * 1000 + self.world.rank)
         self.step, self.seconds, self._since = state["step"], state["seconds"], time.monotonic()
         self.logged = state["logged"]
-        self.say(f"goes on from step {self.step} of {self.steps}")
+        self.say(f"resumes from step {self.step} of {self.steps}")
         loop: dict[str, Any] = state["loop"]
         return loop
 
-    def _mend_universal(self) -> None:
-        """Undo what DeepSpeed 0.19.8 does to a ZeRO-3 optimizer on loading a universal checkpoint.
+    def _fix_universal(self) -> None:
+        """Undo what DeepSpeed 0.19.8 does to a ZeRO-3 optimizer when it loads a universal checkpoint.
 
-        All weights get one and the same step counter, which each of them then advances, and all groups get the first one's weight decay.
+        All weights share one step counter, which each then advances; all groups get the first's weight decay.
         """
         optimizer = self.engine.optimizer.optimizer
         for group, decay in zip(optimizer.param_groups, self._decays, strict=True):
             group["weight_decay"] = decay
         for weight, values in optimizer.state.items():
-            if torch.is_tensor(
-                values.get("step")
-            ):  # fused AdamW reads it on the weights' device, where the converter did not put it
+            # Fused AdamW reads the step on the weights' device, where the converter did not put it.
+            if torch.is_tensor(values.get("step")):
                 values["step"] = values["step"].to(weight.device, torch.float32, copy=True)
 
     def elapsed(self) -> float:
-        """Seconds of training so far, interruptions left out."""
+        """Seconds of training so far, without interruptions."""
         return self.seconds + time.monotonic() - self._since
 
     def weights(self) -> dict[str, Any] | None:
-        """The whole weights, gathered where ZeRO-3 has spread them (every rank must call); None where they lie in the model."""
+        """The full weights, gathered under ZeRO-3 (every rank must call); None if the model holds them."""
         if self.launch.zero < 3:
             return None
         state: dict[str, Any] = self.engine._zero3_consolidated_16bit_state_dict()
@@ -332,49 +334,51 @@ class Engine:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The whole weights on every rank, gathered once, those of frozen models too: for sampling and dev sets (every rank must enter).
+        """The full weights on every rank, frozen models' included, gathered once: for sampling and dev sets.
 
-        Where weights are spread, each forward pass gathers each layer from all ranks, and here the ranks make different numbers of
-        passes: they would wait for each other for ever.  Costs a copy of each model on each device.
+        Every rank must enter.  With sharded weights every forward pass gathers each layer from all ranks, and
+        here the ranks make different numbers of passes: they would wait for each other forever.  Costs a copy
+        of every model on each device.
         """
         from deepspeed.runtime.zero import unwrap_model_for_generation
 
         with ExitStack() as stack:
-            for engine in self._spread:
+            for engine in self._sharded:
                 stack.enter_context(unwrap_model_for_generation(engine))
             yield
 
     # --- interruptions
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 (Slurm's warning before the time limit) ask the loop to save and stop after the current step."""
+        """SIGTERM and SIGUSR1 (Slurm's warning before the time limit) ask to save and stop after the step."""
 
         def ask(number: int, frame: object) -> None:
             self._stop = True
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def stop_if_asked(self, save: Callable[[], None]) -> None:
-        """`save` and leave with exit status 143 if any rank got a signal."""
+        """`save` and exit with status 143 if any rank got a signal."""
         if any(self.world.gather(self._stop)):
             save()
             self.say(
-                f"stopped by a signal after step {self.step} of {self.steps}; run the same command again to go on"
+                f"stopped by a signal after step {self.step} of {self.steps}; "
+                "run the same command again to resume"
             )
             raise SystemExit(143)
 
-    # --- what people watch
+    # --- output to people
     def say(self, text: str) -> None:
         if self.world.rank == 0:
             tqdm.write(text)
 
     def progress(self, name: str) -> tqdm[Any]:
-        """A progress bar with rate and remaining time, quiet where the output is not a terminal."""
+        """A progress bar with rate and remaining time; silent if the output is not a terminal."""
         return tqdm(
             total=self.steps,
             initial=self.step,
@@ -386,9 +390,10 @@ class Engine:
 
 
 def share(batch: int, processes: int) -> int:
-    """Rows of a process; UserError where the processes do not divide the global batch."""
+    """Rows per process; UserError if the processes do not divide the global batch."""
     if batch % processes:
         raise UserError(
-            f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; change one of them"
+            f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; "
+            "change one of them"
         )
     return batch // processes

@@ -1,4 +1,4 @@
-"""metrics.jsonl, one object a logged step."""
+"""metrics.jsonl: one object per logged step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from minillm.runtime.engine import METRICS, Engine
 
 
 class MetricsLog:
-    """metrics.jsonl, one object a logged step.  Rank 0 writes.
+    """metrics.jsonl: one object per logged step, written by rank 0.
 
-    On resuming it is cut to what it held when the checkpoint was saved: steps do not say which lines these are, since what a step
-    begins with is logged after the checkpoint of the same number.
+    Resuming cuts it to what it held when the checkpoint was saved.  Step numbers do not tell which lines
+    these are, since what a step begins with is logged after the checkpoint of the same number.
     """
 
     def __init__(self, engine: Engine, name: str) -> None:
@@ -22,16 +22,15 @@ class MetricsLog:
             return
         if self.path.exists():
             kept = self.path.read_bytes()[: engine.logged]
-            self.path.write_bytes(
-                kept[: kept.rfind(b"\n") + 1]
-            )  # whole lines, where the disk lost a part of it
+            # Whole lines only, in case the disk lost part of the file.
+            self.path.write_bytes(kept[: kept.rfind(b"\n") + 1])
         if engine.launch.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(engine.folder / "tensorboard"), purge_step=engine.step + 1)
 
     def write(self, values: dict[str, Any]) -> None:
-        """One line; a line is also said, for those who read the log."""
+        """Append one line, and print one for readers of the log."""
         if self.engine.world.rank != 0:
             return
         entry = {"step": self.engine.step, "seconds": round(self.engine.elapsed(), 1), **values}

@@ -1,4 +1,4 @@
-"""What a device makes of a precision: whether it can train in it, and whether it is slow at it."""
+"""Whether a device can train in a precision, and whether it is slow at it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minillm.errors import UserError
 
 
 def check(precision: str, accelerator: Any) -> None:
-    """Raises UserError where DeepSpeed cannot train in `precision` on this device (bf16 on old cards, fp16 on the CPU)."""
+    """Raise UserError if DeepSpeed cannot train in `precision` here (bf16 on old GPUs, fp16 on CPUs)."""
     can = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
     if not can[precision]:
         others = " or ".join(name for name in ("bf16", "fp16", "fp32") if can[name])
@@ -18,13 +18,17 @@ def check(precision: str, accelerator: Any) -> None:
 
 
 def remark(precision: str, device: torch.device) -> str:
-    """What the user should know before hours are spent: bf16 on an x86 processor without instructions for it.  Otherwise "".
+    """A warning before hours are spent on bf16 on an x86 CPU without instructions for it.
 
-    There torch multiplies it all the same, slower than float32 (docs/performance.md).  Of other processors nothing is said.
+    There torch still multiplies bf16, but more slowly than float32 (docs/performance.md).  Returns '' on all
+    other processors.
     """
     if precision != "bf16" or device.type != "cpu":
         return ""
     has = torch.cpu.get_capabilities()
     if has.get("architecture") != "x86_64" or has.get("avx512_bf16") or has.get("amx_bf16"):
         return ""
-    return "precision: this processor has no instructions for bf16 (AVX512-BF16, AMX) and is several times as slow in it as in fp32"
+    return (
+        "precision: this processor has no instructions for bf16 (AVX512-BF16, AMX) and is several "
+        "times slower in it than in fp32"
+    )

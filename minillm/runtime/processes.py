@@ -1,4 +1,4 @@
-"""This process among the processes of a stage: how they join, exchange values, and notice that one of them is gone."""
+"""The processes of a stage: how they join, exchange values, and notice that one of them is gone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ import torch.distributed as dist
 
 from minillm.errors import UserError
 
-GONE = 70  # exit status of a rank that waited in vain
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+# Exit status of a rank that waited in vain.
+GONE = 70
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,8 @@ class World:
     size: int
     device: torch.device
     watch: Watch | None = field(default=None, compare=False)
-    control: dist.ProcessGroup | None = field(
-        default=None, compare=False
-    )  # on GPUs: of the hosts, who need not wait for them
+    # On GPUs: a group of the host processes, which need not wait for the GPUs.
+    control: dist.ProcessGroup | None = field(default=None, compare=False)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""
@@ -51,16 +52,17 @@ class World:
             dist.barrier(group=self.control)
 
     def at(self, place: str) -> None:
-        """Where this rank is ("step 12"), for the message of a rank that waits for it in vain."""
+        """Record where this rank is ("step 12"), for the message of a rank that waits for it in vain."""
         if self.watch is not None:
             self.watch.place = place
 
     def together(self, action: Callable[[], None], what: str) -> None:
-        """`action` on every rank; where one failed with an error of the system, UserError on all that says which and why."""
+        """Run `action` on every rank; a system error on one raises UserError on all, saying which and why."""
         problem = ""
         try:
             action()
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        # torch reports a full disk as RuntimeError.
+        except (OSError, RuntimeError) as error:
             problem = f"{type(error).__name__}: {error}".split("\n")[0]
         problems = {rank: text for rank, text in enumerate(self.gather(problem)) if text}
         if problems:
@@ -69,25 +71,27 @@ class World:
 
 
 class Watch:
-    """A thread that says every few seconds that this rank is alive, and ends the process where another rank has stopped saying so.
+    """A thread that signals every few seconds that this rank lives; it ends the process if another is silent.
 
-    A rank that was stopped, or whose node is gone, leaves the others waiting inside a collective without a word.  The signs of life go
-    through the store at which the ranks met, on `address`; no collective is needed, and clocks of several nodes are not compared.
+    A rank that was stopped, or whose node is gone, leaves the others waiting silently inside a collective.
+    The signs of life go through `store`, at which the ranks met: they need no collective, and no clocks of
+    different nodes are compared.
     """
 
     def __init__(self, rank: int, size: int, patience: float, store: dist.Store) -> None:
         self.rank, self.size, self.patience, self.store = rank, size, patience, store
         self.place = "start"
         self._beat = 0
-        self._seen: dict[int, tuple[str, float]] = {}  # rank -> (its newest sign, when it changed)
+        # rank -> (its newest sign, when it changed)
+        self._seen: dict[int, tuple[str, float]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        # A thread inside torch while the interpreter ends would abort the process, whose work is done.
+        # A thread inside torch at interpreter exit would abort a process whose work is done.
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the thread; the other ranks are told nothing for `patience` seconds, by which they have ended too."""
+        """End the thread; the others notice nothing for `patience` seconds, by when they have ended too."""
         self._stopped.set()
         self._thread.join(timeout=10)
 
@@ -95,7 +99,8 @@ class Watch:
         while not self._stopped.is_set():
             try:
                 silent = self.look(time.monotonic())
-            except (RuntimeError, OSError) as error:  # dist.DistError is a RuntimeError
+            # dist.DistError is a RuntimeError.
+            except (RuntimeError, OSError) as error:
                 self.end(f"the node of rank 0 does not answer ({str(error).splitlines()[0]})")
                 return
             if silent:
@@ -104,7 +109,7 @@ class Watch:
             self._stopped.wait(min(5.0, self.patience / 4))
 
     def look(self, now: float) -> list[str]:
-        """Give a sign of life, read the others', and describe the ranks that gave none for `patience` seconds."""
+        """Give a sign of life, read the others', and describe the ranks silent for `patience` seconds."""
         self._beat += 1
         self.store.set(f"alive/{self.rank}", f"{self._beat} {self.place}")
         silent = []
@@ -115,23 +120,29 @@ class Watch:
                 self._seen[rank] = sign, now
             elif now - self._seen[rank][1] > self.patience:
                 place = sign.partition(" ")[2] or "before its first sign"
+                seconds = now - self._seen[rank][1]
                 silent.append(
-                    f"rank {rank} gave no sign of life for {now - self._seen[rank][1]:.0f} s; it was last at: {place}"
+                    f"rank {rank} gave no sign of life for {seconds:.0f} s; it was last at: {place}"
                 )
         return silent
 
     def end(self, why: str) -> None:
-        """One line, and out: the main thread may hang in a collective for ever."""
-        print(f"minillm: error: rank {self.rank} (at: {self.place}): {why}; run the same command again to go on from the last "
-              "checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+        """Print one line and exit at once: the main thread may hang in a collective forever."""
+        print(
+            f"minillm: error: rank {self.rank} (at: {self.place}): {why}; "
+            "run the same command again to resume from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(GONE)
 
 
 def keep_freed_memory() -> None:
-    """What this process frees stays its own for what it allocates next, as GPUs' allocators do it; elsewhere than with glibc nothing happens.
+    """Keep freed memory in this process for later allocations, as GPU allocators do; a no-op without glibc.
 
-    glibc gets every block of more than 32 MB from the system and gives it back at once: a step of training on a CPU then spends a seventh
-    of its time on pages that the system clears again and again (docs/performance.md).
+    glibc requests every block of more than 32 MB from the system and returns it at once: a training step on a
+    CPU then spends a seventh of its time on pages that the system clears again and again
+    (docs/performance.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -140,11 +151,11 @@ def keep_freed_memory() -> None:
 
 
 def start(seed: int, patience: float = 600) -> World:
-    """Join the processes that torchrun started (or be the only one), with nccl on GPUs and gloo on the CPU, and seed them.
+    """Join the processes that torchrun started (or be the only one) by nccl on GPUs, gloo on CPUs; seed them.
 
-    Where a rank is silent for `patience` seconds the stage ends, with a line that names it.  A rank that lives and hangs all the same
-    is not told from one that has much to write: collectives end with torch's own message after half an hour, or three times `patience`
-    if that is more.
+    If a rank is silent for `patience` seconds the stage ends, with a line that names it.  A rank that is
+    alive but hangs cannot be told from one that has much to write: collectives end with torch's own message
+    after half an hour, or three times `patience` if that is more.
     """
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
@@ -152,13 +163,12 @@ def start(seed: int, patience: float = 600) -> World:
     if not cuda:
         keep_freed_memory()
     size = int(os.environ["WORLD_SIZE"])
-    timeout = timedelta(
-        seconds=max(1800.0, 3 * patience)
-    )  # NCCL's own ten minutes may pass while another rank writes a checkpoint
+    # NCCL's default of ten minutes may pass while another rank writes a checkpoint.
+    timeout = timedelta(seconds=max(1800.0, 3 * patience))
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if size == 1:
-            # A store in memory and no port, so that two stages on one machine cannot collide.
+            # A store in memory needs no port: two stages on one machine cannot collide.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend, timeout=timeout)
@@ -177,19 +187,18 @@ def start(seed: int, patience: float = 600) -> World:
     world = World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"), watch, control)
     hosts = Counter(world.gather(host()))
     if size > 1 and rank == 0:
-        print(
-            f"{size} processes: {', '.join(f'{count} on {name}' for name, count in hosts.items())}",
-            flush=True,
-        )
+        where = ", ".join(f"{count} on {name}" for name, count in hosts.items())
+        print(f"{size} processes: {where}", flush=True)
     seed_all(seed * 1000 + world.rank)
     return world
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, one of several, with `status` and without taking the interpreter apart.
+    """End this process, one of several, with `status`, skipping the interpreter's shutdown.
 
-    Threads of torch's that are still there would come back to an interpreter that is ending, which aborts the process now and then
-    ("terminate called without an active exception"), and a stage whose work is done would count as failed.
+    torch threads that still run would return to an interpreter that is shutting down, which sometimes aborts
+    the process ("terminate called without an active exception"): a stage whose work is done would count as
+    failed.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -198,12 +207,12 @@ def leave(status: int) -> NoReturn:
 
 
 def host() -> str:
-    """Name of this machine; on a cluster Slurm's name of the node."""
+    """Name of this machine; under Slurm, its name for the node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch: dropout and nothing else depends on them."""
+    """Seed Python, numpy and torch: only dropout depends on them."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where a model comes from: provenance.json, written beside its weights."""
+"""Where a model comes from: provenance.json, next to its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("minillm", "torch", "transformers", "deepspeed", "datasets", "tokeni
 
 
 def content(folder: Path) -> str:
-    """Hash of what a model folder computes with: weights, configuration and tokenizer, not how or when it was made."""
+    """Hash of a model folder's weights, configuration and tokenizer, not of how or when it was made."""
     names = sorted(
         p.name
         for p in folder.iterdir()
@@ -32,7 +32,7 @@ def content(folder: Path) -> str:
 def write(
     folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Mapping[str, Any]
 ) -> None:
-    """provenance.json: settings, content hashes of the inputs and of the result, and how it was run (`run`: launch values, time)."""
+    """Write provenance.json: settings, content hashes of inputs and result, `run` (launch values, time)."""
     record = {
         "content": content(folder),
         "settings": settings,
@@ -47,11 +47,12 @@ def write(
 
 
 def revision() -> str:
-    """Git revision of the package's checkout, marked where files differ from it; "unknown" outside a checkout."""
-    here = str(files("minillm"))  # of the whole package, whichever room this module is in
+    """Git revision of the package's checkout, marked if files differ; "unknown" outside a checkout."""
+    # The whole package's folder, whichever room this module is in.
+    here = str(files("minillm"))
     tracked = ["git", "ls-files", "--error-unmatch", "__init__.py"]
     try:
-        # An installed package may lie in an environment inside of somebody else's checkout.
+        # An installed package may be in an environment inside somebody else's checkout.
         subprocess.run(tracked, cwd=here, capture_output=True, check=True)
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
@@ -76,7 +77,7 @@ def _version(name: str) -> str:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """Largest memory of this process so far, in MB: resident, and on the GPU where there is one."""
+    """Peak memory of this process so far, in MB: resident, and on the GPU if there is one."""
     peak = {"resident": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
     if torch.cuda.is_available():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)

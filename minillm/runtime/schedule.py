@@ -1,4 +1,4 @@
-"""What happens at which optimizer step: the learning rate, the rows of the batch, dev evaluations."""
+"""What happens at which optimizer step: learning rate, rows of the batch, dev evaluations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minillm.errors import UserError
 
 
 def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float:
-    """Rate of optimizer step `step` (0-based) of `steps`: linear warm-up, then constant or a cosine down to `min_lr`."""
+    """Rate at step `step` (0-based) of `steps`: linear warm-up, then constant or cosine to `min_lr`."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     if settings.schedule == "constant":
@@ -23,7 +23,10 @@ def learning_rate(settings: Training | OnPolicy, step: int, steps: int) -> float
 
 
 def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Rows of the global batch of an optimizer step: each epoch is a permutation drawn from (seed, epoch); a last partial batch is left out."""
+    """Rows of an optimizer step's global batch: each epoch is a permutation drawn from (seed, epoch).
+
+    The last partial batch of an epoch is dropped.
+    """
     per_epoch = count // batch
     epoch, place = divmod(step, per_epoch)
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
@@ -31,7 +34,7 @@ def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
 
 
 def count_steps(count: int, settings: Training) -> int:
-    """Optimizer steps of a run over `count` examples; UserError where they do not fill one batch."""
+    """Optimizer steps of a run over `count` examples; UserError if they do not fill one batch."""
     if count < settings.batch:
         raise UserError(
             f"batch: {settings.batch} rows a batch, but there are only {count} training rows; lower it"
@@ -40,5 +43,5 @@ def count_steps(count: int, settings: Training) -> int:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """Steps after which the dev set is looked at: evenly spread, the last one always."""
+    """Steps after which the dev set is evaluated: evenly spaced, always including the last."""
     return {max(1, round(steps * (i + 1) / evaluations)) for i in range(evaluations)}

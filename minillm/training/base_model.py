@@ -1,4 +1,4 @@
-"""Stage `base`: a base model from scratch, a folder, the hub, a GGUF file, or pruned from another and healed."""
+"""Stage `base`: a base model from scratch, a folder, the hub or a GGUF file, or pruned and healed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def run_stage(
     checkpoints: Path,
     parent: Path | None = None,
 ) -> None:
-    """Leave the base model at `out`; scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says."""
+    """Write the base model to `out`.
+
+    Scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says.
+    """
     spec = settings.model
     tokenizer = load_tokenizer(data / "tokenizer")
     inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
@@ -69,21 +72,25 @@ def run_stage(
 
 
 def compare_tokenizers(spec: Model, run: PreTrainedTokenizerBase, parent: Path | None) -> None:
-    """UserError where the model's own tokenizer gives other ids than the run's; of one without a tokenizer this is said.
+    """UserError if the model's own tokenizer gives other ids than the run's; a note if it has none.
 
-    Done here, since the run's tokenizer is what goes into the model's folder: later stages see nothing else.
+    Checked here because the run's tokenizer goes into the model's folder: later stages see nothing else.
     """
-    own = load_tokenizer(parent) if parent else own_tokenizer(spec)
-    if own is None:
+    original = load_tokenizer(parent) if parent else own_tokenizer(spec)
+    if original is None:
         print(
-            f"{spec.path}: comes without a tokenizer; only the number of its tokens was compared with the run's"
+            f"{spec.path}: comes without a tokenizer; "
+            "only the number of its tokens was compared with the run's"
         )
     else:
-        check_ids(own, run, spec.path or str(parent))
+        check_ids(original, run, spec.path or str(parent))
 
 
 def plain_text_examples(data: Path, with_rows: bool) -> list[Example]:
-    """The pre-training corpus, each chunk's first token as context; for healing the training rows too, prompt and response as text."""
+    """The pre-training corpus, each chunk's first token as context.
+
+    `with_rows`, for healing, adds the training rows, prompt and response as one text.
+    """
     corpus = Corpus.open(data)
     chunks = [corpus.chunk(i) for i in range(len(corpus))]
     if with_rows:

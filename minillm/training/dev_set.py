@@ -1,4 +1,4 @@
-"""What the training loops measure on the dev set, and the models they keep by it.  Nothing here ever sees a test set."""
+"""What training loops measure on the dev set, and the models they keep by it; no test set is ever used."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ from minillm.sampling.sample import sample
 from minillm.scores import rouge_l
 from minillm.training import selection
 
-Example = tuple[np.ndarray, np.ndarray]  # prompt ids, response ids
-Divergence = Callable[[Tensor, Tensor], Tensor]  # of student and teacher logits, one value a token
+# Prompt ids, response ids.
+Example = tuple[np.ndarray, np.ndarray]
+# From student and teacher logits to one value per token.
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
-DEV_STEP = (
-    2**32 - 1
-)  # the "step" of dev samples: the same random numbers at every evaluation, none of a rollout's
+# The "step" of dev samples: the same random numbers at every evaluation, none of them a rollout's.
+DEV_STEP = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Dev:
-    """Dev rows, the same ones at every evaluation, and how to answer them."""
+    """Dev rows, the same at every evaluation, and how to answer them."""
 
     examples: list[Example]
     records: list[dict[str, Any]]
@@ -92,10 +93,10 @@ def losses(
     temperature: float = 1.0,
     kept: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Means over the response tokens of `examples`: "nll", and with a teacher those of `divergences`, by their names.
+    """Means over the response tokens of `examples`: "nll", and with a teacher each of `divergences` by name.
 
-    The divergences are those of the distributions at `temperature`, "nll" is the model's own.  `kept` holds the teacher's hidden
-    states of each batch of these examples, on the CPU, from one call to the next.
+    Divergences compare the distributions at `temperature`; "nll" is the model's own.  `kept` holds the
+    teacher's hidden states of each batch of these examples, on the CPU, between calls.
     """
     pad = special_tokens(dev.tokenizer)[1]
 
@@ -119,11 +120,11 @@ def losses(
         tokens = response_tokens(part)
 
         def measures(logits: Tensor, tile: slice, theirs: Any = theirs, tokens: Tensor = tokens) -> Tensor:
-            found = [-token_logprobs(logits, tokens[tile])]
+            columns = [-token_logprobs(logits, tokens[tile])]
             if theirs is not None:
-                teachers = theirs(tile)
-                found += [function(logits / temperature, teachers) for function in wanted.values()]
-            return torch.stack(found, dim=1)
+                teacher_logits = theirs(tile)
+                columns += [function(logits / temperature, teacher_logits) for function in wanted.values()]
+            return torch.stack(columns, dim=1)
 
         sums = response_values(model, part, dev.vocabulary, measures).double().sum(0).tolist()
         totals["tokens"] += part.mask.sum().item()
@@ -136,7 +137,7 @@ def losses(
 
 @dataclass(frozen=True)
 class DevAnswers:
-    """Own responses of a model to the dev prompts, with their scores."""
+    """A model's responses to the dev prompts, with their scores."""
 
     examples: list[Example]
     rouge: float
@@ -148,7 +149,7 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
     """Sample one response to each dev prompt and score it by ROUGE-L; the ranks share the prompts."""
     mine = list(range(len(dev.examples)))[world.rank :: world.size]
     eos, pad = special_tokens(dev.tokenizer)
-    found = sample(
+    samples = sample(
         model,
         [dev.examples[i][0] for i in mine],
         [int(dev.records[i]["id"]) for i in mine],
@@ -162,13 +163,8 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
         budget=dev.tokens,
     )
     scored = [
-        (
-            i,
-            r.tokens,
-            r.finished,
-            rouge_l(decode(dev.tokenizer, r.tokens), dev.records[i]["references"]),
-        )
-        for i, r in zip(mine, found, strict=True)
+        (i, r.tokens, r.finished, rouge_l(decode(dev.tokenizer, r.tokens), dev.records[i]["references"]))
+        for i, r in zip(mine, samples, strict=True)
     ]
     every = sorted((entry for part in world.gather(scored) for entry in part), key=lambda entry: entry[0])
     return DevAnswers(
@@ -180,7 +176,7 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
 
 
 class Candidates:
-    """The models that each selection rule would choose so far, by their step, kept beside the checkpoints until the stage is finished."""
+    """The models that each rule would choose so far, by step, kept with the checkpoints until the end."""
 
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, rules: Sequence[str]) -> None:
         self.engine, self.tokenizer, self.rules = engine, tokenizer, rules
@@ -193,7 +189,7 @@ class Candidates:
         return {selection.choose(history, rule)["step"] for rule in self.rules}
 
     def offer(self, history: list[dict[str, Any]]) -> None:
-        """Keep the present model where a rule chooses the last entry of `history`; what it chose before stays until `prune`."""
+        """Keep the current model if a rule chooses the last entry; earlier choices stay until `prune`."""
         step = history[-1]["step"]
         if step not in self.chosen(history):
             return
@@ -204,7 +200,10 @@ class Candidates:
         self.engine.world.barrier()
 
     def prune(self, history: list[dict[str, Any]]) -> None:
-        """Remove what no checkpoint's part of `history` chooses: a run may have to go on from any of them, and then needs its choice."""
+        """Remove models that no checkpoint's part of `history` chooses.
+
+        A run may have to resume from any checkpoint, and then needs what that one chose.
+        """
         if self.engine.world.rank == 0:
             parts = (
                 [e for e in history if e["step"] <= step] for step in checkpoints.steps(self.engine.folder)
@@ -215,7 +214,7 @@ class Candidates:
                     shutil.rmtree(path)
 
     def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
-        """The model that `rule` chooses, its evidence (selection.json) and the metrics of the run, into `folder`."""
+        """Copy the model that `rule` chooses, selection.json and the run's metrics into `folder`."""
         shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
         (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")

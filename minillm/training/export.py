@@ -1,4 +1,4 @@
-"""The chosen models of a training run, written to their output folders."""
+"""Writing the chosen models of a training run to their output folders."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def export(
     inputs: dict[str, str],
     seed: int,
 ) -> None:
-    """The chosen models to their output folders (`outputs`: rule -> folder), then the checkpoints go.
+    """Write the chosen models to their folders (`outputs`: rule -> folder), then remove the checkpoints.
 
-    A signal meanwhile counts as failure where torchrun stands above, and outputs of a failed job are removed: the checkpoints then stay,
-    and the next attempt only writes the outputs again.
+    Under torchrun a signal meanwhile counts as failure, and a failed job's outputs are removed: the
+    checkpoints then stay, and the next attempt only writes the outputs again.
     """
     hosts = engine.world.gather(host())
     with engine.interruptible():

@@ -1,8 +1,9 @@
 """The on-policy phase (Algorithm 1): rollout -> inner epochs of mini-batches -> dev evaluation.
 
-Where samples come from is in rollouts.py, which loss is taken on them in rollout_losses.py; MiniLLM and the methods that it is compared
-with are the same loop under other settings.  Global batch, rollouts and steps do not depend on the number of processes:
-every rank holds the whole collection and takes its share of each mini-batch.
+rollouts.py says where samples come from, rollout_losses.py which loss is taken on them; MiniLLM and the
+methods that it is compared with are the same loop under different settings.  Global batch, rollouts and steps
+do not depend on the number of processes: every rank holds the whole collection and takes its share of each
+mini-batch.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from minillm.training.export import export
 from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
-INNER = 2**40  # orders of mini-batches come from other keys than orders of prompts
+# Orders of mini-batches are drawn with other keys than orders of prompts.
+INNER = 2**40
 
 
 def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, Any]]:
-    """Algorithm 1, phase 2; goes on from the newest checkpoint, rollouts included.  Returns the history of dev evaluations."""
+    """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations."""
     s = task.settings
     state = engine.resume() or {"history": [], "rollouts": None, "memory": Memory(s.student_share)}
     history, rollouts, memory = state["history"], state["rollouts"], state["memory"]
@@ -60,10 +62,10 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
-            found = engine.update(*micro_batches(engine, task, rollouts, chosen))
+            sums = engine.update(*micro_batches(engine, task, rollouts, chosen))
             bar.update()
             if engine.logs:
-                log.write(engine.summed(found))
+                log.write(engine.summed(sums))
             if engine.step in due:
                 history.append({"step": engine.step, **evaluate(engine, task)})
                 memory.look(history[-1]["dev_loss"], s)
@@ -78,45 +80,48 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
 
 
 def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, update: int) -> list[int]:
-    """Places in the collection of one mini-batch: each inner epoch is a permutation drawn from (seed, collection, inner epoch)."""
+    """One mini-batch's places in the collection.
+
+    Each inner epoch is a permutation drawn from (seed, collection, inner epoch).
+    """
     key = [seed + INNER, collection * settings.inner_epochs + inner]
     order = np.random.Generator(np.random.Philox(key=key)).permutation(settings.rollouts)
     return [int(i) for i in order[update * settings.batch : (update + 1) * settings.batch]]
 
 
 def evaluate(engine: Engine, task: Task) -> dict[str, float]:
-    """The dev set: ROUGE-L of fresh answers, cross-entropy of the references, exact reverse KL on the answers, and the objective.
+    """The dev set: ROUGE-L of fresh answers, exact KLs on them, the references' cross-entropy, the objective.
 
-    "dev_objective" is the method's own: its divergence on fresh answers, on the references where it learns from these, or both
-    in the shares that the method starts with.
+    "dev_objective" is the method's own: its divergence on fresh answers, on the references if it learns from
+    them, or on both in the shares that the method starts with.
     """
     s, dev, world = task.settings, task.dev, engine.world
 
     def divergence(q: Any, p: Any) -> Any:
         return token_divergence(s, q, p)
 
-    # Under its own name, so that a divergence which is reported anyway is computed once.
+    # By name, so that a divergence that is reported anyway is computed only once.
     name: str = "reverse_kl" if s.objective == "minillm" else s.objective
     wanted = {name: divergence, "forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
     with engine.whole():
         answers = answer(engine.model, dev, world)
-        own = losses(engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature)
+        fresh = losses(engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature)
         on_gold = task.teacher if s.student_share < 1 else None
         gold = losses(engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature)
-    objective = s.student_share * own[name] + (1 - s.student_share) * gold.get(name, 0.0)
+    objective = s.student_share * fresh[name] + (1 - s.student_share) * gold.get(name, 0.0)
     return {
         "dev_rouge": answers.rouge,
         "dev_loss": gold["nll"],
         "dev_objective": objective,
-        "dev_reverse_kl": own["reverse_kl"],
-        "dev_forward_kl": own["forward_kl"],
+        "dev_reverse_kl": fresh["reverse_kl"],
+        "dev_forward_kl": fresh["forward_kl"],
         "dev_length": answers.mean_length,
         "dev_finished": answers.finished,
     }
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
-    """Stop where length or reverse KL has run away from the first collection's; UserError that says by how much."""
+    """Raise UserError if length or reverse KL has run away from the first collection's; it says how far."""
     for key, limit, value in (
         ("response_length", "stop_length", settings.stop_length),
         ("rollout_reverse_kl", "stop_kl", settings.stop_kl),
@@ -124,11 +129,13 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
         if not value or key not in rollouts.summary:
             continue
         now = rollouts.summary[key]
-        first = memory.first.setdefault(key, now)  # the first collection may have no samples of the student
+        # The first collection may have no samples of the student.
+        first = memory.first.setdefault(key, now)
         if now > value * first or (limit == "stop_length" and now * value < first):
             raise UserError(
-                f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} at the start: more than a factor "
-                f"of {value:g}; lower lr, raise alpha or init_kl, or set {limit}: 0.0 (the best model so far: {engine.folder}/candidates)"
+                f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} "
+                f"at the start: more than a factor of {value:g}; lower lr, raise alpha or init_kl, "
+                f"or set {limit}: 0.0 (the best model so far: {engine.folder}/candidates)"
             )
 
 
@@ -142,7 +149,7 @@ def run_stage(
     out: Path,
     checkpoints: Path,
 ) -> None:
-    """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to the checkpoint of best dev ROUGE-L (`out`)."""
+    """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`)."""
     training = settings.training
     world = start(settings.seed, launch.patience)
     check_same_tokenizer(init, teacher)
@@ -150,7 +157,8 @@ def run_stage(
     rows = Rows.open(data, "train")
     if len(rows) < training.rollouts:
         raise UserError(
-            f"{settings.method}.rollouts: {training.rollouts} prompts a collection, but there are only {len(rows)} training rows"
+            f"{settings.method}.rollouts: {training.rollouts} prompts a collection, "
+            f"but there are only {len(rows)} training rows"
         )
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)

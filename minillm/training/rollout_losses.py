@@ -1,4 +1,4 @@
-"""Which loss is taken on the samples of a collection: MiniLLM's two terms, or one divergence; and plain text beside it."""
+"""The loss on the samples of a collection: MiniLLM's two terms or one divergence, plus one on plain text."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from minillm.training.dev_set import Dev, Example
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
 
-Row = tuple[Literal["sample", "text"], int]  # a sample's place in the collection, a chunk's in the corpus
-PLAIN = 2**41  # orders of plain text come from other keys than orders of prompts
+# A sample's place in the collection, or a chunk's in the corpus.
+Row = tuple[Literal["sample", "text"], int]
+# Orders of plain text are drawn with other keys than orders of prompts.
+PLAIN = 2**41
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs beside the student and the samples; `anchor` is the initial student, where the guard wants it."""
+    """What a loss needs besides student and samples; `anchor` is the initial student, if the guard is on."""
 
     teacher: PreTrainedModel
     anchor: PreTrainedModel | None
@@ -49,7 +51,7 @@ class Task:
 
 
 def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
-    """w_t of every token, (rows, time): Eq. 5 by its last factor ("token"), as it stands ("product"), or 1 ("none")."""
+    """w_t of every token, (rows, time): last factor of Eq. 5 ("token"), all ("product"), or 1 ("none")."""
     if settings.importance == "none":
         return rollouts.mask
     weights = objectives.importance_weights(
@@ -70,10 +72,12 @@ def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
         scale=s.reward_scale,
         clip=s.reward_clip or None,
     )
-    expected = -rollouts.reverse_kl * mask / s.reward_scale  # the mean of r_t given what stands before it
+    # The mean of r_t given its prefix.
+    expected = -rollouts.reverse_kl * mask / s.reward_scale
     if s.advantage == "expected":
         rewards = expected
-    if s.advantage == "centred":  # r_t less its mean, then the rewards that follow
+    # r_t minus its mean, then the rewards that follow.
+    if s.advantage == "centred":
         baseline = objectives.returns(
             expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True
         )
@@ -87,10 +91,10 @@ def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
 
 
 def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
-    """Advantages of one global mini-batch, (rows, time), whitened or not.
+    """Advantages of one global mini-batch, (rows, time), whitened as `settings` say.
 
-    "positions" counts `max_tokens` positions a row, absent ones as zeros, as the released code does with its padding, here
-    whatever the padding is; "tokens" counts the response tokens.
+    "positions" counts `max_tokens` positions per row, absent ones as zeros, as the released code does with
+    its padding, but here whatever the actual padding; "tokens" counts the response tokens.
     """
     if settings.whiten == "none":
         return values
@@ -99,13 +103,13 @@ def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
     total = len(values) * settings.max_tokens
     mean = objectives.masked_mean(values, mask, denominator=total)
     present = objectives.masked_mean(torch.ones_like(values), mask, denominator=total)
-    # Squares of differences, not the difference of squares, which float32 can leave negative.
+    # Squares of differences: a difference of squares can be negative in float32.
     variance = objectives.masked_mean((values - mean) ** 2, mask, denominator=total) + (1 - present) * mean**2
     return objectives.whiten(values, mask, statistics=(mean, variance))
 
 
 def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The configured divergence of each token; reverse KL for "minillm", which is what it minimises."""
+    """The configured divergence of each token; for "minillm" reverse KL, which is what it minimises."""
     if settings.objective == "minillm":
         return objectives.reverse_kl(student_logits, teacher_logits)
     if settings.objective == "jensen_shannon":
@@ -124,7 +128,7 @@ def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a micro-batch's loss takes as given: of each sampled token, (tokens,) in the order of the logits; frozen models' logits by tile."""
+    """Constants of a micro-batch's loss: (tokens,) in the order of the logits; frozen logits by tile."""
 
     tokens: Tensor
     old_logprobs: Tensor
@@ -136,10 +140,10 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class SampleLoss:
-    """The loss of sampled tokens by name, each a sum over them; noted is how many have a ratio outside of 1 +- clip.
+    """The loss's terms by name, sums over the tokens; also counts those whose ratio is outside 1 +- clip.
 
-    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its divergence.  Whether the
-    surrogate clips such a ratio depends on the advantage.
+    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its
+    divergence. Whether the surrogate clips such a ratio depends on the advantage.
     """
 
     settings: OnPolicy
@@ -155,34 +159,33 @@ class SampleLoss:
         initial_logits: Tensor | None,
     ) -> Terms:
         """Logits (n, vocabulary), all others (n,)."""
-        s, found, noted = self.settings, dict[str, Tensor](), dict[str, Tensor]()
+        s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            found[s.objective] = token_divergence(s, logits, teacher_logits).sum()
+            losses[s.objective] = token_divergence(s, logits, teacher_logits).sum()
         else:
             new = token_logprobs(logits, tokens)
-            found["long_term"] = objectives.policy_gradient_loss(
+            losses["long_term"] = objectives.policy_gradient_loss(
                 new, old_logprobs, advantages, torch.ones_like(new),
                 weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
             )  # fmt: skip
             if s.clip:
-                noted["outside"] = (
-                    (torch.exp(new.detach() - old_logprobs) * weights - 1.0).abs() > s.clip
-                ).sum()
+                ratio = torch.exp(new.detach() - old_logprobs) * weights
+                counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
             if teacher_logits is not None:
                 weighted = weights if s.single_step_weights else None
-                found["single_step"] = objectives.single_step_loss(
+                losses["single_step"] = objectives.single_step_loss(
                     logits, teacher_logits, None, weights=weighted, denominator=1
                 )
         if initial_logits is not None:
-            found["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
-        return found, noted
+            losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
+        return losses, counts
 
 
 def frozen_model_logits(
     model: PreTrainedModel, examples: Sequence[Example], task: Task, device: torch.device, temperature: float
 ) -> Callable[[slice], Tensor]:
-    """Logits of a model that is not trained, a tile of the examples' response tokens at a time."""
+    """Logits of a frozen model, a tile of the examples' response tokens at a time."""
     batch = collate(examples, special_tokens(task.dev.tokenizer)[1]).to(device)
     head = head_of(model, task.dev.vocabulary, temperature)
     return logits_by_tile(response_hidden(model, batch), head)
@@ -190,9 +193,10 @@ def frozen_model_logits(
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """One mini-batch of a collection, and the plain text beside it: what every micro-batch of every rank shares.
+    """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
-    `advantages` and `weights` (rollouts, time); the loss on samples is divided by `denominator`, that on text by `text_denominator`.
+    `advantages` and `weights` are (rollouts, time); the loss on samples is divided by `denominator`, that on
+    text by `text_denominator`.
     """
 
     task: Task
@@ -206,7 +210,7 @@ class MiniBatch:
     compiled: bool
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
-        """Prompts and responses; of text the first token is the prompt, so that all others are targets."""
+        """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
         rollouts, chunk = self.rollouts, self.task.corpus.chunk
         return [
             (rollouts.prompts[i], rollouts.responses[i]) if kind == "sample" else (chunk(i)[:1], chunk(i)[1:])
@@ -222,7 +226,8 @@ class MiniBatch:
         s, rollouts, rows = self.task.settings, self.rollouts, [i for _, i in samples]
         valid = rollouts.mask[rows].bool()
 
-        def cut(values: Tensor) -> Tensor:  # (tokens,), in the order of the logits
+        def cut(values: Tensor) -> Tensor:
+            """(tokens,), in the order of the logits."""
             return moved(values[rows][valid], self.device)
 
         def frozen(model: PreTrainedModel) -> Callable[[slice], Tensor]:
@@ -232,7 +237,8 @@ class MiniBatch:
         if s.objective != "minillm" or s.single_step:
             if rollouts.teacher_hidden is None:
                 teacher = frozen(self.task.teacher)
-            else:  # kept when the samples were drawn
+            # Kept when the samples were drawn.
+            else:
                 hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
                 teacher = logits_by_tile(
                     hidden, head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature)
@@ -245,7 +251,7 @@ class MiniBatch:
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
         """The loss of a tile of sampled tokens; its terms are added to `sums`."""
 
-        def given(tile: slice) -> tuple[Tensor | None, ...]:
+        def constants(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
             return (
                 inputs.tokens[tile],
@@ -256,14 +262,14 @@ class MiniBatch:
             )
 
         def note(terms: Terms) -> None:
-            found, noted = terms
-            logged = {name: value / self.denominator for name, value in found.items()}
-            if "outside" in noted:
-                logged["clip_fraction"] = noted["outside"] / self.tokens
+            losses, counts = terms
+            logged = {name: value / self.denominator for name, value in losses.items()}
+            if "outside" in counts:
+                logged["clip_fraction"] = counts["outside"] / self.tokens
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
 
-        return Compilable(SampleLoss(self.task.settings), given, note, self.compiled)
+        return Compilable(SampleLoss(self.task.settings), constants, note, self.compiled)
 
     def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
         """The loss of a tile of plain text, at temperature 1."""
@@ -273,12 +279,11 @@ class MiniBatch:
         return token_loss(tokens, theirs, ratio, self.compiled)
 
     def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
-        """A micro-batch's share of the loss, from one forward pass of the student; and its terms, by name, for the log."""
+        """A micro-batch's share of the loss, from one pass of the student, and its terms by name to log."""
         s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
         samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
-        batch = collate(self.examples([*samples, *texts]), special_tokens(self.task.dev.tokenizer)[1]).to(
-            self.device
-        )
+        pad = special_tokens(self.task.dev.tokenizer)[1]
+        batch = collate(self.examples([*samples, *texts]), pad).to(self.device)
         tokens = response_tokens(batch)
         border = sum(len(self.rollouts.responses[i]) for _, i in samples)
         asked, weights = [], []
@@ -300,14 +305,14 @@ class MiniBatch:
 
 
 def plain_text(engine: Engine, task: Task) -> list[int]:
-    """Chunks of plain text beside the mini-batch of this step, of all ranks."""
+    """The plain-text chunks of this step, of all ranks."""
     s, corpus = task.settings, task.corpus
-    # At most once each: a corpus shorter than a batch is used whole.
+    # Each at most once: a corpus shorter than a batch is used whole.
     count = min(s.lm_batch or s.batch, len(corpus)) if s.lm_coef else 0
     if count % engine.world.size:
         raise UserError(
-            f"lm_batch: {count} chunks cannot be split evenly over {engine.world.size} processes; change one of them"
-            + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
+            f"lm_batch: {count} chunks cannot be split evenly over {engine.world.size} processes; "
+            "change one of them" + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
         )
     return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
 
@@ -315,28 +320,37 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
 def micro_batches(
     engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int]
 ) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
-    """(this rank's micro-batches of one mini-batch and its plain text, the loss of one of them); all ranks' add up to the whole loss."""
+    """(this rank's micro-batches of a mini-batch and its plain text, the loss of one of them).
+
+    Over all micro-batches of all ranks the losses sum to the whole loss.
+    """
     s, rows = task.settings, list(chosen)
     mask, texts = rollouts.mask[rows], plain_text(engine, task)
     credit = advantages(rollouts, s)
-    credit[rows] = whitened(
-        credit[rows], mask, s
-    )  # statistics of the global mini-batch, whatever it is split into
+    # Statistics of the global mini-batch, however it is split.
+    credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
-    of_sequences = s.normaliser == "sequences"
-    made = MiniBatch(
-        task, rollouts, credit, importance(rollouts, s), tokens,
-        float(len(rows)) if of_sequences else tokens,
-        float(len(texts) if of_sequences else sum(len(task.corpus.chunk(i)) - 1 for i in texts)),
-        engine.world.device, engine.launch.compile,
-    )  # fmt: skip
+    by_sequence = s.normaliser == "sequences"
+    mini_batch = MiniBatch(
+        task,
+        rollouts,
+        credit,
+        importance(rollouts, s),
+        tokens,
+        denominator=float(len(rows)) if by_sequence else tokens,
+        text_denominator=float(
+            len(texts) if by_sequence else sum(len(task.corpus.chunk(i)) - 1 for i in texts)
+        ),
+        device=engine.world.device,
+        compiled=engine.launch.compile,
+    )
     samples: list[Row] = [("sample", i) for i in rows]
-    parts = engine.mine(samples, [("text", i) for i in texts], length=made.length)
-    return parts, partial(made.loss, engine.engine)
+    parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)
+    return parts, partial(mini_batch.loss, engine.engine)
 
 
 def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:
-    """What is logged of a collection's rewards, advantages (before whitening) and weights; nothing for plain divergences."""
+    """A collection's logged rewards, advantages (before whitening) and weights; {} for plain divergences."""
     if settings.objective != "minillm":
         return {}
     mask = rollouts.mask
@@ -349,6 +363,6 @@ def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:
         "advantage_std": credit.std(correction=0).item(),
         "advantage_min": credit.min().item(),
         "advantage_max": credit.max().item(),
-        # Kish's effective sample size, as a share of the tokens: 1 for equal weights
+        # Kish's effective sample size as a share of the tokens: 1 for equal weights.
         "effective_samples": (weights.sum() ** 2 / (weights**2).sum() / len(weights)).item(),
     }

@@ -1,4 +1,4 @@
-"""Where the samples of the on-policy phase come from: the student (mixed with the teacher), the data, or a replay buffer."""
+"""Sources of on-policy samples: the student (mixed with the teacher), the data, or a replay buffer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from minillm.runtime.schedule import batch_of_step
 from minillm.sampling.sample import Mixture, Record, sample
 from minillm.training.dev_set import Dev
 
-SOURCES = 2**42  # which rows come from where is drawn by other keys than everything else
-ADAPTIVE_STEP, ADAPTIVE_EPS = 0.1, 0.1  # as DistiLLM's released code has them
+# Where each row comes from is drawn with other keys than everything else.
+SOURCES = 2**42
+# As in DistiLLM's released code.
+ADAPTIVE_STEP, ADAPTIVE_EPS = 0.1, 0.1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One response; `record` is there where the present student has just sampled it."""
+    """One response; it has a `record` if the current student has just sampled it."""
 
     row: int
     response: np.ndarray
@@ -40,17 +42,17 @@ class Entry:
 
 @dataclass
 class Memory:
-    """What the choice of samples remembers from collection to collection; part of every checkpoint."""
+    """What the choice of samples remembers between collections; part of every checkpoint."""
 
     student_share: float
     dev_loss: float | None = None
-    buffer: list[Entry] = field(default_factory=list)  # the newest last
-    first: dict[str, float] = field(
-        default_factory=dict
-    )  # of what the guard watches, the first collection's value
+    # The newest last.
+    buffer: list[Entry] = field(default_factory=list)
+    # The first collection's values of what the guard watches.
+    first: dict[str, float] = field(default_factory=dict)
 
     def look(self, dev_loss: float, settings: OnPolicy) -> None:
-        """The student's share grows where the dev loss has risen since it last grew (DistiLLM's adaptive scheduler)."""
+        """Raise the student's share if the dev loss has risen since the last time (DistiLLM's scheduler)."""
         if self.dev_loss is None:
             self.dev_loss = dev_loss
         elif settings.adaptive and dev_loss >= self.dev_loss + ADAPTIVE_EPS:
@@ -58,18 +60,18 @@ class Memory:
             self.dev_loss = dev_loss
 
     def store(self, entries: Sequence[Entry], capacity: int) -> None:
-        """New samples into the buffer, the oldest out where it is full."""
+        """Add new samples to the buffer; the oldest leave if it is full."""
         kept = [Entry(e.row, e.response, e.finished) for e in entries if e.record is not None]
         self.buffer = [*self.buffer, *kept][-capacity:] if capacity else []
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """One collection, the same on every rank: prompts, responses, and per token (rows, time) what was known when it was drawn.
+    """One collection, the same on every rank: prompts, responses, and recorded values, (rows, time).
 
-    `mask` is 1 on response tokens, right-padded.  Where a response was not sampled just now, the recorded values are 0.
-    `teacher_hidden`, of each row (length, width), on the CPU: what the teacher's logits are made of again in the inner epochs, at the
-    cost of its output matrix alone; None where they are not kept.
+    `mask` is 1 on response tokens, right-padded.  Recorded values are 0 for responses that were not sampled
+    just now.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
+    recompute the teacher's logits from it at the cost of only the output matrix.
     """
 
     prompts: list[np.ndarray]
@@ -83,10 +85,10 @@ class Rollouts:
 
 
 def choose(rows: Rows, settings: OnPolicy, memory: Memory, collection: int, seed: int) -> list[int | Entry]:
-    """The collection's rows: a row number where the student is to answer, an entry where the response is there already.
+    """The collection's rows: a row number if the student is to answer, an entry if the response exists.
 
-    A row keeps its gold response with probability 1 - student_share.  Of the others, once the buffer is full, a share that
-    grows with training (as DistiLLM has it) is replayed.  The same on every rank.
+    A row keeps its gold response with probability 1 - student_share.  Of the others, once the buffer is full,
+    a share that grows with training (as in DistiLLM) is replayed.  The same on every rank.
     """
     chosen = batch_of_step(len(rows), settings.rollouts, collection, seed)
     replayed = collection / settings.collections if 0 < settings.replay <= len(memory.buffer) else 0.0
@@ -112,16 +114,16 @@ def collect_rollouts(
     collection: int,
     seed: int,
 ) -> Rollouts:
-    """One collection: what `choose` leaves open is sampled, shared among the ranks, and all is put together."""
+    """One collection: the ranks share the sampling of what `choose` leaves open, then all is combined."""
     plan = choose(rows, settings, memory, collection, seed)
     asked = [row for row in plan if isinstance(row, int)]
     mine = asked[engine.world.rank :: engine.world.size]
     eos, pad = special_tokens(dev.tokenizer)
-    # The teacher looks on where it has a share in the sampling, or where its log-probabilities are the rewards.
+    # The teacher reads along if it has a share in the sampling or its log-probabilities are the rewards.
     watched = settings.alpha > 0 or settings.objective == "minillm" or settings.stop_kl > 0
     keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
     with engine.whole():
-        found = sample(
+        samples = sample(
             engine.model,
             [rows.prompt(i) for i in mine],
             [int(rows.ids[i]) for i in mine],
@@ -136,8 +138,8 @@ def collect_rollouts(
             batch=engine.launch.eval_batch,
             budget=engine.launch.eval_tokens,
         )
-        own = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, found, strict=True)]
-        by_row = {entry.row: entry for part in engine.world.gather(own) for entry in part}
+        fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
+        by_row = {entry.row: entry for part in engine.world.gather(fresh) for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
         hidden = teacher_hidden(engine, teacher, rows, entries, pad) if keep else None
     memory.store(entries, settings.replay)
@@ -147,11 +149,11 @@ def collect_rollouts(
 def teacher_hidden(
     engine: Engine, teacher: PreTrainedModel, rows: Rows, entries: Sequence[Entry], pad: int
 ) -> list[Tensor]:
-    """The teacher's hidden states at each token of each response, (length, width), on the CPU; the same on every rank.
+    """The teacher's hidden states at each token of each response, (length, width), on the CPU and every rank.
 
-    Kept from the sampling where it looked on; of all other responses from one pass, which the ranks share.
+    Taken from the sampling if it read along; for all other responses from one pass that the ranks share.
     """
-    found = {
+    hidden = {
         i: e.record.teacher_hidden
         for i, e in enumerate(entries)
         if e.record and e.record.teacher_hidden is not None
@@ -160,22 +162,22 @@ def teacher_hidden(
     def length(i: int) -> int:
         return len(rows.prompt(entries[i].row)) + len(entries[i].response)
 
-    missing = sorted((i for i in range(len(entries)) if i not in found), key=length)
+    missing = sorted((i for i in range(len(entries)) if i not in hidden), key=length)
     if not missing:
-        return [found[i] for i in range(len(entries))]
+        return [hidden[i] for i in range(len(entries))]
     mine = missing[engine.world.rank :: engine.world.size]
-    own: dict[int, Tensor] = {}
+    computed: dict[int, Tensor] = {}
     device, launch = engine.world.device, engine.launch
     for part in least_padding(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
         batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(device)
-        hidden = response_hidden(teacher, batch).cpu()
-        own.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))
-    found |= {i: values for part in engine.world.gather(own) for i, values in part.items()}
-    return [found[i] for i in range(len(entries))]
+        states = response_hidden(teacher, batch).cpu()
+        computed.update(zip(part, states.split([len(entries[i].response) for i in part]), strict=True))
+    hidden |= {i: values for part in engine.world.gather(computed) for i, values in part.items()}
+    return [hidden[i] for i in range(len(entries))]
 
 
 def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
-    """Entries as tensors, and what is logged of them; `watched`: their records hold a teacher's values."""
+    """Entries as tensors with their logged summary; if `watched`, their records hold the teacher's values."""
     width = max(len(e.response) for e in entries)
     mask = torch.zeros(len(entries), width)
     for k, entry in enumerate(entries):
@@ -188,17 +190,17 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
                 values[k, : len(entry.response)] = torch.from_numpy(getattr(entry.record, name))
         return values
 
-    own = [e for e in entries if e.record is not None]
+    sampled = [e for e in entries if e.record is not None]
     fresh = mask * torch.tensor([[float(e.record is not None)] for e in entries])
     reverse = recorded("reverse_kl")
     summary = {
-        "fresh": len(own) / len(entries),
+        "fresh": len(sampled) / len(entries),
         "repetition": float(np.mean([repetition(e.response) for e in entries])),
     }
     summary["response_length"] = mask.sum(1).mean().item()
     summary["sampled_tokens"] = fresh.sum().item()
-    if own:
-        summary["finished"] = float(np.mean([e.finished for e in own]))
+    if sampled:
+        summary["finished"] = float(np.mean([e.finished for e in sampled]))
         summary["entropy"] = objectives.masked_mean(recorded("entropy"), fresh).item()
         if watched:
             summary["rollout_reverse_kl"] = objectives.masked_mean(reverse, fresh).item()

@@ -1,6 +1,7 @@
-"""Which checkpoint of a training run is kept, decided from its dev evaluations alone.
+"""Which checkpoint of a training run is kept, decided only from its dev evaluations.
 
-Fine-tuned models are chosen by dev ROUGE-L, the start of the on-policy phase by dev loss (appendix B.1 of the paper).
+Fine-tuned models are chosen by dev ROUGE-L, the start of the on-policy phase by dev loss (appendix B.1 of the
+paper).
 """
 
 from __future__ import annotations
@@ -8,17 +9,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-RULES = {
-    "best_rouge": ("dev_rouge", 1.0),
-    "lowest_loss": ("dev_loss", -1.0),
-}  # key, and the sign that makes more better
+# Rule -> (key, the sign that makes higher better).
+RULES = {"best_rouge": ("dev_rouge", 1.0), "lowest_loss": ("dev_loss", -1.0)}
 
 
 def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    """The entry of `history` (dicts with "step", "dev_rouge", "dev_loss") that `rule` picks; the earliest step at a tie.
+    """The entry of `history` ("step", "dev_rouge", "dev_loss") that `rule` picks, the earliest on a tie.
 
-    rule: "best_rouge" (highest "dev_rouge") or "lowest_loss" (lowest "dev_loss").  NaN, None and no value are never picked.
-    Raises ValueError: unknown rule, nothing to pick from, or a key that starts with "test" (test sets choose no checkpoint).
+    rule: "best_rouge" (highest "dev_rouge") or "lowest_loss" (lowest "dev_loss").  NaN, None and missing
+    values are never picked.  Raises ValueError for an unknown rule, nothing to pick from, or a key that
+    starts with "test" (test sets choose no checkpoint).
     """
     if rule not in RULES:
         raise ValueError(f"unknown selection rule '{rule}'; known: {', '.join(RULES)}")
@@ -26,17 +26,18 @@ def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
         for key in entry:
             if key.startswith("test"):
                 raise ValueError(
-                    f"the history of step {entry.get('step')} has the key '{key}'; test results choose no checkpoint"
+                    f"the history of step {entry.get('step')} has the key '{key}'; "
+                    "test results choose no checkpoint"
                 )
     key, sign = RULES[rule]
     usable = [entry for entry in history if entry.get(key) is not None and not math.isnan(entry[key])]
     if not usable:
-        raise ValueError(f"no evaluation with a number as {key} among {len(history)}; nothing to choose")
+        raise ValueError(f"none of {len(history)} evaluations has a number as {key}; nothing to choose")
     return min(usable, key=lambda entry: (-sign * entry[key], entry["step"]))
 
 
 def evidence(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    """What was chosen, by which rule and from what, to be kept beside the weights; what JSON lacks (NaN, infinity) as None."""
+    """What was chosen, by which rule and from what, kept with the weights; NaN and infinity become None."""
     return {
         "rule": rule,
         "chosen": _plain(choose(history, rule)),

@@ -1,7 +1,8 @@
 """Supervised training: pre-training, healing, SFT, KD and SeqKD are one loop over examples with one loss.
 
-An example is a prompt and a response; cross-entropy is taken on the response (its first EOS included), and with a teacher it is mixed
-with the forward KL to it (`kd_ratio`).  What differs between the stages is which examples, from which model, and with which teacher.
+An example is a prompt and a response; cross-entropy is taken on the response (its first EOS included) and,
+with a teacher, mixed with the forward KL to it (`kd_ratio`).  The stages differ in examples, initial model
+and teacher.
 """
 
 from __future__ import annotations
@@ -48,25 +49,28 @@ RULES = ("best_rouge", "lowest_loss")
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) of each token, summed; cross-entropy alone without a teacher."""
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q), summed over tokens.
+
+    Without a teacher, only cross-entropy.
+    """
 
     kd_ratio: float
 
     def __call__(self, logits: Tensor, tokens: Tensor, teacher_logits: Tensor | None) -> Terms:
         """`logits` and `teacher_logits` are (n, vocabulary), `tokens` (n,)."""
         ratio = 0.0 if teacher_logits is None else self.kd_ratio
-        found = torch.zeros_like(logits[:, 0])
+        values = torch.zeros_like(logits[:, 0])
         if ratio < 1:
-            found = found - (1 - ratio) * token_logprobs(logits, tokens)
+            values = values - (1 - ratio) * token_logprobs(logits, tokens)
         if teacher_logits is not None:
-            found = found + ratio * objectives.forward_kl(logits, teacher_logits)
-        return {"loss": found.sum()}, {}
+            values = values + ratio * objectives.forward_kl(logits, teacher_logits)
+        return {"loss": values.sum()}, {}
 
 
 def token_loss(
     tokens: Tensor, teacher: Callable[[slice], Tensor] | None, kd_ratio: float, compiled: bool = False
 ) -> Compilable:
-    """TokenLoss of `tokens`, (tokens,); `teacher` gives its logits by tile."""
+    """TokenLoss of `tokens`, (tokens,); `teacher` returns its logits by tile."""
     return Compilable(
         TokenLoss(kd_ratio),
         lambda part: (tokens[part], teacher(part) if teacher else None),
@@ -85,9 +89,10 @@ def example_loss(
     hidden: Tensor | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens: this batch's share of the mean over `denominator` tokens.
+    """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens, as a share of a mean.
 
-    `hidden` are the teacher's hidden states, (valid tokens, width), where they are known already; `compiled` as launch.compile.
+    The mean is over `denominator` tokens.  `hidden` are the teacher's hidden states, (valid tokens, width),
+    if they are there already; `compiled` as in launch.compile.
     """
     theirs = None
     if teacher is not None and kd_ratio > 0:
@@ -100,33 +105,36 @@ def example_loss(
 def teacher_cache(
     engine: Engine, teacher: PreTrainedModel, examples: Sequence[Example], settings: Training
 ) -> TeacherCache | None:
-    """Where the teacher's hidden states are kept from one epoch to the next; None where that is not wanted or does not pay.
+    """Where the teacher's hidden states are kept between epochs; None if it is disabled or would not pay off.
 
-    It takes more than one epoch, room on the disk, and processes that all see one file as the others left it: those of one machine.  A
-    teacher that is spread over the processes needs all of them for each pass, which a process that reads would not make.
+    It takes more than one epoch, space on the disk, and processes that see each other's writes to one file:
+    those of one machine.  A sharded teacher needs all processes for each pass, which a process that reads
+    would skip.
     """
     lengths = [len(response) for _, response in examples]
     weight = head_of(teacher, 1).weight
     width, dtype = weight.shape[1], weight.dtype
-    spread = engine.launch.shard_teacher and engine.world.size > 1
+    sharded = engine.launch.shard_teacher and engine.world.size > 1
     if (
         not engine.launch.teacher_cache
         or settings.epochs <= 1
-        or spread
+        or sharded
         or len(set(engine.world.gather(host()))) > 1
     ):
         return None
     folder = engine.folder / "teacher"
     if not all(engine.world.gather(TeacherCache.fits(folder, lengths, width, dtype))):
-        engine.say(f"{engine.folder}: no room for the teacher's hidden states; it is run anew in each epoch")
+        engine.say(f"{engine.folder}: no room for the teacher's hidden states; it is run again in each epoch")
         return None
     return TeacherCache(folder, lengths, width, dtype, engine.world)
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """What is learnt from what: the examples, dev examples (`own_dev`: of the same kind as the examples, where these are not gold), and the
-    teacher that has a share of `kd_ratio` in the loss."""
+    """The examples, the dev examples, and the teacher whose share in the loss is `kd_ratio`.
+
+    `own_dev` are dev examples of the same kind as the examples, if these are not gold.
+    """
 
     engine: Engine
     examples: Sequence[Example]
@@ -135,53 +143,51 @@ class Supervision:
     teacher: PreTrainedModel | None
     kd_ratio: float
     cache: TeacherCache | None
-    seen: tuple[dict[int, Tensor], dict[int, Tensor]] = field(
-        default_factory=lambda: ({}, {})
-    )  # the teacher's, of both dev sets
+    # The teacher's hidden states of both dev sets.
+    seen: tuple[dict[int, Tensor], dict[int, Tensor]] = field(default_factory=lambda: ({}, {}))
 
     def micro_batches(self, chosen: Sequence[int]) -> tuple[list[list[int]], Callable[[list[int]], Losses]]:
-        """(this rank's micro-batches of one global batch, the loss of one of them); all ranks' add up to the whole loss."""
+        """(this rank's micro-batches of a global batch, the loss of one); all ranks' sum to the loss."""
         engine, examples, teacher = self.engine, self.examples, self.teacher
         denominator = sum(len(examples[i][1]) for i in chosen)
         pad = special_tokens(self.dev.tokenizer)[1]
 
         def loss(part: list[int]) -> Losses:
             batch = collate([examples[i] for i in part], pad).to(engine.world.device)
-            known = None
-            if (
-                self.cache and teacher is not None
-            ):  # of all of them, computed as one batch where one of them is new
-                known = self.cache.hidden(part, lambda: response_hidden(teacher, batch), engine.world.device)
-            made = example_loss(
+            hidden = None
+            if self.cache and teacher is not None:
+                # All of them are computed as one batch if one is new.
+                hidden = self.cache.hidden(part, lambda: response_hidden(teacher, batch), engine.world.device)
+            value = example_loss(
                 engine.engine,
                 batch,
                 self.dev.vocabulary,
                 denominator,
                 teacher,
                 self.kd_ratio,
-                known,
+                hidden,
                 engine.launch.compile,
             )
-            return made, {}
+            return value, {}
 
         return engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss
 
     def look(self, rouge: bool) -> dict[str, float]:
-        """The dev set: "dev_loss", "dev_objective", and what fresh answers to it are like where `rouge`."""
+        """The dev set: "dev_loss", "dev_objective", and if `rouge` what fresh answers to it are like."""
         engine, teacher = self.engine, self.teacher if self.kd_ratio else None
         wanted = {"forward_kl": objectives.forward_kl}
-        of_dev, of_own = self.seen if engine.launch.teacher_cache else (None, None)
+        dev, world = self.dev, engine.world
+        on_gold, on_own = self.seen if engine.launch.teacher_cache else (None, None)
         with engine.whole():
-            found = losses(
-                engine.model, self.dev.examples, self.dev, engine.world, teacher, wanted, kept=of_dev
-            )
-            own = found
+            gold = losses(engine.model, dev.examples, dev, world, teacher, wanted, kept=on_gold)
+            same_kind = gold
             if self.own_dev:
-                own = losses(engine.model, self.own_dev, self.dev, engine.world, teacher, wanted, kept=of_own)
-            objective = (1 - self.kd_ratio) * own["nll"] + self.kd_ratio * own.get("forward_kl", 0.0)
-            values = {"dev_loss": found["nll"], "dev_objective": objective}
+                same_kind = losses(engine.model, self.own_dev, dev, world, teacher, wanted, kept=on_own)
+            kl = same_kind.get("forward_kl", 0.0)
+            objective = (1 - self.kd_ratio) * same_kind["nll"] + self.kd_ratio * kl
+            values = {"dev_loss": gold["nll"], "dev_objective": objective}
             if rouge:
-                answers = answer(engine.model, self.dev, engine.world)
+                answers = answer(engine.model, dev, world)
                 values |= {
                     "dev_rouge": answers.rouge,
                     "dev_length": answers.mean_length,
@@ -202,10 +208,10 @@ def fit(
     own_dev: Sequence[Example] = (),
     rouge: bool = True,
 ) -> list[dict[str, Any]]:
-    """Train to the end, from the newest checkpoint where there is one; returns the history of dev evaluations.
+    """Train to the end, resuming from the newest checkpoint if there is one; returns the dev evaluations.
 
-    Each evaluation holds "dev_loss" (cross-entropy on the dev references), "dev_objective" (the loss that is trained, on dev rows or on
-    `own_dev`), and "dev_rouge" where `rouge`.
+    Each evaluation has "dev_loss" (cross-entropy on the dev references), "dev_objective" (the training loss,
+    on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
     """
     state = engine.resume() or {"history": []}
     history: list[dict[str, Any]] = state["history"]
@@ -226,12 +232,11 @@ def fit(
         log.write(work.look(rouge=False))
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
-            found = engine.update(
-                *work.micro_batches(batch_of_step(len(examples), settings.batch, engine.step, seed))
-            )
+            chosen = batch_of_step(len(examples), settings.batch, engine.step, seed)
+            sums = engine.update(*work.micro_batches(chosen))
             bar.update()
             if engine.logs:
-                log.write(engine.summed(found))
+                log.write(engine.summed(sums))
             if engine.step in due:
                 values = work.look(rouge)
                 history.append({"step": engine.step, **values})
@@ -245,23 +250,27 @@ def fit(
 
 
 def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], list[Example]]:
-    """(training examples, dev examples of the same kind): the gold answers, or with `pseudo` the teacher's answers to the same prompts."""
+    """(training examples, dev examples of the same kind).
+
+    The gold answers (and no dev examples), or with `pseudo` the teacher's answers to the same prompts.
+    """
     rows = Rows.open(data, "train")
     if pseudo is None:
         return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
     parts = {"train": rows, "dev": Rows.open(data, "dev")}
     places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
-    found: dict[str, list[Example]] = {"train": [], "dev": []}
+    examples: dict[str, list[Example]] = {"train": [], "dev": []}
     for number, line in enumerate(pseudo.read_text().removesuffix("\n").split("\n"), 1):
         answer_ = json.loads(line)
         split = answer_["split"]
         if answer_["id"] not in places[split]:
             raise UserError(
-                f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; make the teacher's answers again"
+                f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; "
+                "make the teacher's answers again"
             )
         prompt = parts[split].prompt(places[split][answer_["id"]])
-        found[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
-    return found["train"], found["dev"]
+        examples[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
+    return examples["train"], examples["dev"]
 
 
 def run_stage(
@@ -276,8 +285,10 @@ def run_stage(
     teacher: Path | None = None,
     pseudo: Path | None = None,
 ) -> None:
-    """Stages teacher, sft, kd and seqkd: train `base` on `data`; leave the checkpoint of best dev ROUGE-L at `out`, that of lowest
-    dev loss at `init` if that is asked for."""
+    """Stages teacher, sft, kd and seqkd: train `base` on `data`.
+
+    Writes the checkpoint of best dev ROUGE-L to `out` and, if asked for, that of lowest dev loss to `init`.
+    """
     world = start(settings.seed, launch.patience)
     inputs = {
         key: identity(path)

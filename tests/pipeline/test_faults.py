@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(finished, tmp_pa
     weights.write_bytes(content)
     output = finish(finished, arguments)
     assert f"{newest}: damaged checkpoint (deepspeed/{weights.name}: not what was written)" in output
-    assert f"goes on from step {int(before.name.removeprefix('step-'))} of" in output
+    assert f"resumes from step {int(before.name.removeprefix('step-'))} of" in output
     assert (tmp_path / "model/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
 
 
@@ -74,10 +74,10 @@ def test_another_number_of_processes_goes_on(finished, tmp_path):
     arguments, original = minillm(finished, tmp_path, zero=3)
     interrupted(finished, arguments, tmp_path / "checkpoints", first)
     other = start(finished, minillm(finished, tmp_path, zero=1)[0], then)
-    assert "was saved under ZeRO 3, which 1 cannot go on from; set zero: 3, or delete" in other.communicate(timeout=180)[0]
+    assert "was saved under ZeRO 3, which 1 cannot resume; set zero: 3, or delete" in other.communicate(timeout=180)[0]
     assert other.returncode == 2
     output = finish(finished, arguments, then)
-    assert f"saved by {first} processes, converted for {then}" in output and "goes on from step" in output
+    assert f"saved by {first} processes, converted for {then}" in output and "resumes from step" in output
     assert json.loads((tmp_path / "model/provenance.json").read_text())["world_size"] == then
     weights, expected = load_file(tmp_path / "model/model.safetensors"), load_file(original / "model.safetensors")
     assert weights.keys() == expected.keys()

@@ -95,7 +95,7 @@ def test_going_on_is_exact(finished, tmp_path, stage, how):
     again = finished.stage(*command)
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
-    assert "goes on from step" in output
+    assert "resumes from step" in output
     original = finished.run / "models" / uninterrupted
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
     assert logged(tmp_path / "model", updates=False) == logged(original, updates=False)

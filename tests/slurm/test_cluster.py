@@ -42,7 +42,7 @@ def disturbed(checkout, *options, after=1, config=CONFIG):
 def ends_well(checkout, finished, process):
     """The run goes on to its end by itself, from a checkpoint, with the weights and the table of the undisturbed run."""
     assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
-    assert re.search(r"goes on from step \d+ of", checkout.read(LOG))
+    assert re.search(r"resumes from step \d+ of", checkout.read(LOG))
     same_result(checkout, finished)
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint(checkout, finished):
     ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
     log, name = checkout.read(LOG), newest.relative_to(checkout.root)
     assert f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); it is removed" in log
-    assert f"goes on from step {int(before.name.removeprefix('step-'))} of" in log
+    assert f"resumes from step {int(before.name.removeprefix('step-'))} of" in log
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_full_disk(checkout, finished, small_disk):
     assert kept and not list(small_disk.glob("*/.partial*"))
     (small_disk / "filler").unlink()
     ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
-    assert f"goes on from step {int(kept[-1].name.removeprefix('step-'))} of" in checkout.read(LOG)
+    assert f"resumes from step {int(kept[-1].name.removeprefix('step-'))} of" in checkout.read(LOG)
 
 
 # --- an edit while a job waits

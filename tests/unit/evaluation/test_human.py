@@ -152,12 +152,12 @@ def test_wilson_by_its_formula() -> None:
     ("change", "said"),
     [
         ("{", r"not JSON \(.*\); save it from the page again"),
-        ("[]", "no file of a comparison page .*"),
-        ({"format": "other"}, "no file of a comparison page .*"),
+        ("[]", "not a file of a comparison page .*"),
+        ({"format": "other"}, "not a file of a comparison page .*"),
         ({"study": "f" * 16}, r"answers to another page \(f+\) than that of .*"),
         ({"annotator": " "}, "no 'annotator'; write a name there .*"),
         ({"answers": {}}, "no 'answers' in it; .*"),
-        ({"answers": {"beef": "left"}}, "there is no pair 'beef' on this page; .*"),
+        ({"answers": {"beef": "left"}}, "unknown pair 'beef'; .*"),
     ],
 )
 def test_damaged_or_foreign_answers_are_one_line(made: Path, tmp_path: Path, change: Any, said: str) -> None:

@@ -90,7 +90,7 @@ def test_scores_of_other_rows_are_refused(data, tmp_path):
     for change, said in (
         ({"ids": [1, 2, 3, 5]}, "its rows or seeds are not those of"),
         ({"scores": {"10": whole["scores"]["10"]}}, "its rows or seeds are not those of"),
-        ({"ids": [1]}, "not one score a row"),
+        ({"ids": [1]}, "not one score per row"),
         ({"scores": None}, "'scores' is missing or of the wrong type"),
     ):
         metric.write_text(json.dumps(whole | change))

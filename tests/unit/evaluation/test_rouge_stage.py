@@ -77,7 +77,7 @@ def without(key: str) -> dict:
         ([ROWS[0], "[]", *ROWS[2:]], {}, "FILE:2: 'id' is missing or of the wrong type; remove it and generate again"),
         ([ROWS[0], without("response"), *ROWS[2:]], {}, "FILE:2: 'response' is missing or of the wrong type; .*"),
         ([ROWS[0], {**ROWS[1], "references": []}], {}, "FILE:2: 'references' must be a list of at least one text; .*"),
-        ([*ROWS, ROWS[1]], {}, "FILE:5: seed 10, id 7 stands in line 2 already; remove it and generate again"),
+        ([*ROWS, ROWS[1]], {}, "FILE:5: seed 10, id 7 is in line 2 already; remove it and generate again"),
         (ROWS[:3], {}, "FILE: seed 20 lacks 1 rows that other seeds have, first id 7; remove it and generate again"),
         (ROWS, {"rows": 3}, "FILE: 2 rows for each seed, but its meta file says 3; remove it and generate again"),
         (ROWS, {"rows": "2"}, "META: 'rows' is missing or of the wrong type; remove it and generate again"),
