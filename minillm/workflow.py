@@ -232,6 +232,10 @@ class Workflow:
         """Input of the main table."""
         return list(map(self.below, main_table_files(self.config)))
 
+    def every_model(self) -> list[str]:
+        """Folders of all models that are evaluated."""
+        return [self.below(layout.model(weights)) for weights in self.every_weights]
+
     def every_metric(self) -> list[str]:
         """Metric files that the configuration asks for; named one by one, so that one that was deleted is made again."""
         return list(map(self.below, metric_files(self.config)))

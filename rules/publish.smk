@@ -29,6 +29,7 @@ rule table:
 rule metrics:
     input:
         FLOW.every_metric(),
+        FLOW.every_model(),
         config=at(layout.settings_file("metrics")),
         code=FLOW.code("metrics"),
     output:

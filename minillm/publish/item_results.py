@@ -25,8 +25,8 @@ from minillm.publish.results import (
     read_text,
     seeds_pooled,
 )
-from minillm.publish.run_models import MetricFile, declared, labels, method_of, models, weights_of
-from minillm.publish.settings import PublishSettings
+from minillm.publish.run_models import MetricFile, labels, method_of, models, weights_of
+from minillm.publish.settings import MetricsSettings, PublishSettings
 from minillm.publish.style import METHOD_NAMES
 
 
@@ -56,13 +56,13 @@ class Trained:
 
 
 @dataclass
-class ItemResults:
-    """What one item is made from; `sources` collects the files that were used, relative to the run's folder.
+class RunResults:
+    """What a job of publishing reads of a run; `sources` collects the files used, relative to its folder.
 
     `paper`: the published numbers.  A missing file gives None, or no row.
     """
 
-    settings: PublishSettings
+    settings: PublishSettings | MetricsSettings
     folder: Path
     paper: Mapping[Key, Published] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
@@ -127,7 +127,7 @@ class ItemResults:
     @cached_property
     def files(self) -> list[MetricFile]:
         """The metric files that the item's job declares; no other file in metrics/ is read."""
-        return declared(self.settings.table, self.settings.asked)
+        return self.settings.files()
 
     @cached_property
     def _files_of(self) -> dict[tuple[str, ...], list[MetricFile]]:
@@ -246,11 +246,21 @@ class ItemResults:
 
     def dev_rouge(self, model: Trained) -> Value | None:
         """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""
-        selections = [
-            self.json(f"{layout.model(weights)}/selection.json") for weights in model.weights.values()
-        ]
-        scores = [float(selection["chosen"]["dev_rouge"]) for selection in selections if selection]
+        recorded = map(self.dev_score, model.weights.values())
+        scores = [score for score in recorded if score is not None]
         return seeds_pooled(scores, [None] * len(scores))
+
+    def dev_score(self, weights: str) -> float | None:
+        """Dev ROUGE-L of the chosen checkpoint of one training; None if none was chosen."""
+        selection = self.json(f"{layout.model(weights)}/selection.json")
+        return float(selection["chosen"]["dev_rouge"]) if selection else None
+
+
+@dataclass
+class ItemResults(RunResults):
+    """What one table or figure of registry.py is made from."""
+
+    settings: PublishSettings
 
 
 def parameters(size: str) -> float | None:

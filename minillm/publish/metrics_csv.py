@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from minillm.config import layout
 from minillm.files import whole_file
-from minillm.publish.results import COLUMNS, read_frame
+from minillm.publish.item_results import RunResults
+from minillm.publish.results import COLUMNS
+from minillm.publish.run_costs import costs_of
 from minillm.publish.settings import MetricsSettings
 
 
 def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None:
-    """Write the metric files in `run_folder` (results/<run>) to `out`, at full precision, rows sorted.
+    """Write to `out` what the metric files in `run_folder` (results/<run>) hold, and what trainings recorded.
 
-    A missing metric file gives no row.  Raises UserError, one line, if one is damaged.
+    At full precision, rows sorted.  A missing file gives no row.  Raises UserError, one line, if one is damaged.
     """
-    frame = read_frame(Path(run_folder), settings.files())
+    results = RunResults(settings, run_folder)
+    recorded = pd.DataFrame(_of_trainings(results), columns=COLUMNS)
+    frame = (
+        results.frame if recorded.empty else pd.concat([results.frame, recorded.astype(results.frame.dtypes)])
+    )
     with whole_file(out) as partial:
         frame.sort_values([*COLUMNS[:7], "source"], na_position="first").to_csv(partial, index=False)
+
+
+def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
+    """Rows of the chosen checkpoint's dev ROUGE-L and of what each training cost: numbers of no metric file."""
+    for model in results.models():
+        for seed, weights in model.weights.items():
+            folder = layout.model(weights)
+            score = results.dev_score(weights)
+            if score is not None:
+                source = f"{folder}/selection.json"
+                yield (*model.key, seed, pd.NA, "dev", "dev_rouge", score, None, pd.NA, source)
+            for name, value in (costs_of(results, model, weights) or {}).items():
+                if value is not None:
+                    source = f"{folder}/provenance.json"
+                    yield (*model.key, seed, pd.NA, "", name, float(value), None, pd.NA, source)

@@ -62,11 +62,7 @@ class PublishSettings:
             stage="publish",
             name=name,
             table=dataclasses.replace(table, test_labels=table.test_labels | labels),
-            models={
-                model: ModelLabel(spec.family, spec.size, spec.tokenizer)
-                for model, spec in sorted(config.models.items())
-                if model in table.labels
-            },
+            models=model_labels(config, table),
             asked=sets,
             chosen={student: alike(config, student, item.knob) for student in students} if item.knob else {},
             seed=config.data.seed,
@@ -80,13 +76,14 @@ class PublishSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class MetricsSettings:
-    """`metrics`: the models and sets whose metric files are in metrics.csv; `asked` as in PublishSettings.
+    """`metrics`: the models and sets whose numbers are in metrics.csv; `models`, `asked` as in PublishSettings.
 
     main_only: kinds measured only for the main table's models: no item that ranges over sweeps shows them.
     """
 
     stage: Literal["metrics"]
     table: TableSettings
+    models: dict[str, ModelLabel]
     asked: dict[str, tuple[str, ...]]
     main_only: tuple[str, ...]
 
@@ -96,11 +93,21 @@ class MetricsSettings:
         kinds = config.measured()
         swept = {kind for item in ITEMS.values() if item.sweeps for kind in item.needs}
         main_only = tuple(kind for kind in kinds if kind not in swept)
-        return cls("metrics", TableSettings.of(config, sweeps=True), kinds, main_only)
+        table = TableSettings.of(config, sweeps=True)
+        return cls("metrics", table, model_labels(config, table), kinds, main_only)
 
     def files(self) -> list[MetricFile]:
         """The metric files that are in metrics.csv."""
         return declared(self.table, self.asked, self.main_only)
+
+
+def model_labels(config: Experiment, table: TableSettings) -> dict[str, ModelLabel]:
+    """Model -> its label, of those that the table has."""
+    return {
+        model: ModelLabel(spec.family, spec.size, spec.tokenizer)
+        for model, spec in sorted(config.models.items())
+        if model in table.labels
+    }
 
 
 def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]:

@@ -1,0 +1,90 @@
+"""What it cost to make a model: time, processors, memory and tokens, from benchmarks and provenance."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import Any
+
+from minillm.config import layout
+from minillm.publish.item_results import RunResults, Trained
+
+COSTS = ("wall_hours", "total_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
+
+
+def costs_of(results: RunResults, model: Trained, weights: str) -> dict[str, float | None] | None:
+    """`COSTS` of one training of a model; None if it has no provenance, and for what was not recorded.
+
+    total_hours include the stages that the model's own needs.  gpu_hours are wall hours x processes.
+    """
+    provenance = results.json(f"{layout.model(weights)}/provenance.json")
+    if provenance is None:
+        return None
+    bench = _numbers(results, layout.benchmark_of(layout.model(weights)))
+    gpu = "gpu" in provenance.get("peak_memory_mb", {})
+    wall = provenance.get("wall_seconds")
+    seconds = bench.get("s", wall)
+    needed = [_numbers(results, path).get("s") for path in _prerequisites(results, model, weights)]
+    recorded = [value for value in (seconds, *needed) if value is not None]
+    return {
+        "wall_hours": None if seconds is None else seconds / 3600,
+        "total_hours": sum(recorded) / 3600 if len(recorded) == len(needed) + 1 else None,
+        "cpu_hours": bench["cpu_time"] / 3600 if "cpu_time" in bench else None,
+        "gpu_hours": wall * provenance["world_size"] / 3600 if gpu and wall else None,
+        "memory_gb": bench["max_rss"] / 1024 if "max_rss" in bench else None,
+        "updates": provenance.get("steps"),
+        "tokens": _tokens(results, model, weights, provenance),
+    }
+
+
+def _prerequisites(results: RunResults, model: Trained, weights: str) -> list[str]:
+    """Benchmark files of the stages that a model's own stage needs, base models included."""
+    paths = [layout.model(layout.base_weights(model.name))]
+    if model.method not in ("teacher", "sft"):
+        teacher = model.teacher
+        paths += [layout.model(layout.base_weights(teacher)), layout.model(layout.teacher_weights(teacher))]
+        if model.method == "seqkd":
+            paths.append(layout.pseudo_answers(results.settings.models[teacher].tokenizer, teacher))
+        elif model.method != "kd":
+            seed = weights.rsplit("/seed", 1)[1]
+            paths.append(layout.model(layout.student_weights(model.student, "sft", teacher, seed)))
+    return list(dict.fromkeys(map(layout.benchmark_of, paths)))
+
+
+def _numbers(results: RunResults, path: str) -> dict[str, float]:
+    """Seconds, memory and processor time from a benchmark file, as far as it has them."""
+    text = results.text(path)
+    row = next(csv.DictReader((text or "").splitlines(), delimiter="\t"), {})
+    numbers = {}
+    for key in ("s", "max_rss", "cpu_time"):
+        try:
+            numbers[key] = float(row[key])
+        # Absent, or Snakemake's "-".
+        except (KeyError, ValueError, TypeError):
+            continue
+    return numbers
+
+
+def _tokens(results: RunResults, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
+    """Tokens newly sampled in all collections, or those of the answers trained on; None if not recorded."""
+    training = provenance.get("settings", {}).get("training", {})
+    if "rollouts" in training:
+        collections = [entry for entry in results.log(weights) if "response_length" in entry]
+        sampled = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
+        return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
+    length = _answer_length(results, model)
+    if not length or "steps" not in provenance or "batch" not in training:
+        return None
+    return provenance["steps"] * training["batch"] * length
+
+
+def _answer_length(results: RunResults, model: Trained) -> float | None:
+    """Mean tokens of the answers a supervised method is trained on: the training rows' or the teacher's."""
+    tokenizer = results.settings.models[model.name].tokenizer
+    if model.method != "seqkd":
+        card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}
+        return (card.get("train", {}).get("response_tokens") or {}).get("mean")
+    text = results.text(layout.pseudo_answers(tokenizer, model.teacher)) or ""
+    answers = [json.loads(line) for line in text.split("\n") if line]
+    lengths = [len(answer["response_tokens"]) for answer in answers if answer["split"] == "train"]
+    return sum(lengths) / len(lengths) if lengths else None
