@@ -24,9 +24,7 @@ class Checkout:
 
     def snakemake(self, *arguments, timeout=900):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", CONFIG, *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout)
 
     def stage(self, *arguments):
         return self.start([sys.executable, "-m", "minillm", *map(str, arguments)])

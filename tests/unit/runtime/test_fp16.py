@@ -23,9 +23,7 @@ def runs(tmp_path_factory):
         str(Path(__file__).parents[2] / "helpers" / "fp16_steps.py"),
         str(tmp_path_factory.mktemp("fp16")),
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().split("\n")[-1])
 
@@ -49,7 +47,5 @@ def test_resuming_is_exact(runs, zero):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
 def test_refused_on_the_cpu(tmp_path):
     world = World(0, 1, torch.device("cpu"))
-    with pytest.raises(
-        UserError, match="^precision: fp16 cannot be trained on this device; choose bf16 or fp32$"
-    ):
+    with pytest.raises(UserError, match="^precision: fp16 cannot be trained on this device; choose bf16 or fp32$"):
         Engine(torch.nn.Linear(1, 1), supervised(), Launch(), world, "fp16", tmp_path, 1)
