@@ -259,7 +259,7 @@ def test_schema_is_current():
         (lambda c: c.update(cores={"generat": 1}), "cores.generat: there is no 'generat'; did you mean 'generate'"),
         (
             lambda c: c.update(checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}),
-            "checkpoints.small/kd/bg/seed10: no model of this run has this place; did you mean 'small/kd/big/seed10'",
+            "checkpoints.small/kd/bg/seed10: no model of this run has this path; did you mean 'small/kd/big/seed10'",
         ),
         (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
     ],
