@@ -1,15 +1,16 @@
-"""MiniLLM: distillation of large language models by on-policy reverse KL (arXiv 2306.08543), as a reproducible pipeline.
+"""MiniLLM, a reproducible pipeline: distillation of large language models by on-policy reverse KL.
 
-The names of `__all__` are public (docs/package.md): `from minillm import reverse_kl, sample`.  Each is imported when it is first used, so
-that `import minillm` imports neither torch nor anything else of the package.
+The paper is arXiv 2306.08543.  The names in `__all__` are public (docs/package.md): `from minillm import
+reverse_kl, sample`.  Each is imported on first use, so `import minillm` imports neither torch nor any other
+module of the package.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-# Where each public name is defined.  Text, not import statements: the workflow makes every file that a stage imports an input of that
-# stage, and would make the whole package an input of all of them.
+# Where each public name is defined.  Text, not import statements: the workflow makes every file that a stage
+# imports an input of that stage, so imports here would make the whole package an input of every stage.
 _PUBLIC = {
     "minillm.objectives": (
         "forward_kl",
@@ -47,7 +48,7 @@ _PUBLIC = {
     "minillm.evaluation.statistics": ("bootstrap_mean", "holm", "mean_and_error", "paired_bootstrap"),
     "minillm.errors": ("UserError",),
 }
-# Names that say too little without their module.
+# Names that would say too little outside their module.
 _NAME_IN_MODULE = {"tiled_loss": "loss", "tiled_values": "values"}
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -55,7 +56,7 @@ __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:
-    """A public name, imported from its module when it is first asked for (PEP 562)."""
+    """A public name, imported from its module on first access (PEP 562)."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'minillm' has no attribute '{name}'")
     value = getattr(importlib.import_module(_MODULE_OF[name]), _NAME_IN_MODULE.get(name, name))

@@ -5,7 +5,7 @@ from minillm.cli import main
 
 
 def run() -> int:
-    """Exit status of the command line."""
+    """Run the command line and return its exit status."""
     try:
         return main()
     except SystemExit as stop:

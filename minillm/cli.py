@@ -1,6 +1,7 @@
-"""`minillm COMMAND ...`: what people call, and the pipeline's stages, which the rules call.
+"""`minillm COMMAND ...`: commands for people, and the pipeline's stages, which the rules call.
 
-The register (config/stages.py) says which paths a stage takes; its module is imported only when it is called, so `--help` imports no torch.
+The register (config/stages.py) says which paths a stage takes; a stage's module is imported only when it is
+called, so `--help` imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minillm.errors import UserError
 
 @dataclass(frozen=True)
 class Command:
-    """What people call first: not a stage of the pipeline."""
+    """A command for people, not a stage of the pipeline."""
 
     help: str
     options: Callable[[argparse.ArgumentParser], None]
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
                 "stages, which the rules of the pipeline call (`snakemake -n -p` prints how):",
                 *(f"  {name:<{width}}  {stage.help}" for name, stage in COMMANDS.items()),
                 "",
-                "`minillm COMMAND --help` lists the options of one.",
+                "`minillm COMMAND --help` lists its options.",
             ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -100,9 +101,9 @@ def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 with one line on stderr for what the user can fix."""
+    """Run one command; returns 0, or 2 after one line on stderr about what the user can fix."""
     args = parser().parse_args(arguments)
-    # What comes from the hub has been fetched before (data/fetch.py). The variable is read when the hub's clients are imported.
+    # What comes from the hub was fetched before (data/fetch.py).  Its clients read the variable on import.
     if args.command != "fetch":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -113,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"minillm {args.command}: error: {error}", file=sys.stderr)
         return 2
-    except Exception as error:  # each library has a kind of its own for a full disk
+    except Exception as error:
+        # Each library has its own exception for a full disk.
         if not is_full_disk(error):
             raise
         message = (
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_stage(stage: Stage, args: argparse.Namespace) -> None:
-    """Call a stage's entry point: its settings and launch values, if it has them, then the paths by name.
+    """Call a stage's entry point with its settings and launch values, if it has them, and its paths by name.
 
     Raises UserError as the stage does.
     """
@@ -160,6 +162,6 @@ def _launch(text: str) -> Any:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether a write failed for lack of space, by its number or, if a library hides that, by its words."""
+    """Whether a write failed for lack of space: by error number or, if a library hides that, by message."""
     number = error.errno if isinstance(error, OSError) else None
     return number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the content hashes by which stages know their inputs."""
+"""Files that are either whole or absent, and the content hashes that identify the inputs of stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROVENANCE = "provenance.json"
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it takes the place of `path` only if the block ends without an error."""
+    """A temporary sibling to write to; it replaces `path` only if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -31,7 +31,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Like `whole_file` for a folder; what stood at `path` before is replaced."""
+    """Like `whole_file`, for a folder; an earlier one at `path` is replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -46,15 +46,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """`value` as indented JSON with a final newline, whole or not at all."""
+    """Write `value` as indented JSON with a final newline, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_object(path: Path, keys: Mapping[str, type], absent: str, again: str) -> dict[str, Any]:
-    """A JSON object that has `keys`, of these types.
+    """Read a JSON object that has `keys`, of these types.
 
-    Raises UserError, one line: `absent` where there is no such file, `again` (what to do) where it is damaged.
+    Raises UserError, one line, which says `absent` if there is no such file, and `again` (what to do) if it
+    is damaged.
     """
     try:
         value = json.loads(path.read_text())
@@ -69,15 +70,15 @@ def read_object(path: Path, keys: Mapping[str, type], absent: str, again: str) -
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of one file, read in pieces."""
+    """SHA-256 of one file in hex, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(path: str | Path) -> str:
-    """What a stage's input *is*: a model folder by the hash of its weights, a data folder by its card, a file by its bytes.
+    """Hash that identifies an input: of a model's weights, a data folder (from its card), or a file's bytes.
 
-    Raises UserError where a folder is neither.
+    Raises UserError if a folder is neither.
     """
     path = Path(path)
     if path.is_file():
@@ -91,6 +92,6 @@ def identity(path: str | Path) -> str:
 
 
 def stage_key(settings: object, inputs: Mapping[str, str]) -> str:
-    """Name of a stage's checkpoints: the same settings and inputs give the same key, anything else another one."""
+    """Name of a stage's checkpoints: equal settings and inputs give the same key, any others another."""
     text = json.dumps([settings, dict(sorted(inputs.items()))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

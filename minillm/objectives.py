@@ -1,9 +1,10 @@
-"""The mathematics of MiniLLM: divergences, returns and the two losses.  Pure functions of tensors, nothing else.
+"""The mathematics of MiniLLM: divergences, returns and the two losses.  Only pure functions of tensors.
 
-Shapes: logits (batch, time, vocab); log-probabilities, rewards, advantages and masks (batch, time).  A mask is 1 on response tokens, the
-EOS that ends them included, in any padding layout.  p is the teacher, q the student; student arguments come first.  Everything
-is computed in float32 (float64 stays float64).  Nothing is detached here, except that old log-probabilities, advantages and
-weights are constants inside the losses.  Equation numbers are the paper's (docs/method.md).
+Shapes: logits (batch, time, vocab); log-probabilities, rewards, advantages and masks (batch, time).  A mask
+is 1 on response tokens, including the EOS that ends them, in any padding layout.  p is the teacher, q the
+student; student arguments come first.  Everything is computed in float32 (float64 stays float64).  Nothing is
+detached, except that the losses take old log-probabilities, advantages and weights as constants.  Equation
+numbers are the paper's (docs/method.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST = 40.0  # logarithm of the largest ratio: far beyond any that is met, and its square, in a gradient's norm, is finite
+# Logarithm of the largest ratio: far above any that occurs, and its square, in a gradient's norm, is finite.
+LARGEST = 40.0
 
 
 def _full(x: Tensor) -> Tensor:
@@ -21,13 +23,14 @@ def _full(x: Tensor) -> Tensor:
 def _log_softmax(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise ValueError(
-            f"vocabularies differ: student {student_logits.shape[-1]}, teacher {teacher_logits.shape[-1]}; truncate both to the shared range"
+            f"vocabularies differ: student {student_logits.shape[-1]}, teacher {teacher_logits.shape[-1]}; "
+            "truncate both to the shared range"
         )
     return _full(student_logits).log_softmax(-1), _full(teacher_logits).log_softmax(-1)
 
 
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) of log-probabilities over the last axis; where a is 0 its term is 0, also where b is 0 too."""
+    """KL(a || b) of log-probabilities over the last axis; a term with a = 0 is 0, even if b is 0 too."""
     gap = (log_a - log_b).masked_fill(log_a == -torch.inf, 0.0)
     return (log_a.exp() * gap).sum(-1)
 
@@ -39,23 +42,27 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(q || p) of each token, shape (batch, time): minus the expectation of the reward r_t in Eq. 3, summed over the vocabulary."""
+    """KL(q || p) of each token, shape (batch, time).
+
+    Minus the expectation of the reward r_t in Eq. 3, summed over the vocabulary.
+    """
     q, p = _log_softmax(student_logits, teacher_logits)
     return kl(q, p)
 
 
 def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b); finite floors keep the gradient finite where neither has any mass."""
+    """log(share a + (1 - share) b); finite floors keep the gradient finite where a and b are both 0."""
     floor = -1e30
-    mix = log_a.new_full((), share)  # made there: a number that is sent to a GPU waits for it
+    # Created on the device: sending a number to a GPU waits for it.
+    mix = log_a.new_full((), share)
     return torch.logaddexp(mix.log() + log_a.clamp(min=floor), torch.log1p(-mix) + log_b.clamp(min=floor))
 
 
 def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each token, shape (batch, time).
 
-    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), with its convention for the ends, where the divergence itself
-    is 0: forward KL at beta = 0, reverse KL at beta = 1.
+    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), with its convention for the ends,
+    where the divergence itself is 0: forward KL at beta = 0, reverse KL at beta = 1.
     """
     q, p = _log_softmax(student_logits, teacher_logits)
     if beta == 0:
@@ -67,7 +74,10 @@ def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, beta: float =
 
 
 def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
-    """KL(p || alpha p + (1 - alpha) q) of each token, shape (batch, time): DistiLLM's (arXiv 2402.03898), at most -log alpha."""
+    """KL(p || alpha p + (1 - alpha) q) of each token, shape (batch, time); at most -log alpha.
+
+    From DistiLLM (arXiv 2402.03898).
+    """
     q, p = _log_softmax(student_logits, teacher_logits)
     return kl(p, _mixture(p, q, alpha))
 
@@ -79,20 +89,21 @@ def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float
 
 
 def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Half the L1 distance of the two distributions of each token, shape (batch, time), between 0 and 1."""
+    """Half the L1 distance between the two distributions of each token, shape (batch, time); in [0, 1]."""
     q, p = _log_softmax(student_logits, teacher_logits)
     return 0.5 * (q.exp() - p.exp()).abs().sum(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
-    """Mean over valid tokens, 0 for an empty mask.
+    """Mean over valid tokens; 0 for an empty mask.
 
-    `denominator` is the number of valid tokens of the whole global batch where `values` are only a part of it: then the parts'
-    means add up to the mean of the whole.
+    `denominator` is the number of valid tokens in the whole global batch if `values` are only part of it: the
+    means of the parts then add up to the mean of the whole.
     """
     total = torch.where(mask.bool(), _full(values), 0.0).sum()
     if denominator is None:
-        denominator = mask.sum(dtype=total.dtype)  # a sum in bf16 stands still at 256
+        # Not in bf16, where a sum of ones stops growing at 256.
+        denominator = mask.sum(dtype=total.dtype)
     if isinstance(denominator, Tensor):
         return total / denominator.to(total).clamp(min=1.0)
     return total / max(denominator, 1.0)
@@ -106,7 +117,10 @@ def token_rewards(
     scale: float = 1.0,
     clip: float | None = None,
 ) -> Tensor:
-    """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to +-clip, 0 where masked (Eq. 2; the scale and the clip are the released code's)."""
+    """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to +-clip, 0 where masked (Eq. 2).
+
+    Scale and clip are the released code's.
+    """
     rewards = (_full(teacher_logprobs) - _full(student_logprobs)) / scale
     if clip is not None:
         rewards = rewards.clamp(-clip, clip)
@@ -121,14 +135,16 @@ def returns(
     length_norm: bool = True,
     include_current: bool = False,
 ) -> Tensor:
-    """R_{t+1}: the sum of the rewards of the *following* valid tokens (Eq. 3), divided by their number with `length_norm` (Eq. 6).
+    """R_{t+1}: the sum of the rewards of the *following* valid tokens (Eq. 3); 0 where masked.
 
-    Distances for the discount `gamma` are counted in valid tokens from the first summand, whose weight is 1.  `include_current`
-    adds this token's reward as first summand (R_t, as the released code has it).  Eq. 6 prints T - t - 1, one less than its
-    summands and 0 for the last but one; the divisor here is the number of summands, at least 1.  0 where masked.
+    `length_norm` divides it by the number of these tokens (Eq. 6).  The discount `gamma` counts distances in
+    valid tokens from the first summand, whose weight is 1.  `include_current` adds this token's reward as the
+    first summand (R_t, as in the released code).  Eq. 6 prints T - t - 1, which is one less than its number
+    of summands and 0 for the last token but one; the divisor here is the number of summands, at least 1.
     """
     rewards, valid = _full(rewards), mask.bool()
-    after = torch.zeros_like(rewards[:, 0])  # discounted sum over the valid tokens behind t
+    # Discounted sum over the valid tokens after t.
+    after = torch.zeros_like(rewards[:, 0])
     count = torch.zeros_like(after)
     columns = []
     for t in reversed(range(rewards.shape[1])):
@@ -145,9 +161,10 @@ def returns(
 def whiten(
     values: Tensor, mask: Tensor | None, *, eps: float = 1e-8, statistics: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """(values - mean) / sqrt(variance + eps) over valid tokens (all positions for `mask=None`), biased variance, 0 where masked.
+    """(values - mean) / sqrt(variance + eps) over valid tokens, with the biased variance; 0 where masked.
 
-    `statistics` are (mean, variance) of the whole global mini-batch where `values` are only a part of it.
+    `mask=None` means all positions.  `statistics` are (mean, variance) of the whole global mini-batch if
+    `values` are only part of it.
     """
     valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
     values = torch.where(valid, _full(values), 0.0)
@@ -159,13 +176,16 @@ def whiten(
 
 
 def importance_weights(student_logprobs: Tensor, teacher_logprobs: Tensor, alpha: float) -> Tensor:
-    """w_t = q / (alpha p + (1 - alpha) q) of each sampled token: the per-token approximation of Eq. 5, at most 1 / (1 - alpha)."""
+    """w_t = q / (alpha p + (1 - alpha) q) of each sampled token, at most 1 / (1 - alpha).
+
+    The per-token approximation of Eq. 5.
+    """
     q, p = _full(student_logprobs), _full(teacher_logprobs)
     return torch.exp(-_mixture(p - q, torch.zeros_like(q), alpha))
 
 
 def sequence_weights(weights: Tensor, mask: Tensor) -> Tensor:
-    """Eq. 5 without its approximation: at each valid token the product of the per-token weights so far; 0 where masked."""
+    """Eq. 5 without that approximation: the product of the per-token weights so far; 0 where masked."""
     logs = torch.where(mask.bool(), _full(weights), 1.0).log()
     return torch.where(mask.bool(), logs.cumsum(1).exp(), 0.0)
 
@@ -183,18 +203,18 @@ def policy_gradient_loss(
 ) -> Tensor:
     """The long term of Eq. 5 with the clipped ratio of Algorithm 1: a scalar, the masked mean over tokens.
 
-    ratio = exp(logprobs - old_logprobs) * weights, which is q_theta / p~ when `weights` are the importance weights at sampling
-    time.  surrogate "ppo" is max(-A ratio, -A clip(ratio)), "paper" is -A min(ratio, clip(ratio)): they differ for A < 0.
-    A ratio above exp(40) counts as exp(40), with no gradient.  Raises ValueError for any other surrogate.
+    ratio = exp(logprobs - old_logprobs) * weights, which is q_theta / p~ if `weights` are the importance
+    weights at sampling time.  surrogate "ppo" is max(-A ratio, -A clip(ratio)), "paper" is -A min(ratio,
+    clip(ratio)): they differ for A < 0.  A ratio above exp(40) counts as exp(40), with no gradient.  Raises
+    ValueError for any other surrogate.
     """
-    counted = (
-        mask.bool()
-    )  # where the ratio is not 0: under a mask anything may lie, and a weight of 0 has no logarithm
+    # Where the ratio is not 0: masked positions may hold anything, and a weight of 0 has no logarithm.
+    counted = mask.bool()
     exponent = _full(logprobs) - _full(old_logprobs).detach()
     if weights is not None:
         weights = _full(weights).detach()
         counted = counted & (weights > 0)
-        # One exponential: of two, the first can be infinite and the second 0.
+        # A single exponential: of two, the first can be infinite and the second 0.
         exponent = exponent + torch.where(counted, weights, 1.0).log()
     ratio = torch.where(counted, exponent, 0.0).clamp(max=LARGEST).exp() * counted
     clipped = ratio if clip is None else ratio.clamp(1.0 - clip, 1.0 + clip)
@@ -216,11 +236,12 @@ def single_step_loss(
     weights: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """The single-step term of Eq. 3 (with `weights` that of Eq. 5): the masked mean of the exact reverse KL of each token.
+    """The single-step term of Eq. 3 (with `weights`, of Eq. 5): the masked mean of the exact reverse KL.
 
-    `mask=None` says that all tokens are valid, without two more passes over the logits.
+    `mask=None` means that all tokens are valid, and saves two passes over the logits.
     """
-    if mask is not None:  # a gradient of 0 is NaN behind the softmax of a NaN
+    if mask is not None:
+        # Masked before the softmax: a gradient of 0 behind the softmax of a NaN is NaN.
         absent = ~mask.bool().unsqueeze(-1)
         student_logits, teacher_logits = (
             x.masked_fill(absent, 0.0) for x in (student_logits, teacher_logits)

@@ -1,9 +1,10 @@
 """`minillm plan`: what a run would still do: jobs by rule, hours by stage, and the critical path.
 
-It asks Snakemake itself, by a dry run.
+Snakemake itself says what, in a dry run.
 
-Hours are those of earlier runs, from the benchmark files that Snakemake has left in the run's folder: of the same job, else the mean over the
-same rule and model, else over the rule.  What never ran has a dash; nothing is guessed.
+Hours are those of earlier runs, from the benchmark files that Snakemake left in the run's folder: of the same
+job, else the mean over the same rule and model, else over the rule.  What never ran has a dash; nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -33,41 +34,41 @@ class Job:
 
 
 def jobs(text: str) -> list[Job]:
-    """The jobs of the output of `snakemake -n`, in its order."""
-    found = []
+    """The jobs in the output of `snakemake -n`, in its order."""
+    listed = []
     for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", text, flags=re.MULTILINE)[1:]:
         rule = re.match(r"(?:local)?(?:rule|checkpoint) (\w+):", block)
         fields = dict(re.findall(r"^    (input|output|benchmark): (.*)$", block, re.MULTILINE))
         if rule:
             files = {key: tuple(fields.get(key, "").split(", ")) for key in ("input", "output")}
-            found.append(Job(rule[1], files["input"], files["output"], fields.get("benchmark", "")))
-    return found
+            listed.append(Job(rule[1], files["input"], files["output"], fields.get("benchmark", "")))
+    return listed
 
 
 def hours_of(planned: Sequence[Job], root: Path) -> dict[int, float]:
-    """Place of a job in `planned` -> hours, for those whose stage has run before; benchmark paths are below `root`."""
+    """Index of a job in `planned` -> hours, if its stage has run before; benchmark paths are below `root`."""
     measured: dict[str, float] = {}
     for folder in sorted({_stage_folder(job) for job in planned if job.benchmark}):
         for path in sorted((root / folder).rglob("*.tsv")):
             seconds = _seconds(path)
             if seconds is not None:
                 measured[path.relative_to(root).as_posix()] = seconds / 3600
-    found = {}
+    hours = {}
     for i, job in enumerate(planned):
         if job.benchmark in measured:
-            found[i] = measured[job.benchmark]
+            hours[i] = measured[job.benchmark]
         elif job.benchmark:
             folder = _stage_folder(job)
             model = folder + job.benchmark.removeprefix(folder).split("/")[0] + "/"
-            alike = [hours for path, hours in measured.items() if path.startswith(model)]
-            alike = alike or [hours for path, hours in measured.items() if path.startswith(folder)]
+            alike = [h for path, h in measured.items() if path.startswith(model)]
+            alike = alike or [h for path, h in measured.items() if path.startswith(folder)]
             if alike:
-                found[i] = sum(alike) / len(alike)
-    return found
+                hours[i] = sum(alike) / len(alike)
+    return hours
 
 
 def critical_path(planned: Sequence[Job], hours: Mapping[int, float]) -> list[int]:
-    """Places of the jobs of the chain of dependencies that takes longest; what has no hours counts as nothing."""
+    """Indices of the jobs on the chain of dependencies that takes longest; jobs without hours count as 0."""
     makes = {output: i for i, job in enumerate(planned) for output in job.outputs if output}
     best: dict[int, tuple[float, tuple[int, ...]]] = {}
 
@@ -77,7 +78,7 @@ def critical_path(planned: Sequence[Job], hours: Mapping[int, float]) -> list[in
             total, path = max(
                 (longest(j) for j in sorted(before)),
                 default=(0.0, ()),
-                key=lambda found: (found[0], len(found[1])),
+                key=lambda chain: (chain[0], len(chain[1])),
             )
             best[i] = total + hours.get(i, 0.0), (*path, i)
         return best[i]
@@ -86,31 +87,31 @@ def critical_path(planned: Sequence[Job], hours: Mapping[int, float]) -> list[in
         max(
             (longest(i) for i in range(len(planned))),
             default=(0.0, ()),
-            key=lambda found: (found[0], len(found[1])),
+            key=lambda chain: (chain[0], len(chain[1])),
         )[1]
     )
 
 
 def report(planned: Sequence[Job], hours: Mapping[int, float]) -> str:
-    """A table of the rules, and the critical path in one line."""
+    """A table of the rules, then the hours of the critical path and its stages, one per line."""
     counts = Counter(job.rule for job in planned)
     lines = ["| Rule | Jobs | Hours a job | Hours |", "|:--|--:|--:|--:|"]
     for rule, count in counts.items():
-        own = [hours[i] for i, job in enumerate(planned) if job.rule == rule and i in hours]
+        measured = [hours[i] for i, job in enumerate(planned) if job.rule == rule and i in hours]
         timed = any(job.benchmark for job in planned if job.rule == rule)
-        each = f"{sum(own) / len(own):.3g}" if own else DASH if timed else ""
+        each = f"{sum(measured) / len(measured):.3g}" if measured else DASH if timed else ""
         total = (
             ""
             if not timed
-            else f"{sum(own):.3g}"
-            if len(own) == count
-            else f"> {sum(own):.3g}"
-            if own
+            else f"{sum(measured):.3g}"
+            if len(measured) == count
+            else f"> {sum(measured):.3g}"
+            if measured
             else DASH
         )
         lines.append(f"| {rule} | {count} | {each} | {total} |")
     path = critical_path(planned, hours)
-    known = sum(hours.get(i, 0.0) for i in path)
+    path_hours = sum(hours.get(i, 0.0) for i in path)
     steps = []
     for i in path:
         job = planned[i]
@@ -123,14 +124,15 @@ def report(planned: Sequence[Job], hours: Mapping[int, float]) -> str:
             *lines,
             f"| all | {len(planned)} | | {sum(hours.values()):.3g} |",
             "",
-            f"Critical path: {known:.3g} h" + (f" and {unknown} stages that never ran" if unknown else ""),
+            f"Critical path: {path_hours:.3g} h"
+            + (f" and {unknown} stages that never ran" if unknown else ""),
             *(f"  {step}" for step in steps),
         ]
     )
 
 
 def _stage_folder(job: Job) -> str:
-    """results/<run>/benchmarks/<stage>/ of a benchmark's path."""
+    """The folder results/<run>/benchmarks/<stage>/ of a job's benchmark file."""
     parts = job.benchmark.split("/")
     return "/".join(parts[: parts.index("benchmarks") + 2]) + "/" if "benchmarks" in parts else job.benchmark
 
@@ -145,9 +147,9 @@ def _seconds(path: Path) -> float | None:
 
 
 def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
-    """Print what Snakemake would run for these configurations (none: the paper's), in the checkout that is the working directory.
+    """Print what Snakemake would run for these configurations (none: the paper's); call it in the checkout.
 
-    Raises UserError with Snakemake's last line where it cannot plan.
+    Raises UserError with Snakemake's error, or else its last line, if it cannot plan.
     """
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "all", *targets]
     command += ["--configfile", *map(str, configfiles)] if configfiles else []

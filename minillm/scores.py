@@ -1,7 +1,7 @@
 """ROUGE-L and exact match of one response against its references, both from 0 to 100.
 
-ROUGE-L as in the paper's code: google's `rouge_score`, its own tokenizer, stemming, F-measure, the best of the references
-(section 5 of the paper and `rouge_metric.py` of the official code).
+ROUGE-L as in the paper's code: Google's `rouge_score` with its own tokenizer, stemming, F-measure, the best
+of the references (section 5 of the paper and `rouge_metric.py` of the official code).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _scorer() -> rouge_scorer.RougeScorer:
 def rouge_l(response: str, references: Sequence[str]) -> float:
     """ROUGE-L F-measure (0 to 100) of the stripped response, the highest over the references.
 
-    Raises ValueError where there is no reference.
+    Raises ValueError if there is no reference.
     """
     _check(references)
     score = _scorer().score
@@ -31,10 +31,10 @@ def rouge_l(response: str, references: Sequence[str]) -> float:
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:
-    """100 if the response equals a reference in lower case, without punctuation and with single spaces, else 0.
+    """100 if the response equals a reference in lower case, without punctuation, with single spaces; else 0.
 
     Articles stay, unlike in SQuAD's exact match: "the cat" is not "cat".
-    Raises ValueError where there is no reference.
+    Raises ValueError if there is no reference.
     """
     _check(references)
     return 100.0 * any(_normalised(response) == _normalised(reference) for reference in references)
@@ -45,7 +45,8 @@ def _normalised(text: str) -> str:
 
 
 def _check(references: Sequence[str]) -> None:
-    if isinstance(references, str):  # a str is a sequence of strings too: its letters would be scored
+    # A string is a sequence of strings too: its letters would be scored.
+    if isinstance(references, str):
         raise ValueError("references is one string; give a list")
     if not references:
         raise ValueError("no reference to score against")

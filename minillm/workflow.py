@@ -1,7 +1,7 @@
-"""What the rules ask: which files a job needs, what its settings are, on which code it depends, and how its command starts.
+"""What the rules ask for: the files that a job needs, its settings, its code, and how its command starts.
 
-The one seam that knows wildcards and paths: rules/ holds no logic, and the package nothing of Snakemake.  `wildcards` are a job's, with
-`get`, as Snakemake has them.
+The one seam that knows wildcards and paths: rules/ holds no logic, and the package knows nothing of
+Snakemake.  `wildcards` are those of a job, with `get`, as in Snakemake.
 """
 
 from __future__ import annotations
@@ -24,22 +24,17 @@ from minillm.config.subsets import SUBSETS
 from minillm.publish.registry import ITEMS
 from minillm.publish.settings import main_table_files, metric_files
 
-MODEL_KEYS = (
-    "teacher",
-    "model",
-    "student",
-    "weights",
-    "taken",
-)  # wildcards that name a model, its teacher first
+# Wildcards that name a model, its teacher first.
+MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A regular expression that matches these names; with no names, nothing."""
+    """A regular expression that matches these names; without names, nothing."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
 class Workflow:
-    """A checked configuration, as the rules see it; `root` is the checkout, relative to where Snakemake runs."""
+    """A checked configuration as the rules see it; `root` is the checkout, relative to Snakemake's folder."""
 
     def __init__(self, config: Experiment, root: Path) -> None:
         self.config, self.root = config, root
@@ -48,10 +43,10 @@ class Workflow:
         self.teachers = list(dict.fromkeys(teacher for teacher, *_ in self.trained))
 
     def below(self, path: str) -> str:
-        """A path of layout.py below the folder of this run."""
+        """A path from layout.py, inside the folder of this run."""
         return f"{layout.run_folder(self.config.run)}/{path}"
 
-    # --- which models there are
+    # --- models
     def _weights_of(self, students: Sequence[tuple[str, str, str]]) -> list[str]:
         """Weights of these students' teachers and of the students, all seeds."""
         teachers = [layout.teacher_weights(teacher) for teacher, *_ in students]
@@ -69,12 +64,12 @@ class Workflow:
 
     @cached_property
     def every_weights(self) -> list[str]:
-        """Weights of every model that is evaluated: those of the sweeps too."""
+        """Weights of every model that is evaluated, those of the sweeps included."""
         return self._weights_of(self.trained)
 
     @cached_property
     def compared(self) -> list[str]:
-        """Weights of MiniLLM's students whose answers people compare: first training seed, if a test set is named."""
+        """Weights of the MiniLLM students that people compare, first training seed; [] without a test set."""
         seed = self.config.training_seeds[0]
         return [
             layout.student_weights(student, method, teacher, seed)
@@ -91,7 +86,7 @@ class Workflow:
             "student": one_of(dict.fromkeys(student for _, student, _ in self.trained)),
             "teacher": one_of(self.teachers),
             "tokenizer": one_of(config.tokenizers),
-            # `lengths` may ask for sets that are not evaluated otherwise
+            # `lengths` may ask for sets that nothing else evaluates.
             "test": one_of(dict.fromkeys([*config.data.tests, *config.lengths.tests])),
             "weights": one_of(self.every_weights),
             "taken": one_of(config.checkpoints),
@@ -107,12 +102,15 @@ class Workflow:
 
     # --- settings, code and commands
     def settings(self, wildcards: Any) -> str:
-        """Params function: text of a stage's settings file.  Equal settings always give the same text; nothing else goes into it."""
+        """Params function: the text of a stage's settings file.
+
+        Equal settings always give the same text; nothing else goes into it.
+        """
         stage, names = names_of(wildcards.key, self.config.variants)
         return canonical(stage_settings(self.config, stage, **names))
 
     def code(self, stage: str) -> list[str]:
-        """The package's files that a stage's results depend on: of its module and of all that this imports."""
+        """The package's files that a stage's results depend on: its module and all that this imports."""
         return sources(self.root, STAGES[stage].module)
 
     def item_code(self, wildcards: Any) -> list[str]:
@@ -121,9 +119,9 @@ class Workflow:
         return list(dict.fromkeys([*sources(self.root, module), *self.code("publish")]))
 
     def threads(self, stage: str, cores: int | None) -> int:
-        """CPU cores of a job: the whole machine (`cores`), so that two never share it, unless `cores` of the configuration says less.
+        """CPU cores of a job: the whole machine (`cores`), unless the configuration's `cores` say less.
 
-        On a cluster the profile's set-threads take its place.
+        With the whole machine no two jobs share it.  On a cluster the profile's set-threads take its place.
         """
         machine = cores or 8
         return min(machine, self.config.cores.get(stage, machine))
@@ -131,7 +129,7 @@ class Workflow:
     def launch(self, stage: str) -> Callable[..., str]:
         """Params function: how a stage is started on the resources that its job got.
 
-        Functions of `resources` are not part of a job's recorded parameters, so launch values re-run nothing.
+        Functions of `resources` are not among a job's recorded parameters, so launch values re-run nothing.
         """
 
         def command(wildcards: Any, resources: Any, threads: int) -> str:
@@ -146,7 +144,7 @@ class Workflow:
         return self.config.models[model].tokenizer
 
     def data(self, wildcards: Any) -> str:
-        """Input function: the data folder in the tokenizer of the job's model."""
+        """Input function: the data folder for the tokenizer of the job's model."""
         keys = ("model", "student", "teacher", "weights", "taken")
         name = next(name for key in keys if (name := wildcards.get(key)))
         return self.below(layout.training_data(self._tokenizer(name.split("/")[0])))
@@ -156,7 +154,7 @@ class Workflow:
         return self.below(layout.training_data(self._tokenizer(self.teachers[0])))
 
     def test(self, wildcards: Any) -> str:
-        """Input function: the test set in the tokenizer of the evaluated model."""
+        """Input function: the test set for the tokenizer of the evaluated model."""
         name = (wildcards.get("weights") or wildcards.teacher).split("/")[0]
         return self.below(layout.test_set(self._tokenizer(name), wildcards.test))
 
@@ -165,19 +163,19 @@ class Workflow:
         return self.below(layout.pseudo_answers(self._tokenizer(wildcards.teacher), wildcards.teacher))
 
     def parent(self, wildcards: Any) -> list[str]:
-        """Input function: the base model that a pruned one is cut from."""
+        """Input function: the base model that a pruned model is cut from."""
         parent = self.config.models[wildcards.model].parent
         return [self.below(layout.model(layout.base_weights(parent)))] if parent else []
 
     def fetched(self, section: str, *names: str) -> list[str]:
-        """Records of those of `names` in a section of the configuration that come from the hub."""
+        """Records of the `names` in a section of the configuration that come from the hub."""
         table = getattr(self.config, section)
         return [
             self.below(layout.fetched(f"{section}/{name}")) for name in names if table[name].source == "hub"
         ]
 
     def hub(self, section: str, key: str) -> Callable[[Any], list[str]]:
-        """Input function: the record of what the wildcard `key` names, if it comes from the hub."""
+        """Input function: the record of the entry that the wildcard `key` names, if it comes from the hub."""
         return lambda wildcards: self.fetched(section, wildcards[key])
 
     def hub_of_data(self, wildcards: Any) -> list[str]:
@@ -193,13 +191,16 @@ class Workflow:
         return self.fetched("datasets", self.config.calibration.tasks[wildcards.task].dataset)
 
     def subset_of_test(self, wildcards: Any) -> list[str]:
-        """Input function: the file that the rule `subsets` makes, if a test set is one of its."""
+        """Input function: the file of rule `subsets` that a test set is read from, if it is such a set."""
         dataset = self.config.datasets[wildcards.test]
         return [self.config.dataset(wildcards.test).path] if dataset.path.startswith(SUBSETS) else []
 
     # --- comparisons by people
     def compared_with(self, wildcards: Any) -> list[str]:
-        """Input function: the answers that a student's are compared with: those of the baselines of its pair, and of the teacher."""
+        """Input function: the answers to compare a student's with.
+
+        They are those of its pair's baselines and of the teacher.
+        """
         student, _, teacher, _ = wildcards.compared.split("/")
         baselines = [
             layout.student_weights(student, method, teacher, self.config.training_seeds[0])
@@ -212,12 +213,12 @@ class Workflow:
         ]
 
     def metas_of_compared(self, wildcards: Any) -> list[str]:
-        """Input function: what lies next to them."""
+        """Input function: the .meta.json files of these answers."""
         return list(map(layout.meta, self.compared_with(wildcards)))
 
-    # --- what tables and figures are made of
+    # --- what tables and figures are made from
     def item_results(self, wildcards: Any) -> list[str]:
-        """Input function: what the table or figure that the job makes is made of, as far as the configuration asks for it."""
+        """Input function: what a table or figure is made from, as far as the configuration asks for it."""
         item = ITEMS[wildcards.name]
         weights = self.every_weights if item.sweeps else self.main_weights
         records = {
@@ -237,7 +238,7 @@ class Workflow:
         return [self.below(layout.model(weights)) for weights in self.every_weights]
 
     def every_metric(self) -> list[str]:
-        """Metric files that the configuration asks for; named one by one, so that one that was deleted is made again."""
+        """All metric files that the configuration asks for, by name, so that a deleted one is made again."""
         return list(map(self.below, metric_files(self.config)))
 
     def paper(self) -> list[str]:
@@ -245,7 +246,10 @@ class Workflow:
         return sorted(map(str, (self.root / "config/paper").glob("*.csv")))
 
     def further_results(self, estimators: bool) -> list[str]:
-        """Pages for annotators, if the configuration names a test set; the study of `estimators`, if it has that section, be it empty."""
+        """Pages for annotators, if the configuration names a test set, and the study of estimators.
+
+        `estimators`: whether the configuration has that section, which may be empty.
+        """
         pages = [layout.human_page(w, self.config.human.test) for w in self.compared]
         study = [layout.table("estimators", "md"), layout.figure("estimators", "png")] if estimators else []
         return [self.below(path) for path in pages + study]
@@ -255,7 +259,8 @@ class Workflow:
 def sources(root: Path, module: str) -> list[str]:
     """The package's files that `module` imports, itself included: the code that its results depend on.
 
-    Imports for the type checker do not count.  Paths begin with `root`, which is relative, so that a moved checkout re-runs nothing.
+    Imports for the type checker do not count.  Paths begin with `root`, which is relative, so that moving the
+    checkout re-runs nothing.
     """
     return list(_sources(root, module))
 
@@ -280,8 +285,8 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Names of the package's modules that a file imports, also inside its functions; names that it imports from them too."""
-    found: list[str] = []
+    """The package's modules that a file imports, also in its functions, and the names imported from them."""
+    names: list[str] = []
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()
@@ -289,31 +294,33 @@ def _imports(path: Path) -> tuple[str, ...]:
             todo += node.orelse
             continue
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "minillm"]
+            names += [alias.name for alias in node.names if alias.name.split(".")[0] == "minillm"]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minillm":
-            found += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
         todo += ast.iter_child_nodes(node)
-    return tuple(found)
+    return tuple(names)
 
 
 # --- how a command starts
 def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, per_node: Path) -> str:
-    """The beginning of a stage's command: on one process, by torchrun, or by torchrun on each node of a Slurm job.
+    """The beginning of a stage's command: one process, torchrun, or torchrun on each node of a Slurm job.
 
-    values: launch values.  threads: CPU cores of the job, all its processes together.  per_node: the script that runs on each node.
+    values: launch values.  threads: CPU cores of the job, for all its processes together.  per_node: the
+    script that runs on each node.
     """
     processes, nodes = values["processes"], resources.get("nodes", 1)
     gpus = re.search(r"gpu(?::[^:]+)?:(\d+)", str(resources.get("gres", "")))
     if gpus:
-        processes = int(gpus[1])  # of each node
-    # Snakemake gives MKL all threads of the job, which are those of all its processes together.
+        # On each node.
+        processes = int(gpus[1])
+    # Snakemake gives MKL all threads of the job, which all its processes have to share.
     share = max(1, threads // processes)
     prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
-    # After a SIGTERM torchrun gives the processes so many seconds to save; by default 30.
+    # Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
     torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
     run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
     if nodes > 1:
-        # srun inherits nothing of this from the job
+        # srun inherits none of this from the job.
         return (
             f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
             f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {torchrun} --nnodes={nodes} {run}"

@@ -1,1 +1,1 @@
-"""What can be written in a configuration, and what each stage gets of it."""
+"""What can be written in a configuration, and what each stage gets from it."""

@@ -1,7 +1,7 @@
 """From a whole configuration to what each stage depends on.
 
-`stage_settings` cuts it out, and `canonical` turns it into the text of the stage's settings file.  So one value edited in a
-configuration changes the files of exactly the stages that depend on it.
+`stage_settings` cuts it out, and `canonical` turns it into the text of the stage's settings file.  So editing
+one value of a configuration changes the files of exactly the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from minillm.config.strict import parse
 
 
 def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, Any]:
-    """Exactly what one stage depends on, as plain data; `names` as in stages.names_of.  A variant is a stage like MiniLLM."""
+    """Exactly what one stage depends on, as plain data; `names` are those of stages.names_of.
+
+    A variant is a stage, with MiniLLM's kind of settings.  Raises ValueError if the stage has none.
+    """
     cls = STAGES["minillm" if stage in config.variants else stage].settings_class()
     if cls is None:
         raise ValueError(f"the stage '{stage}' has no settings")
@@ -26,12 +29,12 @@ def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, An
 
 
 def canonical(settings: dict[str, Any]) -> str:
-    """One text for equal settings, whatever the order of keys."""
+    """The same text for equal settings, whatever the order of their keys."""
     return json.dumps(settings, sort_keys=True, ensure_ascii=True)
 
 
 def launch_values(config: Experiment, stage: str, models: Sequence[str] = ()) -> dict[str, Any]:
-    """Launch values of a job: `launch.default`, then the stage's keys, then those that its `models` have for the stage (the last wins)."""
+    """Launch values of a job: `launch.default` < the stage's keys < those of its `models` for the stage."""
     values = {**config.launch.get("default", {}), **config.launch.get(stage, {})}
     for model in models:
         values |= config.per_model.get(model, {}).get("launch", {}).get(stage, {})

@@ -12,7 +12,10 @@ from minillm.config.strict import STRICT, Name, Natural, Positive
 
 @dataclass(frozen=True, config=STRICT)
 class Estimators:
-    """The exact study of gradient estimators (docs/estimators.md): how small a world, and how far apart student and teacher."""
+    """The exact study of gradient estimators (docs/estimators.md).
+
+    It sets how small the study is, and how far apart student and teacher are.
+    """
 
     vocabulary: int = Field(default=3, ge=2, le=5, description="Tokens of the vocabulary, EOS included.")
     horizon: int = Field(

@@ -1,8 +1,8 @@
 """A whole configuration, and its check.
 
-The dataclasses are the only source of the schema.  `experiment(raw)` checks what the YAML files hold together, and the settings of each
-stage are cut out of it (derive.py).  Anything unknown, of the wrong type or out of range is refused with one line that names file and
-key.
+The dataclasses are the only source of the schema.  `experiment(raw)` checks what all YAML files together
+hold; derive.py cuts each stage's settings out of it.  Anything unknown, of the wrong type or out of range is
+refused in one line that names file and key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from minillm.config.strict import STRICT, Count, Name, Natural, hint, merged, mu
 from minillm.config.subsets import SUBSETS, Subsets
 from minillm.errors import UserError
 
-METHODS = ("sft", "kd", "seqkd", "minillm")  # and the names of `variants`
+# In addition to the names of `variants`.
+METHODS = ("sft", "kd", "seqkd", "minillm")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -139,11 +140,14 @@ class Experiment:
 
     @property
     def every_method(self) -> dict[str, None]:
-        """Names of all methods that a student can be trained by, in order."""
+        """Names of all methods that can train a student, in order."""
         return dict.fromkeys((*METHODS, *self.variants))
 
     def trained(self, *, sweeps: bool) -> list[tuple[str, str, str]]:
-        """(teacher, student, method) of every student, each once: of the main table, and of the sweeps if these are wanted."""
+        """(teacher, student, method) of every student, each once.
+
+        Those of the main table and, with `sweeps`, of the sweeps.
+        """
         pairs = (*self.pairs, *self.sweeps) if sweeps else self.pairs
         return list(
             dict.fromkeys(
@@ -160,23 +164,23 @@ class Experiment:
         return self.training_seeds if main else self.training_seeds[:1]
 
     def sets_of(self, measurement: str) -> tuple[str, ...]:
-        """Names of the test sets (calibration: tasks) on which a measurement is asked for."""
+        """Names of the test sets (calibration: tasks) that a measurement is configured for."""
         value: Any = self
         for part in MEASUREMENTS[measurement].sets.split("."):
             value = getattr(value, part)
         return tuple(value)
 
     def measured(self) -> dict[str, tuple[str, ...]]:
-        """Measurement -> names of the sets on which it is asked for; those that are not asked for are left out."""
+        """Measurement -> names of the sets that it is configured for; only measurements that have any."""
         return {kind: names for kind in MEASUREMENTS if (names := self.sets_of(kind))}
 
     def for_model(self, stage: str, model: str) -> Any:
-        """Settings of a supervised `stage`, or of `pseudo`, for `model`: the common ones with the model's own keys replaced."""
+        """Settings of a supervised `stage` or of `pseudo`: the common keys, some replaced by `model`'s."""
         values = self.per_model.get(model, {}).get(stage, {})
         return merged(getattr(self.stages, stage), values, "config", f"per_model.{model}.{stage}")
 
     def on_policy(self, method: str, model: str, where: str = "config") -> OnPolicy:
-        """Settings of MiniLLM or a variant for one student: the preset, then the common keys, the model's, the variant's.
+        """Settings of MiniLLM or a variant for a student: preset < common < the model's < the variant's keys.
 
         Raises UserError for values that contradict each other.
         """
@@ -193,7 +197,7 @@ class Experiment:
         return settings
 
     def dataset(self, name: str) -> Dataset:
-        """A data set of that name; rows by length are read from where the stage `subsets` leaves them."""
+        """The data set `name`; rows by length are read from where the stage `subsets` writes them."""
         dataset = self.datasets[name]
         if not dataset.path.startswith(SUBSETS):
             return dataset
@@ -211,13 +215,14 @@ def schema() -> dict[str, Any]:
 
 # --- checking a whole configuration
 def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
-    """A whole configuration, checked: types and ranges, names that refer to something, tokenizers shared by each pair.
+    """A whole configuration, checked: types and ranges, references by name, tokenizers shared by each pair.
 
     Raises UserError (one line naming `where` and the key).
     """
     config = parse(Experiment, raw, where)
     _check_data(config, where)
-    for field in dataclasses.fields(config):  # sections that check themselves: those of measurements
+    # The sections of measurements check themselves.
+    for field in dataclasses.fields(config):
         if check := getattr(getattr(config, field.name), "check", None):
             check(config, where)
     for i, pair in enumerate(config.pairs):
@@ -256,7 +261,7 @@ def _check_data(config: Experiment, where: str) -> None:
 
 
 def _check_methods(config: Experiment, where: str) -> None:
-    """Names of variants and methods, and that the on-policy settings of each student make sense together."""
+    """Names of variants and methods, and whether each student's on-policy settings make sense together."""
     for name in config.variants:
         if name in STAGES:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
@@ -296,13 +301,13 @@ def _check_pair(config: Experiment, pair: Pair, where: str, key: str) -> None:
         ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
         if ours != theirs:
             raise UserError(
-                f"{where}: {key}.students.{j}: {student} has the tokenizer '{ours}' and its teacher {pair.teacher} "
-                f"'{theirs}'; word-level distillation needs one vocabulary"
+                f"{where}: {key}.students.{j}: {student} has the tokenizer '{ours}' and its teacher "
+                f"{pair.teacher} '{theirs}'; word-level distillation needs one vocabulary"
             )
 
 
 def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str) -> None:
-    """A checkpoint stands where a trained model would, comes from a folder or the hub, and has the tokenizer of that model."""
+    """A checkpoint takes the place of a trained model, has its tokenizer, comes from a folder or the hub."""
     key = f"{where}: checkpoints.{weights}"
     pairs = (*config.pairs, *config.sweeps)
     places = {layout.teacher_weights(pair.teacher): pair.teacher for pair in pairs}
@@ -313,9 +318,9 @@ def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str
                 for seed in config.training_seeds
             }
     if weights not in places:
-        raise UserError(f"{key}: no model of this run has this place; {hint(weights, places)}")
+        raise UserError(f"{key}: no model of this run has this path; {hint(weights, places)}")
     if model.source not in ("folder", "hub") or not model.path:
-        raise UserError(f"{key}: a checkpoint has the source 'folder' or 'hub', and a path")
+        raise UserError(f"{key}: a checkpoint needs source 'folder' or 'hub', and a path")
     if model.tokenizer != config.models[places[weights]].tokenizer:
         raise UserError(f"{key}.tokenizer: differs from that of {places[weights]}")
 

@@ -1,14 +1,16 @@
-"""Where every file of a run lies, below results/<run>/: one function a kind of file.
+"""Where every file of a run is, below results/<run>/: one function for each kind of file.
 
-Rules, package and results/README.md agree by a test (tests/unit/config/test_layout.py).  Arguments are names, or what stands in a rule for
-them ("{weights}").  `weights` is the path of a model below models/, such as gpt2/minillm/gpt2-xl/seed10.
+A test (tests/unit/config/test_layout.py) checks that rules, package and results/README.md agree.  Arguments
+are names, or the wildcards of a rule ("{weights}").  `weights` is the path of a model below models/, such as
+gpt2/minillm/gpt2-xl/seed10.
 """
 
 from __future__ import annotations
 
 import re
 
-PARTS = ("0_5", "6_10", "11_")  # of a set by the length of the reference, as the published folders are called
+# Parts of a set by the length of the reference, named like the published folders.
+PARTS = ("0_5", "6_10", "11_")
 
 
 def run_folder(run: str) -> str:
@@ -23,7 +25,10 @@ def settings_file(key: str) -> str:
 
 # --- data
 def fetched(source: str) -> str:
-    """The record of what came from the hub; `source` is a section of the configuration and a name in it (models/gpt2)."""
+    """The record of a download from the hub.
+
+    `source` is a section of the configuration and a name in it (models/gpt2).
+    """
     return f"hub/{source}.json"
 
 
@@ -33,7 +38,7 @@ def training_data(tokenizer: str) -> str:
 
 
 def test_set(tokenizer: str, test: str) -> str:
-    """One test set in a tokenizer's tokens."""
+    """One test set, in a tokenizer's tokens."""
     return f"data/{tokenizer}/tests/{test}.jsonl"
 
 
@@ -76,7 +81,7 @@ def student_weights(student: str, method: str, teacher: str, seed: int | str) ->
 
 
 def checkpoints() -> str:
-    """Folder of the training states of stages that have not ended."""
+    """Folder of the training states of stages that have not finished."""
     return "checkpoints"
 
 
@@ -92,7 +97,10 @@ def samples(teacher: str, test: str) -> str:
 
 
 def metric(kind: str, weights: str, name: str, teacher: str = "") -> str:
-    """What the measurement `kind` found of a model on a test set or task; exposure bias is measured under a `teacher`."""
+    """What the measurement `kind` says of a model on a test set or task.
+
+    Exposure bias is measured under a `teacher`.
+    """
     return "/".join(filter(None, ("metrics", kind, teacher, weights, f"{name}.json")))
 
 
@@ -102,7 +110,7 @@ def metrics_table() -> str:
 
 
 def judge_cache() -> str:
-    """Folder of a judge's verdicts; no rule owns them, so that none is paid for twice."""
+    """Folder of a judge's verdicts; no rule owns it, so that none of them is paid for twice."""
     return "judge-cache"
 
 
@@ -118,7 +126,7 @@ def tables() -> str:
 
 
 def table(name: str, kind: str) -> str:
-    """A table; `kind` is csv, md, tex, or json for what it is made of."""
+    """A table; `kind` is csv, md, tex, or json for what it is made from."""
     return f"{tables()}/{name}.{kind}"
 
 
@@ -128,12 +136,12 @@ def figures() -> str:
 
 
 def figure(name: str, kind: str) -> str:
-    """A figure; `kind` is png, pdf, or json for what it is made of."""
+    """A figure; `kind` is png, pdf, or json for what it is made from."""
     return f"{figures()}/{name}.{kind}"
 
 
 def index() -> str:
-    """Every table and figure in one line."""
+    """All tables and figures, one line each."""
     return "index.md"
 
 
@@ -142,14 +150,14 @@ def report() -> str:
     return "report.html"
 
 
-# --- beside a file, and of a job
+# --- next to a file, and of a job
 def meta(rows: str) -> str:
     """How generations or samples were drawn."""
     return rows.removesuffix(".jsonl") + ".meta.json"
 
 
 def card(rows: str) -> str:
-    """What was kept of a test set, or of rows by length, and what was dropped."""
+    """Which rows of a test set, or rows by length, were kept and dropped."""
     return rows.removesuffix(".jsonl") + ".card.json"
 
 
@@ -164,11 +172,11 @@ def log(job: str) -> str:
 
 
 def benchmark(job: str) -> str:
-    """A job's time and memory, as Snakemake measures them."""
+    """A job's time and memory, as measured by Snakemake."""
     return f"benchmarks/{job}.tsv"
 
 
-# A result -> the benchmark file of the job that made it: what the rules call their jobs.
+# A result -> the benchmark file of the job that made it, by the names that the rules give their jobs.
 _BENCHMARKS = (
     (r"(benchmarks/.+\.tsv)", r"\1"),
     (r"generations/(.+)\.jsonl", r"benchmarks/generate/\1.tsv"),
@@ -188,7 +196,7 @@ def benchmark_of(result: str) -> str:
 
 
 def is_metric(path: str) -> bool:
-    """Whether a path is that of a metric file."""
+    """Whether a path is a metric file's."""
     return re.fullmatch(r"metrics/.+\.json", path) is not None
 
 

@@ -1,7 +1,8 @@
-"""Settings of the on-policy phase, and their presets: the objective as the paper states it, and as the released code computes it.
+"""Settings of the on-policy phase, and presets: the objective as in the paper and as in the released code.
 
-A preset only sets keys of `OnPolicy`; whatever a configuration says itself stays as it says, wherever it says it: preset < stage <
-model < variant.  docs/method.md has the table key -> paper -> released code -> default, and why.
+A preset only sets keys of `OnPolicy`; whatever the configuration itself sets wins, wherever it does so:
+preset < stage < model < variant.  docs/method.md has the table key -> paper -> released code -> default, with
+the reasons.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Objective = Literal[
 
 @dataclass(frozen=True, config=STRICT)
 class OnPolicy:
-    """The on-policy phase: where samples come from, which loss is taken on them, and how to train (docs/method.md)."""
+    """The on-policy phase: where samples come from, their loss, and how to train (docs/method.md)."""
 
     semantics: Literal["default", "paper", "released", "first_release"] = Field(
         default="default",
@@ -39,8 +40,8 @@ class OnPolicy:
     lr: Positive = Field(default=5e-6, description="Learning rate after warm-up. The paper: 5e-6.")
     collections: Count = Field(
         default=312,
-        description="Rounds of sampling, each followed by `inner_epochs` * `rollouts` / `batch` optimizer steps. "
-        "The paper: 5,000 steps, here 312 * 16 = 4,992.",
+        description="Rounds of sampling, each followed by `inner_epochs` * `rollouts` / `batch` optimizer "
+        "steps. The paper: 5,000 steps, here 312 * 16 = 4,992.",
     )
     rollouts: Count = Field(
         default=256,
@@ -237,7 +238,7 @@ PAPER = {
     "lm_kd_ratio": 0.0,
     "dropout": False,  # D12; the paper does not say
     "normaliser": "sequences",
-    # section 4.1 of the paper's appendix: 5000 steps of 64 sentences, 256 a collection, 4 inner epochs
+    # Section 4.1 of the paper's appendix: 5000 steps of 64 sentences, 256 per collection, 4 inner epochs.
     "lr": 5e-6,
     "rollouts": 256,
     "batch": 64,
@@ -260,20 +261,19 @@ RELEASED = {
     "lm_kd_ratio": 0.5,
     "dropout": False,
     "normaliser": "tokens",
-    # since November 2023, GPT-2 120M: one mini-batch an inner epoch (D16) and ten passes over 11,435 prompts (D17)
+    # Since Nov. 2023, GPT-2 120M: one mini-batch per inner epoch (D16), ten passes over 11,435 prompts (D17).
     "lr": 5e-6,
     "rollouts": 256,
     "batch": 256,
     "inner_epochs": 4,
     "collections": 447,
 }
-FIRST_RELEASE = RELEASED | {
-    "batch": 64,
-    "collections": 312,
-}  # the schedule that made the published numbers (D16, D17)
+# With the schedule that made the published numbers (D16, D17).
+FIRST_RELEASE = RELEASED | {"batch": 64, "collections": 312}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},  # the defaults of OnPolicy
+    # The defaults of OnPolicy.
+    "default": {},
     "paper": PAPER,
     "released": RELEASED,
     "first_release": FIRST_RELEASE,
@@ -281,27 +281,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def expanded(values: dict[str, Any], where: str, under: str) -> dict[str, Any]:
-    """`values` with the keys of their preset (`semantics`) filled in where they are not given.
+    """`values`, with the keys that are missing filled in from their preset (`semantics`).
 
-    Raises UserError for a preset that there is not.
+    Raises UserError for an unknown preset.
     """
     name = str(values.get("semantics", "default"))
     if name not in PRESETS:
-        raise UserError(f"{where}: {under}.semantics: there is no preset '{name}'; {hint(name, PRESETS)}")
+        raise UserError(f"{where}: {under}.semantics: unknown preset '{name}'; {hint(name, PRESETS)}")
     return {**PRESETS[name], **values}
 
 
-def combined(given: Sequence[dict[str, Any]], where: str, under: str) -> OnPolicy:
-    """Settings from the keys that each place of a configuration gives, a later place before an earlier one, the preset before none.
+def combined(places: Sequence[dict[str, Any]], where: str, under: str) -> OnPolicy:
+    """Settings from the keys that places of a configuration set: later ones win, and any beats the preset.
 
     Raises UserError, one line naming `where` and the key below `under`.
     """
-    values = {key: value for place in given for key, value in place.items()}
+    values = {key: value for place in places for key, value in place.items()}
     return parse(OnPolicy, expanded(values, where, under), where, under)
 
 
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
-    """Refuse combinations that mean nothing, in one line."""
+    """Raises UserError, one line naming `where` and the key, for combinations that mean nothing."""
     problem = ""
     if settings.rollouts % settings.batch:
         problem = (
@@ -311,14 +311,23 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
         settings.student_share < 1 or settings.adaptive or settings.replay
     ):
         key = "student_share" if settings.student_share < 1 else "adaptive" if settings.adaptive else "replay"
-        problem = f"{key}: the long term needs samples of the present student; choose another objective or leave this off"
+        problem = (
+            f"{key}: the long term needs samples of the current student; "
+            "choose another objective or leave this off"
+        )
     elif settings.advantage == "centred" and settings.single_step:
-        problem = "advantage: 'centred' stands for the single-step term; set single_step: false"
+        problem = "advantage: 'centred' replaces the single-step term; set single_step: false"
     elif settings.advantage == "expected" and settings.include_current:
-        problem = "advantage: 'expected' is of the rewards that follow, not of the token's own; set include_current: false"
+        problem = (
+            "advantage: 'expected' covers the rewards that follow, not the token's own; "
+            "set include_current: false"
+        )
     elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
-        problem = "adaptive: the share of samples grows at dev evaluations; set student_share below 1 and evaluations to 2 or more"
+        problem = (
+            "adaptive: the share of samples grows at dev evaluations; "
+            "set student_share below 1 and evaluations to 2 or more"
+        )
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
-        problem = f"{limit}: it is a factor above 1, or 0 for none"
+        problem = f"{limit}: must be a factor above 1, or 0 for none"
     if problem:
         raise UserError(f"{where}: {under}.{problem}")

@@ -1,4 +1,7 @@
-"""`python -m minillm.config.schema > workflow/schemas/config.schema.yaml`: the schema that Snakemake validates, from the dataclasses."""
+"""`python -m minillm.config.schema > workflow/schemas/config.schema.yaml`: the schema for Snakemake.
+
+Snakemake validates the configuration with it; it is made from the dataclasses.
+"""
 
 import yaml
 

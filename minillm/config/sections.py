@@ -1,8 +1,10 @@
-"""The sections of a configuration: frozen dataclasses, strictly loaded.  docs/configuration.md is made of their descriptions.
+"""The sections of a configuration: frozen dataclasses, strictly loaded.
 
-measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the
-on-policy phase, estimators.py that of the study of estimators, experiment.py the whole.  Stages that train import
-only these, so that a new measurement re-runs no training.
+docs/configuration.md is made from their descriptions.
+
+measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the on-policy
+phase, estimators.py that of the study of estimators, experiment.py the whole.  Stages that train do not
+import measurements/, so a new measurement re-runs no training.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Pos
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-# --- what there is to work on
+# --- tokenizers and data sets
 @dataclass(frozen=True, config=STRICT)
 class Tokenizer:
     """Where a tokenizer comes from."""
@@ -95,7 +97,7 @@ class Dataset:
     label: str = Field(default="", description="Name in tables and figures; empty is the name of the entry.")
 
 
-# --- how to train
+# --- training and models
 @dataclass(frozen=True, config=STRICT)
 class Sampling:
     """How responses are drawn."""

@@ -1,7 +1,7 @@
-"""What each stage depends on, and nothing else: one frozen dataclass a stage, read from a file with `strict.load`.
+"""What each stage depends on, and nothing else: one frozen dataclass per stage, loaded by `strict.load`.
 
-`of` cuts it out of a configuration, so one edited value changes the files of exactly the stages that depend on it.  measurements/ has
-the settings of what is measured in addition to ROUGE-L.
+`of` cuts it out of a configuration, so editing one value changes the files of exactly the stages that depend
+on it.  measurements/ has the settings of what is measured in addition to ROUGE-L.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from minillm.config.sections import (
 )
 from minillm.config.strict import STRICT, Count, Name
 
-if TYPE_CHECKING:  # for the rules no dependency: a stage's code does not change with the sections of others
+# Not a dependency to the rules: a stage's code does not change with the sections of other stages.
+if TYPE_CHECKING:
     from minillm.config.experiment import Experiment
 
 HUB_KINDS = {
@@ -40,7 +41,7 @@ HUB_KINDS = {
 
 @dataclass(frozen=True, config=STRICT)
 class FetchSettings:
-    """`fetch`: one thing of the hub at one revision."""
+    """`fetch`: one model, tokenizer or data set of the hub at one revision."""
 
     stage: Literal["fetch"]
     kind: Literal["model", "tokenizer", "dataset", "subsets"]
@@ -51,7 +52,7 @@ class FetchSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, source: str) -> FetchSettings:
-        """The settings that `config` has for `source`: a section and a name in it, models/gpt2."""
+        """The settings in `config` for `source`: a section and a name in it, models/gpt2."""
         section, name = source.split("/", 1)
         spec = getattr(config, section)[name]
         return cls(
@@ -81,7 +82,7 @@ class DataSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, tokenizer: str) -> DataSettings:
-        """The settings that `config` has for the data in the tokens of `tokenizer`."""
+        """The settings in `config` for the data in the tokens of `tokenizer`."""
         data = config.data
         return cls(
             stage="data",
@@ -101,7 +102,8 @@ class DataSettings:
 class TestSettings:
     """`testset`: one test set in one tokenizer."""
 
-    __test__ = False  # not a pytest class
+    # Not a class of tests, to pytest.
+    __test__ = False
 
     stage: Literal["testset"]
     name: str
@@ -112,7 +114,7 @@ class TestSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, test: str) -> TestSettings:
-        """The settings that `config` has for the test set `test`."""
+        """The settings in `config` for the test set `test`."""
         return cls(
             stage="testset",
             name=test,
@@ -135,7 +137,7 @@ class BaseSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str = "", weights: str = "") -> BaseSettings:
-        """The settings that `config` has for the base `model`, or for a checkpoint that takes the place of `weights`."""
+        """The settings in `config` for the base `model`, or for a checkpoint in the place of `weights`."""
         return cls(
             stage="base",
             model=config.checkpoints[weights] if stage == "checkpoint" else config.models[model],
@@ -161,7 +163,7 @@ class TrainSettings:
     def of(
         cls, config: Experiment, stage: str, model: str, teacher: str = "", seed: int | None = None
     ) -> TrainSettings:
-        """The settings that `config` has for one training of `model`; the teacher itself is trained once, with the first seed."""
+        """The settings in `config` for one training of `model`; a teacher has only the first seed."""
         return cls(
             stage=stage,  # type: ignore[arg-type]
             model=model,
@@ -185,7 +187,7 @@ class PseudoSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, teacher: str) -> PseudoSettings:
-        """The settings that `config` has for the answers of `teacher`."""
+        """The settings in `config` for the answers of `teacher`."""
         return cls(
             stage="pseudo",
             teacher=teacher,
@@ -209,7 +211,7 @@ class OnPolicySettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:
-        """The settings that `config` has for the method `stage`: "minillm", or a variant's name."""
+        """The settings in `config` for the method `stage`: "minillm", or a variant's name."""
         return cls(
             stage="minillm",
             method=stage,
@@ -232,7 +234,7 @@ class GenerateSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str) -> GenerateSettings:
-        """The settings that `config` has for responses to test sets."""
+        """The settings in `config` for responses to test sets."""
         return cls(
             stage="generate",
             seeds=config.sampling_seeds,
@@ -243,10 +245,11 @@ class GenerateSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class TableSettings:
-    """`table`: rows and columns of the main table, and what its spread ranges over; `methods` are those of all pairs, in order.
+    """`table`: rows and columns of the main table, and what its spread is over.
 
-    `sweeps`: further models, of the first training seed alone.  `judged`: test sets with a column for the judge's score, which holds
-    dashes where no real judge (`judge`, in words) is configured.
+    `methods`: those of all pairs, in order.  `sweeps`: further models, only with the first training seed.
+    `judged`: test sets with a column for the judge's score, which holds dashes if no real judge (`judge`, in
+    words) is configured.
     """
 
     stage: Literal["table"]
@@ -266,7 +269,7 @@ class TableSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str = "table", *, sweeps: bool = False) -> TableSettings:
-        """The settings that `config` has for the main table; with `sweeps`, for one of every model of the run.
+        """The settings in `config` for the main table; with `sweeps`, for a table of every model of the run.
 
         Methods are in the order of the configuration.
         """
@@ -309,7 +312,7 @@ class FigureSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str) -> FigureSettings:
-        """The settings that `config` has for the main figure."""
+        """The settings in `config` for the main figure."""
         return cls(stage="figure", style=config.style)
 
 
@@ -323,5 +326,5 @@ class EstimatorSettings:
 
     @classmethod
     def of(cls, config: Experiment, stage: str) -> EstimatorSettings:
-        """The settings that `config` has for the study of estimators."""
+        """The settings in `config` for the study of estimators."""
         return cls(stage="estimators", study=config.estimators, style=config.style)

@@ -1,7 +1,8 @@
-"""The register of stages: everything that the command line, the check of a configuration and the rules need to know of one.
+"""The register of stages: what the command line, the check of a configuration and the rules know of one.
 
-Modules and classes are named as text, "module:name", and imported when they are used: `minillm --help` and a plan import no torch, and
-no stage depends on the code of another because both are registered here.  CONTRIBUTING.md shows how to add one.
+Modules and classes are named as text, "module:name", and imported on use: `minillm --help` and a plan import
+no torch, and being registered here makes no stage depend on another's code.  CONTRIBUTING.md shows how to add
+one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Any
 class Stage:
     """One stage of the pipeline.
 
-    target: its entry point, always called `run_stage`; "" if it has no command of its own (its settings do: see `STAGES`).
-    settings: the class of its settings, whose classmethod `of(config, stage, **names)` cuts them out of a configuration; "" for none.
-    key: what the parts of its settings file's path below configs/<stage>/ name; the last one may hold slashes.
-    required, optional: the paths that its command takes; `several` of them take more than one.
-    launched: whether it takes launch values (how it is run, not what it computes) and may run on several processes.
-    sets: of a measurement of models, the key of the configuration that lists the test sets (or tasks) that it is made on.
+    target: its entry point, always called `run_stage`; "" for an entry that has settings but no command.
+    settings: the class of its settings, whose classmethod `of(config, stage, **names)` cuts them out of a
+    configuration; "" for none.
+    key: what the parts of its settings file's path below configs/<stage>/ name; a single one may hold
+    slashes.
+    required, optional: the paths that its command takes; those in `several` take more than one.
+    launched: whether it takes launch values (how it is run, not what it computes) and may run on several
+    processes.
+    sets: for a measurement of models, the key of the configuration that lists its test sets (or tasks).
     """
 
     name: str
@@ -67,7 +71,7 @@ _SUPERVISED: dict[str, Any] = {
 _ENTRIES = (
     Stage(
         "fetch",
-        "one model, tokenizer or data set of the hub into its cache",
+        "fetch a model, tokenizer or data set from the hub into its cache",
         target="minillm.data.fetch:run_stage",
         settings=f"{_SETTINGS}:FetchSettings",
         key=("source",),
@@ -243,13 +247,13 @@ _ENTRIES = (
     ),
     Stage(
         "human-import",
-        "win, tie and loss from annotators' files",
+        "wins, ties and losses from annotators' files",
         target="minillm.evaluation.human:run_stage",
         required=("answers", "key", "out"),
         optional=("also",),
         several=("answers", "also"),
     ),
-    # What both of its commands are about: the settings file of the first, the metric of the second.
+    # What human-export and human-import share: the settings file of the one, the metric of the other.
     Stage("human", "comparisons by people", settings=f"{_MEASURE}.human:HumanSettings", sets="human.counted"),
     # --- what people read
     Stage(
@@ -304,10 +308,10 @@ MEASUREMENTS = {name: stage for name, stage in STAGES.items() if stage.sets}
 
 
 def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """(stage, names) of a settings file: of its path below configs/, without .json.
+    """(stage, names) of a settings file, from its path below configs/ without .json.
 
-    "kd/small/big/10" -> ("kd", {"model": "small", "teacher": "big", "seed": 10}).  A variant's files are named like MiniLLM's.
-    Raises ValueError for a path that names no stage, or too few or too many things.
+    "kd/small/big/10" -> ("kd", {"model": "small", "teacher": "big", "seed": 10}).  A variant's files are
+    named like MiniLLM's.  Raises ValueError for a path that names no stage, or too few or too many things.
     """
     stage, *parts = key.split("/")
     expected = (
@@ -316,11 +320,11 @@ def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, A
         else None
     )
     if expected is None:
-        raise ValueError(f"configs/{key}.json: no stage has the name '{stage}'")
+        raise ValueError(f"configs/{key}.json: unknown stage '{stage}'")
     if parts and len(expected) == 1:
         parts = ["/".join(parts)]
     if len(parts) != len(expected):
-        raise ValueError(f"configs/{key}.json: the path has to name {', '.join(expected) or 'nothing'}")
+        raise ValueError(f"configs/{key}.json: the path must name {', '.join(expected) or 'nothing'}")
     names: dict[str, Any] = dict(zip(expected, parts, strict=True))
     if "seed" in names:
         names["seed"] = int(names["seed"])

@@ -27,9 +27,9 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def parse(cls: type[T], raw: Any, where: str, under: str = "") -> T:
-    """`raw` (what YAML or JSON held) as `cls`; `under` is the key that it stands below.
+    """`raw` (what YAML or JSON held) as `cls`; `under` is the key above it.
 
-    Raises UserError with one line, `where: key.path: what is wrong`, for the first problem found.
+    Raises UserError with one line, `where: key.path: what is wrong`, for the first problem.
     """
     adapter = TypeAdapter(cls)
     try:
@@ -47,10 +47,10 @@ def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str
     problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
     key = ".".join([*filter(None, [under]), *map(str, problem["loc"])]) or "(top level)"
     if problem["type"] in UNKNOWN:
-        known = _siblings(adapter.json_schema(), problem["loc"])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"{key}: unknown key; {hint}"
+        keys = _siblings(adapter.json_schema(), problem["loc"])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1)
+        advice = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(keys))}"
+        return f"{key}: unknown key; {advice}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; add it"
     message = problem["msg"]
@@ -64,7 +64,7 @@ def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str
 
 
 def _siblings(schema: dict[str, Any], location: tuple[int | str, ...]) -> list[str]:
-    """Known keys at the place of the last part of `location`."""
+    """The keys that would be valid in the place of the last part of `location`."""
     node = schema
     for part in (*location[:-1], None):
         while "$ref" in node or "anyOf" in node:
@@ -80,22 +80,22 @@ def _siblings(schema: dict[str, Any], location: tuple[int | str, ...]) -> list[s
     return list(node.get("properties", {}))
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """What to write instead of a name that there is not: the nearest one, or all."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+def hint(name: str, names: Iterable[str]) -> str:
+    """What to write instead of an unknown name: the most similar of `names`, or all of them."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
 
 
 def must_be_one_of(name: str, names: Collection[str], where: str, key: str, among: str = "") -> None:
-    """Raises UserError, one line naming `where` and `key`, if `name` is not one of `names` (in words: `among`)."""
+    """Raises UserError, one line naming `where` and `key`, if `name` is not in `names` (`among` in words)."""
     if name not in names:
         problem = f"'{name}' is not among {among}" if among else f"there is no '{name}'"
         raise UserError(f"{where}: {key}: {problem}; {hint(name, names)}")
 
 
 def load(cls: type[T], path: str | Path) -> T:
-    """The settings file of a stage as `cls`."""
+    """The settings file of a stage as `cls`.  Raises UserError if it is missing or damaged."""
     try:
         raw = json.loads(Path(path).read_text())
     except OSError:
@@ -106,5 +106,6 @@ def load(cls: type[T], path: str | Path) -> T:
 
 
 def merged(default: T, values: dict[str, Any], where: str, under: str) -> T:
-    """`default` with single keys replaced, checked as strictly."""
-    return parse(type(default), {**dataclasses.asdict(default), **values}, where, under)  # type: ignore[call-overload]
+    """`default` with single keys replaced, checked just as strictly."""
+    changed = {**dataclasses.asdict(default), **values}  # type: ignore[call-overload]
+    return parse(type(default), changed, where, under)

@@ -9,15 +9,16 @@ from pydantic.dataclasses import dataclass
 
 from minillm.config.strict import STRICT
 
-SUBSETS = "subsets:"  # begins the path of a data set that the stage `subsets` makes
+# Prefix of the path of a data set that the stage `subsets` makes.
+SUBSETS = "subsets:"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Subsets:
-    """Rows of S-NI or UnNI, short references and long, which stage `subsets` collects.
+    """Rows of S-NI or UnNI, with short references and long ones, which stage `subsets` collects.
 
-    A data set takes them by its path: `{source: folder, path: "subsets:NAME"}` all of them, `"subsets:NAME/11_"` (or `0_5`, `6_10`)
-    those of one bucket.
+    A data set refers to them by its path: `{source: folder, path: "subsets:NAME"}` to all of them,
+    `"subsets:NAME/11_"` (or `0_5`, `6_10`) to those of one bucket.
     """
 
     source: Literal["folder", "hub"] = Field(
@@ -43,5 +44,5 @@ class SubsetsSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str, subset: str) -> SubsetsSettings:
-        """The settings that `config` has for the rows of that name."""
+        """The settings in `config` for the rows of that name."""
         return cls(stage="subsets", rows=config.subsets[subset])

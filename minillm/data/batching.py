@@ -1,4 +1,4 @@
-"""Which rows are computed at once, those of similar length, so that little is padding; and how they lie beside each other."""
+"""Which rows are computed at once (those of similar length, for little padding), and how they are batched."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Positions that a CPU reads at once: hidden states of more leave its cache, and a GPU waits for less than a whole batch.
+# Positions that a CPU computes at once: the hidden states of more do not fit its cache.  A GPU idles with
+# less than a whole batch.
 CPU_POSITIONS = 1500
-PASS = (
-    1 / 16
-)  # what one more pass costs, as a share of the positions that are computed at once (docs/performance.md)
+# Cost of one more pass, as a share of the positions that are computed at once (docs/performance.md).
+PASS = 1 / 16
 
 
 def at_once(device: torch.device, budget: int) -> int:
-    """Positions to compute at once on `device` where nothing is learnt from them: `budget` (0: any number), on a CPU no more than it likes."""
+    """Positions to compute at once without gradients: `budget` (0: any), on a CPU at most CPU_POSITIONS."""
     return min(budget or CPU_POSITIONS, CPU_POSITIONS) if device.type == "cpu" else budget
 
 
 def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0) -> list[list[T]]:
-    """`items` sorted by length and cut into batches of at most `rows` rows and, padding included, at most `tokens` positions (0: any number).
+    """`items` sorted by length, in batches of at most `rows` rows and `tokens` positions (0: any number).
 
-    A row that is longer than `tokens` is a batch by itself.  Rows of equal length keep their order.
+    Positions include padding.  A row longer than `tokens` is a batch by itself.  Rows of equal length keep
+    their order.
     """
     batches: list[list[T]] = []
     for item in sorted(items, key=length):
@@ -42,16 +43,18 @@ def by_length(items: Sequence[T], length: Callable[[T], int], rows: int, tokens:
 def least_padding(
     items: Sequence[T], length: Callable[[T], int], rows: int, tokens: int = 0
 ) -> list[list[T]]:
-    """As by_length, but cut where least is computed: for what is read or learnt from, not sampled, where every further batch costs steps.
+    """Like by_length, but cut where it costs least; not for sampling, where every further batch costs steps.
 
-    A batch costs the positions of its rows, padding included, and PASS of `tokens` for the pass itself (gradients added to those
-    of the batches before, kernels started).  The cheapest cuts of the sorted items are found one item at a time: those of the first n
-    end in some last batch, with the cheapest cuts of what lies before it.  Without `tokens` there is no such price, and batches are full.
+    A batch costs its positions, padding included, and PASS of `tokens` for the pass itself (adding gradients
+    to those of earlier batches, starting kernels).  The cheapest cuts of the sorted items are found one item
+    at a time: the first n items end in some last batch, after the cheapest cuts of what is before it.
+    Without `tokens` a pass costs nothing extra, and batches are full.
     """
     if not tokens:
         return by_length(items, length, rows)
     ordered = sorted(items, key=length)
-    costs, starts = [0.0], [0]  # of the first n items: the least cost, and where their last batch starts
+    # For the first n items: the least cost, and where their last batch starts.
+    costs, starts = [0.0], [0]
     for end, item in enumerate(ordered, 1):
         width = length(item)
         first = max(0, end - max(1, min(rows, tokens // width if width else rows)))
@@ -68,11 +71,12 @@ def least_padding(
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded examples: prompt and response end at the right edge, so that the width is that of the longest example.
+    """Left-padded examples: prompt and response end at the right edge; the width is the longest one's.
 
-    tokens, attention (1 on real tokens) and positions are (batch, width) int64; tokens[:, start:] covers the longest response; mask
-    is (batch, width - start) float32, 1 on response tokens (the last ones of each row); `places` are these tokens' places in the
-    flattened mask, (response tokens,) int64: known before the batch goes to a GPU, which would have to be waited for otherwise.
+    tokens, attention (1 on real tokens) and positions are (batch, width) int64; tokens[:, start:] covers the
+    longest response; mask is (batch, width - start) float32, 1 on response tokens (the last ones of each
+    row); `places` are the places of these tokens in the flattened mask, (response tokens,) int64: computed
+    before the batch goes to a GPU, which would have to be waited for otherwise.
     """
 
     tokens: Tensor
@@ -93,14 +97,14 @@ class Batch:
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; to a GPU by way of pinned memory, so that nobody waits until it has done what it was given before."""
+    """`values` on `device`; to a GPU through pinned memory, so that nobody waits for its earlier work."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def collate(examples: Sequence[tuple[np.ndarray, np.ndarray]], pad: int) -> Batch:
-    """Prompts and responses as one batch.  Masks come from lengths, never from token values, so EOS may be PAD."""
+    """Prompts and responses as one batch.  Masks come from lengths, not from token values: EOS may be PAD."""
     width = max(len(prompt) + len(response) for prompt, response in examples)
     start = width - max(len(response) for _, response in examples)
     tokens = torch.full((len(examples), width), pad, dtype=torch.long)

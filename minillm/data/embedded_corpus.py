@@ -1,7 +1,8 @@
-"""The embedded corpus: instruction data with right answers and plain text, from a small closed world.  Seeded, no download.
+"""The embedded corpus: instruction data with correct answers and plain text, from a small closed world.
 
-Eight tasks over a few hundred words, learnable in part by models of a million parameters or less.  A row's text decides its
-split (by hash), so that splits are disjoint whatever their sizes.  Fewer rows of a split are the first of more.
+Seeded, without any download.  Eight tasks over a few hundred words, partly learnable by models of at most a
+million parameters.  The hash of a row's text decides its split, so splits are disjoint whatever their sizes.
+Fewer rows of a split are the first of more.
 """
 
 from __future__ import annotations
@@ -10,44 +11,36 @@ import hashlib
 import random
 from collections.abc import Callable
 
-THINGS = {  # thing: (kind, colour, where it is found)
-    "apple": ("fruit", "red", "garden"), "banana": ("fruit", "yellow", "kitchen"), "plum": ("fruit", "purple", "garden"),
-    "lemon": ("fruit", "yellow", "market"), "cherry": ("fruit", "red", "market"), "pear": ("fruit", "green", "kitchen"),
-    "crow": ("bird", "black", "forest"), "swan": ("bird", "white", "lake"), "robin": ("bird", "red", "garden"),
-    "parrot": ("bird", "green", "forest"), "duck": ("bird", "brown", "lake"), "owl": ("bird", "brown", "barn"),
-    "bear": ("animal", "brown", "forest"), "frog": ("animal", "green", "lake"), "sheep": ("animal", "white", "field"),
-    "fox": ("animal", "red", "forest"), "goat": ("animal", "white", "barn"), "mole": ("animal", "black", "field"),
-    "lamp": ("tool", "white", "kitchen"), "hammer": ("tool", "black", "barn"), "broom": ("tool", "brown", "kitchen"),
-    "spade": ("tool", "grey", "garden"), "bucket": ("tool", "blue", "barn"), "kettle": ("tool", "grey", "kitchen"),
-    "boat": ("vehicle", "blue", "lake"), "cart": ("vehicle", "brown", "field"), "bus": ("vehicle", "yellow", "street"),
-    "bike": ("vehicle", "green", "street"), "truck": ("vehicle", "grey", "street"), "sled": ("vehicle", "red", "field"),
+# Thing: (kind, colour, where it is found).
+THINGS = {
+    "apple": ("fruit", "red", "garden"), "banana": ("fruit", "yellow", "kitchen"),
+    "plum": ("fruit", "purple", "garden"), "lemon": ("fruit", "yellow", "market"),
+    "cherry": ("fruit", "red", "market"), "pear": ("fruit", "green", "kitchen"),
+    "crow": ("bird", "black", "forest"), "swan": ("bird", "white", "lake"),
+    "robin": ("bird", "red", "garden"), "parrot": ("bird", "green", "forest"),
+    "duck": ("bird", "brown", "lake"), "owl": ("bird", "brown", "barn"),
+    "bear": ("animal", "brown", "forest"), "frog": ("animal", "green", "lake"),
+    "sheep": ("animal", "white", "field"), "fox": ("animal", "red", "forest"),
+    "goat": ("animal", "white", "barn"), "mole": ("animal", "black", "field"),
+    "lamp": ("tool", "white", "kitchen"), "hammer": ("tool", "black", "barn"),
+    "broom": ("tool", "brown", "kitchen"), "spade": ("tool", "grey", "garden"),
+    "bucket": ("tool", "blue", "barn"), "kettle": ("tool", "grey", "kitchen"),
+    "boat": ("vehicle", "blue", "lake"), "cart": ("vehicle", "brown", "field"),
+    "bus": ("vehicle", "yellow", "street"), "bike": ("vehicle", "green", "street"),
+    "truck": ("vehicle", "grey", "street"), "sled": ("vehicle", "red", "field"),
 }  # fmt: skip
 PEOPLE = (
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Frank",
-    "Greta",
-    "Hugo",
-    "Ida",
-    "Jonas",
-    "Kara",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Paul",
-)
+    "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Hugo",
+    "Ida", "Jonas", "Kara", "Leo", "Mia", "Noah", "Olga", "Paul",
+)  # fmt: skip
 OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "open": "closed", "full": "empty", "hard": "soft",
-    "high": "low", "light": "dark", "loud": "quiet", "new": "old", "near": "far", "rich": "poor", "strong": "weak",
-    "wet": "dry", "wide": "narrow",
+    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "open": "closed", "full": "empty",
+    "hard": "soft", "high": "low", "light": "dark", "loud": "quiet", "new": "old", "near": "far",
+    "rich": "poor", "strong": "weak", "wet": "dry", "wide": "narrow",
 }  # fmt: skip
 NUMBERS = (
-    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
-    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
 SPLITS = ("train", "dev", "test", "test_hard")
 Entry = dict[str, str]
@@ -56,46 +49,48 @@ Entry = dict[str, str]
 def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
     """`rows` different rows (instruction, input, output, category) of a split; the same on every machine.
 
-    "test_hard" has longer lists and two-step questions, "train", "dev" and "test" are alike.  Raises ValueError for an unknown
-    split or where the world does not hold that many different rows.
+    "test_hard" has longer lists and two-step questions; "train", "dev" and "test" are alike.  Raises
+    ValueError for an unknown split or if the world does not hold that many different rows.
     """
     if split not in SPLITS:
         raise ValueError(f"the embedded corpus has the splits {', '.join(SPLITS)}, not {split!r}")
     rng = random.Random(_number(f"instructions {split} {seed}"))
     hard = split == "test_hard"
-    found: list[Entry] = []
+    entries: list[Entry] = []
     seen: set[tuple[str, str]] = set()
     for _ in range(rows * 400):
-        if len(found) == rows:
-            return found
+        if len(entries) == rows:
+            return entries
         name, task = rng.choice(TASKS)
         entry = task(rng, hard) | {"category": name}
         key = (entry["instruction"], entry["input"])
         if key not in seen and _belongs(key) == split:
             seen.add(key)
-            found.append(entry)
+            entries.append(entry)
     raise ValueError(f"the embedded corpus has fewer than {rows} different rows in '{split}'; ask for fewer")
 
 
 def classification(task: str) -> list[Entry]:
     """All questions of the test split about one property of a thing, shuffled: sentence, thing, label.
 
-    "colour" has nine labels; "kind" four, those that follow "a".  They are asked as the task "fact" asks them, and none is a training
-    row.  Raises ValueError for an unknown task.
+    "colour" has nine labels, "kind" four: those that follow "a".  The questions are worded as in the task
+    "fact", and none is a training row.  Raises ValueError for an unknown task.
     """
-    asked = {"colour": ("What colour is it?", 1), "kind": ("What kind of thing is it?", 0)}
-    if task not in asked:
-        raise ValueError(f"the embedded corpus has the classification tasks {', '.join(asked)}, not {task!r}")
-    question, property_ = asked[task]
+    questions = {"colour": ("What colour is it?", 1), "kind": ("What kind of thing is it?", 0)}
+    if task not in questions:
+        raise ValueError(
+            f"the embedded corpus has the classification tasks {', '.join(questions)}, not {task!r}"
+        )
+    question, property_ = questions[task]
     sentences = [(thing, f"{person} sees {_a(thing)}.") for thing in sorted(THINGS) for person in PEOPLE]
     sentences += [(thing, f"There is {_a(thing)}.") for thing in sorted(THINGS)]
-    found = [
+    entries = [
         {"sentence": sentence, "thing": thing, "label": THINGS[thing][property_]}
         for thing, sentence in sentences
         if _belongs((question, sentence)) == "test" and (task == "colour" or THINGS[thing][0] != "animal")
     ]
-    random.Random(_number(f"classification {task}")).shuffle(found)
-    return found
+    random.Random(_number(f"classification {task}")).shuffle(entries)
+    return entries
 
 
 def plain_text(documents: int, seed: int = 0) -> list[str]:
@@ -109,7 +104,7 @@ def _number(text: str) -> int:
 
 
 def _belongs(key: tuple[str, str]) -> str:
-    """The split of a row, by its text alone: 70% train, 10% each of the others."""
+    """The split of a row, by its text only: 70% train, 10% each of the others."""
     place = _number(" | ".join(key)) % 10
     return "train" if place < 7 else SPLITS[place - 6]
 
@@ -216,8 +211,8 @@ def _describe(rng: random.Random, hard: bool) -> Entry:
 
 TaskGenerator = Callable[[random.Random, bool], Entry]
 TASKS: tuple[tuple[str, TaskGenerator], ...] = (
-    ("copy", _copy), ("reverse", _reverse), ("sort", _sort), ("fact", _fact), ("opposite", _opposite), ("count", _count),
-    ("who", _who), ("describe", _describe),
+    ("copy", _copy), ("reverse", _reverse), ("sort", _sort), ("fact", _fact), ("opposite", _opposite),
+    ("count", _count), ("who", _who), ("describe", _describe),
 )  # fmt: skip
 
 
@@ -233,7 +228,10 @@ def _text_facts(rng: random.Random) -> str:
 def _text_story(rng: random.Random) -> str:
     a, b = rng.sample(PEOPLE, 2)
     first, second = rng.sample(sorted(THINGS), 2)
-    return f"{a} has {_a(first)}. {b} has {_a(second)}. {a} gives the {first} to {b}. Now {b} has the {first} and the {second}."
+    return (
+        f"{a} has {_a(first)}. {b} has {_a(second)}. {a} gives the {first} to {b}. "
+        f"Now {b} has the {first} and the {second}."
+    )
 
 
 def _text_count(rng: random.Random) -> str:

@@ -1,7 +1,7 @@
-"""Stage `fetch`: what comes from the Hugging Face hub into its cache, before any job needs it, with a record of what came.
+"""Stage `fetch`: download from the Hugging Face hub into its cache before any job needs it, and record it.
 
-All other stages run with the hub switched off and read the cache (HF_HOME, which the nodes of a cluster share), so that a node without
-a network is enough, and what was recorded is what is used.
+All other stages run with the hub switched off and read the cache (HF_HOME, which the nodes of a cluster
+share), so nodes need no network, and what was recorded is what is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256, write_json
 
-# Weights in other frameworks' forms, which are never loaded.
+# Weights in other frameworks' formats, which are never loaded.
 IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
 TOKENIZER = [
     "*token*",
@@ -30,25 +30,25 @@ TOKENIZER = [
 
 
 def run_stage(settings: FetchSettings, *, out: Path) -> None:
-    """Download one model, tokenizer or data set at its revision and leave the record at `out`: the commit, and the hash of each file.
+    """Download one model, tokenizer or data set at its revision; `out` records commit and hash of each file.
 
-    Raises UserError, one line, where it cannot be had.
+    Raises UserError, one line, if that fails.
     """
     what = f"{settings.kind} '{settings.path}'"
     try:
-        found = _dataset(settings) if settings.kind == "dataset" else _repository(settings)
+        record = _dataset(settings) if settings.kind == "dataset" else _repository(settings)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+    except Exception as error:
+        # The hub's clients raise many kinds of exceptions, network failures among them; all become one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, revision and network, "
-            "or fetch where there is a network, with HF_HOME on a file system that both see"
+            f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, "
+            "revision and network, or fetch it on a machine with a network, with HF_HOME on a file system "
+            "that both see"
         ) from None
     write_json(
-        out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **found}
+        out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **record}
     )
 
 
@@ -74,7 +74,10 @@ def _repository(settings: FetchSettings) -> dict[str, Any]:
 
 
 def _has_safetensors(settings: FetchSettings) -> bool:
-    """Whether the repository has safetensors, so that older forms of the same weights can be left out; False where it cannot be asked."""
+    """Whether the repository has safetensors, so that older formats of the same weights can be left out.
+
+    False if the hub cannot be asked.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -86,7 +89,7 @@ def _has_safetensors(settings: FetchSettings) -> bool:
 
 
 def _dataset(settings: FetchSettings) -> dict[str, Any]:
-    """As sources.py reads it: one file of a repository, a local folder in the hub's layout, or a table."""
+    """As in sources.py: one file of a repository, a local folder in the hub's layout, or a table."""
     path = resolve_path(settings.path, "path")
     if path.exists():
         files = {path.name: sha256(path)} if path.is_file() else _hashes(path)
@@ -119,7 +122,7 @@ def _dataset(settings: FetchSettings) -> dict[str, Any]:
 
 
 def _commit(settings: FetchSettings) -> str | None:
-    """Of a data set that `datasets` has read, which does not say it; None where the hub cannot be asked."""
+    """Commit of a data set, which `datasets` does not report; None if the hub cannot be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 

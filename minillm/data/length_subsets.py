@@ -1,4 +1,7 @@
-"""Stage `subsets`: instruction test sets by reference length, from Super-NaturalInstructions' tasks or from the published folders."""
+"""Stage `subsets`: instruction test sets by length of the reference.
+
+From the tasks of Super-NaturalInstructions or from the published folders.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,12 @@ from minillm.data.sources import read_rows, resolve_path
 from minillm.errors import UserError
 from minillm.files import whole_file, write_json
 
-BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}  # the paper's, in tokens of the first reference
-PUBLISHED = {
-    "0_2": "0_5",
-    "3_5": "0_5",
-    "3_6": "0_5",
-    "6_10": "6_10",
-    "11_": "11_",
-}  # the released folders are finer
-PER_TASK = 100  # of a task's instances, the first ones: Tk-Instruct's evaluation, from which the paper's 119 tasks come
+# The paper's, in tokens of the first reference.
+BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}
+# The released folders are finer.
+PUBLISHED = {"0_2": "0_5", "3_5": "0_5", "3_6": "0_5", "6_10": "6_10", "11_": "11_"}
+# A task's first instances, as in Tk-Instruct's evaluation, from which the paper's 119 tasks come.
+PER_TASK = 100
 TASK_LISTS = ("splits/default/test_tasks.txt", "test_tasks.txt")
 
 Entry = dict[str, Any]
@@ -31,13 +31,15 @@ Entry = dict[str, Any]
 def run_stage(
     settings: SubsetsSettings | None, *, out: Path, source: Path | None = None, tokenizer: Path | None = None
 ) -> None:
-    """All rows of a folder as JSON lines to `out` (NAME.jsonl), its length subsets to NAME.0_5.jsonl, NAME.6_10.jsonl and
-    NAME.11_.jsonl, and NAME.card.json with their counts.  The folder is `source`, or the one that the settings name.
+    """All rows of a folder, and its subsets by length, as JSON lines.
 
-    In the published layout (0_2, 3_5 or 3_6, 6_10, 11_, each with valid.jsonl) the folders say how long a reference is.  Task files
-    (task*.json, in `source` or its folder tasks/) are of the tasks that test_tasks.txt lists, and are measured with the `tokenizer`
-    folder; without one there is no length subset.  A subset that no row belongs to is an empty file.  Raises UserError where `source` is of
-    neither layout or damaged.
+    All rows go to `out` (NAME.jsonl), the subsets to NAME.0_5.jsonl, NAME.6_10.jsonl and NAME.11_.jsonl,
+    their counts to NAME.card.json.  The folder is `source`, or the one that the settings name.
+
+    In the published layout (0_2, 3_5 or 3_6, 6_10, 11_, each with valid.jsonl) the folders say how long a
+    reference is.  Of task files (task*.json, in `source` or its folder tasks/) those that test_tasks.txt
+    lists are read, and measured with the `tokenizer` folder; without one there are no length subsets.  A
+    subset without rows is an empty file.  Raises UserError if `source` has neither layout or is damaged.
     """
     if (source is None) == (settings is None):
         raise UserError("give the folder with --source, or --config with the settings that name it")
@@ -49,25 +51,25 @@ def run_stage(
     published = [name for name in PUBLISHED if (source / name / "valid.jsonl").is_file()]
     count = token_counter(tokenizer) if tokenizer else None
     rows = list(_published(source, published) if published else _tasks(source, count))
-    found = {name: [row for row in rows if row["bucket"] == name] for name in BUCKETS}
+    buckets = {name: [row for row in rows if row["bucket"] == name] for name in BUCKETS}
     _write(out, rows)
-    for name, entries in found.items():
+    for name, entries in buckets.items():
         if published or count:
             _write(out.with_suffix(f".{name}.jsonl"), entries)
     card = {
         "source": str(source),
         "layout": "published" if published else "tasks",
         "rows": len(rows),
-        "subsets": {name: len(entries) for name, entries in found.items()},
+        "subsets": {name: len(entries) for name, entries in buckets.items()},
         "tasks": len({row["topic"] for row in rows}),
     }
     write_json(out.with_suffix(".card.json"), card)
 
 
 def folder_of(rows: Subsets) -> Path:
-    """The folder of a configuration's entry of `subsets`; of a repository its copy in the hub's cache, which is fetched where it can be.
+    """The folder of an entry of `subsets`; for a repository its copy in the hub's cache, fetched if possible.
 
-    Raises UserError where the hub's client fails.
+    Raises UserError if the hub's client fails.
     """
     if rows.source == "folder":
         return resolve_path(rows.path, "subsets")
@@ -80,9 +82,8 @@ def folder_of(rows: Subsets) -> Path:
                 rows.path, repo_type="dataset", revision=rows.revision or "main", allow_patterns=patterns
             )
         )
-    except (
-        Exception
-    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+    except Exception as error:
+        # The hub's clients raise many kinds of exceptions, network failures among them; all become one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"subsets: cannot load '{rows.path}' from the hub ({reason}); check name, revision and network"
@@ -90,7 +91,7 @@ def folder_of(rows: Subsets) -> Path:
 
 
 def bucket_of(tokens: int) -> str:
-    """Name of the bucket of a reference of that many tokens."""
+    """Name of the bucket for a reference of that many tokens."""
     return next(
         name for name, (low, high) in BUCKETS.items() if tokens >= low and (high is None or tokens <= high)
     )
@@ -117,9 +118,7 @@ def _tasks(source: Path, count: Callable[[str], int] | None) -> Iterator[Entry]:
             text, outputs = instance.get("input"), instance.get("output")
             outputs = [outputs] if isinstance(outputs, str) else outputs
             if not isinstance(text, str) or not outputs or not all(isinstance(o, str) for o in outputs):
-                raise UserError(
-                    f"{path}: Instances.{i}: no input, or no output; mend or remove this instance"
-                )
+                raise UserError(f"{path}: Instances.{i}: no input, or no output; fix or remove this instance")
             yield _entry(path.stem, definition, text, outputs, bucket_of(count(outputs[0])) if count else "")
 
 

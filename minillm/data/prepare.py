@@ -20,15 +20,17 @@ from minillm.data.tokenizers import make_tokenizer
 from minillm.errors import UserError
 from minillm.files import sha256, whole_folder, write_json
 
-NAMED = 5  # how many rows a card names where it counts duplicates or overlap
-SHORTEST = 8  # tokens that the last chunk of the corpus must have to be kept
+# How many rows a card names when it counts duplicates or overlap.
+NAMED = 5
+# Tokens that the last chunk of the corpus must have to be kept.
+SHORTEST = 8
 
 
 def run_stage(settings: DataSettings, *, out: Path) -> None:
-    """Stage `data`: tokenizer, training rows, dev rows and corpus of one tokenizer into the folder `out`, with card.json.
+    """Stage `data`: a tokenizer, and training rows, dev rows and corpus in its tokens, into the folder `out`.
 
-    Rows with a prompt over `max_prompt` tokens or without a response are dropped, never cut.  Raises UserError where training
-    and dev rows overlap.
+    card.json says what was kept.  Rows with a prompt over `max_prompt` tokens or without a response are
+    dropped, never cut.  Raises UserError if training and dev rows overlap.
     """
     texts = read_texts(settings.corpus, "data.corpus")
     rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
@@ -45,7 +47,8 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
         for split, dataset in (("train", settings.train), ("dev", settings.dev)):
             card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
         card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
-        card["dev"]["overlap_with_train"] = 0  # else refused above
+        # Any overlap was refused above.
+        card["dev"]["overlap_with_train"] = 0
         card["tokenizer"] = {
             "vocabulary": len(tokenizer),
             "eos": tokenizer.eos_token_id,
@@ -85,7 +88,8 @@ def _write_rows(
     if not kept:
         reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
         raise UserError(
-            f"data.{split}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt})"
+            f"data.{split}: every row was dropped ({reasons}); "
+            f"raise data.max_prompt (now {settings.max_prompt})"
         )
     for *_, seen in kept:
         notes += seen
@@ -126,7 +130,7 @@ def _write_rows(
 def _write_corpus(
     folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Documents joined by EOS and cut into chunks; a last chunk of fewer than `SHORTEST` tokens is left out."""
+    """Documents joined by EOS and cut into chunks; a last one of fewer than `SHORTEST` tokens is left out."""
     tokens: list[int] = []
     for text in texts:
         tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
@@ -151,37 +155,41 @@ def _write_corpus(
 
 
 def subset(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
-    """A seeded subset of `count` items in their own order (0 or too many: all); `name` makes sets of one seed independent."""
+    """A seeded subset of `count` items in their original order (0 or too many: all).
+
+    `name` makes the subsets of several sets independent under one seed.
+    """
     if not count or count >= len(items):
         return items
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    generator = np.random.Generator(
-        np.random.Philox(key=np.array([seed % 2**64, key], dtype=np.uint64))
-    )  # a list may be rounded
+    # An array, because a list may be rounded.
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, key], dtype=np.uint64)))
     chosen = generator.permutation(len(items))[:count]
     return [items[i] for i in sorted(chosen)]
 
 
-def refuse_overlap(train: Sequence[Row], other: Sequence[Row], train_name: str, other_name: str) -> None:
-    """UserError where a training row asks the same (instruction and input) as a row of an evaluation set."""
+def refuse_overlap(
+    train: Sequence[Row], evaluation: Sequence[Row], train_name: str, evaluation_name: str
+) -> None:
+    """Raises UserError if a training row has the same instruction and input as a row of an evaluation set."""
     places = {row.key: row.id for row in train}
-    shared = [(places[row.key], row.id) for row in other if row.key in places]
+    shared = [(places[row.key], row.id) for row in evaluation if row.key in places]
     if shared:
         raise UserError(
-            f"{other_name}: {len(shared)} of its rows are training rows too, e.g. row {shared[0][1]} is row {shared[0][0]} of "
-            f"{train_name}; remove them from one of the two"
+            f"{evaluation_name}: {len(shared)} of its rows are training rows too, e.g. row {shared[0][1]} is "
+            f"row {shared[0][0]} of {train_name}; remove them from one of the two"
         )
 
 
 def duplicates(rows: Sequence[Row]) -> list[int]:
     """Ids of rows that repeat an earlier row of the same set."""
     seen: set[tuple[str, str]] = set()
-    found = []
+    repeated = []
     for row in rows:
         if row.key in seen:
-            found.append(row.id)
+            repeated.append(row.id)
         seen.add(row.key)
-    return found
+    return repeated
 
 
 def statistics(lengths: Sequence[int]) -> dict[str, float]:
@@ -212,7 +220,7 @@ def hash_of(*parts: str) -> str:
 
 
 def _tokenizer_hash(data: Path) -> str:
-    """Of tokenizer.json, in which a fast tokenizer is whole; of all its files where there is none."""
+    """Hash of tokenizer.json, which is the whole of a fast tokenizer; of all its files if there is none."""
     folder = data / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return sha256(folder / "tokenizer.json")

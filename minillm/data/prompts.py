@@ -1,4 +1,4 @@
-"""How a row becomes a prompt, and prompt and response become tokens."""
+"""How a row becomes a prompt, and how prompt and response become tokens."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.data.sources import Row
 
-# The published wrapper (Alpaca's, as the authors released it); "plain" is a short one for tiny models.
+# The published wrapper (Alpaca's, as released by the authors); "plain" is a short one for tiny models.
 ALPACA = (
     "Below is an instruction that describes a task{also}. "
-    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 
 
@@ -28,11 +29,12 @@ def render(row: Row, template: str) -> str:
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_response: int
 ) -> tuple[list[int], list[int], Counter[str]]:
-    """(prompt ids, response ids, what happened), tokenised jointly and without special tokens but one EOS after the response.
+    """(prompt ids, response ids, what happened), tokenised jointly, with no special token but a final EOS.
 
-    Where joining merges across the boundary the two are tokenised apart ("boundary_merged").  A response of more than
-    `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").  An EOS written out in the response's text
-    ends it there ("eos_inside" where text follows), so that no response goes on after its first EOS.
+    If joining merges tokens across the boundary, the two are tokenised separately ("boundary_merged").  A
+    response of more than `max_response` tokens, EOS included, is cut and then has no EOS ("response_cut").
+    An EOS written out in the response's text ends it there ("eos_inside" if text follows), so that no
+    response continues after its first EOS.
     """
     notes: Counter[str] = Counter()
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
@@ -43,7 +45,8 @@ def encode(
         notes["boundary_merged"] += 1
         response_ids = tokenizer.encode(response, add_special_tokens=False)
     end = tokenizer.eos_token_id
-    while response_ids and response_ids[-1] == end:  # written out in the text; it must not end twice
+    # An EOS written out at the end of the text: the response must not end twice.
+    while response_ids and response_ids[-1] == end:
         response_ids = response_ids[:-1]
     if end in response_ids:
         notes["eos_inside"] += 1

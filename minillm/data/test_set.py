@@ -27,19 +27,19 @@ from minillm.files import whole_file, write_json
 
 
 def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
-    """Stage `testset`: the prompts of one test set as JSON lines, and FILE.card.json beside them.
+    """Stage `testset`: the prompts of one test set as JSON lines, with FILE.card.json next to them.
 
-    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused, overlap with dev and
-    duplicates are counted and named; nothing else is changed.
+    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused;
+    overlap with dev and duplicates are counted and named; nothing else is changed.
     """
     where = f"datasets.{settings.name}"
-    known = {
+    split_rows = {
         split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")
     }
     tokenizer = _saved_tokenizer(data)
     rows = read_rows(settings.dataset, where)
     refuse_overlap(
-        known["train"], rows, f"the training rows of {data}", f"{where} ({source_of(settings.dataset)})"
+        split_rows["train"], rows, f"the training rows of {data}", f"{where} ({source_of(settings.dataset)})"
     )
     dropped: Counter[str] = Counter()
     kept = []
@@ -63,7 +63,7 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
         for r, ids in kept
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    dev_keys = {row.key for row in known["dev"]}
+    dev_keys = {row.key for row in split_rows["dev"]}
     shared = [row.id for row, _ in kept if row.key in dev_keys]
     card = {
         "source": source_of(settings.dataset),

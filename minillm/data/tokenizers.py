@@ -1,6 +1,6 @@
-"""The tokenizer of a run: trained on plain text, or taken from a folder, the hub or a GGUF file; EOS and PAD are always set.
+"""The tokenizer of a run: trained on plain text or from a folder, the hub or a GGUF file; with EOS and PAD.
 
-And the tokenizer that a model comes with, which has to give the same ids.
+And the tokenizer that a model comes with, which must give the same ids.
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 
 END = "<|endoftext|>"
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)  # one of them holds a vocabulary
+# One of these holds the vocabulary.
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 transformers_logging.disable_progress_bar()
 
 
 def make_tokenizer(spec: Tokenizer, texts: Callable[[], list[str]]) -> PreTrainedTokenizerBase:
-    """The tokenizer that `spec` describes; `texts` gives the plain text that "train" learns from.
+    """The tokenizer that `spec` describes; `texts` returns the plain text that "train" learns from.
 
-    PAD is the EOS where the tokenizer has none of its own.  Raises UserError where it cannot be had or has no EOS.
+    PAD is the EOS if the tokenizer has no PAD of its own.  Raises UserError if it cannot be loaded or has no
+    EOS.
     """
     if spec.source == "train":
         return train_tokenizer(texts(), spec.vocabulary)
@@ -54,49 +50,57 @@ def _load(spec: Tokenizer | Model, where: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except UserError:
         raise
-    except Exception as error:  # a malformed tokenizer.json alone raises several kinds, KeyError among them
+    except Exception as error:
+        # Just a malformed tokenizer.json raises several kinds of exceptions, KeyError among them.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__} "
         raise UserError(f"{where}: cannot load the tokenizer '{spec.path}': {kind}{reason}") from None
 
 
 def own_tokenizer(model: Model) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that a model of a folder, the hub or a GGUF file comes with; None where it comes without one.
+    """The tokenizer that a model from a folder, the hub or a GGUF file comes with; None if there is none.
 
-    Raises UserError where there is one that cannot be loaded.
+    Raises UserError if it has one that cannot be loaded.
     """
     where = "models.path"
-    # Looked for first: transformers makes an empty one up where there is none.
+    # Checked first, because transformers makes up an empty one if there is none.
     if model.source == "folder":
         folder = resolve_path(model.path, where)
-        found = any((folder / name).is_file() for name in FILES)
+        present = any((folder / name).is_file() for name in FILES)
     elif model.source == "hub":
-        found = any(has_file(model.path, name, revision=model.revision or "main") for name in FILES)
+        present = any(has_file(model.path, name, revision=model.revision or "main") for name in FILES)
     else:
-        found = True
-    return _load(model, where) if found else None
+        present = True
+    return _load(model, where) if present else None
 
 
-def check_ids(own: PreTrainedTokenizerBase, run: PreTrainedTokenizerBase, where: str) -> None:
-    """UserError where the model at `where`, whose tokenizer is `own`, would read ids of the run's tokenizer as other tokens.
+def check_ids(model: PreTrainedTokenizerBase, run: PreTrainedTokenizerBase, where: str) -> None:
+    """Raises UserError if the model at `where`, which comes with tokenizer `model`, misreads ids of `run`.
 
-    The model may know more tokens (GPT-J, Qwen), and the run may have added some (a PAD) where the model has none or an added one;
-    but the EOS ends every response and has to be the same.
+    The model may know more tokens (GPT-J, Qwen), and the run may have added some (a PAD) whose ids the model
+    lacks or has for added tokens; but the EOS, which ends every response, must be the same.
     """
-    known, used = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (own, run))
-    added_known, added_used = (set(tokenizer.get_added_vocab().values()) for tokenizer in (own, run))
-    free = {i for i in added_used if i not in known or i in added_known} - {run.eos_token_id}
-    differing = [i for i in sorted(used) if known.get(i) != used[i] and i not in free]
+    model_tokens, run_tokens = (
+        {i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (model, run)
+    )
+    model_added, run_added = (set(tokenizer.get_added_vocab().values()) for tokenizer in (model, run))
+    free = {i for i in run_added if i not in model_tokens or i in model_added} - {run.eos_token_id}
+    differing = [i for i in sorted(run_tokens) if model_tokens.get(i) != run_tokens[i] and i not in free]
     if differing:
         i = differing[0]
         raise UserError(
-            f"{where}: the model's own tokenizer and the run's differ in {len(differing)} of {len(used)} tokens, e.g. {i} is "
-            f"{known.get(i, 'nothing')!r} to the model and {used[i]!r} in the run; give the model its own tokenizer (models.tokenizer)"
+            f"{where}: the model's own tokenizer and the run's differ in {len(differing)} of "
+            f"{len(run_tokens)} tokens, e.g. {i} is {model_tokens.get(i, 'nothing')!r} to the model and "
+            f"{run_tokens[i]!r} in the run; "
+            "give the model its own tokenizer (models.tokenizer)"
         )
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE of `vocabulary` entries: nothing is unknown to it, and its one special token is EOS and PAD."""
+    """A byte-level BPE of `vocabulary` entries, to which no text is unknown.
+
+    Its one special token is both EOS and PAD.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

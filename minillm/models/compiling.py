@@ -1,8 +1,8 @@
-"""What `launch.compile` asks of torch: decoder blocks as compiled programs, in updates alone.
+"""What `launch.compile` asks of torch: compiled decoder blocks, only in updates.
 
-Norms, rotations, activations and softmax are then fused, which read and write all hidden states a dozen times a block otherwise.  A
-program is made for each kind of block, not for each block, whatever the rows and their lengths: some ten seconds each at first use,
-which torch keeps on the disk for later processes.
+It fuses norms, rotations, activations and softmax, which otherwise read and write all hidden states a dozen
+times per block.  One program is made for each kind of block, not for each block, whatever the rows and their
+lengths: some ten seconds each on first use; torch keeps it on disk for later processes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-Blocks = list[
-    tuple[nn.Module, Callable[..., Any]]
-]  # each with the forward pass that takes the place of its own
+# Each block with the forward pass that replaces its own.
+Blocks = list[tuple[nn.Module, Callable[..., Any]]]
 
 
 def lacking() -> str | None:
-    """What torch needs to compile and this machine has not: a C++ compiler, Python's headers."""
+    """What torch needs to compile and this machine lacks (a C++ compiler, Python's headers), or None."""
     compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include")) / "Python.h"
     if not shutil.which(compiler):
         return compiler
@@ -33,22 +32,21 @@ def lacking() -> str | None:
 
 
 def possible(what: str) -> bool:
-    """Whether torch can compile here; where it cannot, a warning that `what` is computed without."""
+    """Whether torch can compile here; if not, warns that `what` ("blocks are computed") without compiling."""
     missing = lacking()
     if missing:
-        warnings.warn(f"compile: there is no {missing} on this machine; {what} without it", stacklevel=3)
+        warnings.warn(f"compile: {missing} not found on this machine; {what} without compiling", stacklevel=3)
     return not missing
 
 
 def compiled(blocks: Iterable[nn.Module]) -> Blocks:
-    """The forward pass of each block as torch compiles it (when it is first called); none where nothing can be compiled."""
+    """Each block with its forward pass, which torch compiles on its first call; [] if it cannot compile."""
     if not possible("blocks are computed"):
         return []
     import torch._inductor.config as inductor
 
-    inductor.fallback_random = (
-        True  # the dropout of uncompiled blocks, so that compiling changes rounding alone
-    )
+    # Dropout as in uncompiled blocks, so that compiling changes only rounding.
+    inductor.fallback_random = True
     return [(block, torch.compile(block.forward, dynamic=True)) for block in blocks]
 
 
@@ -56,7 +54,8 @@ def compiled(blocks: Iterable[nn.Module]) -> Blocks:
 def in_place(blocks: Blocks) -> Iterator[None]:
     """Inside, the blocks run as compiled programs."""
     for block, forward in blocks:
-        block.forward = forward  # an attribute of the instance, which shadows the method of its class
+        # An attribute of the instance, which shadows the method of its class.
+        block.forward = forward
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The logits of a batch's responses: the output matrix, applied where a loss or a value wants it."""
+"""The logits of a batch's responses: the output matrix, applied where a loss or a value needs it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from minillm.models.tiled_loss import Compilable, Function, Head
 
 
 def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run `model` (wrapped by DeepSpeed or not) as far as the output matrix, and there `then` in place of the product with it.
+    """Run `model` (wrapped by DeepSpeed or not) up to the output matrix, and apply `then` instead of it.
 
-    `then` gets the hidden states that predict each valid response token, (valid tokens, width) in the order of `batch.places`: prompt and
-    padding are dropped before it.  It runs inside the forward pass of the module with the matrix, where ZeRO-3 has gathered the weights
-    and looks for the gradient.
+    `then` gets the hidden states that predict each valid response token, (valid tokens, width) in the order
+    of `batch.places`: prompt and padding are already dropped.  It runs inside the forward pass of the module
+    that holds the matrix, where ZeRO-3 has gathered the weights and looks for the gradient.
     """
     inner: Any = getattr(model, "module", model)
     head, time = inner.get_output_embeddings(), batch.tokens.shape[1] - batch.start
@@ -28,9 +28,11 @@ def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) ->
     def forward(hidden: Tensor) -> Tensor:
         return then(hidden[:, -(time + 1) : -1].flatten(0, 1).index_select(0, batch.places))
 
-    head.forward = forward  # an attribute of the instance, which shadows the method of its class
+    # An attribute of the instance, which shadows the method of its class.
+    head.forward = forward
     if cap is not None:
-        inner.config.final_logit_softcapping = None  # `then` caps
+        # `then` caps.
+        inner.config.final_logit_softcapping = None
     try:
         output = model(
             input_ids=batch.tokens,
@@ -48,7 +50,7 @@ def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) ->
 
 
 def head_of(model: nn.Module, vocabulary: int, temperature: float = 1.0) -> Head:
-    """The model's output matrix as tiled_loss.py wants it; its rows past `vocabulary` are never used."""
+    """The model's output matrix as tiled_loss.py needs it; its rows past `vocabulary` are never used."""
     inner: Any = getattr(model, "module", model)
     module = inner.get_output_embeddings()
     weight, bias = getattr(inner, "kept_head", (module.weight, getattr(module, "bias", None)))
@@ -57,7 +59,7 @@ def head_of(model: nn.Module, vocabulary: int, temperature: float = 1.0) -> Head
 
 
 def keep_head(model: PreTrainedModel, device: torch.device) -> None:
-    """A copy of the output matrix for `head_of`, before the weights of a frozen model are spread over processes."""
+    """Keep a copy of the output matrix for `head_of`, before the weights of a frozen model are sharded."""
     module: Any = model.get_output_embeddings()
     bias = getattr(module, "bias", None)
     copies = [
@@ -68,12 +70,12 @@ def keep_head(model: PreTrainedModel, device: torch.device) -> None:
 
 @torch.no_grad()
 def response_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """Hidden states that predict each valid response token, (valid tokens, width): all that is kept of a teacher."""
+    """Hidden states that predict each valid response token, (valid tokens, width): all kept of a teacher."""
     return at_head(model, batch, lambda hidden: hidden)
 
 
 def logits_by_tile(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
-    """Logits of a model that is not trained, tile by tile: a function of the tile, for use in a function of tiled_loss.py."""
+    """Logits of a model that is not trained: a function of the tile, for functions of tiled_loss.py."""
 
     @torch.no_grad()
     def logits(part: slice) -> Tensor:
@@ -85,9 +87,10 @@ def logits_by_tile(hidden: Tensor, head: Head) -> Callable[[slice], Tensor]:
 def response_losses(
     model: nn.Module, batch: Batch, parts: Sequence[tuple[slice, Function | Compilable, Head]]
 ) -> Tensor:
-    """Sums of functions (projection.loss) over parts of the valid response tokens, (parts,), with gradients for the model's weights.
+    """Sums of functions (as in tiled_loss.loss) over parts of the valid response tokens, (parts,).
 
-    One forward pass for all parts; each is (which tokens, in the order of `batch.places`; the function; `head_of` the model).
+    One forward pass for all parts; each is (which tokens, in the order of `batch.places`; the function;
+    `head_of` the model).  The sums have gradients for the model's weights.
     """
     return at_head(
         model,
@@ -97,21 +100,21 @@ def response_losses(
 
 
 def response_loss(model: nn.Module, batch: Batch, vocabulary: int, function: Function | Compilable) -> Tensor:
-    """Sum of `function` (projection.loss) over the valid response tokens, a scalar with gradients for the model's weights."""
+    """Sum of `function` (tiled_loss.loss) over the valid response tokens, a scalar; gradients for weights."""
     return response_losses(model, batch, [(slice(None), function, head_of(model, vocabulary))])[0]
 
 
 @torch.no_grad()
 def response_values(model: nn.Module, batch: Batch, vocabulary: int, function: Function) -> Tensor:
-    """`function` (projection.values) of each valid response token, (valid tokens, ...)."""
+    """`function` (tiled_loss.values) of each valid response token, (valid tokens, ...)."""
     head = head_of(model, vocabulary)
     return at_head(model, batch, lambda hidden: tiled_loss.values(function, hidden, head))
 
 
 def response_logits(model: nn.Module, batch: Batch, vocabulary: int) -> Tensor:
-    """Logits that predict each valid response token, float32, shape (valid tokens, vocabulary), in the order of `batch.places`.
+    """Logits that predict each valid response token, (valid tokens, vocabulary), in `batch.places`' order.
 
-    For few tokens: where there are many, tiled_loss.py makes them tile by tile.
+    In float32, and only for few tokens: for many, tiled_loss.py makes them tile by tile.
     """
     return at_head(model, batch, head_of(model, vocabulary).logits)
 
@@ -122,6 +125,6 @@ def response_tokens(batch: Batch) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token, the shape of `tokens`, without a second vocabulary-sized copy."""
+    """Log-probability of each token, in the shape of `tokens`, without a second vocabulary-sized copy."""
     chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)

@@ -1,4 +1,4 @@
-"""Models and tokenizers as files: load, save, convert, prune; and the logits of a batch's responses."""
+"""Models and tokenizers as files: load, check, convert, prune, save."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a data or model folder, as it was saved there by the data stage (EOS and PAD are set).
+    """The tokenizer of a data or model folder, as saved there by the data stage (EOS and PAD are set).
 
-    Raises UserError where there is none: transformers would make an empty one up.
+    Raises UserError if there is none: transformers would make up an empty one.
     """
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
@@ -43,9 +43,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, precision: str, device: torch.device | None = None) -> PreTrainedModel:
-    """A model folder of ours, in `precision`, in evaluation mode, on `device` (default: the CPU).
+    """The model in a folder of ours, in `precision`, in evaluation mode, on `device` (default: the CPU).
 
-    Raises UserError where the folder is missing or holds no weights.
+    Raises UserError if the folder is missing, holds no weights or cannot be loaded.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
@@ -57,7 +57,8 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[precision], local_files_only=True
         )
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:
+        # A damaged file raises many kinds of exceptions.
         raise UserError(
             f"{folder}: cannot load this model ({first_line(error)}); copy or download it again"
         ) from None
@@ -67,8 +68,9 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, where: Path) -> None:
-    """UserError where logits are not what `head_of` makes of the last hidden states: some families scale them once more.
+    """Raises UserError if logits are not what `head_of` makes of the last hidden states.
 
+    Some families scale them again.
     Costs a forward pass of one token on the CPU.
     """
     tokens = torch.ones((1, 1), dtype=torch.long)
@@ -77,15 +79,17 @@ def check_head(model: PreTrainedModel, where: Path) -> None:
     theirs = model(input_ids=tokens, use_cache=False).logits[:, -1].to(ours.dtype)
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
         raise UserError(
-            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; not supported"
+            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; "
+            "not supported"
         )
 
 
 @contextmanager
 def attention(models: Sequence[PreTrainedModel], name: str) -> Iterator[None]:
-    """Inside, attention is computed as transformers' implementation `name` does ("sdpa", "eager"; "auto": as before); they differ by rounding.
+    """Inside, attention is computed by transformers' implementation `name` ("sdpa", "eager").
 
-    Raises UserError where a model does not have it.
+    "auto" changes nothing.  Implementations differ by rounding.  Raises UserError if a model does not have
+    this one.
     """
     before = [model.config._attn_implementation for model in models]
     try:
@@ -101,16 +105,21 @@ def attention(models: Sequence[PreTrainedModel], name: str) -> Iterator[None]:
 def _set_attention(model: PreTrainedModel, name: str) -> None:
     try:
         model.set_attn_implementation(name)
-    except Exception as error:  # several kinds
+    except Exception as error:
+        # Several kinds of exceptions.
         raise UserError(f"launch.attention: {first_line(error)}") from None
-    if model.config._attn_implementation != name:  # it only warns where it does not know how to change it
+    # transformers only warns if it does not know how to change it.
+    if model.config._attn_implementation != name:
         raise UserError(
             f"launch.attention: {type(model).__name__} cannot be set to '{name}'; leave it at auto"
         )
 
 
 def without_dropout(model: PreTrainedModel) -> None:
-    """Set every rate of dropout to 0: transformers recomputes activations in training mode alone, where dropout would come with it."""
+    """Set every dropout rate to 0.
+
+    transformers recomputes activations only in training mode, which would bring dropout with it.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -124,7 +133,7 @@ def base_model(
 ) -> PreTrainedModel:
     """The base model that `spec` describes, in fp32 and before any training of ours.
 
-    Raises UserError where it cannot be had or its vocabulary does not match the tokenizer.
+    Raises UserError if it cannot be loaded or made, or its vocabulary does not match the tokenizer.
     """
     if spec.source == "scratch":
         model = _scratch(spec, tokenizer, seed)
@@ -149,7 +158,7 @@ def base_model(
 
 
 def first_line(error: Exception, limit: int = 200) -> str:
-    """What a library's error says, in one line that can be read."""
+    """What a library's error says, in one line of readable length."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= limit else text[:limit] + " ..."
 
@@ -167,7 +176,8 @@ def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**arguments), dtype=torch.float32
         )
-    except Exception as error:  # whatever a configuration class makes of wrong values
+    except Exception as error:
+        # Whatever a configuration class makes of wrong values.
         raise UserError(f"models.architecture: {first_line(error)}") from None
     return model
 
@@ -181,7 +191,7 @@ def _from_gguf(path: Path) -> PreTrainedModel:
         )
     except Exception as error:
         raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
-    # The weights are dequantised by now, but transformers still marks the model as quantised and refuses to save it.
+    # The weights are dequantised by now, but transformers marks the model as quantised and will not save it.
     model.__dict__["hf_quantizer"] = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -189,17 +199,17 @@ def _from_gguf(path: Path) -> PreTrainedModel:
 
 
 def _place_of_blocks(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The module that holds a model's decoder blocks, and under which name; UserError where they are not found."""
+    """The module that holds a model's decoder blocks, and its attribute's name; UserError if not found."""
     decoder: nn.Module = model.base_model
     for holder in (decoder, getattr(decoder, "decoder", None)):
         for name in ("layers", "h"):
             if isinstance(getattr(holder, name, None), nn.ModuleList):
                 return cast(nn.Module, holder), name
-    raise UserError(f"models.layers: do not know where {type(model).__name__} keeps its layers")
+    raise UserError(f"models.layers: cannot find the layers of a {type(model).__name__}; not supported")
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of a model, first to last; UserError where they are not found."""
+    """The decoder blocks of a model, first to last; UserError if they are not found."""
     holder, name = _place_of_blocks(model)
     return cast(nn.ModuleList, getattr(holder, name))
 
@@ -207,7 +217,8 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     """`model` with only the chosen decoder layers, in the given order (depth pruning).
 
-    Raises UserError for a layer that it does not have or an architecture whose layers are not found.
+    Raises UserError for a layer that it does not have or that is named twice, and if its layers are not
+    found.
     """
     decoder, name = _place_of_blocks(model)
     blocks = decoder_blocks(model)
@@ -220,7 +231,8 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     kept = nn.ModuleList(blocks[i] for i in layers)
     for index, block in enumerate(kept):
         for part in block.modules():
-            if hasattr(part, "layer_idx"):  # where the KV cache files this layer
+            # Where the KV cache files this layer.
+            if hasattr(part, "layer_idx"):
                 part.__dict__["layer_idx"] = index
     setattr(decoder, name, kept)
     model.config.num_hidden_layers = len(layers)
@@ -230,30 +242,35 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuse a model with fewer output rows than the tokenizer has tokens; more rows are padding, which is never used."""
+    """Raises UserError if the model has fewer output rows than the tokenizer has tokens.
+
+    More rows are padding, which is never used.
+    """
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise UserError(
-            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; they do not belong together"
+            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; "
+            "they do not belong together"
         )
 
 
 def check_same_tokenizer(a: Path, b: Path) -> int:
-    """Vocabulary size that two folders share; UserError where their tokenizers differ in any token."""
+    """The vocabulary size that two folders share; UserError if their tokenizers differ in any token."""
     ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (a, b))
     if ours != theirs:
         differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(
             token not in theirs for token in ours
         )
         raise UserError(
-            f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, {differing} of them differ); "
-            "word-level distillation needs one tokenizer: choose a student of the teacher's family"
+            f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, "
+            f"{differing} of them differ); word-level distillation needs one tokenizer: choose a student "
+            "of the teacher's family"
         )
     return len(ours)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
-    """Text of a response, special tokens left out."""
+    """Text of a response, without special tokens."""
     text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
     assert isinstance(text, str)
     return text
@@ -272,6 +289,9 @@ def save_model(
     folder: Path,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Weights (safetensors), configuration and tokenizer into `folder`; `state` replaces the weights (gathered from ZeRO-3)."""
+    """Save weights (safetensors), configuration and tokenizer to `folder`.
+
+    `state` replaces the weights (gathered from ZeRO-3).
+    """
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)

@@ -1,8 +1,9 @@
-"""On a CPU: weights that stay as they are for a while, laid out once as oneDNN multiplies by them.
+"""On a CPU: weights that stay unchanged for a while, laid out once as oneDNN multiplies by them.
 
-Without it torch lays a matrix out anew for each product with few rows, as sampling makes them, and multiplies in float32 by MKL, which
-is half as fast on AMD's processors (docs/performance.md).  Costs a second copy of the weights for as long as it lasts.  torch has the two
-operators below for its own compiler; where one is missing, or on any other device, nothing is done.
+Otherwise torch lays out a matrix anew for each product with few rows, such as those of sampling, and
+multiplies in float32 by MKL, which is half as fast on AMD's processors (docs/performance.md).  It costs a
+second copy of the weights while it lasts.  torch has the two operators below for its own compiler; if one is
+missing, or on any other device, nothing is done.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from transformers.pytorch_utils import Conv1D
 
 from minillm.models.tiled_loss import Head
 
-ROWS = 32  # of the products to expect: a hint to oneDNN
+# Rows of the products to expect: a hint to oneDNN.
+ROWS = 32
 
 
 def possible(weight: Tensor) -> bool:
-    """Whether products with this matrix can be made so."""
+    """Whether products with this matrix can be computed so."""
+    # A matrix without elements is sharded over processes.
     if weight.device.type != "cpu" or not weight.numel() or not torch.backends.mkldnn.is_available():
-        return False  # no elements: a matrix that lies spread over processes
+        return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
         return False
     return weight.dtype == torch.float32 or (
@@ -34,7 +37,7 @@ def possible(weight: Tensor) -> bool:
 
 
 def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """x -> x weight^T + bias, without a gradient, of the present values of `weight` (out, in)."""
+    """x -> x weight^T + bias, without a gradient, with the current values of `weight` (out, in)."""
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
 
     def run(x: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def packed_head(head: Head) -> Head:
-    """The same head with its matrix laid out, where that is possible."""
+    """The same head with its matrix laid out, if that is possible."""
     if not possible(head.weight):
         return head
     bias = None if head.bias is None else head.bias[: head.vocabulary]
@@ -54,14 +57,13 @@ def packed_head(head: Head) -> Head:
 
 @contextmanager
 def packed(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Inside, the linear layers of these models' blocks multiply by laid out weights, which must not change; no gradients."""
+    """Inside, these models' blocks use linear weights laid out once, which must not change; no gradients."""
     replaced: list[Any] = []
     try:
         for module in {id(m): m for model in models for m in _layers(model)}.values():
             weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-            module.forward = product(
-                weight, module.bias
-            )  # an attribute of the instance, which shadows its class's method
+            # An attribute of the instance, which shadows the method of its class.
+            module.forward = product(weight, module.bias)
             replaced.append(module)
         yield
     finally:

@@ -1,10 +1,14 @@
-"""Objectives from hidden states and the output matrix, tile by tile: logits of shape [batch, time, vocabulary] are never built.
+"""Objectives from hidden states and the output matrix, tile by tile: never all logits at once.
 
-A tile is as many tokens as `TILE` logits allow, with the whole vocabulary, so that its size depends on neither batch, time nor
-vocabulary; a block, as many as `BLOCK` allows, is what the slopes of the loss by the logits are kept of, until they go into the matrix
-products.  What is computed of a tile's logits is any function of objectives.py, unchanged: nothing of the mathematics is written twice.
-`loss` takes each tile's slopes while its logits are there, so that the backward pass makes no logits again: three products with the
-output matrix a token, as without tiles.  Hidden states are (tokens, width), of the valid tokens of a batch, without prompt and padding.
+Logits of shape [batch, time, vocabulary] are never built.  A tile is as many tokens as `TILE` logits allow,
+with the whole vocabulary, so its size depends on neither batch, time nor vocabulary.  The gradient of the
+loss with respect to the logits is buffered for one block, as many tokens as `BLOCK` allows, then multiplied
+in.
+
+What is computed from a tile's logits is any function of objectives.py, unchanged: none of the mathematics is
+written twice.  `loss` takes the gradient of each tile while its logits exist, so the backward pass does not
+compute logits again: three products with the output matrix per token, as without tiles.  Hidden states are
+(tokens, width), of the valid tokens of a batch, without prompt and padding.
 """
 
 from __future__ import annotations
@@ -20,25 +24,28 @@ from torch.nn import functional
 
 from minillm.models.compiling import possible
 
-# Logits: 16 MB in float32, a few of which are alive at once.  With half as many, float32 products are slower (docs/performance.md).
+# Logits: 16 MB in float32, a few of which are alive at once.  Half as many slow down float32 products
+# (docs/performance.md).
 TILE = 2**22
-# Fewer tokens than some hundreds leave a GPU waiting: for the matrix, which is read anew for each tile, and for the host.
+# With fewer than a few hundred tokens a GPU waits: for the matrix, which is read again for each tile, and for
+# the host.
 TILE_GPU = 2**24
-# Slopes: 64 MB in half precision.  Adding a block's gradient to that of the whole matrix costs as much as the product itself.
+# Gradients with respect to logits: 64 MB in half precision.  Adding a block's gradient to that of the whole
+# matrix costs as much as the product itself.
 BLOCK = 2**25
-Function = Callable[
-    [Tensor, slice], Tensor
-]  # logits of a tile (n, vocabulary), and which tokens they are -> (n,) or (n, ...)
-# Sums over a tile's tokens by name: those that make the loss, and those that are only noted.
+# Logits of a tile (n, vocabulary), and which tokens they belong to -> (n,) or (n, ...).
+Function = Callable[[Tensor, slice], Tensor]
+# Sums over a tile's tokens by name: those that make up the loss, and those that are only recorded.
 Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Compilable:
-    """What `loss` takes beside a Function: a function of tensors alone, which torch can compile into one pass over a tile's logits.
+    """An alternative to a Function: one of tensors only, which torch can compile into one pass over a tile.
 
-    `value` gets the logits of a tile (n, vocabulary) and the tensors that `given` has of its tokens; two that are equal share what
-    was compiled.  `note` gets each tile's terms, detached.  Compiling takes some ten seconds, once for a size of tile and precision.
+    `value` gets the logits of a tile (n, vocabulary) and the tensors that `given` has for its tokens; equal
+    ones share what was compiled.  `note` gets each tile's terms, detached.  Compiling takes some ten seconds,
+    once per size of tile and precision.
     """
 
     value: Callable[..., Terms]
@@ -49,10 +56,11 @@ class Compilable:
 
 @dataclass(frozen=True)
 class Head:
-    """What makes logits out of hidden states: a matrix (rows, width), perhaps a bias (rows,), and the cap of the families that have one.
+    """What turns hidden states into logits: a matrix (rows, width), perhaps a bias (rows,), perhaps a cap.
 
-    Rows past `vocabulary` are padding of the embedding: they are cut off, so that a softmax over the rest is renormalised.
-    `product`, where there is one, makes the product with them that is left (onednn_layout.py).
+    Rows past `vocabulary` are padding of the embedding: they are cut off, so that a softmax over the rest is
+    renormalised.  `product`, if there is one, computes the product with the remaining rows
+    (onednn_layout.py).
     """
 
     weight: Tensor
@@ -67,7 +75,10 @@ class Head:
         return self.finish(self.project(hidden))
 
     def cheapest(self, hidden: Tensor) -> Tensor:
-        """The same for objectives.py, which makes float32 of them itself: in the weights' precision where nothing else is to be done."""
+        """The same for objectives.py, which converts to float32 itself.
+
+        So they stay in the weights' precision if there is no cap and no temperature.
+        """
         return (
             self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
         )
@@ -85,7 +96,7 @@ class Head:
 
 
 def finish(product: Tensor, softcap: float | None, temperature: float) -> Tensor:
-    """Logits in float32 (float64 stays float64) from the matrix product, capped, divided by the temperature."""
+    """Logits from the matrix product: float32 (float64 stays float64), capped, divided by the temperature."""
     logits = product if product.dtype == torch.float64 else product.float()
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
@@ -93,18 +104,18 @@ def finish(product: Tensor, softcap: float | None, temperature: float) -> Tensor
 
 
 def tiles(tokens: int, vocabulary: int, logits: int, first: int = 0) -> Iterator[slice]:
-    """Tokens `first` to `tokens` in order, as many at a time as there may be `logits`, at least one."""
+    """Tokens `first` to `tokens` in order, in slices of at most `logits` logits, but at least one token."""
     rows = max(1, logits // vocabulary)
     yield from (slice(start, min(start + rows, tokens)) for start in range(first, tokens, rows))
 
 
 def tile_of(device: torch.device) -> int:
-    """Logits of a tile there."""
+    """Logits of a tile on this device."""
     return TILE_GPU if device.type == "cuda" else TILE
 
 
 def tokens_of_tile(device: torch.device, vocabulary: int) -> int:
-    """Tokens of a whole tile there, at least one."""
+    """Tokens of a full tile on this device, at least one."""
     return max(1, tile_of(device) // vocabulary)
 
 
@@ -120,10 +131,10 @@ def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
 
 @functools.cache
 def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: float) -> Callable[..., Terms]:
-    """Static shapes: only full tiles go there, which all have one.  Where nothing can be compiled, `value` as it is, and a warning."""
+    """Static shapes: only full tiles come here.  If it cannot be compiled, a warning, and plain `value`."""
 
-    def run(product: Tensor, *given: Tensor | None) -> Terms:
-        return value(finish(product, softcap, temperature), *given)
+    def run(product: Tensor, *tensors: Tensor | None) -> Terms:
+        return value(finish(product, softcap, temperature), *tensors)
 
     if not possible("losses are computed"):
         return run
@@ -146,12 +157,13 @@ def _of_tile(function: Function | Compilable, product: Tensor, part: slice, head
 
 
 def loss(function: Function | Compilable, hidden: Tensor, head: Head) -> Tensor:
-    """The sum of `function` over all tokens, a scalar with gradients for `hidden` and for the head's weight and bias.
+    """The sum of `function` over all tokens, a scalar; gradients for `hidden` and the head's weight and bias.
 
-    `function` gives (n,) values of order 1: under fp16 their gradients are taken before the loss is scaled up, so a normaliser
-    belongs outside.  Gradients of weight and bias are added up over the tiles in float32.
+    `function` returns (n,) values of order 1: under fp16 their gradients are taken before the loss is scaled
+    up, so a normaliser belongs outside.  Gradients of weight and bias are summed over the tiles in float32.
     """
-    total: Tensor = _Loss.apply(hidden, head.weight, head.bias, head, function)  # type: ignore[no-untyped-call]
+    arguments = (hidden, head.weight, head.bias, head, function)
+    total: Tensor = _Loss.apply(*arguments)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -168,45 +180,47 @@ class _Loss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
         gradients: tuple[Tensor | None, ...] = None, None, None
         tile = tokens_of_tile(hidden.device, head.vocabulary) * head.vocabulary
-        for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):  # of whole tiles
-            slopes = (
+        # Blocks of whole tiles.
+        for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):
+            logit_grads = (
                 hidden.new_empty(block.stop - block.start, head.vocabulary)
                 if any(ctx.needs_input_grad[:3])
                 else None
             )
             for part in tiles(block.stop, head.vocabulary, tile_of(hidden.device), block.start):
-                product = head.project(hidden[part]).requires_grad_(slopes is not None)
+                product = head.project(hidden[part]).requires_grad_(logit_grads is not None)
                 with torch.enable_grad():
-                    found = _of_tile(function, product, part, head)
-                total += found.detach()
-                if slopes is not None:
-                    (slopes[part.start - block.start : part.stop - block.start],) = torch.autograd.grad(
-                        found, product
+                    tile_loss = _of_tile(function, product, part, head)
+                total += tile_loss.detach()
+                if logit_grads is not None:
+                    (logit_grads[part.start - block.start : part.stop - block.start],) = torch.autograd.grad(
+                        tile_loss, product
                     )
-            if slopes is not None:
-                gradients = _added(gradients, slopes, hidden, block, head, ctx.needs_input_grad)
-        if not len(hidden):  # no token, but a gradient all the same: ZeRO waits for one of every weight
+            if logit_grads is not None:
+                gradients = _added(gradients, logit_grads, hidden, block, head, ctx.needs_input_grad)
+        # Without tokens, a gradient all the same: ZeRO waits for one of every weight.
+        if not len(hidden):
             inputs = (hidden, weight, bias)
             gradients = tuple(
                 None if x is None or not n else torch.zeros_like(x)
                 for x, n in zip(inputs, ctx.needs_input_grad, strict=False)
             )
         ctx.save_for_backward(*gradients)
-        # Not the weight itself: ZeRO-3 takes its values away before the backward pass.
+        # Not the weight itself: ZeRO-3 frees its values before the backward pass.
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        found = [
+        gradients = [
             None if gradient is None else _scaled(gradient, above[0], dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*found, None, None)
+        return (*gradients, None, None)
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`gradient` x `factor` in `dtype`, some rows at a time where it is in another one: no second matrix in float32."""
+    """`gradient` x `factor` in `dtype`; if that differs, some rows at a time: no second matrix in float32."""
     if gradient.dtype == dtype:
         return gradient * factor
     scaled = torch.empty_like(gradient, dtype=dtype)
@@ -221,33 +235,35 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _added(
     before: tuple[Tensor | None, ...],
-    slopes: Tensor,
+    logit_grads: Tensor,
     hidden: Tensor,
     block: slice,
     head: Head,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of hidden states, weight and bias with those of one more block, whose gradients by logits are `slopes`.
+    """Gradients of hidden states, weight and bias, with those of one more block added.
 
-    A single block leaves the product as it is, rounded once; more of them are added up in float32.
+    `logit_grads` are the block's gradients with respect to the logits.  The product of a single block stays
+    as it is, rounded once; those of several are summed in float32.
     """
     to_hidden, to_weight, to_bias = before
     if needed[0]:
         if to_hidden is None:
             to_hidden = torch.empty_like(hidden)
-        torch.mm(slopes, head.weight[: head.vocabulary], out=to_hidden[block])
+        torch.mm(logit_grads, head.weight[: head.vocabulary], out=to_hidden[block])
     if needed[1]:
         whole = block.stop - block.start == len(hidden)
         if to_weight is None:
             to_weight = torch.zeros_like(head.weight, dtype=hidden.dtype if whole else _wide(hidden.dtype))
         used = to_weight[: head.vocabulary]
-        if used.dtype == slopes.dtype:
-            used.addmm_(slopes.t(), hidden[block])
-        else:  # row by row of the matrix, so that there is no second one, of the products
+        if used.dtype == logit_grads.dtype:
+            used.addmm_(logit_grads.t(), hidden[block])
+        else:
+            # Some rows of the matrix at a time, so that the products take no second one.
             for rows in tiles(len(used), used.shape[1], tile_of(used.device)):
-                used[rows] += slopes[:, rows].t() @ hidden[block]
+                used[rows] += logit_grads[:, rows].t() @ hidden[block]
     if needed[2] and head.bias is not None:
         if to_bias is None:
             to_bias = torch.zeros_like(head.bias, dtype=_wide(hidden.dtype))
-        to_bias[: head.vocabulary] += slopes.sum(0, dtype=to_bias.dtype)
+        to_bias[: head.vocabulary] += logit_grads.sum(0, dtype=to_bias.dtype)
     return to_hidden, to_weight, to_bias

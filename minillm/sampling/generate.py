@@ -1,4 +1,4 @@
-"""Stage `generate`: responses of a model to a test set, all sampling seeds."""
+"""Stage `generate`: responses of a model to a test set, with all sampling seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from minillm.sampling.sample import sample
 
 @dataclass(frozen=True)
 class Request:
-    """One row to answer with one seed: `key` tells it from all others of the job and sorts the results.
+    """One row to answer with one seed: `key` identifies it within the job and sorts the results.
 
     Its random numbers come from (`seed`, `step`, `row`).
     """
@@ -48,25 +48,26 @@ def answer_all(
 ) -> list[dict[str, Any]] | None:
     """Answers to all questions, in the order of their keys, on rank 0 (None elsewhere).
 
-    Each rank writes what it has finished into its own `journal` file as it goes, so that an interrupted job goes on from there.
+    Each rank writes finished answers to its own `journal` file as it goes, so that an interrupted job resumes
+    from there.
     """
     eos, pad = special_tokens(tokenizer)
     mine = sorted(questions, key=lambda q: q.key)[world.rank :: world.size]
-    own = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
-    own.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_journal(own)
+    my_journal = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
+    my_journal.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_journal(my_journal)
     left = [q for q in mine if json.dumps(q.key) not in done]
     bar = tqdm(
         total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True
     )
-    with open(own, "a") as file:
+    with open(my_journal, "a") as file:
         for seed, step in sorted({(q.seed, q.step) for q in left}):
             group = [q for q in left if (q.seed, q.step) == (seed, step)]
             for part in by_length(
                 group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens
             ):
                 prompts, rows = [q.prompt for q in part], [q.row for q in part]
-                found = sample(
+                responses = sample(
                     model,
                     prompts,
                     rows,
@@ -78,7 +79,7 @@ def answer_all(
                     vocabulary=len(tokenizer),
                     batch=len(part),
                 )
-                for question, response in zip(part, found, strict=True):
+                for question, response in zip(part, responses, strict=True):
                     text = decode(tokenizer, response.tokens)
                     entry = {
                         "response": text,
@@ -101,7 +102,7 @@ def answer_all(
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Finished answers; a last line that a kill cut short is dropped from the file too."""
+    """Finished answers; a last line that a kill cut short is removed, from the file too."""
     if not path.exists():
         return {}
     whole = [line for line in path.read_text().split("\n")[:-1]]
@@ -111,13 +112,16 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def remove_journals(journal: Path) -> None:
-    """Every process's journal of a finished job."""
+    """Delete the journals that all processes of a finished job have written."""
     for path in journal.parent.glob(f"{journal.name}.*of*"):
         path.unlink()
 
 
 def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: Path, out: Path) -> None:
-    """Responses of `model` to every row of `test` with every seed, as JSON lines sorted by (seed, id), and FILE.meta.json."""
+    """Responses of `model` to every row of `test` with every seed, and FILE.meta.json.
+
+    As JSON lines, sorted by (seed, id).
+    """
     rows = read_tests(test)
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)

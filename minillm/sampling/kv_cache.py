@@ -1,4 +1,4 @@
-"""One model and its KV cache, a position at a time, on unmodified transformers."""
+"""One model and its KV cache, one position at a time, on unmodified transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minillm.models.onednn_layout import packed_head
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer's cache with room for what is to come: transformers' own copies everything that it holds at every position."""
+    """A layer's cache with room for later positions: transformers' own copies all of it at every one."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -49,30 +49,29 @@ class RoomyLayer(DynamicLayer):
         return room
 
     def put(self, rows: Tensor, batch: int, key_states: Tensor, value_states: Tensor, end: int) -> None:
-        """Prompts of some rows of the batch, which end at position `end`; what lies before them is padding."""
+        """Store prompts of some rows of the batch, which end at position `end`; before them is padding."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if (
-            self.room is None
-        ):  # of zeros: padding has weight 0, and 0 times what memory happens to hold may be NaN
-            made = [
+        if self.room is None:
+            # Zeros, because padding has weight 0, and 0 times whatever memory happens to hold may be NaN.
+            rooms = [
                 s.new_zeros(batch, s.shape[1], max(self.length, end), s.shape[-1])
                 for s in (key_states, value_states)
             ]
-            self.room = made[0], made[1]
+            self.room = rooms[0], rooms[1]
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[rows, :, end - states.shape[-2] : end] = states
         self.keys, self.values = (room[..., :end, :] for room in self.room)
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Only these rows, and no position before `first`: a copy, with the same room after it."""
+        """Keep only these rows, and no position before `first`: a copy, with the same room after it."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows, :, first:], self.values[rows, :, first:]
             self.length, self.room = self.length - first, None
 
 
 class Decoder:
-    """A model that reads a batch position by position; `length` positions at most."""
+    """A model that reads a batch position by position, at most `length` positions."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: int, temperature: float, length: int) -> None:
         self.model: Any = model.base_model
@@ -84,7 +83,7 @@ class Decoder:
         self.croppable = all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
     def hidden(self, tokens: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        """What the logits of the next position are made of, (batch, width)."""
+        """Hidden states from which the logits of the next position are made, (batch, width)."""
         output = self.model(
             input_ids=tokens,
             attention_mask=attention,
@@ -93,33 +92,35 @@ class Decoder:
             use_cache=True,
         )
         last: Tensor = output.last_hidden_state[:, -1]
-        return last.contiguous()  # no view: it is kept, and what it is a view of must not be
+        # Not a view: it is kept, and the tensor behind a view would be too.
+        return last.contiguous()
 
     def prompts(
         self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int
     ) -> Tensor:
-        """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all); `lengths` are theirs.
+        """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all).
 
-        Those of similar length are read together, without the padding that all of them have.
+        `lengths` are those of the prompts.  Prompts of similar length are read together, without the padding
+        of the whole batch.
         """
         groups = least_padding(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
         if len(groups) == 1 or not self.croppable:
             return self.hidden(tokens, attention, positions)
-        whole, found = self.cache, []
+        whole, states = self.cache, []
         for group in groups:
             rows, width = torch.tensor(group, device=tokens.device), max(lengths[i] for i in group)
             self.cache = DynamicCache(config=self.model.config)
-            found.append(self.hidden(*(values[rows, -width:] for values in (tokens, attention, positions))))
+            states.append(self.hidden(*(values[rows, -width:] for values in (tokens, attention, positions))))
             for layer, part in zip(whole.layers, self.cache.layers, strict=True):
                 assert isinstance(layer, RoomyLayer) and isinstance(part, DynamicLayer)
                 assert part.keys is not None and part.values is not None
                 layer.put(rows, len(lengths), part.keys, part.values, tokens.shape[1])
         self.cache = whole
         order = torch.tensor([i for group in groups for i in group], device=tokens.device)
-        return torch.cat(found)[order.argsort()]
+        return torch.cat(states)[order.argsort()]
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Go on with these rows of the batch only, without the positions before `first`, which are padding in all of them."""
+        """Continue with only these rows, without the positions before `first`, padding in all of them."""
         if not self.croppable:
             self.cache.batch_select_indices(rows)
             return

@@ -1,8 +1,12 @@
-"""What evaluation does to the next token's logits before it is drawn: n-gram block, top-k, top-p.  Rollouts take none of them."""
+"""What evaluation does to the next token's logits before it is drawn: n-gram block, top-k, top-p.
+
+Rollouts use none of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +17,10 @@ from minillm.config.sections import Sampling
 
 
 class NgramBlock:
-    """No n-gram of prompt and response comes twice, as transformers' NoRepeatNGramLogitsProcessor has it.
+    """No n-gram of prompt and response occurs twice, as with transformers' NoRepeatNGramLogitsProcessor.
 
-    That one collects all n-grams of all rows again at every position; this one remembers them, which is what a batch of 100 rows
-    and more spends its time on otherwise.  `prompts` are token ids, without padding.
+    That one collects all n-grams of all rows again at every position, on which a batch of 100 rows or more
+    spends its time; this one remembers them.  `prompts` are token ids, without padding.
     """
 
     def __init__(self, size: int, prompts: Sequence[np.ndarray]) -> None:
@@ -28,14 +32,14 @@ class NgramBlock:
                 self.add(row, token)
 
     def add(self, row: int, token: int) -> None:
-        """`token` is the row's next."""
+        """Append `token` to the row."""
         start = self._last(row)
         if start is not None:
             self.after[row].setdefault(start, []).append(token)
         self.tokens[row].append(token)
 
     def _last(self, row: int) -> tuple[int, ...] | None:
-        """The last n - 1 tokens of a row, None where it has fewer."""
+        """The last n - 1 tokens of a row; None if it has fewer."""
         first = len(self.tokens[row]) - self.size + 1
         return tuple(self.tokens[row][first:]) if first >= 0 else None
 
@@ -54,7 +58,7 @@ class NgramBlock:
 
 
 class Filters:
-    """The filters of a `Sampling` for one batch; false where there are none."""
+    """The filters of a `Sampling` for one batch; false if there are none."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray]) -> None:
         self.ngrams = NgramBlock(sampling.no_repeat_ngram, prompts) if sampling.no_repeat_ngram else None
@@ -68,14 +72,18 @@ class Filters:
         return bool(self.ngrams or self.warpers)
 
     def __call__(self, rows: Tensor, logits: Tensor) -> Tensor:
-        """Logits (batch, vocabulary) of these rows of the batch, with minus infinity for what must not be drawn."""
+        """Logits (batch, vocabulary) of these rows, with minus infinity for what must not be drawn."""
         if self.ngrams:
             logits = self.ngrams.block(rows.tolist(), logits)
-        # The warpers look at the scores alone.
-        return self.warpers(torch.empty(0, dtype=torch.long), logits) if self.warpers else logits  # type: ignore[arg-type,no-any-return]
+        if not self.warpers:
+            return logits
+        # The warpers look only at the scores.
+        tokens: Any = torch.empty(0, dtype=torch.long)
+        filtered: Tensor = self.warpers(tokens, logits)
+        return filtered
 
     def add(self, rows: Tensor, tokens: Tensor) -> None:
-        """What was drawn."""
+        """Append the tokens that were drawn for these rows."""
         if self.ngrams:
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 self.ngrams.add(row, token)

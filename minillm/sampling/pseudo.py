@@ -18,7 +18,10 @@ from minillm.sampling.generate import Request, answer_all, remove_journals
 def run_stage(
     settings: PseudoSettings, launch: Launch, *, data: Path, teacher: Path, out: Path, checkpoints: Path
 ) -> None:
-    """The teacher's answers to the first `rows` training prompts, and to `dev_rows` dev prompts, which only measure SeqKD's own objective."""
+    """The teacher's answers to the first `rows` training prompts and the first `dev_rows` dev prompts.
+
+    The latter only serve to measure SeqKD's own objective.
+    """
     world = start(settings.seed, launch.patience)
     tokenizer = load_tokenizer(data / "tokenizer")
     check_same_tokenizer(teacher, data / "tokenizer")

@@ -1,7 +1,8 @@
-"""Sampling with one model or with the teacher-mixed distribution (Eq. 4), each model with its own KV cache.
+"""Sampling from one model or from the teacher-mixed distribution (Eq. 4), each model with its own KV cache.
 
-Every random number comes from (seed, step, row id, position) through a counter-based generator, so that a row's response does
-not depend on the batch it is in, its neighbours, their order, the number of processes, or on resuming (beyond rounding).
+Every random number comes from (seed, step, row id, position) by a counter-based generator, so a row's
+response does not depend on its batch, its neighbours, their order, the number of processes, or resuming
+(beyond rounding).
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from minillm.models.onednn_layout import packed
 from minillm.sampling.kv_cache import Decoder
 from minillm.sampling.logit_filters import Filters
 
-BLOCK = 256  # entries of the vocabulary that are summed up at once where a token is drawn
-COMPACT_AT = 0.75  # drop finished rows once fewer than this share is alive: each drop copies the KV cache
+# Entries of the vocabulary that are summed at once when a token is drawn.
+BLOCK = 256
+# Finished rows are dropped once at most this share is alive: each drop copies the KV cache.
+COMPACT_AT = 0.75
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Record:
-    """What was known when each token was drawn, (length,) float32 each.
+    """What was computed when each token was drawn, (length,) float32 each.
 
-    Log-probabilities of the token under student, teacher and mixture; and of its position, summed over the vocabulary, the reverse
-    KL to the teacher and the student's entropy (both in nats).  Without a teacher, the teacher's are the student's.  `teacher_hidden`
-    (length, width), in the teacher's precision and on the CPU, is what its output matrix makes the position's logits of.
+    Log-probabilities of the token under student, teacher and mixture; and for its position, summed over the
+    vocabulary, the reverse KL to the teacher and the student's entropy (both in nats).  Without a teacher,
+    its values are the student's.  `teacher_hidden` (length, width), in the teacher's precision and on the
+    CPU, is what its output matrix turns into the position's logits.
     """
 
     student_logprobs: np.ndarray
@@ -54,7 +58,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Response:
-    """What was sampled for one prompt: token ids (the EOS included where `finished`), and on request a `Record` of each token."""
+    """A response to one prompt: token ids (with the EOS if `finished`), and on request their `Record`."""
 
     tokens: np.ndarray
     finished: bool
@@ -62,7 +66,7 @@ class Response:
 
 
 def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarray:
-    """Numbers in [0, 1) of shape (rows, length): Philox with key (seed, step) and the row id in its counter."""
+    """Numbers in [0, 1), shape (rows, length): Philox with key (seed, step) and the row id in its counter."""
     return np.stack(
         [
             np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, row, 0])).random(length)
@@ -72,10 +76,11 @@ def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarr
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by inverse transform: the first whose cumulative probability exceeds u; never one of probability 0; -1 for NaN.
+    """One token per row by inverse transform: the first whose cumulative probability exceeds u; -1 for NaN.
 
-    `probabilities` (batch, vocabulary), `uniform` (batch,) float64.  First the block of entries, then the entry in it, so that one pass over
-    the vocabulary is enough and only block sums are taken in float64.
+    Never one of probability 0.  `probabilities` (batch, vocabulary), `uniform` (batch,) float64.  First the
+    block of entries, then the entry in it, so that one pass over the vocabulary is enough and only block sums
+    are in float64.
     """
     blocks = functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     sums = blocks.sum(-1).double()
@@ -86,7 +91,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     before = cumulative.gather(-1, block) - sums.gather(-1, block)
     place = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
     last = torch.where(inside > 0, torch.arange(BLOCK, device=inside.device), -1).amax(-1, keepdim=True)
-    token = block * BLOCK + torch.minimum(place, last)  # rounding may overshoot
+    # Rounding may overshoot.
+    token = block * BLOCK + torch.minimum(place, last)
     return torch.where(target.isnan(), -1, token).squeeze(-1)
 
 
@@ -107,24 +113,25 @@ def sample(
     batch: int = 32,
     budget: int = 0,
 ) -> list[Response]:
-    """A response to each prompt (1-D id arrays), in the order given; `rows` are the ids that the random numbers come from.
+    """A response to each prompt (1-D id arrays), in order; the random numbers come from the ids `rows`.
 
-    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every sampled token, so that
-    nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for evaluation: with a mixture
-    or with `record` they raise ValueError, for then the recorded values would not be those of the policy.
-    Prompts of similar length are answered together, at most `batch` of them, and so many that they and the longest responses have at
-    most `budget` positions (0: any number); `vocabulary` cuts off padded entries, which can never be sampled.
+    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every
+    sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for
+    evaluation: with a mixture or with `record` they raise ValueError, because the recorded values would not
+    be those of the policy.  Prompts of similar length are answered together, at most `batch` of them, and
+    only as many as have, with the longest responses, at most `budget` positions (0: any number); `vocabulary`
+    cuts off padded entries, which can never be sampled.
     """
     if (mixture or record) and Filters(sampling, ()):
-        raise ValueError("rollouts take a temperature only: no top-k, top-p or n-gram block")
+        raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
     responses: dict[int, Response] = {}
     with packed([model, mixture.teacher] if mixture else [model]):
         for chunk in by_length(
             range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget
         ):
             numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
-            asked = [prompts[i] for i in chunk]
-            done = _sample_batch(model, asked, numbers, sampling, eos, pad, vocabulary, mixture, record)
+            together = [prompts[i] for i in chunk]
+            done = _sample_batch(model, together, numbers, sampling, eos, pad, vocabulary, mixture, record)
             responses.update(zip(chunk, done, strict=True))
     return [responses[i] for i in range(len(prompts))]
 
@@ -149,20 +156,23 @@ def _sample_batch(
     finished = torch.zeros(size, dtype=torch.bool, device=device)
     both = [model, mixture.teacher] if mixture else [model]
     decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in both]
-    kept: list[tuple[Tensor, Tensor]] = []  # (rows, the teacher's hidden states) of each position
+    # (rows, the teacher's hidden states) of each position.
+    kept: list[tuple[Tensor, Tensor]] = []
     filters = Filters(sampling, prompts)
-    alive = torch.arange(size, device=device)  # rows of the caches -> rows of the batch
-    start = 0  # the first column that the caches hold
-    asked = history[:, :width], attention[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
-    hidden = [decoder.prompts(*asked, [len(p) for p in prompts], at_once(device, 0)) for decoder in decoders]
+    # Rows of the caches -> rows of the batch.
+    alive = torch.arange(size, device=device)
+    # The first column that the caches hold.
+    start = 0
+    padded = history[:, :width], attention[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
+    hidden = [decoder.prompts(*padded, [len(p) for p in prompts], at_once(device, 0)) for decoder in decoders]
     for t in range(horizon):
         end = width + t
         logits = [decoder.head.logits(values) for decoder, values in zip(decoders, hidden, strict=True)]
         if filters:
             logits[0] = filters(alive, logits[0])
-        chosen, noted = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
-        if noted is not None:
-            records[:, alive, t] = noted.to(records.dtype)
+        chosen, recorded = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
+        if recorded is not None:
+            records[:, alive, t] = recorded.to(records.dtype)
         if record and mixture:
             kept.append((alive, hidden[1]))
         if filters:
@@ -172,13 +182,11 @@ def _sample_batch(
         still = running & (chosen != eos)
         lengths[alive] += running
         finished[alive] = ~still
-        remaining, broken = torch.stack(
-            [still.sum(), (chosen < 0).sum()]
-        ).tolist()  # the one synchronisation point of a position
+        # The one synchronisation point of a position.
+        remaining, broken = torch.stack([still.sum(), (chosen < 0).sum()]).tolist()
         if broken:
-            raise UserError(
-                f"{model.name_or_path or type(model).__name__}: its logits are not numbers (NaN); it has diverged or is damaged"
-            )
+            name = model.name_or_path or type(model).__name__
+            raise UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
         if remaining == 0 or t + 1 == horizon:
             break
         if remaining <= COMPACT_AT * len(alive):
@@ -197,7 +205,10 @@ def _sample_batch(
 
 
 def _left_padded(prompts: Sequence[np.ndarray], width: int, pad: int) -> tuple[Tensor, Tensor]:
-    """(tokens, attention), (batch, width) each: prompts end at one column, with room for the responses, which are attended to."""
+    """(tokens, attention), (batch, width) each: prompts end at one column.
+
+    The room after it is for the responses, which are attended to.
+    """
     history = torch.full((len(prompts), width), pad, dtype=torch.long)
     attention = torch.zeros((len(prompts), width), dtype=torch.long)
     end = max(map(len, prompts))
@@ -210,12 +221,12 @@ def _left_padded(prompts: Sequence[np.ndarray], width: int, pad: int) -> tuple[T
 def _responses(
     tokens: Tensor, lengths: Tensor, finished: Tensor, records: Tensor | None, states: Tensor | None
 ) -> list[Response]:
-    """Each row's own part of the tensors, on the CPU."""
+    """Each row's part of the tensors, on the CPU."""
     out, ends = tokens.cpu().numpy().astype(np.int32), zip(lengths.tolist(), finished.tolist(), strict=True)
-    noted = None if records is None else records.cpu().numpy()
+    values = None if records is None else records.cpu().numpy()
     responses = []
     for i, (length, ended) in enumerate(ends):
-        record = None if noted is None else Record(*noted[:, i, :length])
+        record = None if values is None else Record(*values[:, i, :length])
         if record is not None and states is not None:
             record = dataclasses.replace(record, teacher_hidden=states[i, :length].clone())
         responses.append(Response(out[i, :length], ended, record))
@@ -225,7 +236,10 @@ def _responses(
 def _position(
     logits: list[Tensor], alpha: float, uniform: Tensor, record: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(a token a row (batch,), on request the five values of a `Record` (5, batch)); `logits` of the student, and of the teacher if any."""
+    """(a token per row (batch,), on request the five values of a `Record` (5, batch)).
+
+    `logits` are the student's, and the teacher's if there is one.
+    """
     if not record and (len(logits) == 1 or not alpha):
         return draw(logits[0].softmax(-1), uniform), None
     student = logits[0].log_softmax(-1)
@@ -235,14 +249,16 @@ def _position(
     chosen = draw(mixed, uniform)
     if not record:
         return chosen, None
-    at = chosen.clamp(min=0).unsqueeze(-1)  # -1: no number was drawn from NaN, which the caller says
+    # -1 if nothing could be drawn because of NaN, which the caller reports.
+    at = chosen.clamp(min=0).unsqueeze(-1)
     of_token = torch.cat([student.gather(-1, at), teacher.gather(-1, at), mixed.gather(-1, at).log()], -1).T
-    gap = (q * (student - teacher)).sum(-1)  # all logits are finite: filters are refused here
+    # All logits are finite: filters are refused here.
+    gap = (q * (student - teacher)).sum(-1)
     return chosen, torch.cat([of_token, gap[None], -(q * student).sum(-1)[None]])
 
 
 def _by_row(kept: list[tuple[Tensor, Tensor]], size: int) -> Tensor | None:
-    """Hidden states (rows, positions, width) on the CPU, from those of the living rows of each position."""
+    """Hidden states (rows, positions, width) on the CPU, from those of the rows alive at each position."""
     if not kept:
         return None
     states = kept[0][1].new_zeros(size, len(kept), kept[0][1].shape[-1])

@@ -95,9 +95,9 @@ def test_help_and_command_line_import_no_torch() -> None:
         (None, "data.train.path: {path}: no such file; check the path of this data set"),
         (
             [json.dumps(GOOD), "{broken"],
-            "{path}:2: not JSON (Expecting property name enclosed in double quotes at column 2); mend or delete this line",
+            "{path}:2: not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line",
         ),
-        ([json.dumps(GOOD), "", '{"instruction": "a"}'], "{path}:3: no output in the field 'output'; mend or delete this row"),
+        ([json.dumps(GOOD), "", '{"instruction": "a"}'], "{path}:3: no output in the field 'output'; fix or delete this row"),
     ],
     ids=["missing folder", "unparsable line", "row without output"],
 )

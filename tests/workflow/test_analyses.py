@@ -78,8 +78,8 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
     [
         ({"exposure_bias": {"tests": ["esy"]}}, "exposure_bias.tests: 'esy' is not among data.tests; did you mean 'easy'?"),
         ({"lengths": {"per_test": {"har": [1]}}}, "lengths.per_test: 'har' is not among datasets; did you mean 'hard'?"),
-        ({"lengths": {"edges": [10, 5]}}, r"lengths.edges: \[10, 5\] do not rise; write them from small to large"),
-        ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not rise"),
+        ({"lengths": {"edges": [10, 5]}}, r"lengths.edges: \[10, 5\] do not increase; write them from small to large"),
+        ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not increase"),
         ({"diversity": {"unit": "letters"}}, "diversity.unit: input should be 'tokens' or 'words', not 'letters'"),
         ({"exposure_bias": {"response": 3}}, "exposure_bias.response: unknown key; did you mean 'responses'?"),
     ],

@@ -105,7 +105,8 @@ def test_jobs_of_the_paper(checkout, named):
     evaluated |= {"samples": 4, "exposure_bias": 3 * 10 * 4}  # a pair, method and seed each
     one_each["estimators"] = 1
     published = {"publish_table": 9, "publish_figure": 14}
-    # Data, test sets, models and pseudo; generate, table, figure, metrics; tables and figures; a task or test set each, or one for all: lengths,
+    # Data, test sets, models and pseudo; generate, table, figure, metrics; tables and figures; a task or test set
+    # each, or one for all: lengths,
     # calibration, subsets, samples, exposure_bias, diversity, reference_loss, human, estimators.
     fetched = {"fetch": 12 + 3 + 10 + 2}  # models, tokenizers, data sets of the hub, folders by length
     settings = (
@@ -339,7 +340,7 @@ def test_schema_is_current():
             lambda c: c.update(
                 checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}
             ),
-            "checkpoints.small/kd/bg/seed10: no model of this run has this place; did you mean 'small/kd/big/seed10'",
+            "checkpoints.small/kd/bg/seed10: no model of this run has this path; did you mean 'small/kd/big/seed10'",
         ),
         (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
     ],

@@ -18,7 +18,8 @@ from minillm.errors import UserError
 class ClassificationTask:
     """One zero-shot classification task.
 
-    `prompt`, `input` and `cue` are templates in which `{column}` stands for a column of the row; write `{{` and `}}` for braces.
+    `prompt`, `input` and `cue` are templates in which `{column}` stands for a column of the row; write `{{`
+    and `}}` for braces.
     """
 
     dataset: Name = Field(description="Entry of `datasets` with the rows, whatever their columns.")
@@ -88,7 +89,7 @@ class CalibrationSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str, task: str) -> CalibrationSettings:
-        """The settings that `config` has for the task of that name."""
+        """The settings in `config` for the task of that name."""
         chosen = config.calibration.tasks[task]
         return cls(
             stage="calibration",
@@ -115,9 +116,11 @@ def _check_task(task: ClassificationTask, datasets: Collection[str], where: str,
         for _, field, form, conversion in parts:
             if field is not None and (not field.isidentifier() or form or conversion):
                 raise UserError(
-                    f"{where}: {key}.{name}: {{{field}}} is no {{column}}; write {{{{ and }}}} for braces in the text"
+                    f"{where}: {key}.{name}: {{{field}}} is not a {{column}}; "
+                    "write {{ and }} for braces in the text"
                 )
     if task.truncate and task.truncate not in task.fields:
         raise UserError(
-            f"{where}: {key}.truncate: no template has the column '{task.truncate}'; {hint(task.truncate, task.fields)}"
+            f"{where}: {key}.truncate: no template has the column '{task.truncate}'; "
+            f"{hint(task.truncate, task.fields)}"
         )

@@ -47,7 +47,7 @@ class DiversitySettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> DiversitySettings:
-        """The settings that `config` has for distinct n-grams."""
+        """The settings in `config` for distinct n-grams."""
         return cls(stage="diversity", ngram=config.diversity.ngram, unit=config.diversity.unit)
 
 
@@ -62,7 +62,7 @@ class ReferenceLossSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> ReferenceLossSettings:
-        """The settings that `config` has for the loss on the references."""
+        """The settings in `config` for the loss on the references."""
         return cls(
             stage="reference_loss",
             loss=config.diversity.loss,

@@ -13,7 +13,7 @@ from minillm.config.strict import STRICT, Count, Name, Natural, must_be_one_of
 
 @dataclass(frozen=True, config=STRICT)
 class ExposureBias:
-    """ExAccErr, the excess error that accumulates on a student's own prefixes (docs/evaluation.md, Figure 6)."""
+    """ExAccErr: excess error that accumulates on a student's own prefixes (docs/evaluation.md, Figure 6)."""
 
     tests: tuple[Name, ...] = Field(
         default=(),
@@ -53,7 +53,7 @@ class ExposureBias:
 
 @dataclass(frozen=True, config=STRICT)
 class SamplesSettings:
-    """`samples`: a teacher's responses to a test set, `responses` a prompt, for every student's exposure bias."""
+    """`samples`: a teacher's responses to a test set, `responses` per prompt, for each student's ExAccErr."""
 
     stage: Literal["samples"]
     prompts: Natural
@@ -64,9 +64,9 @@ class SamplesSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> SamplesSettings:
-        """The settings that `config` has for a teacher's samples."""
+        """The settings in `config` for a teacher's samples."""
         section = config.exposure_bias
-        # The published script samples as it does everywhere at test time (D23).
+        # The published script samples as it does everywhere else at test time (D23).
         ngram = 6 if section.semantics == "released" else 0
         return cls(
             stage="samples",
@@ -80,7 +80,7 @@ class SamplesSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class ExposureBiasSettings:
-    """`exposure_bias`: ExAccErr of one student under one teacher; `samples` is what the teacher's samples were drawn with."""
+    """`exposure_bias`: ExAccErr of one student under one teacher; `samples`: how the teacher was sampled."""
 
     stage: Literal["exposure_bias"]
     samples: SamplesSettings
@@ -91,7 +91,7 @@ class ExposureBiasSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> ExposureBiasSettings:
-        """The settings that `config` has for ExAccErr."""
+        """The settings in `config` for ExAccErr."""
         section = config.exposure_bias
         return cls(
             stage="exposure_bias",

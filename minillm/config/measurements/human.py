@@ -32,7 +32,7 @@ class Human:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The test set whose answers are counted: none before somebody has answered."""
+        """The test set whose answers are counted: none until somebody has answered."""
         return (self.test,) if self.test and self.answers else ()
 
 
@@ -46,5 +46,5 @@ class HumanSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> HumanSettings:
-        """The settings that `config` has for the page of comparisons."""
+        """The settings in `config` for the page of comparisons."""
         return cls(stage="human", prompts=config.human.prompts, seed=config.human.seed)

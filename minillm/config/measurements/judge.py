@@ -17,7 +17,7 @@ REAL_JUDGES = ("openai", "transformers")
 
 @dataclass(frozen=True, config=STRICT)
 class Judge:
-    """Who scores responses and references from 1 to 10, and how patiently it is asked."""
+    """The judge that scores responses and references from 1 to 10, and how it is called."""
 
     kind: Literal["none", "openai", "transformers", "stand-in"] = Field(
         default="none",
@@ -75,7 +75,7 @@ class Judge:
         address = urlsplit(self.base_url)
         if address.username or address.password or address.query:
             raise UserError(
-                f"{where}: judge.base_url: an address with a key in it; put the key into ${self.key_variable}"
+                f"{where}: judge.base_url: the address contains a key; put the key into ${self.key_variable}"
             )
 
     @property
@@ -99,5 +99,5 @@ class JudgeSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str) -> JudgeSettings:
-        """The settings that `config` has for the judge."""
+        """The settings in `config` for the judge."""
         return cls(stage="judge", judge=config.judge, precision=config.precision)

@@ -49,7 +49,7 @@ class Lengths:
         }.items():
             if list(edges) != sorted(set(edges)):
                 raise UserError(
-                    f"{where}: lengths.{key}: {list(edges)} do not rise; write them from small to large"
+                    f"{where}: lengths.{key}: {list(edges)} do not increase; write them from small to large"
                 )
 
 
@@ -62,5 +62,5 @@ class LengthsSettings:
 
     @classmethod
     def of(cls, config: Any, stage: str, test: str) -> LengthsSettings:
-        """The settings that `config` has for the test set `test`."""
+        """The settings in `config` for the test set `test`."""
         return cls(stage="lengths", edges=config.lengths.per_test.get(test, config.lengths.edges))

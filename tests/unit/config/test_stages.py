@@ -60,10 +60,10 @@ def test_names_of_settings_files() -> None:
     assert names_of("fetch/models/gpt2") == ("fetch", {"source": "models/gpt2"})
     assert names_of("checkpoint/small/kd/big/seed10") == ("checkpoint", {"weights": "small/kd/big/seed10"})
     for wrong, said in {
-        "gkd/small/big/20": "no stage has the name 'gkd'",
-        "kd/small": "has to name model, teacher, seed",
-        "generate/easy": "has to name nothing",
-        "data": "has to name tokenizer",
+        "gkd/small/big/20": "unknown stage 'gkd'",
+        "kd/small": "must name model, teacher, seed",
+        "generate/easy": "must name nothing",
+        "data": "must name tokenizer",
     }.items():
         with pytest.raises(ValueError, match=said):
             names_of(wrong)

@@ -98,21 +98,21 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{broken", "not JSON (Expecting property name enclosed in double quotes at column 2); mend or delete this line"),
-        ("[1, 2]", "a row must be an object, one {...} a line; mend or delete this line"),
-        ({"instruction": "a"}, "no output in the field 'output'; mend or delete this row"),
-        ({"instruction": "a", "output": None}, "no output in the field 'output'; mend or delete this row"),
-        ({"instruction": "a", "output": []}, "no output in the field 'output'; mend or delete this row"),
+        ("{broken", "not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line"),
+        ("[1, 2]", "a row must be an object, one {...} per line; fix or delete this line"),
+        ({"instruction": "a"}, "no output in the field 'output'; fix or delete this row"),
+        ({"instruction": "a", "output": None}, "no output in the field 'output'; fix or delete this row"),
+        ({"instruction": "a", "output": []}, "no output in the field 'output'; fix or delete this row"),
         (
             {"instruction": "a", "output": ["b", 3]},
-            "the field 'output' must be text or a list of texts; mend or delete this row",
+            "the field 'output' must be text or a list of texts; fix or delete this row",
         ),
-        ({"instruction": "a", "output": 3}, "the field 'output' must be text or a list of texts; mend or delete this row"),
-        ({"output": "b"}, "no instruction in the field 'instruction'; mend or delete this row"),
-        ({**GOOD, "input": 5}, "the field 'input' is not text; mend or delete this row"),
-        ({**GOOD, "output": "\ud800 alone"}, "half a surrogate pair (\\ud800 to \\udfff) is no text; mend or delete this line"),
-        ('{"a": ' + "1" * 5000 + "}", "a number too long or nesting too deep; mend or delete this line"),
-        ("[" * 100_000, "a number too long or nesting too deep; mend or delete this line"),
+        ({"instruction": "a", "output": 3}, "the field 'output' must be text or a list of texts; fix or delete this row"),
+        ({"output": "b"}, "no instruction in the field 'instruction'; fix or delete this row"),
+        ({**GOOD, "input": 5}, "the field 'input' is not text; fix or delete this row"),
+        ({**GOOD, "output": "\ud800 alone"}, "half a surrogate pair (\\ud800 to \\udfff) is not text; fix or delete this line"),
+        ('{"a": ' + "1" * 5000 + "}", "a number too long or nesting too deep; fix or delete this line"),
+        ("[" * 100_000, "a number too long or nesting too deep; fix or delete this line"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: Any, said: str) -> None:
@@ -129,7 +129,7 @@ def test_whole_surrogate_pairs_and_escapes_of_them_are_text(tmp_path: Path) -> N
 def test_a_renamed_field_is_named_as_the_file_has_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"instruction": "a", "output": "b"})
     text = message(lambda: read_rows(folder(path, fields={"output": "answer"}), "d"))
-    assert text == f"{path}:1: no output in the field 'answer'; mend or delete this row"
+    assert text == f"{path}:1: no output in the field 'answer'; fix or delete this row"
 
 
 def test_invalid_utf8_names_the_line(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_frequencies_follow_the_mixture(alpha, fits, kind):
 
 
 def test_rollouts_refuse_filters():
-    with pytest.raises(ValueError, match="temperature only"):
+    with pytest.raises(ValueError, match="only a temperature"):
         sample(
             make("llama", 1),
             PROMPTS,

@@ -243,7 +243,7 @@ def test_presets_fill_in_only_what_is_not_given():
     assert expanded({"semantics": "released", "gamma": 1.0}, "f", "k")["gamma"] == 1.0
     assert expanded({"semantics": "released"}, "f", "k")["whiten"] == "positions"
     assert expanded({"lr": 1.0}, "f", "k") == {"lr": 1.0}
-    with pytest.raises(UserError, match="f: k.semantics: there is no preset 'relesed'; did you mean 'released'"):
+    with pytest.raises(UserError, match="f: k.semantics: unknown preset 'relesed'; did you mean 'released'"):
         expanded({"semantics": "relesed"}, "f", "k")
     for name, values in PRESETS.items():
         OnPolicy(**values | {"semantics": name})
@@ -296,12 +296,12 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"student_share": 0.5}, "student_share: the long term needs samples of the present student"),
+        ({"student_share": 0.5}, "student_share: the long term needs samples of the current student"),
         ({"replay": 10}, "replay: the long term needs"),
-        ({"advantage": "centred"}, "advantage: 'centred' stands for the single-step term"),
-        ({"advantage": "expected", "include_current": True}, "advantage: 'expected' is of the rewards that follow"),
-        ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' is of the rewards that follow"),
-        ({"semantics": ["paper"]}, "semantics: there is no preset"),
+        ({"advantage": "centred"}, "advantage: 'centred' replaces the single-step term"),
+        ({"advantage": "expected", "include_current": True}, "advantage: 'expected' covers the rewards that follow"),
+        ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' covers the rewards that follow"),
+        ({"semantics": ["paper"]}, "semantics: unknown preset"),
         (
             {"objective": "forward_kl", "adaptive": True, "evaluations": 2},
             "adaptive: the share of samples grows at dev evaluations",
@@ -310,7 +310,7 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
             {"objective": "forward_kl", "adaptive": True, "student_share": 0.5, "evaluations": 1},
             "adaptive: the share of samples",
         ),
-        ({"stop_length": 0.5}, "stop_length: it is a factor above 1, or 0 for none"),
+        ({"stop_length": 0.5}, "stop_length: must be a factor above 1, or 0 for none"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
     ],
