@@ -53,7 +53,7 @@ def objective(tokens: Tensor, old: Tensor, weights: Tensor, advantage: Tensor, t
     def loss(logits: Tensor, tile: slice) -> Tensor:
         new, w = minillm.token_logprobs(logits, tokens[tile]), weights[tile]
         mask, common = torch.ones_like(w), {"weights": w, "denominator": 1}
-        # Long term, with q_theta / p~ = exp(new - old) * w; then the single-step term, exact over the vocabulary.
+        # Long term, with q_theta / p~ = exp(new - old) * w; then the single-step term, exact.
         long_term = minillm.policy_gradient_loss(new, old[tile], advantage[tile], mask, clip=CLIP, **common)
         return long_term + minillm.single_step_loss(logits, teacher_logits(tile), None, **common)
 

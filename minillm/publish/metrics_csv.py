@@ -19,19 +19,20 @@ from minillm.publish.settings import MetricsSettings
 def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None:
     """Write to `out` what the metric files in `run_folder` (results/<run>) hold, and what trainings recorded.
 
-    At full precision, rows sorted.  A missing file gives no row.  Raises UserError, one line, if one is damaged.
+    At full precision, rows sorted.  A missing file gives no row.  Raises UserError, one line, if a file is
+    damaged.
     """
     results = RunResults(settings, run_folder)
     recorded = pd.DataFrame(_of_trainings(results), columns=COLUMNS)
-    frame = (
-        results.frame if recorded.empty else pd.concat([results.frame, recorded.astype(results.frame.dtypes)])
-    )
+    frame = results.frame
+    if not recorded.empty:
+        frame = pd.concat([frame, recorded.astype(frame.dtypes)])
     with whole_file(out) as partial:
         frame.sort_values([*COLUMNS[:7], "source"], na_position="first").to_csv(partial, index=False)
 
 
 def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
-    """Rows of the chosen checkpoint's dev ROUGE-L and of what each training cost: numbers of no metric file."""
+    """Rows of dev ROUGE-L of the chosen checkpoints and of what each training cost: not in a metric file."""
     for model in results.models():
         for seed, weights in model.weights.items():
             folder = layout.model(weights)

@@ -76,7 +76,7 @@ class PublishSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class MetricsSettings:
-    """`metrics`: the models and sets whose numbers are in metrics.csv; `models`, `asked` as in PublishSettings.
+    """`metrics`: models and sets whose numbers are in metrics.csv; `models`, `asked` as in PublishSettings.
 
     main_only: kinds measured only for the main table's models: no item that ranges over sweeps shows them.
     """

@@ -26,7 +26,7 @@ def main(folder):
     found = {}
     for zero in (1, 2, 3):
         runs = []
-        for _ in range(2):  # the second goes on where the first has saved
+        for _ in range(2):  # the second resumes where the first has saved
             student = pair()[0].float()
             place = Path(folder) / str(zero)
             engine = Spread(student, supervised(), Launch(zero=zero, micro_batch=4), world, "fp16", place, STEPS)
