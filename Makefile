@@ -14,7 +14,7 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format bench bench-full bench-profile bench-stages bench-trl
+.PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ plan: $(VENV)/.installed ## jobs, hours and critical path of what CONFIG (config
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
+
+test-quick: lint types ## lint, types and the unit tests that train nothing: under two minutes on two cores
+	$(RUN) pytest tests/unit -m 'not slow' -n auto --maxprocesses 4 $(PYTEST)
 
 test-slurm: $(VENV)/.installed ## a small run, and its faults, on a Slurm cluster at hand or on one that is started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)

@@ -6,6 +6,33 @@ import pytest
 from warm_python import warm_python
 from xdist.scheduler import LoadScopeScheduling
 
+# Read when torch is imported. The tensors of these tests are tiny: several threads would wait for one another, and in the way of what
+# runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Files whose tests train, compile, start several processes or draw many samples; `make test-quick` leaves them out, with tests/workflow
+# and tests/pipeline.
+SLOW = {
+    "tests/unit/data/test_fetch.py",
+    "tests/unit/models/test_compiled.py",
+    "tests/unit/models/test_compiled_blocks.py",
+    "tests/unit/runtime/test_activations.py",
+    "tests/unit/runtime/test_engine.py",
+    "tests/unit/runtime/test_fp16.py",
+    "tests/unit/runtime/test_processes.py",
+    "tests/unit/runtime/test_zero.py",
+    "tests/unit/test_benchmark.py",
+    "tests/unit/test_cli.py",
+    "tests/unit/training/test_invariances.py",
+    "tests/unit/training/test_onpolicy_settings.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.split("::")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def python():
