@@ -18,7 +18,7 @@ RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-slurm lint types mutations format
+.PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -79,6 +79,9 @@ plan: $(SETUP) ## jobs, hours and critical path of what CONFIG (config/config.ya
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
+
+test-quick: lint types ## lint, types and the unit tests that train nothing: under two minutes on two cores
+	$(RUN) pytest tests/unit -m 'not slow' -n auto --maxprocesses 4 $(PYTEST)
 
 test-slurm: $(SETUP) ## a small run, with faults, on the Slurm cluster at hand or one started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)

@@ -1,7 +1,50 @@
 """Several processes at once (`make test` starts them): tests that share a slow fixture stay in one of them."""
 
+import os
+
 import pytest
+from warm_python import warm_python
 from xdist.scheduler import LoadScopeScheduling
+
+# Read when torch is imported. The tensors of these tests are tiny: several threads would wait for one another, and in the way of what
+# runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Files whose tests train, compile, start several processes or draw many samples; `make test-quick` leaves them out, with tests/workflow
+# and tests/pipeline.
+SLOW = {
+    "tests/unit/data/test_fetch.py",
+    "tests/unit/models/test_compiled.py",
+    "tests/unit/models/test_compiled_blocks.py",
+    "tests/unit/runtime/test_activations.py",
+    "tests/unit/runtime/test_engine.py",
+    "tests/unit/runtime/test_fp16.py",
+    "tests/unit/runtime/test_processes.py",
+    "tests/unit/runtime/test_zero.py",
+    "tests/unit/test_benchmark.py",
+    "tests/unit/test_cli.py",
+    "tests/unit/training/test_invariances.py",
+    "tests/unit/training/test_onpolicy_settings.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.split("::")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A program that takes the place of `python` in commands and starts at once (warm_python.py)."""
+    with warm_python() as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def warm(python):
+    """Environment in which torchrun starts its processes so, each with one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
 
 
 class ByFixture(LoadScopeScheduling):

@@ -27,7 +27,7 @@ def minillm(checkout, out, **launch):
 
 
 def start(checkout, arguments, processes=1):
-    return checkout.start([sys.executable, *(TORCHRUN if processes > 1 else []), "-m", "minillm", *arguments])
+    return checkout.start([checkout.python, *(TORCHRUN if processes > 1 else []), "-m", "minillm", *arguments])
 
 
 def wait_for_checkpoints(process, folder, count):
@@ -86,7 +86,9 @@ def test_another_number_of_processes_goes_on(finished, tmp_path):
 
 def test_a_process_that_stands_still_ends_the_stage_with_its_rank(finished, tmp_path):
     arguments, _ = minillm(finished, tmp_path, patience=5)
-    process = start(finished, arguments, 2)
+    # Processes that are torchrun's own children, so that they can be found and stopped.
+    command = [sys.executable, *TORCHRUN, "-m", "minillm", *arguments]
+    process = finished.start(command, PYTHON_EXEC=sys.executable)
     wait_for_checkpoints(process, tmp_path / "checkpoints", 1)
     found = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.split("\n")[1:]
     children = [int(line.split()[0]) for line in found if line and int(line.split()[1]) == process.pid]

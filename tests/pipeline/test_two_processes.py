@@ -1,7 +1,6 @@
 """Two processes train as one does: the same rollouts, losses and (up to the order of sums) weights."""
 
 import json
-import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -36,7 +35,7 @@ def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
         "--teacher", run / "models" / TEACHER / "teacher", "--out", tmp_path / "model", "--checkpoints", tmp_path / "checkpoints",
         "--launch", json.dumps(launch),
     ]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "minillm"]
+    torchrun = [finished.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "minillm"]
     process = finished.start([*torchrun, *map(str, arguments)])
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output[-4000:]

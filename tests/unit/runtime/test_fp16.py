@@ -1,9 +1,7 @@
 """fp16: the loss scale falls until nothing overflows, steps until then are left out and counted, and a resumed run has the same scale."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,13 @@ from minillm.runtime.processes import World
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, python, warm):
     command = [
-        sys.executable,
+        python,
         str(Path(__file__).parents[2] / "helpers" / "fp16_steps.py"),
         str(tmp_path_factory.mktemp("fp16")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=warm)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().split("\n")[-1])
 

@@ -2,9 +2,7 @@
 loop without DeepSpeed, exact resuming, another number of processes."""
 
 import itertools
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,13 +26,18 @@ def same_losses(found, expected):
     assert_close(torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=1e-6)
 
 
-def start(processes, *arguments):
+@pytest.fixture(scope="module")
+def start(python, warm):
     """zero_steps.py as so many processes; what it saved."""
-    prefix = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
-    command = [sys.executable, *prefix, str(HERE / "zero_steps.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return torch.load(arguments[0])
+
+    def run(processes, *arguments):
+        prefix = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        command = [python, *prefix, str(HERE / "zero_steps.py"), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=warm)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return torch.load(arguments[0])
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def whole(start, folder):
     return {processes: start(processes, folder / f"{processes}.pt", folder) for processes in PROCESSES}
 
 
 @pytest.fixture(scope="module")
-def resumed(whole, folder):
+def resumed(start, whole, folder):
     """(processes that saved, processes that went on) -> the last ten steps."""
     pairs = itertools.product(PROCESSES, PROCESSES)
     return {(saved, then): start(then, folder / f"{saved}-{then}.pt", folder, saved) for saved, then in pairs}

@@ -1,9 +1,7 @@
 """What must not change the loss or its gradient: padding, splits, shifts of the logits, padded vocabularies, order.  In every preset."""
 
 import dataclasses
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -132,11 +130,11 @@ def test_order_of_rows(preset):
     assert_same(gradient(student, made, work, TWO), gradient(student, made, work, TWO, order))
 
 
-def updates(processes, folder):
+def updates(processes, folder, python, warm):
     """Weights after one optimizer step under DeepSpeed: {(preset, accumulation): weights}."""
     out = folder / f"{processes}.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
+    command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = warm | {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
     subprocess.run([*command, str(HERE / "one_update.py"), str(out)], check=True, timeout=400, env=environment)
     return torch.load(out)
 
@@ -147,8 +145,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def steps(folder):
-    return {processes: updates(processes, folder) for processes in (1, 2)}
+def steps(folder, python, warm):
+    return {processes: updates(processes, folder, python, warm) for processes in (1, 2)}
 
 
 def test_nothing_is_compiled(steps, folder):
