@@ -35,7 +35,7 @@ install: $(SETUP) ## set up $(VENV): torch, the locked versions, this package
 # torch first and on its own, so that its build is chosen in one place; the locked versions then keep it.
 $(SETUP): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { \
-	  echo 'Makefile: PYTHON: found no Python 3.11 to 3.13; install one or name it: make PYTHON=/path/to/python' \
+	  echo 'Makefile: PYTHON: found no Python 3.11 to 3.13; install one or name it: make PYTHON=path/to/python' \
 	  >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet 'pip>=25'
@@ -64,7 +64,7 @@ $(SMOLLM2): $(SETUP)
 
 define have_data
 test -d "$(DATA)" || { \
-  echo 'Makefile: DATA: no folder "$(DATA)"; name the one of the data sets (docs/data.md): make $@ DATA=...' \
+  echo 'Makefile: DATA: no folder "$(DATA)"; give the data folder (docs/data.md): make $@ DATA=...' \
   >&2; exit 2; }
 endef
 
