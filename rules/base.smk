@@ -18,13 +18,14 @@ rule base:
         mem_mb=16000,
         runtime="24h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
         parent=lambda wildcards, input: (
             f"--parent {input.parent}" if input.parent else ""
         ),
     shell:
         "{params.command} --config {input.config} --data {input.data} {params.parent}"
-        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
 
 
 # A finished model from a folder or the hub, in place of one that would be trained.
@@ -47,7 +48,8 @@ rule checkpoint:
         mem_mb=16000,
         runtime="4h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --out {output}"
-        " --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --checkpoints {params.checkpoints} > {log} 2>&1"

@@ -28,7 +28,8 @@ rule minillm:
         mem_mb=16000,
         runtime="48h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --init {input.init}"
-        " --teacher {input.teacher} --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --teacher {input.teacher} --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"

@@ -20,9 +20,12 @@ rule table:
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
+        folder=lambda wildcards: TABLES,
     shell:
-        "python -m minillm table --config {input.config} --run-folder {RUN}"
-        " --out {TABLES} > {log} 2>&1"
+        "python -m minillm table --config {input.config} --run-folder {params.run}"
+        " --out {params.folder} > {log} 2>&1"
 
 
 # Every measured number, in one tidy table.
@@ -39,8 +42,10 @@ rule metrics:
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
     shell:
-        "python -m minillm metrics --config {input.config} --run-folder {RUN} --out {output} > {log} 2>&1"
+        "python -m minillm metrics --config {input.config} --run-folder {params.run} --out {output} > {log} 2>&1"
 
 
 rule figure:
@@ -61,9 +66,11 @@ rule figure:
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        folder=lambda wildcards: FIGURES,
     shell:
         "python -m minillm figure --config {input.config} --table {input.table}"
-        " --out {FIGURES} > {log} 2>&1"
+        " --out {params.folder} > {log} 2>&1"
 
 
 # Figures are the same job with other files.
@@ -88,11 +95,12 @@ rule publish_table:
     conda:
         "../environment.yml"
     params:
-        folder=TABLES,
+        run=lambda wildcards: RUN,
+        folder=lambda wildcards: TABLES,
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
     shell:
-        "python -m minillm publish --config {input.config} --run-folder {RUN}"
+        "python -m minillm publish --config {input.config} --run-folder {params.run}"
         " --out {params.folder} > {log} 2>&1"
 
 
@@ -113,7 +121,7 @@ use rule publish_table as publish_figure with:
     wildcard_constraints:
         name=one_of(name for name, item in ITEMS.items() if item.kind == "figure"),
     params:
-        folder=FIGURES,
+        folder=lambda wildcards: FIGURES,
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
 
@@ -143,8 +151,10 @@ rule estimators:
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
     shell:
-        "python -m minillm estimators --config {input.config} --out {RUN} > {log} 2>&1"
+        "python -m minillm estimators --config {input.config} --out {params.run} > {log} 2>&1"
 
 
 rule index:
@@ -168,8 +178,10 @@ rule index:
     localrule: True
     conda:
         "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
     shell:
-        "python -m minillm index --run-folder {RUN} --out {output} > {log} 2>&1"
+        "python -m minillm index --run-folder {params.run} --out {output} > {log} 2>&1"
 
 
 # Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one

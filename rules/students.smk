@@ -21,10 +21,11 @@ rule sft:
         mem_mb=16000,
         runtime="24h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("sft"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output.sft} --init {output.init} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --out {output.sft} --init {output.init} --checkpoints {params.checkpoints} > {log} 2>&1"
 
 
 rule kd:
@@ -53,10 +54,11 @@ rule kd:
         mem_mb=16000,
         runtime="24h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("kd"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --teacher {input.teacher} --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --teacher {input.teacher} --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
 
 
 rule pseudo:
@@ -78,10 +80,11 @@ rule pseudo:
         mem_mb=16000,
         runtime="12h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("pseudo"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
-        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
 
 
 rule seqkd:
@@ -111,8 +114,9 @@ rule seqkd:
         mem_mb=16000,
         runtime="24h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("seqkd"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
         " --teacher {input.teacher} --pseudo {input.pseudo}"
-        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"

@@ -17,7 +17,8 @@ rule teacher:
         mem_mb=16000,
         runtime="24h",
     params:
+        checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("teacher"),
     shell:
         "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output} --checkpoints {CHECKPOINTS} > {log} 2>&1"
+        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
