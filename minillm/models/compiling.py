@@ -35,7 +35,7 @@ def possible(what: str) -> bool:
     """Whether torch can compile here; if not, warns that `what` ("blocks are computed") without compiling."""
     missing = lacking()
     if missing:
-        warnings.warn(f"compile: {missing} not found on this machine; {what} without compiling", stacklevel=3)
+        warnings.warn(f"compile: no {missing} on this machine; {what} without compiling", stacklevel=3)
     return not missing
 
 
