@@ -54,7 +54,7 @@ class OnPolicy:
         ge=0,
         lt=1,
         description="The teacher's share in the distribution that responses are sampled from (Eq. 4); 0 "
-        "samples from the student alone. The paper: 0.2.",
+        "samples only from the student. The paper: 0.2.",
     )
     temperature: Positive = Field(
         default=1.0,
@@ -77,7 +77,7 @@ class OnPolicy:
     replay: Natural = Field(
         default=0,
         description="Capacity, in responses, of a buffer of earlier samples, which replaces more and more of "
-        "the new ones as training goes on (DistiLLM); 0: none.",
+        "the new ones as training progresses (DistiLLM); 0: none.",
     )
     objective: Objective = Field(
         default="minillm",

@@ -1,6 +1,6 @@
 """On a CPU: weights that stay unchanged for a while, laid out once as oneDNN multiplies by them.
 
-Otherwise torch lays out a matrix anew for each product with few rows, such as those of sampling, and
+Otherwise torch lays out a matrix again for each product with few rows, such as those of sampling, and
 multiplies in float32 by MKL, which is half as fast on AMD's processors (docs/performance.md).  It costs a
 second copy of the weights while it lasts.  torch has the two operators below for its own compiler; if one is
 missing, or on any other device, nothing is done.

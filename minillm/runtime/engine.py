@@ -279,7 +279,7 @@ class Engine:
         """Load the newest complete checkpoint and return the loop's state, or None if there is no checkpoint.
 
         Exact with the number of processes that saved it.  With another number, equal up to the order of sums,
-        and dropout is drawn anew.
+        and dropout is drawn again.
         """
         saved = self.checkpoint
         if saved is None:
