@@ -10,28 +10,37 @@ from xdist.scheduler import LoadScopeScheduling
 # runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files whose tests train, compile, start several processes or draw many samples; `make test-quick` leaves them out, with tests/workflow
-# and tests/pipeline.
-SLOW = {
-    "tests/unit/data/test_fetch.py",
-    "tests/unit/models/test_compiled.py",
-    "tests/unit/models/test_compiled_blocks.py",
-    "tests/unit/runtime/test_activations.py",
-    "tests/unit/runtime/test_engine.py",
-    "tests/unit/runtime/test_fp16.py",
-    "tests/unit/runtime/test_processes.py",
+# What trains, compiles, starts several processes or plans with Snakemake, the longest first: `make test` begins with them, so that no
+# long one is left for the end, and `make test-quick` leaves them out.
+SLOW = (
+    "tests/pipeline",
+    "tests/workflow",
     "tests/unit/runtime/test_zero.py",
-    "tests/unit/test_benchmark.py",
-    "tests/unit/test_cli.py",
+    "tests/unit/models/test_compiled_blocks.py",
+    "tests/unit/models/test_compiled.py",
     "tests/unit/training/test_invariances.py",
+    "tests/unit/test_cli.py",
+    "tests/unit/data/test_fetch.py",
     "tests/unit/training/test_onpolicy_settings.py",
-}
+    "tests/unit/test_benchmark.py",
+    "tests/unit/runtime/test_processes.py",
+    "tests/unit/runtime/test_activations.py",
+    "tests/unit/runtime/test_fp16.py",
+    "tests/unit/runtime/test_engine.py",
+)
 
 
 def pytest_collection_modifyitems(items):
+    places = {id(item): place(item.nodeid) for item in items}
+    items.sort(key=lambda item: places[id(item)])
     for item in items:
-        if item.nodeid.split("::")[0] in SLOW:
+        if places[id(item)] < len(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def place(nodeid):
+    """Where a test's folder or file stands in SLOW; behind all of them if it does not."""
+    return next((place for place, path in enumerate(SLOW) if nodeid.startswith(path)), len(SLOW))
 
 
 @pytest.fixture(scope="session")
@@ -57,4 +66,6 @@ class ByFixture(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+    # xdist's own order is by number of tests.
+    config.option.loadscopereorder = False
     return ByFixture(config, log)

@@ -78,7 +78,7 @@ def test_frequencies_follow_the_mixture(alpha, fits, kind):
     count = 20_000
     found = sample(
         student, [prompt] * count, range(count), Sampling(max_tokens=1), seed=5, step=0, eos=EOS, pad=0, vocabulary=VOCABULARY,
-        mixture=Mixture(teacher, alpha), batch=5000,
+        mixture=Mixture(teacher, alpha), batch=250,
     )  # fmt: skip
     with torch.no_grad():
         q, p = (
@@ -169,7 +169,7 @@ def test_top_p_keeps_the_smallest_set_of_that_probability():
     model, prompt, count = make("llama", 1), PROMPTS[0], 5000
     found = sample(
         model, [prompt] * count, range(count), Sampling(max_tokens=1, top_p=0.6), seed=5, step=0, eos=EOS, pad=0,
-        vocabulary=VOCABULARY, batch=5000,
+        vocabulary=VOCABULARY, batch=250,
     )  # fmt: skip
     with torch.no_grad():
         p = model(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1).numpy()
