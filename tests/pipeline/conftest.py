@@ -15,7 +15,7 @@ CONFIG = "tests/config/tiny.yaml"
 class Checkout:
     """A copy of the checkout, and how to run things in it."""
 
-    def __init__(self, folder, python):
+    def __init__(self, folder, python=sys.executable):
         self.folder, self.python = folder, python
         self.run = folder / "results" / "tiny"
         # The copy's package, not the installed one; one thread, so that sums are in one order. Rules and torchrun start `python`.
