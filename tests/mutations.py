@@ -176,7 +176,9 @@ def turns_red(mutation: Mutation, folder: Path) -> bool:
     path = folder / "minillm" / mutation.file
     original = path.read_text()
     if original.count(mutation.old) != 1:
-        sys.exit(f"{mutation.name}: its text is not there exactly once in {mutation.file}; bring tests/mutations.py up to date")
+        sys.exit(
+            f"{mutation.name}: its text is not there exactly once in {mutation.file}; bring tests/mutations.py up to date"
+        )
     path.write_text(original.replace(mutation.old, mutation.new))
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test]

@@ -34,7 +34,9 @@ BASE = DataSettings(
     corpus_length=64,
     seed=0,
 )
-TEST = TestSettings(stage="testset", name="tests", dataset=embedded("test", 30), template="plain", max_prompt=96, seed=0)
+TEST = TestSettings(
+    stage="testset", name="tests", dataset=embedded("test", 30), template="plain", max_prompt=96, seed=0
+)
 
 
 def card(path: Path) -> dict[str, Any]:

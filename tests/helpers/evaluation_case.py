@@ -8,7 +8,9 @@ from pathlib import Path
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 
 
-def generations(path: Path, responses: list[str], references: list[str] | None = None, seeds: tuple[int, ...] = (10,)) -> Path:
+def generations(
+    path: Path, responses: list[str], references: list[str] | None = None, seeds: tuple[int, ...] = (10,)
+) -> Path:
     """One row a response, the same for each seed, with its meta file."""
     references = references or ["red blue green"] * len(responses)
     lines = [

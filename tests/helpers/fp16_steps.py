@@ -29,7 +29,9 @@ def main(folder):
         for _ in range(2):  # the second resumes where the first has saved
             student = pair()[0].float()
             place = Path(folder) / str(zero)
-            engine = Spread(student, supervised(), Launch(zero=zero, micro_batch=4), world, "fp16", place, STEPS)
+            engine = Spread(
+                student, supervised(), Launch(zero=zero, micro_batch=4), world, "fp16", place, STEPS
+            )
             engine.resume()
             steps = []
             while engine.step < STEPS:

@@ -49,16 +49,28 @@ def config(*, small: bool = False, **changed: Any) -> Experiment:
     """The configuration of the run; `small`: one pair and no variants."""
     raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
     model = raw["models"]["big"]
-    raw["models"] = {name: {**model, "family": family, "size": size} for name, (family, size) in SIZES.items()}
+    raw["models"] = {
+        name: {**model, "family": family, "size": size} for name, (family, size) in SIZES.items()
+    }
     raw["pairs"] = [{"teacher": "xl", "students": ["base", "medium"]}]
     raw["pairs"] += [{"teacher": name, "students": ["base"]} for name in ("large", "j")]
     rows = {"source": "embedded", "split": "test", "rows": 8}
     raw["datasets"] |= {"dolly": {**rows, "label": "DollyEval"}, "sni": {**rows, "label": "S-NI"}}
     raw["data"]["tests"] = list(N)
     raw |= SECTIONS
-    raw |= {"variants": VARIANTS, "methods": METHODS, "per_model": {}, "training_seeds": [10], "style": {"dpi": 50}}
+    raw |= {
+        "variants": VARIANTS,
+        "methods": METHODS,
+        "per_model": {},
+        "training_seeds": [10],
+        "style": {"dpi": 50},
+    }
     if small:
-        raw |= {"pairs": [{"teacher": "xl", "students": ["base"]}], "variants": {}, "methods": ["sft", "minillm"]}
+        raw |= {
+            "pairs": [{"teacher": "xl", "students": ["base"]}],
+            "variants": {},
+            "methods": ["sft", "minillm"],
+        }
     return experiment({**raw, **changed})
 
 
@@ -77,26 +89,47 @@ def make(folder: Path, config: Experiment) -> Path:
         strength = 8.0 if not student else 2.0 * METHODS.index(method)
         for weights in weights_of(table, teacher, student, method).values():
             for test, n in N.items():
-                put(folder, f"metrics/rouge/{weights}/{test}.json", rouge(config, test, n, 10 + strength, rng))
+                put(
+                    folder, f"metrics/rouge/{weights}/{test}.json", rouge(config, test, n, 10 + strength, rng)
+                )
                 texts = [
                     {"id": i, "seed": seed, "prompt": f"Prompt {i} | of {test}", "response": f"{method} says {i}", "references": ["gold"]}
                     for seed in (10, 20) for i in range(n)
                 ]  # fmt: skip
-                put(folder, f"generations/{weights}/{test}.jsonl", "".join(json.dumps(text) + "\n" for text in texts))
+                put(
+                    folder,
+                    f"generations/{weights}/{test}.jsonl",
+                    "".join(json.dumps(text) + "\n" for text in texts),
+                )
                 if student:
                     put(folder, f"metrics/exposure_bias/{teacher}/{weights}/{test}.json", exposure(strength))
                 put(folder, f"metrics/lengths/{weights}/{test}.json", lengths(strength))
                 counts = {
-                    str(seed): {"N": 1000, "C": 900 + seed, "repetition": seed / 1000, "response_tokens": 2.0 * seed}
+                    str(seed): {
+                        "N": 1000,
+                        "C": 900 + seed,
+                        "repetition": seed / 1000,
+                        "response_tokens": 2.0 * seed,
+                    }
                     for seed in (10, 20)
                 }
-                put(folder, f"metrics/diversity/{weights}/{test}.json", {"n": n, "ngram": 4, "per_seed": counts})
+                put(
+                    folder,
+                    f"metrics/diversity/{weights}/{test}.json",
+                    {"n": n, "ngram": 4, "per_seed": counts},
+                )
                 put(
                     folder,
                     f"metrics/reference_loss/{weights}/{test}.json",
                     {"n": n, "loss": "tokens", "mean": 3.5, "standard_error": 0.1, "reference_tokens": 20.0},
                 )
-            judged = {"n": 12, "mean": 40 + strength, "standard_error": 0.5, "stand_in": False, "judge": JUDGE}
+            judged = {
+                "n": 12,
+                "mean": 40 + strength,
+                "standard_error": 0.5,
+                "stand_in": False,
+                "judge": JUDGE,
+            }
             put(folder, f"metrics/judge/{weights}/dolly.json", judged)
             for task in ("boolq", "sst2"):
                 put(folder, f"metrics/calibration/{weights}/{task}.json", calibration(task))
@@ -111,9 +144,16 @@ def make(folder: Path, config: Experiment) -> Path:
         if method != "minillm"
     ]
     put(folder, "data/letters/training/card.json", {"train": {"response_tokens": {"mean": 50.0}}})
-    answers = [{"split": split, "response_tokens": [1] * n} for split, n in (("train", 20), ("train", 40), ("dev", 99))]
+    answers = [
+        {"split": split, "response_tokens": [1] * n}
+        for split, n in (("train", 20), ("train", 40), ("dev", 99))
+    ]
     for teacher in ("xl", "large", "j"):
-        put(folder, f"data/letters/pseudo/{teacher}.jsonl", "".join(json.dumps(answer) + "\n" for answer in answers))
+        put(
+            folder,
+            f"data/letters/pseudo/{teacher}.jsonl",
+            "".join(json.dumps(answer) + "\n" for answer in answers),
+        )
         put(folder, f"benchmarks/pseudo/letters/{teacher}.tsv", BENCHMARK)
     human(
         folder,
@@ -125,14 +165,22 @@ def make(folder: Path, config: Experiment) -> Path:
 
 def human(folder: Path, ours: str, against: list[str]) -> None:
     """What `human-import` makes of one annotator's 27 wins, 13 ties and 10 losses against each other model."""
-    pairs = {f"{i}-{k}": {"ours": "left", "against": path, "row": k} for i, path in enumerate(against) for k in range(50)}
+    pairs = {
+        f"{i}-{k}": {"ours": "left", "against": path, "row": k}
+        for i, path in enumerate(against)
+        for k in range(50)
+    }
     choices = ["left"] * 27 + ["tie"] * 13 + ["right"] * 10
     page = {"format": FORMAT, "study": "made"}
     key = {**page, "dataset": "dolly", "ours": ours, "against": against, "prompts": 50, "pairs": pairs}
     put(folder, "human/key.json", key)
     answers = {name: choices[pair["row"]] for name, pair in pairs.items()}
     put(folder, "human/anna.json", {**page, "annotator": "anna", "answers": answers})
-    count(answers=[folder / "human/anna.json"], key=folder / "human/key.json", out=folder / f"metrics/human/{ours}/dolly.json")
+    count(
+        answers=[folder / "human/anna.json"],
+        key=folder / "human/key.json",
+        out=folder / f"metrics/human/{ours}/dolly.json",
+    )
 
 
 def rouge(config: Experiment, test: str, n: int, mean: float, rng: random.Random) -> dict[str, Any]:
@@ -159,7 +207,10 @@ def lengths(strength: float) -> dict[str, Any]:
     """Four prompts a bucket, which differ from each other by more than the methods do."""
     means = (5 + strength / 9, 9 + strength / 3, 12 + strength)
     edges = ((0, 5), (6, 10), (11, None))
-    buckets = [{"low": a, "high": b, "n": 4, "mean": m, "standard_error": 9.1} for (a, b), m in zip(edges, means, strict=True)]
+    buckets = [
+        {"low": a, "high": b, "n": 4, "mean": m, "standard_error": 9.1}
+        for (a, b), m in zip(edges, means, strict=True)
+    ]
     scores = [mean + step for mean in means for step in (-15.0, -5.0, 5.0, 15.0)]
     tokens = [length for length in (3, 8, 20) for _ in range(4)]
     return {"n": 12, "buckets": buckets, "ids": list(range(12)), "scores": scores, "reference_tokens": tokens}
@@ -167,21 +218,49 @@ def lengths(strength: float) -> dict[str, Any]:
 
 def calibration(task: str) -> dict[str, Any]:
     bins = [
-        {"low": i / 5, "high": (i + 1) / 5, "n": 10 * (i > 1), "confidence": i / 5 + 0.1, "accuracy": i / 6 + 0.1}
+        {
+            "low": i / 5,
+            "high": (i + 1) / 5,
+            "n": 10 * (i > 1),
+            "confidence": i / 5 + 0.1,
+            "accuracy": i / 6 + 0.1,
+        }
         for i in range(5)
     ]
     ece = {"ece": 0.1234, "ece_error": 0.01, "ece_raw": 0.3, "ece_raw_error": 0.02}
-    return {"dataset": task, "n": 30, "accuracy": 70.0, "accuracy_error": 5.0, **ece, "bins": bins, "words": ["no", "yes"]}
+    return {
+        "dataset": task,
+        "n": 30,
+        "accuracy": 70.0,
+        "accuracy_error": 5.0,
+        **ece,
+        "bins": bins,
+        "words": ["no", "yes"],
+    }
 
 
 def train(folder: Path, weights: str, method: str, strength: float) -> None:
     entries = [
-        {"step": 8 * i, "dev_reverse_kl": 2 - 0.1 * i * (1 + strength / 9), "dev_forward_kl": 2.5 - 0.1 * i} for i in range(5)
+        {"step": 8 * i, "dev_reverse_kl": 2 - 0.1 * i * (1 + strength / 9), "dev_forward_kl": 2.5 - 0.1 * i}
+        for i in range(5)
     ]
     entries += [{"step": 8 * i, "response_length": 50.0, "sampled_tokens": 1600.0} for i in range(2)]
     chosen = {"chosen": {"step": 32, "dev_rouge": 20 + strength}}
-    put(folder, f"models/{weights}/metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries if method != "sft"))
+    put(
+        folder,
+        f"models/{weights}/metrics.jsonl",
+        "".join(json.dumps(entry) + "\n" for entry in entries if method != "sft"),
+    )
     put(folder, f"models/{weights}/selection.json", chosen)
     how = {"batch": 32} if method in ("teacher", "sft", "seqkd") else {"rollouts": 64}
-    provenance = {"wall_seconds": 3600.0, "world_size": 2, "steps": 32, "peak_memory_mb": {"resident": 1000.0, "gpu": 900.0}}
-    put(folder, f"models/{weights}/provenance.json", provenance | {"settings": {"training": {"dev_rows": 100} | how}})
+    provenance = {
+        "wall_seconds": 3600.0,
+        "world_size": 2,
+        "steps": 32,
+        "peak_memory_mb": {"resident": 1000.0, "gpu": 900.0},
+    }
+    put(
+        folder,
+        f"models/{weights}/provenance.json",
+        provenance | {"settings": {"training": {"dev_rows": 100} | how}},
+    )

@@ -17,13 +17,17 @@ MASKS = {
     "holes": [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [1, 1, 0, 1, 1]],
     "one token": [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1]],
 }
-mask_layouts = pytest.mark.parametrize("mask", [torch.tensor(m, dtype=torch.float64) for m in MASKS.values()], ids=MASKS)
+mask_layouts = pytest.mark.parametrize(
+    "mask", [torch.tensor(m, dtype=torch.float64) for m in MASKS.values()], ids=MASKS
+)
 
 
 def logits() -> tuple[Tensor, Tensor]:
     """Of student and teacher, (3, 5, 7)."""
     generator = torch.Generator().manual_seed(1)
-    student, teacher = (3 * torch.randn((3, 5, 7), generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (
+        3 * torch.randn((3, 5, 7), generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     return student, teacher
 
 
@@ -48,7 +52,9 @@ def kl(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True))
 
 
-def each_token(student: Tensor, teacher: Tensor, value: Callable[[list[float], list[float]], float]) -> Tensor:
+def each_token(
+    student: Tensor, teacher: Tensor, value: Callable[[list[float], list[float]], float]
+) -> Tensor:
     """`value` of the two distributions of each token."""
     return torch.tensor(
         [
@@ -85,7 +91,9 @@ def untouched_by_the_mask(function: Callable[[Tensor], Tensor], values: Tensor, 
         point = values.masked_fill(hidden, filling).requires_grad_()
         value = function(point).sum()
         value.backward()
-        assert point.grad is not None and point.grad.isfinite().all() and (point.grad[hidden] == 0).all(), filling
+        assert point.grad is not None and point.grad.isfinite().all() and (point.grad[hidden] == 0).all(), (
+            filling
+        )
         results.append((value.detach(), point.grad))
     for value, gradient in results[1:]:
         same(value, results[0][0])

@@ -34,7 +34,9 @@ def main(out):
             if accumulation == "budget":
                 launch = Launch(zero=1, micro_batch=COUNT, micro_tokens=40)
             else:
-                launch = Launch(zero=1, micro_batch=2 * COUNT // world.size // accumulation)  # samples and plain text
+                launch = Launch(
+                    zero=1, micro_batch=2 * COUNT // world.size // accumulation
+                )  # samples and plain text
             folder = Path(tempfile.mkdtemp())
             engine = Engine(student, chosen, launch, world, "fp32", folder, 1)
             for group in engine.engine.optimizer.param_groups:

@@ -21,7 +21,10 @@ from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Entry, Rollouts, together
 
 VOCABULARY, EOS = 11, 0
-PROMPTS = [np.array(p, dtype=np.int32) for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])]
+PROMPTS = [
+    np.array(p, dtype=np.int32)
+    for p in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4], [2], [5, 5, 1], [10, 3])
+]
 COUNT = len(PROMPTS)
 WHOLE = Launch(micro_batch=2 * COUNT)  # samples and plain text in one micro-batch
 
@@ -77,7 +80,14 @@ class OneProcess:
 
 
 def settings(preset: str, **changes: Any) -> OnPolicy:
-    small = {"semantics": preset, "rollouts": COUNT, "batch": COUNT, "max_tokens": 12, "alpha": 0.3, "lm_batch": COUNT}
+    small = {
+        "semantics": preset,
+        "rollouts": COUNT,
+        "batch": COUNT,
+        "max_tokens": 12,
+        "alpha": 0.3,
+        "lm_batch": COUNT,
+    }
     return OnPolicy(**(PRESETS[preset] | small | changes))
 
 
@@ -111,7 +121,9 @@ def gradient(
     parts, loss = micro_batches(OneProcess(student, launch), work, made, order or list(range(COUNT)))
     total = torch.stack([loss(part)[0] for part in parts]).sum()
     total.backward()
-    return total.item(), {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    return total.item(), {
+        name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None
+    }
 
 
 def engine_of(folder, family, launch, **more):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 # `FILE` is new: / `FILE`, above the line `ANCHOR`: / `FILE`, at the end: and then the block that goes there.
 STEP = re.compile(
-    r"^`([^`\n]+)`( is new|, above the line `([^\n]*)`|, at the end):\n\n```\w*\n(.*?)```$", re.MULTILINE | re.DOTALL
+    r"^`([^`\n]+)`( is new|, above the line `([^\n]*)`|, at the end):\n\n```\w*\n(.*?)```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 

@@ -30,7 +30,15 @@ def make(family: str, seed: int, layers: int = 2) -> PreTrainedModel:
     }
     rotary = {"intermediate_size": 32, "num_key_value_heads": 2, "initializer_range": 0.5, **shape}
     if family == "gpt2":
-        gpt2 = GPT2Config(n_embd=16, n_layer=layers, n_head=2, vocab_size=13, n_positions=64, initializer_range=0.5, **SPECIAL)
+        gpt2 = GPT2Config(
+            n_embd=16,
+            n_layer=layers,
+            n_head=2,
+            vocab_size=13,
+            n_positions=64,
+            initializer_range=0.5,
+            **SPECIAL,
+        )
         return GPT2LMHeadModel(gpt2).eval()
     if family == "opt":
         opt = OPTConfig(ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, **shape)

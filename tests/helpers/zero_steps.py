@@ -47,17 +47,25 @@ def case(world, kind, name, place, saved_by):
     chosen = settings("paper", lr=1e-3, warmup=2) if kind == "minillm" else supervised()
     made = rollouts(student, teacher, chosen) if kind == "minillm" else None
     launch = Launch(**LAUNCH[name], micro_batch=COUNT // world.size // 2)
-    engine = Spread(student, chosen, launch, world, "fp32", place / f"{kind}-{name}-of-{saved_by or world.size}", STEPS)
+    engine = Spread(
+        student, chosen, launch, world, "fp32", place / f"{kind}-{name}-of-{saved_by or world.size}", STEPS
+    )
     teacher = engine.frozen(teacher) if kind != "sft" else None
     losses = []
     if saved_by:
         assert engine.resume() == {"kind": kind} and engine.step == STEPS // 2
     while engine.step < STEPS:
         work = task(teacher, chosen)
-        step = micro_batches(engine, work, made, list(range(COUNT))) if made else supervised_parts(engine, teacher)
+        step = (
+            micro_batches(engine, work, made, list(range(COUNT)))
+            if made
+            else supervised_parts(engine, teacher)
+        )
         losses.append(engine.summed(engine.update(*step))["loss"])
         if launch.shard_teacher and world.size > 1:
-            assert all(p.numel() == 0 and p.ds_tensor.numel() < p.ds_numel for p in teacher.parameters()), "spread again"
+            assert all(p.numel() == 0 and p.ds_tensor.numel() < p.ds_numel for p in teacher.parameters()), (
+                "spread again"
+            )
         if engine.step == STEPS // 2:
             engine.save({"kind": kind})
     with engine.whole():

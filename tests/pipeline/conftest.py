@@ -19,13 +19,17 @@ class Checkout:
         self.folder, self.python = folder, python
         self.run = folder / "results" / "tiny"
         # The copy's package, not the installed one; one thread, so that sums are in one order. Rules and torchrun start `python`.
-        path = os.pathsep.join([str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+        path = os.pathsep.join(
+            [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        )
         own = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PATH": path, "PYTHON_EXEC": python}
         self.environment = os.environ | own
 
     def snakemake(self, *arguments, timeout=900):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", CONFIG, *arguments]
-        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
 
     def stage(self, *arguments):
         return self.start([self.python, "-m", "minillm", *map(str, arguments)])

@@ -38,7 +38,10 @@ def test_every_cell_of_the_table_is_the_mean_of_its_generations(finished):
         weights = METHODS.get(cell["method"], f"{TEACHER}/teacher")
         rows = read_lines(finished.run / "generations" / weights / f"{cell['test']}.jsonl")
         assert len(rows) == 24 and {row["seed"] for row in rows} == {10, 20}
-        seeds = [np.mean([rouge_l(r["response"], r["references"]) for r in rows if r["seed"] == seed]) for seed in (10, 20)]
+        seeds = [
+            np.mean([rouge_l(r["response"], r["references"]) for r in rows if r["seed"] == seed])
+            for seed in (10, 20)
+        ]
         assert float(cell["mean"]) == pytest.approx(np.mean(seeds), abs=1e-6)
         assert float(cell["standard_error"]) == pytest.approx(np.std(seeds, ddof=1) / 2**0.5, abs=1e-6)
 
@@ -55,11 +58,18 @@ def test_the_report_holds_table_and_figure_and_needs_no_network(finished):
     assert 'src="http' not in text and 'href="http' not in text.split("<body")[0]
 
 
-@pytest.mark.parametrize("weights", [*METHODS.values(), f"{TEACHER}/teacher", f"{STUDENT}/init/seed10", f"{STUDENT}/base"])
+@pytest.mark.parametrize(
+    "weights", [*METHODS.values(), f"{TEACHER}/teacher", f"{STUDENT}/init/seed10", f"{STUDENT}/base"]
+)
 def test_a_model_says_where_it_comes_from(finished, weights):
     folder = finished.run / "models" / weights
     record = json.loads((folder / "provenance.json").read_text())
-    assert record["seed"] == 10 and record["steps"] > 0 and record["wall_seconds"] > 0 and record["world_size"] == 1
+    assert (
+        record["seed"] == 10
+        and record["steps"] > 0
+        and record["wall_seconds"] > 0
+        and record["world_size"] == 1
+    )
     settings = record["settings"]
     training = settings["training"] if "training" in settings else settings["model"]["training"]
     assert record["deepspeed"]["train_batch_size"] == training["batch"]
@@ -70,7 +80,9 @@ def test_a_model_says_where_it_comes_from(finished, weights):
 def test_two_selections_from_one_run(finished):
     chosen = {}
     for kind, key, best in (("sft", "dev_rouge", max), ("init", "dev_loss", min)):
-        evidence = json.loads((finished.run / "models" / STUDENT / kind / "seed10" / "selection.json").read_text())
+        evidence = json.loads(
+            (finished.run / "models" / STUDENT / kind / "seed10" / "selection.json").read_text()
+        )
         values = [entry[key] for entry in evidence["history"]]
         assert len(values) == 3
         assert evidence["chosen"][key] == best(values)
@@ -101,7 +113,15 @@ def test_metrics_of_the_on_policy_phase(finished):
         "fresh",
     }
     assert shared <= logged["minillm"] and shared <= logged["other"]
-    credit = {"reward", "advantage_std", "effective_samples", "clip_fraction", "long_term", "single_step", "rollout_reverse_kl"}
+    credit = {
+        "reward",
+        "advantage_std",
+        "effective_samples",
+        "clip_fraction",
+        "long_term",
+        "single_step",
+        "rollout_reverse_kl",
+    }
     assert credit <= logged["minillm"] and not credit & logged["other"]
     assert {"skew_forward_kl", "init_kl", "plain_text"} <= logged["other"]
     entries = read_lines(finished.run / "models" / METHODS["other"] / "metrics.jsonl")
@@ -116,9 +136,27 @@ def test_a_preset_trains_with_the_sizes_that_the_configuration_gives(finished, t
     (tmp_path / "settings.json").write_text(canonical(settings))
     models, out = finished.run / "models", tmp_path / "model"
     process = finished.stage(
-        *("minillm", "--config", tmp_path / "settings.json", "--data", finished.run / "data/embedded/training"),
-        *("--init", models / STUDENT / "init/seed10", "--teacher", models / TEACHER / "teacher", "--out", out),
-        *("--checkpoints", tmp_path / "checkpoints", "--launch", '{"micro_batch": 4, "eval_batch": 16, "log_every": 1}'),
+        *(
+            "minillm",
+            "--config",
+            tmp_path / "settings.json",
+            "--data",
+            finished.run / "data/embedded/training",
+        ),
+        *(
+            "--init",
+            models / STUDENT / "init/seed10",
+            "--teacher",
+            models / TEACHER / "teacher",
+            "--out",
+            out,
+        ),
+        *(
+            "--checkpoints",
+            tmp_path / "checkpoints",
+            "--launch",
+            '{"micro_batch": 4, "eval_batch": 16, "log_every": 1}',
+        ),
     )
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
@@ -154,7 +192,17 @@ def test_generations_do_not_depend_on_the_batch_size(finished, tmp_path):
     run = finished.run
     test, model = run / "data" / "embedded" / "tests" / "embedded-test.jsonl", run / "models" / METHODS["sft"]
     out = tmp_path / "answers.jsonl"
-    stage = ["generate", "--config", run / "configs" / "generate.json", "--test", test, "--model", model, "--out", out]
+    stage = [
+        "generate",
+        "--config",
+        run / "configs" / "generate.json",
+        "--test",
+        test,
+        "--model",
+        model,
+        "--out",
+        out,
+    ]
     process = finished.stage(*stage, "--launch", '{"eval_batch": 5}')
     assert process.wait(300) == 0, process.stdout.read()
     assert out.read_text() == (run / "generations" / METHODS["sft"] / "embedded-test.jsonl").read_text()
@@ -175,7 +223,9 @@ def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
             assert (finished.run / source).exists() or source.startswith("config/"), (name, source)
 
 
-@pytest.mark.parametrize("name", ["table2", "table3", "table5", "table8", "cost", "figure6", "figure7", "reliability"])
+@pytest.mark.parametrize(
+    "name", ["table2", "table3", "table5", "table8", "cost", "figure6", "figure7", "reliability"]
+)
 def test_what_the_configuration_measures_is_published(finished, name):
     kind = "table" if name.startswith("table") or name == "cost" else "figure"
     sidecar = json.loads((finished.run / f"{kind}s" / f"{name}.json").read_text())

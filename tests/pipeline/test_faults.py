@@ -27,7 +27,9 @@ def minillm(checkout, out, **launch):
 
 
 def start(checkout, arguments, processes=1):
-    return checkout.start([checkout.python, *(TORCHRUN if processes > 1 else []), "-m", "minillm", *arguments])
+    return checkout.start(
+        [checkout.python, *(TORCHRUN if processes > 1 else []), "-m", "minillm", *arguments]
+    )
 
 
 def wait_for_checkpoints(process, folder, count):
@@ -65,7 +67,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(finished, tmp_pa
     output = finish(finished, arguments)
     assert f"{newest}: damaged checkpoint (deepspeed/{weights.name}: not what was written)" in output
     assert f"resumes from step {int(before.name.removeprefix('step-'))} of" in output
-    assert (tmp_path / "model/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert (tmp_path / "model/model.safetensors").read_bytes() == (
+        original / "model.safetensors"
+    ).read_bytes()
 
 
 def test_another_number_of_processes_goes_on(finished, tmp_path):
@@ -74,12 +78,18 @@ def test_another_number_of_processes_goes_on(finished, tmp_path):
     arguments, original = minillm(finished, tmp_path, zero=3)
     interrupted(finished, arguments, tmp_path / "checkpoints", first)
     other = start(finished, minillm(finished, tmp_path, zero=1)[0], then)
-    assert "was saved under ZeRO 3, which 1 cannot resume; set zero: 3, or delete" in other.communicate(timeout=180)[0]
+    assert (
+        "was saved under ZeRO 3, which 1 cannot resume; set zero: 3, or delete"
+        in other.communicate(timeout=180)[0]
+    )
     assert other.returncode == 2
     output = finish(finished, arguments, then)
     assert f"saved by {first} processes, converted for {then}" in output and "resumes from step" in output
     assert json.loads((tmp_path / "model/provenance.json").read_text())["world_size"] == then
-    weights, expected = load_file(tmp_path / "model/model.safetensors"), load_file(original / "model.safetensors")
+    weights, expected = (
+        load_file(tmp_path / "model/model.safetensors"),
+        load_file(original / "model.safetensors"),
+    )
     assert weights.keys() == expected.keys()
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-4
 
@@ -90,7 +100,9 @@ def test_a_process_that_stands_still_ends_the_stage_with_its_rank(finished, tmp_
     command = [sys.executable, *TORCHRUN, "-m", "minillm", *arguments]
     process = finished.start(command, PYTHON_EXEC=sys.executable)
     wait_for_checkpoints(process, tmp_path / "checkpoints", 1)
-    found = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.split("\n")[1:]
+    found = subprocess.run(
+        ["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True
+    ).stdout.split("\n")[1:]
     children = [int(line.split()[0]) for line in found if line and int(line.split()[1]) == process.pid]
     ranks = {}
     for child in children:
@@ -102,7 +114,11 @@ def test_a_process_that_stands_still_ends_the_stage_with_its_rank(finished, tmp_
     stopped = time.monotonic()
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0 and time.monotonic() - stopped < 90
-    assert "error: rank 0" in output and "rank 1 gave no sign of life for" in output and "it was last at: " in output
+    assert (
+        "error: rank 0" in output
+        and "rank 1 gave no sign of life for" in output
+        and "it was last at: " in output
+    )
     arguments, original = minillm(finished, tmp_path)
     finish(finished, arguments, 2)
     assert (tmp_path / "model/model.safetensors").is_file()
@@ -112,7 +128,9 @@ def test_a_process_that_stands_still_ends_the_stage_with_its_rank(finished, tmp_
 def test_a_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(small)], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(small)], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"no small disk can be mounted: {made.stderr.strip()}")
     try:
@@ -126,9 +144,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
         output = process.communicate(timeout=180)[0]
         assert process.returncode == 2 and "could not be saved; free some space" in output, output
         assert output.rstrip().split("\n")[-1].startswith("minillm minillm: error: ")
-        assert sorted(small.glob("checkpoints/*/step-*")) == kept and not list(small.glob("checkpoints/*/.partial*"))
+        assert sorted(small.glob("checkpoints/*/step-*")) == kept and not list(
+            small.glob("checkpoints/*/.partial*")
+        )
         (small / "filler").unlink()
         finish(finished, arguments)
-        assert (small / "model/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+        assert (small / "model/model.safetensors").read_bytes() == (
+            original / "model.safetensors"
+        ).read_bytes()
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -48,4 +48,8 @@ def test_it_is_planned_and_nothing_else_again_and_its_numbers_are_in_the_table(f
     mean = sum(len(row["response"].split()) for row in rows) / len(rows)
     weights = generations[0].relative_to(checkout.run / "generations").with_suffix(".json")
     row = counted[counted.source == f"metrics/word_count/{weights}"]
-    assert len(row) == 1 and row.value.item() == pytest.approx(mean) and row.n.item() == len({row["id"] for row in rows})
+    assert (
+        len(row) == 1
+        and row.value.item() == pytest.approx(mean)
+        and row.n.item() == len({row["id"] for row in rows})
+    )

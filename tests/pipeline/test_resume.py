@@ -32,7 +32,13 @@ def commands(checkout, out):
         "--init",
         out / "init",
     ]
-    kd = ["kd", "--config", run / f"configs/kd/{STUDENT}/{TEACHER}/10.json", "--base", models / STUDENT / "base"]
+    kd = [
+        "kd",
+        "--config",
+        run / f"configs/kd/{STUDENT}/{TEACHER}/10.json",
+        "--base",
+        models / STUDENT / "base",
+    ]
     kd += ["--teacher", models / TEACHER / "teacher", "--out", out / "model"]
     config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
     init, teacher = models / STUDENT / "init" / "seed10", models / TEACHER / "teacher"
@@ -69,13 +75,19 @@ def collected_behind_a_checkpoint(folder):
 
 def so_far(folder):
     """Lines of the metrics of the stage that is running; the last may be in the writing."""
-    return [json.loads(line) for path in folder.glob("*/metrics.jsonl") for line in path.read_text().split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for path in folder.glob("*/metrics.jsonl")
+        for line in path.read_text().split("\n")[:-1]
+    ]
 
 
 def logged(folder, *, updates=True):
     """Lines of a finished model's metrics but for the time; `updates`: those of optimizer steps too."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if updates or "lr" not in line]
+    return [
+        {k: v for k, v in line.items() if k != "seconds"} for line in lines if updates or "lr" not in line
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,9 @@ def test_going_on_is_exact(finished, tmp_path, stage, how):
     assert again.returncode == 0, output
     assert "resumes from step" in output
     original = finished.run / "models" / uninterrupted
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        original / "model.safetensors"
+    ).read_bytes()
     assert logged(tmp_path / "model", updates=False) == logged(original, updates=False)
     if stage == "sft":
         settings = json.loads((original / "provenance.json").read_text())["settings"]
@@ -109,7 +123,11 @@ def test_going_on_is_exact(finished, tmp_path, stage, how):
 def test_a_kill_leaves_no_line_of_the_metrics_twice(finished, tmp_path, moment):
     command, uninterrupted = commands(finished, tmp_path)["minillm"]
     # Saved at dev evaluations alone, each of which a collection follows: there is time to kill it.
-    command = [*command, "--launch", '{"micro_batch": 4, "eval_batch": 16, "save_every": 100, "log_every": 1}']
+    command = [
+        *command,
+        "--launch",
+        '{"micro_batch": 4, "eval_batch": 16, "save_every": 100, "log_every": 1}',
+    ]
     process = finished.stage(*command)
     wait_for(process, moment, tmp_path / "checkpoints")
     process.kill()
@@ -121,4 +139,6 @@ def test_a_kill_leaves_no_line_of_the_metrics_twice(finished, tmp_path, moment):
     assert again.returncode == 0, output
     original = finished.run / "models" / uninterrupted
     assert logged(tmp_path / "model") == logged(original)
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        original / "model.safetensors"
+    ).read_bytes()

@@ -12,7 +12,9 @@ def read(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("zero", "shard_teacher"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+@pytest.mark.parametrize(
+    ("zero", "shard_teacher"), [(1, False), (2, False), (3, False), (1, True), (3, True)]
+)
 def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
     run = finished.run
     # Each layer is spread over the processes, however small, as those of a real model are.
@@ -35,7 +37,15 @@ def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
         "--teacher", run / "models" / TEACHER / "teacher", "--out", tmp_path / "model", "--checkpoints", tmp_path / "checkpoints",
         "--launch", json.dumps(launch),
     ]  # fmt: skip
-    torchrun = [finished.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "minillm"]
+    torchrun = [
+        finished.python,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "minillm",
+    ]
     process = finished.start([*torchrun, *map(str, arguments)])
     output = process.communicate(timeout=400)[0]
     assert process.returncode == 0, output[-4000:]
@@ -46,6 +56,9 @@ def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
     for a, b in zip(ours, theirs, strict=True):
         for key in set(a) - {"seconds"}:
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4), (a["step"], key)
-    weights, expected = load_file(tmp_path / "model" / "model.safetensors"), load_file(original / "model.safetensors")
+    weights, expected = (
+        load_file(tmp_path / "model" / "model.safetensors"),
+        load_file(original / "model.safetensors"),
+    )
     assert weights.keys() == expected.keys()
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-4

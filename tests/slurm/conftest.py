@@ -22,7 +22,9 @@ RUN = "results/slurm"
 MODEL = f"{RUN}/models/tiny-student/minillm/tiny-teacher/seed10"
 TABLE = f"{RUN}/tables/main.csv"
 LOG = f"{RUN}/logs/minillm/tiny-student/tiny-teacher/seed10.log"
-PREFIX = f"minillm-test-{os.getpid()}"  # of the jobs' names, so that those of a real run beside it are told apart
+PREFIX = (
+    f"minillm-test-{os.getpid()}"  # of the jobs' names, so that those of a real run beside it are told apart
+)
 
 
 def output_of(*command: str) -> str:
@@ -35,7 +37,9 @@ def cluster(tmp_path_factory):
     state = None
     if not shutil.which("sinfo") or "gpu" not in output_of("sinfo", "-h", "-o", "%P"):
         state = str(tmp_path_factory.mktemp("slurm"))
-        started = subprocess.run(["bash", str(HERE / "up.sh"), state], capture_output=True, text=True, check=False)
+        started = subprocess.run(
+            ["bash", str(HERE / "up.sh"), state], capture_output=True, text=True, check=False
+        )
         if started.returncode == 3:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr
@@ -52,7 +56,9 @@ class Checkout:
 
     def __init__(self, root: Path):
         self.root = root
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.environment = kept | {"PYTHONPATH": str(root), "PATH": path}
 
@@ -62,11 +68,16 @@ class Checkout:
         profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
         rules = profile["set-resources"]
         profile["set-resources"] = {
-            rule: values | {"gres": "gpu:1", "mem_mb": 3000} | resources.get(rule, {}) for rule, values in rules.items()
+            rule: values | {"gres": "gpu:1", "mem_mb": 3000} | resources.get(rule, {})
+            for rule, values in rules.items()
         }
         profile["slurm-jobname-prefix"] = PREFIX
         # The cluster answers at once, and its files are on one disk.
-        profile |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 3, "seconds-between-status-checks": 3}
+        profile |= {
+            "latency-wait": 10,
+            "slurm-init-seconds-before-status-checks": 3,
+            "seconds-between-status-checks": 3,
+        }
         (self.root / "slurm" / "config.yaml").write_text(yaml.safe_dump(profile))
 
     def edit(self, change, name: str = "edited.yaml") -> str:
@@ -80,7 +91,9 @@ class Checkout:
         """`snakemake --profile slurm` in the background, its output in snakemake.log."""
         command = [sys.executable, "-m", "snakemake", *arguments]
         with open(self.root / "snakemake.log", "w") as log:
-            return subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, cwd=self.root, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def snakemake(self, *arguments: str, timeout: float = 900) -> str:
         """The same to its end, which must be good; the output."""

@@ -33,7 +33,8 @@ def disturbed(checkout, *options, after=1, config=CONFIG):
     """Start the run; its MiniLLM job when that has saved `after` times."""
     process = checkout.start(*checkout.cluster(TABLE, config=config), *options)
     until(
-        lambda: len(checkout.checkpoints()) >= after or process.poll() is not None, what="a checkpoint of the on-policy stage"
+        lambda: len(checkout.checkpoints()) >= after or process.poll() is not None,
+        what="a checkpoint of the on-policy stage",
     )
     assert process.poll() is None, checkout.log()[-4000:]
     return process, checkout.submitted()[-1]
@@ -79,7 +80,10 @@ def test_the_same_result_without_a_cluster(finished, tmp_path):
     subprocess.run(["rm", "-rf", str(local.root / RUN), str(local.root / ".snakemake")], check=True)
 
     def two_processes(config):
-        config["launch"] |= {"teacher": {"processes": 2}, "minillm": {**config["launch"]["minillm"], "processes": 2}}
+        config["launch"] |= {
+            "teacher": {"processes": 2},
+            "minillm": {**config["launch"]["minillm"], "processes": 2},
+        }
         # One thread a process everywhere, as on the cluster.
         config["cores"] = dict.fromkeys(("base", "teacher", "sft", "minillm", "generate"), 1)
 
@@ -126,7 +130,11 @@ def ranks(checkout):
     found = {}
     for line in output_of("ps", "-eo", "pid,args").splitlines():
         number, _, command = line.strip().partition(" ")
-        if " -m minillm minillm " in f" {command} " and "torchrun" not in command and "torch.distributed" not in command:
+        if (
+            " -m minillm minillm " in f" {command} "
+            and "torchrun" not in command
+            and "torch.distributed" not in command
+        ):
             try:
                 if os.readlink(f"/proc/{number}/cwd") != str(checkout.root):
                     continue
@@ -168,7 +176,9 @@ def test_a_stopped_rank(checkout, finished):
     process, _ = disturbed(checkout, config=config)
     os.kill(ranks(checkout)[1], signal.SIGSTOP)
     stopped = time.monotonic()
-    until(lambda: "rank 1 gave no sign of life for" in checkout.read(LOG), 60, "a message that names the rank")
+    until(
+        lambda: "rank 1 gave no sign of life for" in checkout.read(LOG), 60, "a message that names the rank"
+    )
     assert time.monotonic() - stopped < 30
     place = r"(start|step \d+)"
     assert re.search(rf"error: rank 0 \(at: {place}\): rank 1 .* it was last at: {place}", checkout.read(LOG))
@@ -187,7 +197,10 @@ def test_a_damaged_checkpoint(checkout, finished):
     weights_of_rank_0.write_bytes(content)
     ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
     log, name = checkout.read(LOG), newest.relative_to(checkout.root)
-    assert f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); it is removed" in log
+    assert (
+        f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); it is removed"
+        in log
+    )
     assert f"resumes from step {int(before.name.removeprefix('step-'))} of" in log
 
 
@@ -196,7 +209,9 @@ def small_disk(checkout):
     """A disk of 64 MB in the place of the folder of checkpoints."""
     folder = checkout.root / RUN / "checkpoints"
     folder.mkdir(exist_ok=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"no small disk can be mounted: {made.stderr.strip()}")
     yield folder
@@ -222,13 +237,28 @@ def test_a_full_disk(checkout, finished, small_disk):
 def test_an_edit_while_a_job_is_queued(checkout, finished, cluster):
     """The job takes the settings with which it was planned; the next run plans what the edit changes."""
     edited = checkout.edit(lambda config: None)
-    command = ["sbatch", "--parsable", "-p", "gpu", "-N", str(len(cluster)), "--exclusive", "--wrap", "sleep 600"]
+    command = [
+        "sbatch",
+        "--parsable",
+        "-p",
+        "gpu",
+        "-N",
+        str(len(cluster)),
+        "--exclusive",
+        "--wrap",
+        "sleep 600",
+    ]
     blocker = output_of(*command).strip()
-    until(lambda: "RUNNING" in output_of("squeue", "-h", "-j", blocker, "-o", "%T"), what="a job that fills the cluster")
+    until(
+        lambda: "RUNNING" in output_of("squeue", "-h", "-j", blocker, "-o", "%T"),
+        what="a job that fills the cluster",
+    )
     try:
         process = checkout.start(*checkout.cluster(TABLE, config=edited))
         until(lambda: "PENDING" in checkout.jobs().values(), what="a MiniLLM job that waits")
-        checkout.edit(lambda config: [config["stages"][stage].update(lr=1.0e-4) for stage in ("minillm", "sft")])
+        checkout.edit(
+            lambda config: [config["stages"][stage].update(lr=1.0e-4) for stage in ("minillm", "sft")]
+        )
     finally:
         subprocess.run(["scancel", blocker], check=True)
     assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
@@ -236,4 +266,12 @@ def test_an_edit_while_a_job_is_queued(checkout, finished, cluster):
     same_result(checkout, finished)
     plan = checkout.snakemake(*checkout.cluster(TABLE, config=edited), "-n", "--quiet", "rules")
     counts = dict(re.findall(r"^(\w+) +(\d+)$", plan, re.MULTILINE))
-    assert counts == {"settings": "2", "sft": "1", "minillm": "1", "generate": "2", "rouge": "2", "table": "1", "total": "9"}
+    assert counts == {
+        "settings": "2",
+        "sft": "1",
+        "minillm": "1",
+        "generate": "2",
+        "rouge": "2",
+        "table": "1",
+        "total": "9",
+    }

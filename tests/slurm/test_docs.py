@@ -38,7 +38,11 @@ class Shell:
         self.checkout, self.root = checkout, checkout.root
         settings = demo = (REPO / CONFIG).read_text()
         (self.root / "config" / "config.yaml").write_text(settings)
-        for old, new in (("tiny-", "demo-"), ("run: slurm", "run: demo"), ("collections: 30", "collections: 2")):
+        for old, new in (
+            ("tiny-", "demo-"),
+            ("run: slurm", "run: demo"),
+            ("collections: 30", "collections: 2"),
+        ):
             demo = demo.replace(old, new)
         (self.root / "config" / "demo.yaml").write_text(demo)
 
@@ -47,9 +51,16 @@ class Shell:
         commands = commands.replace("^minillm", f"^{PREFIX}")
         script = "set -euo pipefail\n" + (". .venv/bin/activate\n" if activated else "") + commands
         kept = {key: value for key, value in self.checkout.environment.items() if key != "VIRTUAL_ENV"}
-        with open(self.root / "commands.log", "w") as log:  # and no pipe, which what is left in the background would keep open
+        with open(
+            self.root / "commands.log", "w"
+        ) as log:  # and no pipe, which what is left in the background would keep open
             done = subprocess.run(
-                ["bash", "-c", script], cwd=self.root, env=kept, stdout=log, stderr=subprocess.STDOUT, timeout=timeout
+                ["bash", "-c", script],
+                cwd=self.root,
+                env=kept,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
             )
         output = (self.root / "commands.log").read_text()
         assert done.returncode == 0, f"{commands}\n{output[-4000:]}"
@@ -87,7 +98,9 @@ def test_the_environment(shell):
         plan = shell.run(command.replace("make", "make -n"), activated=False)
         assert re.search(r"pip install --quiet 'torch==[\d.]+' --index-url 'URL'", plan), plan
     (shell.root / ".venv").symlink_to(Path(sys.executable).parent.parent)
-    assert subprocess.run(["make", "-q", ".venv/.installed"], cwd=shell.root).returncode == 0, "`make install` first"
+    assert subprocess.run(["make", "-q", ".venv/.installed"], cwd=shell.root).returncode == 0, (
+        "`make install` first"
+    )
 
 
 def test_a_first_run(shell):

@@ -20,7 +20,15 @@ from minillm.training.rollout_losses import micro_batches
 
 # Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which the reference whitens.
 TINY = Shape(
-    vocabulary=37, batch=6, micro_batch=6, prompt=60, response=40, text=50, real=True, student=Size(1, 16), teacher=Size(2, 32)
+    vocabulary=37,
+    batch=6,
+    micro_batch=6,
+    prompt=60,
+    response=40,
+    text=50,
+    real=True,
+    student=Size(1, 16),
+    teacher=Size(2, 32),
 )
 
 
@@ -40,7 +48,9 @@ def setting():
 @pytest.fixture
 def ours(setting):
     """Random models are all but equal: weights are made larger, so that rewards, ratios and divergences are far from 0."""
-    student, setting.teacher = (make_model(size, TINY, seed) for seed, size in enumerate((TINY.student, TINY.teacher)))
+    student, setting.teacher = (
+        make_model(size, TINY, seed) for seed, size in enumerate((TINY.student, TINY.teacher))
+    )
     for model in (student, setting.teacher):
         model.base_model.wte.weight.data[FIRST:] *= 5
     return Ours(setting, TINY, setting.make(), Alone(student))
@@ -58,7 +68,10 @@ def given(reference, made):
 def entropy(model, texts):
     """Mean over the positions of the texts that have a next token, of the entropy of the model's distribution."""
     with torch.no_grad():
-        logs = [model(torch.from_numpy(text.astype(np.int64))[None]).logits[0, :-1].log_softmax(-1) for text in texts]
+        logs = [
+            model(torch.from_numpy(text.astype(np.int64))[None]).logits[0, :-1].log_softmax(-1)
+            for text in texts
+        ]
     return -(torch.cat(logs).exp() * torch.cat(logs)).sum(-1).mean().item()
 
 
@@ -98,7 +111,13 @@ def test_reference_computes_the_loss_and_gradient_of_the_preset_released(setting
     a, b = gradient(student, mine), gradient(student, sum(terms.values()))
     largest = max(value.abs().max() for value in a.values())
     for name in a:
-        assert_close(a[name], b[name], atol=1e-4 * float(largest), rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(
+            a[name],
+            b[name],
+            atol=1e-4 * float(largest),
+            rtol=1e-3,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -146,7 +165,8 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     def side(commit, folder, linked, precision):
         assert (linked, precision) == (["smollm2-85m/sft/seed10"], "fp32")
         return SimpleNamespace(
-            commit=commit, seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit]
+            commit=commit,
+            seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit],
         )
 
     monkeypatch.setattr(stages, "snakemake", lambda folder, configs, targets, **more: models.extend(targets))
@@ -155,11 +175,25 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     kept = tmp_path / "stages" / "fp32" / "old-new.json"
     kept.parent.mkdir(parents=True)
     kept.write_text('{"kd": {"before": [9.0]}, "generate": {"before": [3.0]}}')
-    asked = ["--before", "old", "--after", "new", "--only", "generate", "--precision", "fp32", "--repeats", "2"]
+    asked = [
+        "--before",
+        "old",
+        "--after",
+        "new",
+        "--only",
+        "generate",
+        "--precision",
+        "fp32",
+        "--repeats",
+        "2",
+    ]
     monkeypatch.setattr("sys.argv", ["stages", *asked, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="^0$"):
         stages.main()
     assert models == ["results/mini/models/smollm2-85m/sft/seed10"]
     assert made == [("new", "generate"), ("old", "generate"), ("new", "generate")]
-    assert json.loads(kept.read_text()) == {"kd": {"before": [9.0]}, "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]}}
+    assert json.loads(kept.read_text()) == {
+        "kd": {"before": [9.0]},
+        "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]},
+    }
     assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate, fp32 2.00 (met: ≥ 1.5)"

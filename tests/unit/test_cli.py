@@ -97,7 +97,10 @@ def test_help_and_command_line_import_no_torch() -> None:
             [json.dumps(GOOD), "{broken"],
             "{path}:2: not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line",
         ),
-        ([json.dumps(GOOD), "", '{"instruction": "a"}'], "{path}:3: no output in the field 'output'; fix or delete this row"),
+        (
+            [json.dumps(GOOD), "", '{"instruction": "a"}'],
+            "{path}:3: no output in the field 'output'; fix or delete this row",
+        ),
     ],
     ids=["missing folder", "unparsable line", "row without output"],
 )
@@ -107,7 +110,9 @@ def test_mistakes_in_the_data(tmp_path: Path, lines: list[str] | None, said: str
         path.parent.mkdir()
         path.write_text("\n".join(lines) + "\n")
     config = settings(tmp_path / "c.json", {**DATA, "train": {"source": "folder", "path": str(path)}})
-    assert refused("data", "--config", config, "--out", tmp_path / "results" / "out") == said.format(path=path)
+    assert refused("data", "--config", config, "--out", tmp_path / "results" / "out") == said.format(
+        path=path
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -129,7 +134,9 @@ def sft(folder: Path, config: Path, data: Path, base: Path) -> list[object]:
     ],
     ids=["unknown key", "lr as text"],
 )
-def test_mistakes_in_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any], said: str) -> None:
+def test_mistakes_in_the_settings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
     import minillm.training.supervised  # noqa: F401  (what its imports write is not looked at here)
 
     config = settings(tmp_path / "c.json", {"stage": "sft", **SUPERVISED, **change})
@@ -157,7 +164,13 @@ def save(folder: Path, tokenizer: Any) -> Path:
 
     end = tokenizer.eos_token_id
     shape = GPT2Config(
-        n_embd=16, n_layer=1, n_head=2, n_positions=128, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=128,
+        vocab_size=len(tokenizer),
+        bos_token_id=end,
+        eos_token_id=end,
     )
     folder.mkdir()
     save_model(GPT2LMHeadModel(shape), tokenizer, folder)
@@ -185,11 +198,17 @@ def test_a_student_whose_vocabulary_does_not_match(made: Path, tmp_path: Path) -
     out = tmp_path / "results"
     config = settings(tmp_path / "c.json", {"stage": "sft", **SUPERVISED})
     said = refused(*sft(out, config, made / "data", made / "other"))
-    assert said.startswith(f"{made / 'other'}: its vocabulary does not match that of {made / 'data' / 'tokenizer'} (")
+    assert said.startswith(
+        f"{made / 'other'}: its vocabulary does not match that of {made / 'data' / 'tokenizer'} ("
+    )
     training = {**SUPERVISED["training"], "loss": "kd"}  # type: ignore[dict-item]
-    config = settings(tmp_path / "c.json", {"stage": "kd", **SUPERVISED, "teacher": "big", "training": training})
+    config = settings(
+        tmp_path / "c.json", {"stage": "kd", **SUPERVISED, "teacher": "big", "training": training}
+    )
     paths = ("--data", made / "data", "--base", made / "base", "--teacher", made / "other")
-    said = refused("kd", "--config", config, *paths, "--out", out / "out", "--checkpoints", out / "checkpoints")
+    said = refused(
+        "kd", "--config", config, *paths, "--out", out / "out", "--checkpoints", out / "checkpoints"
+    )
     assert said.startswith(f"{made / 'base'}: its vocabulary does not match that of {made / 'other'} (")
     assert said.endswith("choose a student of the teacher's family")
     assert not out.exists()
@@ -226,7 +245,9 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
     assert main(["rouge", "--generations", "a", "--out", "b"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("minillm rouge: error: the disk is full; free some space") and said.count("\n") == 1
+    assert (
+        said.startswith("minillm rouge: error: the disk is full; free some space") and said.count("\n") == 1
+    )
 
 
 def test_other_errors_are_not_a_full_disk(monkeypatch):

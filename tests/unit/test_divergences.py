@@ -83,7 +83,9 @@ def test_zero_between_equals_and_positive_otherwise(divergence):
 @every
 def test_finite_at_extremes(divergence):
     """Logits of bf16's range, certain tokens, and a token that neither can draw: values and gradients are finite."""
-    student = torch.tensor([[[80.0, -80.0, 0.0, -torch.inf], [3e4, -3e4, 0.0, -torch.inf]]], requires_grad=True)
+    student = torch.tensor(
+        [[[80.0, -80.0, 0.0, -torch.inf], [3e4, -3e4, 0.0, -torch.inf]]], requires_grad=True
+    )
     teacher = torch.tensor([[[-80.0, 80.0, 0.0, -torch.inf], [-3e4, 3e4, 0.0, -torch.inf]]])
     value = divergence(student, teacher)
     value.sum().backward()
@@ -106,7 +108,9 @@ def test_reverse_kl_is_finite_where_the_student_has_no_mass():
     assert value.isfinite().all() and q.grad.isfinite().all()
 
     def expected(a, b):
-        return sum(x * (math.log(x) - math.log(y)) for v, (x, y) in enumerate(zip(a, b, strict=True)) if v != 3)
+        return sum(
+            x * (math.log(x) - math.log(y)) for v, (x, y) in enumerate(zip(a, b, strict=True)) if v != 3
+        )
 
     same(value, each_token(q, p, expected))
 

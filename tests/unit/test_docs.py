@@ -41,7 +41,9 @@ def test_names_of_the_code_exist(page: Path) -> None:
     unknown = []
     for text in re.findall(r"`([^`\n]+)`", page.read_text()):
         for path in re.findall(r"(?<![\w<>*./])[\w/]+\.py\b", text):
-            if not any(f"/{file.relative_to(REPO)}".endswith(f"/{path}") for file in REPO.rglob(path.split("/")[-1])):
+            if not any(
+                f"/{file.relative_to(REPO)}".endswith(f"/{path}") for file in REPO.rglob(path.split("/")[-1])
+            ):
                 unknown.append(path)
         if name := re.fullmatch(r"([a-z_]\w*)\.(\w+(?:\.\w+)*)(?:\(.*\))?", text):
             module, rest = name.groups()

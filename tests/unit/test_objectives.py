@@ -84,7 +84,9 @@ def test_returns_equal_explicit_sums(mask, gamma, length_norm, include_current):
         valid = [t for t in range(5) if mask[i, t]]
         for k, t in enumerate(valid):
             following = valid[k if include_current else k + 1 :]
-            total = sum(gamma**distance * rewards[i, later].item() for distance, later in enumerate(following))
+            total = sum(
+                gamma**distance * rewards[i, later].item() for distance, later in enumerate(following)
+            )
             expected[i, t] = total / max(1, len(following)) if length_norm else total
 
     def function(values):
@@ -101,7 +103,8 @@ def whitened_by_loops(values, valid, eps):
     mean = sum(chosen) / len(chosen)
     variance = sum((x - mean) ** 2 for x in chosen) / len(chosen)
     rows = [
-        [(values[i, t].item() - mean) / math.sqrt(variance + eps) if valid[i][t] else 0.0 for t in range(5)] for i in range(3)
+        [(values[i, t].item() - mean) / math.sqrt(variance + eps) if valid[i][t] else 0.0 for t in range(5)]
+        for i in range(3)
     ]
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -212,7 +215,9 @@ def test_nothing_under_the_mask_reaches_the_long_terms_gradient(mask):
     hidden = ~mask.bool()
     point, expected = new.clone().requires_grad_(), new.clone().requires_grad_()
     o.policy_gradient_loss(expected, old, old, mask, weights=old.exp()).backward()
-    spoilt = [x.masked_fill(hidden, value) for x, value in ((old, math.nan), (old, math.inf), (old.exp(), math.nan))]
+    spoilt = [
+        x.masked_fill(hidden, value) for x, value in ((old, math.nan), (old, math.inf), (old.exp(), math.nan))
+    ]
     o.policy_gradient_loss(point, spoilt[0], spoilt[1], mask, weights=spoilt[2]).backward()
     same(point.grad, expected.grad)
 
@@ -244,10 +249,19 @@ def test_a_ratio_whose_factors_overflow_is_right(surrogate):
     old, weights = torch.tensor([[-100.0, -1.0]]), torch.tensor([[-98.0, 0.0]]).double().exp().float()
     advantages = torch.tensor([[1.0, 1.0]])
     loss = o.policy_gradient_loss(
-        new, old, advantages, torch.ones(1, 2), weights=weights, surrogate=surrogate, denominator=1.0, clip=None
+        new,
+        old,
+        advantages,
+        torch.ones(1, 2),
+        weights=weights,
+        surrogate=surrogate,
+        denominator=1.0,
+        clip=None,
     )
     loss.backward()
-    assert loss.item() == pytest.approx(-math.exp(-3) - 1.0, rel=1e-3)  # a weight of e^-98 has few digits in float32
+    assert loss.item() == pytest.approx(
+        -math.exp(-3) - 1.0, rel=1e-3
+    )  # a weight of e^-98 has few digits in float32
     assert new.grad[0].tolist() == pytest.approx([-math.exp(-3), -1.0], rel=1e-2)
 
 
@@ -257,7 +271,9 @@ def test_a_ratio_whose_factors_overflow_is_right(surrogate):
 def test_a_ratio_that_overflows_leaves_loss_and_gradient_finite(weights, surrogate, clip):
     new = torch.tensor([[-1.0, -1.0, -2.0]], requires_grad=True)
     old, advantages = torch.tensor([[-95.0, -400.0, -2.5]]), torch.tensor([[-1.0, -1000.0, 1.0]])
-    loss = o.policy_gradient_loss(new, old, advantages, torch.ones(1, 3), weights=weights, surrogate=surrogate, clip=clip)
+    loss = o.policy_gradient_loss(
+        new, old, advantages, torch.ones(1, 3), weights=weights, surrogate=surrogate, clip=clip
+    )
     loss.backward()
     assert loss.isfinite() and new.grad.isfinite().all()
     assert new.grad.square().sum().isfinite(), "the norm that is clipped"
@@ -269,7 +285,9 @@ def test_a_weight_of_zero_is_a_ratio_of_zero(old):
     """Also where the student could not have drawn the token at all."""
     new = torch.tensor([[-1.0, -1.0]], requires_grad=True)
     arguments = {"weights": torch.tensor([[0.0, 1.0]]), "clip": None, "denominator": 1.0}
-    loss = o.policy_gradient_loss(new, torch.tensor([[old, -1.0]]), torch.tensor([[3.0, 5.0]]), torch.ones(1, 2), **arguments)
+    loss = o.policy_gradient_loss(
+        new, torch.tensor([[old, -1.0]]), torch.tensor([[3.0, 5.0]]), torch.ones(1, 2), **arguments
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-5.0) and new.grad.tolist() == [[0.0, pytest.approx(-5.0)]]
 
@@ -283,7 +301,8 @@ def test_single_step_loss(mask, weighted):
     values = each_token(q, p, kl) * (weights if weighted else 1.0)
     same(o.single_step_loss(q, p, mask, weights=weights), mean_of_valid(values, mask))
     same(
-        o.single_step_loss(q, p, mask, weights=weights, denominator=40.0), mean_of_valid(values, mask) * mask.sum().item() / 40
+        o.single_step_loss(q, p, mask, weights=weights, denominator=40.0),
+        mean_of_valid(values, mask) * mask.sum().item() / 40,
     )
     gradient_is_right(lambda x, y: o.single_step_loss(x, y, mask, weights=weights), q, p)
     gradient_is_right(lambda x: o.single_step_loss(x, p, mask, weights=weights, denominator=40.0), q)

@@ -68,8 +68,15 @@ def test_the_critical_path_goes_through_the_slowest_before(tmp_path):
     assert critical_path(planned, {1: 2.0, 2: 1.0}) == [0, 1, 3]
     assert critical_path(planned, {1: 2.0, 2: 3.0, 3: 0.1}) == [2, 3]
     text = report(planned, {1: 2.0, 2: 1.0})
-    assert "| teacher | 1 | 2 | 2 |" in text and "| minillm | 1 | – | – |" in text and "| settings | 1 |  |  |" in text
-    assert "Critical path: 2 h and 1 stages that never ran" in text and "  minillm small/minillm/big/seed10 (–)" in text
+    assert (
+        "| teacher | 1 | 2 | 2 |" in text
+        and "| minillm | 1 | – | – |" in text
+        and "| settings | 1 |  |  |" in text
+    )
+    assert (
+        "Critical path: 2 h and 1 stages that never ran" in text
+        and "  minillm small/minillm/big/seed10 (–)" in text
+    )
 
 
 def test_what_snakemake_cannot_plan_is_one_line(tmp_path, monkeypatch):

@@ -40,7 +40,11 @@ def conda() -> dict[str, str]:
 
 def explained() -> dict[str, SpecifierSet]:
     """Name -> bounds of the rows `| name | bounds | why |`, all of which say why."""
-    rows = re.findall(r"^\| ([a-z0-9-]+) \| (>=[^|]+) \| \S.+ \|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([a-z0-9-]+) \| (>=[^|]+) \| \S.+ \|$",
+        (ROOT / "docs/dependencies.md").read_text(),
+        re.MULTILINE,
+    )
     return {name: SpecifierSet(bounds.replace("&lt;", "<")) for name, bounds in rows}
 
 
@@ -48,7 +52,9 @@ def explained() -> dict[str, SpecifierSet]:
 def test_direct_dependency_is_bounded_pinned_alike_and_explained(requirement: Requirement) -> None:
     name = canonicalize_name(requirement.name)
     operators = {specifier.operator for specifier in requirement.specifier}
-    assert operators & {"<", "<=", "=="} and operators & {">", ">=", "=="}, "give it a lower and an upper bound"
+    assert operators & {"<", "<=", "=="} and operators & {">", ">=", "=="}, (
+        "give it a lower and an upper bound"
+    )
     assert locked()[name] == conda()[name]
     assert requirement.specifier.contains(locked()[name])
     assert explained()[name] == requirement.specifier
@@ -62,7 +68,9 @@ def test_nothing_else_is_explained_or_pinned_for_conda() -> None:
 
 def test_lock_is_portable() -> None:
     text = (ROOT / "requirements.lock").read_text()
-    assert not re.search(r"://|\s/|\+cpu|\+cu", re.sub(r"#.*", "", text)), "a path, an address or a local build"
+    assert not re.search(r"://|\s/|\+cpu|\+cu", re.sub(r"#.*", "", text)), (
+        "a path, an address or a local build"
+    )
 
 
 def test_one_python_everywhere() -> None:
@@ -70,7 +78,9 @@ def test_one_python_everywhere() -> None:
     python = Requirement(f"python{project['project']['requires-python']}").specifier
     assert {s.operator for s in python} == {">=", "<"}
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    version = next(entry for entry in dependencies if str(entry).startswith("python=")).removeprefix("python=")
+    version = next(entry for entry in dependencies if str(entry).startswith("python=")).removeprefix(
+        "python="
+    )
     assert python.contains(f"{version}.0")
     assert project["tool"]["mypy"]["python_version"] == version
 

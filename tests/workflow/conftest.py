@@ -32,7 +32,9 @@ class Checkout:
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Snakemake with its output (stdout and stderr together); fails with that output unless `check` is off."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))
+        }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["PYTHONPATH"] = os.pathsep.join([str(self.root), str(self.root / "no_torch")])
         run = subprocess.run(
@@ -59,7 +61,9 @@ class Checkout:
         assert len(jobs) == len(set(jobs))
         return set(jobs)
 
-    def write(self, name: str, edit: Callable[[dict[str, Any]], object] = lambda config: None, **options: Any) -> str:
+    def write(
+        self, name: str, edit: Callable[[dict[str, Any]], object] = lambda config: None, **options: Any
+    ) -> str:
         """plan.yaml after `edit` as a new file (with options of yaml.safe_dump); its name."""
         config = yaml.safe_load((self.root / PLAN).read_text())
         edit(config)

@@ -43,16 +43,28 @@ def test_how_the_curve_is_drawn_up_does_not_draw_samples_again(checkout):
     config = with_sections(checkout)
     targets = [
         *BIAS,
-        *(f"results/analyses/metrics/{kind}/small/sft/seed10/easy.json" for kind in ("lengths", "reference_loss")),
+        *(
+            f"results/analyses/metrics/{kind}/small/sft/seed10/easy.json"
+            for kind in ("lengths", "reference_loss")
+        ),
     ]
     targets.append("results/analyses/metrics/diversity/small/sft/seed10/easy.json")
     checkout.snakemake("--cores", "2", *targets, "--configfile", config, "--quiet", "--show-failed-logs")
     assert checkout.planned(*targets, config=config) == set()
     scores = {f"exposure_bias teacher=big weights={weights} test=easy" for weights in STUDENTS}
-    jobs = checkout.planned(*targets, config=with_sections(checkout, "b.yaml", exposure_bias={"finished": "zero"}))
+    jobs = checkout.planned(
+        *targets, config=with_sections(checkout, "b.yaml", exposure_bias={"finished": "zero"})
+    )
     assert jobs == {"settings key=exposure_bias", *scores}
-    jobs = checkout.planned(*targets, config=with_sections(checkout, "b.yaml", exposure_bias={"semantics": "released"}))
-    assert jobs == {"settings key=exposure_bias", "settings key=samples", "samples teacher=big test=easy", *scores}
+    jobs = checkout.planned(
+        *targets, config=with_sections(checkout, "b.yaml", exposure_bias={"semantics": "released"})
+    )
+    assert jobs == {
+        "settings key=exposure_bias",
+        "settings key=samples",
+        "samples teacher=big test=easy",
+        *scores,
+    }
     edits = {"lengths": {"edges": [4]}, "diversity": {"ngram": 3}}
     assert checkout.planned(*targets, config=with_sections(checkout, "b.yaml", **edits)) == {
         *(f"settings key={key}" for key in ("lengths/easy", "diversity")),
@@ -65,7 +77,9 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
     targets = [BIAS[1], *(f"results/analyses/metrics/{metric}/big/teacher/hard.json" for metric in metrics)]
     targets = [target.replace("/analyses/", "/other/") for target in targets]
     config = with_sections(checkout, "other.yaml")
-    output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", config, "--config", "run=other").stdout
+    output = checkout.snakemake(
+        "-n", "-p", "--cores", "2", *targets, "--configfile", config, "--config", "run=other"
+    ).stdout
     found = [words[words.index("minillm") + 1 :] for words in commands(output)]
     counts = Counter(words[0] for words in found)
     assert [counts[stage] for stage in ("samples", "exposure_bias", *metrics)] == [1] * 5
@@ -76,12 +90,27 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exposure_bias": {"tests": ["esy"]}}, "exposure_bias.tests: 'esy' is not among data.tests; did you mean 'easy'?"),
-        ({"lengths": {"per_test": {"har": [1]}}}, "lengths.per_test: 'har' is not among datasets; did you mean 'hard'?"),
-        ({"lengths": {"edges": [10, 5]}}, r"lengths.edges: \[10, 5\] do not increase; write them from small to large"),
+        (
+            {"exposure_bias": {"tests": ["esy"]}},
+            "exposure_bias.tests: 'esy' is not among data.tests; did you mean 'easy'?",
+        ),
+        (
+            {"lengths": {"per_test": {"har": [1]}}},
+            "lengths.per_test: 'har' is not among datasets; did you mean 'hard'?",
+        ),
+        (
+            {"lengths": {"edges": [10, 5]}},
+            r"lengths.edges: \[10, 5\] do not increase; write them from small to large",
+        ),
         ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not increase"),
-        ({"diversity": {"unit": "letters"}}, "diversity.unit: input should be 'tokens' or 'words', not 'letters'"),
-        ({"exposure_bias": {"response": 3}}, "exposure_bias.response: unknown key; did you mean 'responses'?"),
+        (
+            {"diversity": {"unit": "letters"}},
+            "diversity.unit: input should be 'tokens' or 'words', not 'letters'",
+        ),
+        (
+            {"exposure_bias": {"response": 3}},
+            "exposure_bias.response: unknown key; did you mean 'responses'?",
+        ),
     ],
 )
 def test_a_wrong_section_is_one_line(changes, message):
@@ -96,7 +125,12 @@ def test_lengths_of_rows_that_are_no_test_set(checkout):
     """Their answers are made for this alone: no other evaluation of them is planned."""
     config = with_sections(checkout, "dev.yaml", lengths={"tests": ["held"], "per_test": {}})
     jobs = checkout.planned(config=config)
-    assert {job.split()[0] for job in jobs if job.endswith("test=held")} == {"testset", "generate", "rouge", "lengths"}
+    assert {job.split()[0] for job in jobs if job.endswith("test=held")} == {
+        "testset",
+        "generate",
+        "rouge",
+        "lengths",
+    }
     assert "settings key=lengths/held" in jobs
 
 
@@ -113,7 +147,10 @@ def test_rows_of_every_length_come_from_the_folders(checkout):
     jobs = checkout.planned(config=name)
     assert {"subsets subset=all", "settings key=subsets/all", "testset tokenizer=letters test=full"} <= jobs
     figures = [checkout.planned(f"results/subsets/figures/figure{n}.png", config=name) for n in (7, 15)]
-    assert [{job.split("test=")[1] for job in own if job.startswith("lengths ")} for own in figures] == [{"easy"}, {"full"}]
+    assert [{job.split("test=")[1] for job in own if job.startswith("lengths ")} for own in figures] == [
+        {"easy"},
+        {"full"},
+    ]
     target = "results/subsets/data/letters/tests/full.jsonl"
     checkout.snakemake("--cores", "2", target, "--configfile", name, "--quiet", "--show-failed-logs")
     assert checkout.planned(target, config=name) == set()
@@ -122,9 +159,15 @@ def test_rows_of_every_length_come_from_the_folders(checkout):
 def test_the_page_and_the_estimators_belong_to_a_run_that_has_their_sections(checkout):
     def plan(**sections):
         # A run that no other test has made.
-        return checkout.planned(config=checkout.write("asked.yaml", lambda c: c.update(sections, run="asked")))
+        return checkout.planned(
+            config=checkout.write("asked.yaml", lambda c: c.update(sections, run="asked"))
+        )
 
     before = plan()
     for section, value, rule in (("human", {"test": "easy"}, "human_page"), ("estimators", {}, "estimators")):
         added = {job.split()[0] for job in plan(**{section: value}) - before}
-        assert rule in added and added <= {rule, "settings"} and not [job for job in before if job.startswith(rule)]
+        assert (
+            rule in added
+            and added <= {rule, "settings"}
+            and not [job for job in before if job.startswith(rule)]
+        )

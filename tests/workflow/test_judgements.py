@@ -38,7 +38,8 @@ def test_jobs_and_their_commands(checkout) -> None:
     targets = [f"results/plan/metrics/{target}.json" for target in TARGETS]
     output = checkout.snakemake("-n", "-p", "--cores", "2", *targets, "--configfile", name).stdout
     words = [
-        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
+        shlex.split(line.split(" > ")[0])
+        for line in re.findall(r"^Shell command: (.*-m minillm .*)$", output, re.MULTILINE)
     ]
     found = [line[line.index("minillm") + 1 :] for line in words]
     stages = [line[0] for line in found]
@@ -51,7 +52,10 @@ def test_jobs_and_their_commands(checkout) -> None:
         for weights in ("small/sft/seed10", "small/kd/big/seed10", "small/seqkd/big/seed10", "big/teacher")
     ]
     counted = next(line for line in found if line[0] == "human-import")
-    assert counted[2:4] == ["anna.json", "ben.json"] and len(counted[counted.index("--also") + 1 : counted.index("--out")]) == 2
+    assert (
+        counted[2:4] == ["anna.json", "ben.json"]
+        and len(counted[counted.index("--also") + 1 : counted.index("--out")]) == 2
+    )
 
 
 def test_answers_do_not_change_the_page(checkout) -> None:
@@ -66,7 +70,9 @@ def test_answers_do_not_change_the_page(checkout) -> None:
     other = experiment(raw)
     assert stage_settings(one, "human") == stage_settings(other, "human")
     assert stage_settings(one, "judge") != stage_settings(other, "judge")
-    assert stage_settings(one, "calibration", task="colour") == stage_settings(other, "calibration", task="colour")
+    assert stage_settings(one, "calibration", task="colour") == stage_settings(
+        other, "calibration", task="colour"
+    )
 
 
 def checkout_config(checkout) -> dict[str, Any]:

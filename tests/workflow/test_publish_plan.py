@@ -24,7 +24,10 @@ def items(finished):
 
 
 def published(*names):
-    return {f"publish_{'figure' if name.startswith(('figure', 'size')) else 'table'} name={name}" for name in names}
+    return {
+        f"publish_{'figure' if name.startswith(('figure', 'size')) else 'table'} name={name}"
+        for name in names
+    }
 
 
 def test_nothing_to_do_after_publishing(items):
@@ -38,7 +41,9 @@ def test_the_index_needs_every_item_and_every_command_is_one(items):
     found = [words[words.index("minillm") + 1 :] for words in commands(output)]
     parsed = [parser().parse_args(words) for words in found if words[0] in ("publish", "index")]
     tables = {name for name, item in ITEMS.items() if item.kind == "table"}
-    assert {args.config.stem for args in parsed if args.command == "publish"} >= tables and parsed[-1].command == "index"
+    assert {args.config.stem for args in parsed if args.command == "publish"} >= tables and parsed[
+        -1
+    ].command == "index"
     items.snakemake("--cores", "4", f"{RUN}/index.md", "--configfile", PLAN, "--quiet", "--show-failed-logs")
     assert {path.stem for path in (items.root / RUN / "tables").glob("*.json")} == tables
 
@@ -61,7 +66,9 @@ def test_an_edited_metric_republishes_what_reads_it(items):
 def test_style_redraws_figures_alone(items):
     edited = items.write("edited.yaml", lambda c: c["style"].update(dpi=90))
     names = ("figure1", "figure2", "figure6", "size-gap")
-    assert items.planned(*FILES, config=edited) == published(*names) | {f"settings key=publish/{name}" for name in names}
+    assert items.planned(*FILES, config=edited) == published(*names) | {
+        f"settings key=publish/{name}" for name in names
+    }
 
 
 def test_editing_a_drawing_redraws_it(items):

@@ -37,15 +37,24 @@ def weights(student, methods=("sft", *METHODS), seeds=SEEDS):
 def evaluated(models, tests=TESTS):
     """Jobs that follow from new weights, or from new tests."""
     return {
-        f"{rule} weights={model} test={test}" for rule in ("generate", "rouge") for model in models for test in tests
+        f"{rule} weights={model} test={test}"
+        for rule in ("generate", "rouge")
+        for model in models
+        for test in tests
     } | SCORED
 
 
 def trained(methods, students=("small", "short"), seeds=SEEDS):
     def rule(method, student):
-        return f"minillm student={student} method={method}" if method in ON_POLICY else f"{method} student={student}"
+        return (
+            f"minillm student={student} method={method}"
+            if method in ON_POLICY
+            else f"{method} student={student}"
+        )
 
-    return {f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)} | published("models")
+    return {
+        f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)
+    } | published("models")
 
 
 def settings(*keys):
@@ -57,13 +66,18 @@ ALL = ["big/teacher", *weights("small"), *weights("short")]
 
 def test_nothing_to_do_after_a_run(finished):
     assert finished.planned() == set()
-    assert "Nothing to be done" in finished.snakemake("--cores", "2", "--configfile", "tests/config/plan.yaml").stdout
+    assert (
+        "Nothing to be done"
+        in finished.snakemake("--cores", "2", "--configfile", "tests/config/plan.yaml").stdout
+    )
 
 
 def test_the_report_is_one_file_with_table_and_figure(finished):
     report = (finished.root / "results" / "plan" / "report.html").read_text()
     assert "main.csv" in report and "main.png" in report
-    assert not [tag for tag in ('src="http', "src='http", '<link rel="stylesheet" href="http') if tag in report]
+    assert not [
+        tag for tag in ('src="http', "src='http", '<link rel="stylesheet" href="http') if tag in report
+    ]
 
 
 def one_students_lr(config):
@@ -110,9 +124,17 @@ EXPECTED = {
     | evaluated([*weights("small", ["gkd"]), *weights("short", ["gkd"])]),
     figure_style: settings("figure")
     | item_settings("figure")
-    | {"figure", *ENDS, *(f"publish_figure name={name}" for name, item in ITEMS.items() if item.kind == "figure")},
-    sample_of_a_test_set: settings("testset/easy") | {"testset tokenizer=letters test=easy"} | evaluated(ALL, ["easy"]),
-    two_values_swapped: settings(*(f"{m}/{s}/big/{seed}" for m in ON_POLICY for s in ("small", "short") for seed in SEEDS))
+    | {
+        "figure",
+        *ENDS,
+        *(f"publish_figure name={name}" for name, item in ITEMS.items() if item.kind == "figure"),
+    },
+    sample_of_a_test_set: settings("testset/easy")
+    | {"testset tokenizer=letters test=easy"}
+    | evaluated(ALL, ["easy"]),
+    two_values_swapped: settings(
+        *(f"{m}/{s}/big/{seed}" for m in ON_POLICY for s in ("small", "short") for seed in SEEDS)
+    )
     | trained(ON_POLICY)
     | evaluated([*weights("small", ON_POLICY), *weights("short", ON_POLICY)]),
     teachers_lr: settings("teacher/big")
@@ -126,7 +148,10 @@ EXPECTED = {
     | evaluated([*weights("small", seeds=NEW), *weights("short", seeds=NEW)])
     | item_settings("table", "figure")
     | published(),
-    generation: settings("generate", "table", "metrics") | item_settings("table", "figure") | evaluated(ALL) | published(),
+    generation: settings("generate", "table", "metrics")
+    | item_settings("table", "figure")
+    | evaluated(ALL)
+    | published(),
 }
 
 
@@ -137,7 +162,10 @@ def test_only_what_depends_on_an_edit_is_planned(finished, edit, jobs):
 
 def test_launch_values_cores_and_order_of_keys_rerun_nothing(finished):
     def launch(config):
-        config["launch"] = {"default": {"zero": 2, "micro_batch": 1, "processes": 2}, "minillm": {"save_every": 7}}
+        config["launch"] = {
+            "default": {"zero": 2, "micro_batch": 1, "processes": 2},
+            "minillm": {"save_every": 7},
+        }
         config["per_model"]["small"]["launch"] = {"minillm": {"zero": 3}}
 
     name = finished.write("edited.yaml", launch, sort_keys=True)
@@ -167,7 +195,9 @@ def test_a_deleted_metric_is_made_again_with_what_reads_it(finished):
     path = finished.root / "results/plan/metrics/rouge/small/kd/big/seed10/easy.json"
     path.rename(path.with_suffix(".away"))
     try:
-        jobs = {"rouge weights=small/kd/big/seed10 test=easy", "table", "figure", "metrics"} | published("rouge")
+        jobs = {"rouge weights=small/kd/big/seed10 test=easy", "table", "figure", "metrics"} | published(
+            "rouge"
+        )
         assert finished.planned() == jobs
     finally:
         path.with_suffix(".away").rename(path)

@@ -38,7 +38,11 @@ class Recorded:
     def run(self, profile, *targets):
         folder = self.checkout.root / "recorded"
         folder.mkdir(exist_ok=True)
-        profile |= {"slurm-init-seconds-before-status-checks": 1, "seconds-between-status-checks": 1, "latency-wait": 5}
+        profile |= {
+            "slurm-init-seconds-before-status-checks": 1,
+            "seconds-between-status-checks": 1,
+            "latency-wait": 5,
+        }
         (folder / "config.yaml").write_text(yaml.safe_dump(profile))
         self.record.unlink(missing_ok=True)
         shutil.rmtree(self.checkout.root / "results", ignore_errors=True)
@@ -47,10 +51,27 @@ class Recorded:
             "PYTHONPATH": os.pathsep.join([str(self.checkout.root), str(self.checkout.root / "no_torch")]),
             "RECORD": str(self.record), "SAVED": str(self.saved),
         }  # fmt: skip
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))}
-        command = [sys.executable, "-m", "snakemake", *targets, "--profile", "recorded", "--configfile", CONFIG]
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            *targets,
+            "--profile",
+            "recorded",
+            "--configfile",
+            CONFIG,
+        ]
         done = subprocess.run(
-            command, cwd=self.checkout.root, env=kept | environment, capture_output=True, text=True, timeout=300, check=False
+            command,
+            cwd=self.checkout.root,
+            env=kept | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         found: dict[str, list[dict[str, str]]] = {}
@@ -78,7 +99,15 @@ def more(config):
     config["exposure_bias"] = {"tests": ["easy"], "prompts": 4, "responses": 3}
     config["diversity"] = {"tests": ["easy"]}
     config["calibration"] = {
-        "tasks": {"held": {"dataset": "held", "prompt": "Which?", "input": "{x}", "gold": "y", "labels": {"a": "a", "b": "b"}}}
+        "tasks": {
+            "held": {
+                "dataset": "held",
+                "prompt": "Which?",
+                "input": "{x}",
+                "gold": "y",
+                "labels": {"a": "a", "b": "b"},
+            }
+        }
     }
 
 
@@ -105,7 +134,14 @@ TARGETS = [
 
 # Partition, minutes, MB, cores, GPUs (a node); two minutes before the end SIGTERM for what saves and goes on.
 ONE = {"-p": "gpu", "-t": "240", "--mem": "32000", "--cpus-per-task": "8", "--gres": "gpu:1"}
-FOUR = {"-p": "gpu", "-t": "1440", "--mem": "128000", "--cpus-per-task": "32", "--gres": "gpu:4", "--signal": "TERM@120"}
+FOUR = {
+    "-p": "gpu",
+    "-t": "1440",
+    "--mem": "128000",
+    "--cpus-per-task": "32",
+    "--gres": "gpu:4",
+    "--signal": "TERM@120",
+}
 EXPECTED = {
     **{rule: FOUR for rule in ("teacher", "sft", "kd", "seqkd")},
     "minillm": FOUR | {"-t": "2880"},
@@ -118,7 +154,18 @@ EXPECTED = {
     "references_reference_loss": ONE | {"-t": "120"},
 }
 WITH_TEACHER = ("teacher", "kd", "seqkd", "pseudo", "minillm")
-ASKED = ("-p", "-t", "--mem", "--cpus-per-task", "--gres", "--gpus", "--signal", "--nodes", "--ntasks", "--ntasks-per-gpu")
+ASKED = (
+    "-p",
+    "-t",
+    "--mem",
+    "--cpus-per-task",
+    "--gres",
+    "--gpus",
+    "--signal",
+    "--nodes",
+    "--ntasks",
+    "--ntasks-per-gpu",
+)
 
 
 def asked(options):
@@ -129,9 +176,19 @@ def test_one_gpu_and_one_node(recorded):
     calls = recorded.run(profile(), *TARGETS)
     assert set(calls) == {"data", "testset", *EXPECTED}
     for rule, expected in EXPECTED.items():
-        assert {tuple(asked(options).items()) for options in calls[rule]} == {tuple(asked(expected).items())}, rule
-        assert all("--requeue" in options and options["--job-name"].startswith("minillm_") for options in calls[rule])
-    assert asked(calls["data"][0]) == {"-p": "cpu", "-t": "120", "--mem": "8000", "--cpus-per-task": "1", "--ntasks": "1"}
+        assert {tuple(asked(options).items()) for options in calls[rule]} == {
+            tuple(asked(expected).items())
+        }, rule
+        assert all(
+            "--requeue" in options and options["--job-name"].startswith("minillm_") for options in calls[rule]
+        )
+    assert asked(calls["data"][0]) == {
+        "-p": "cpu",
+        "-t": "120",
+        "--mem": "8000",
+        "--cpus-per-task": "1",
+        "--ntasks": "1",
+    }
 
 
 def test_several_nodes_for_a_size(recorded):
@@ -139,7 +196,11 @@ def test_several_nodes_for_a_size(recorded):
     calls = recorded.run(profile(size="big"), *TARGETS)
     two = FOUR | {"--mem": "400000", "--nodes": "2", "--ntasks": "2"}
     expected = EXPECTED | {rule: EXPECTED[rule] | two | {"-t": EXPECTED[rule]["-t"]} for rule in WITH_TEACHER}
-    expected |= {rule: EXPECTED[rule] | {"--mem": "64000"} for rule in EXPECTED if EXPECTED[rule]["--mem"] == "32000"}
+    expected |= {
+        rule: EXPECTED[rule] | {"--mem": "64000"} for rule in EXPECTED if EXPECTED[rule]["--mem"] == "32000"
+    }
     for rule in set(EXPECTED) - {"base"}:
-        assert {tuple(asked(options).items()) for options in calls[rule]} == {tuple(asked(expected[rule]).items())}, rule
+        assert {tuple(asked(options).items()) for options in calls[rule]} == {
+            tuple(asked(expected[rule]).items())
+        }, rule
     assert {options["--mem"] for options in calls["base"]} == {"64000", "128000"}, "of small and of big"

@@ -48,4 +48,7 @@ def test_defaults_are_written_as_yaml_reads_them() -> None:
 def test_described_keys_are_loaded_as_strictly_as_before() -> None:
     launch = reference.classes()["Launch"]
     assert parse(launch, {"micro_batch": 2}, "x") == launch(micro_batch=2) and launch().micro_batch == 8
-    assert dataclasses.asdict(dataclasses.replace(launch(), zero=3)) == {**dataclasses.asdict(launch()), "zero": 3}
+    assert dataclasses.asdict(dataclasses.replace(launch(), zero=3)) == {
+        **dataclasses.asdict(launch()),
+        "zero": 3,
+    }

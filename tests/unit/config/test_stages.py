@@ -33,7 +33,9 @@ def test_an_entry_point_takes_what_the_command_line_gives_it(stage) -> None:
     optional = {path.replace("-", "_") for path in stage.optional} - config
     names = {argument.arg for argument in arguments.kwonlyargs}
     without_default = {
-        argument.arg for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default
+        argument.arg
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if not default
     }
     # several stages may share an entry point, which then takes more
     assert required | optional <= names and without_default <= required
@@ -49,7 +51,16 @@ def test_settings_are_cut_out_by_the_names_of_their_file(stage) -> None:
 
 def test_measurements_say_on_which_sets_they_are_made() -> None:
     assert set(MEASUREMENTS) == {
-        *("rouge", "exposure_bias", "lengths", "diversity", "reference_loss", "calibration", "judge", "human"),
+        *(
+            "rouge",
+            "exposure_bias",
+            "lengths",
+            "diversity",
+            "reference_loss",
+            "calibration",
+            "judge",
+            "human",
+        ),
     }
 
 

@@ -56,15 +56,21 @@ def test_no_other_cuts_cost_less(rows, tokens):
     found = least_padding(lengths[::-1], int, rows, tokens)
     assert [n for batch in found for n in batch] == lengths
     assert all(map(allowed, found))
-    assert cost(found) == pytest.approx(min(cost(batches) for batches in cuts(lengths) if all(map(allowed, batches))))
+    assert cost(found) == pytest.approx(
+        min(cost(batches) for batches in cuts(lengths) if all(map(allowed, batches)))
+    )
 
 
 def test_without_a_budget_batches_are_full():
-    assert least_padding([5, 5, 5, 9, 2], int, 2) == by_length([5, 5, 5, 9, 2], int, 2) == [[2, 5], [5, 5], [9]]
+    assert (
+        least_padding([5, 5, 5, 9, 2], int, 2) == by_length([5, 5, 5, 9, 2], int, 2) == [[2, 5], [5, 5], [9]]
+    )
     assert least_padding([], int, 4, 100) == []
 
 
-@pytest.mark.parametrize("launch", [Launch(micro_batch=3), Launch(micro_batch=99, micro_tokens=60)], ids=("rows", "tokens"))
+@pytest.mark.parametrize(
+    "launch", [Launch(micro_batch=3), Launch(micro_batch=99, micro_tokens=60)], ids=("rows", "tokens")
+)
 def test_every_rank_makes_the_same_passes(launch):
     """As many micro-batches on each, with as many samples and as many texts: under ZeRO-3 a rank with one more would wait for ever."""
     chosen = settings("paper", lm_batch=4)

@@ -39,7 +39,9 @@ def test_the_same_in_another_process_whatever_its_hash_seed() -> None:
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert found == {digest([embedded_corpus.instructions("train", 200, 3), embedded_corpus.plain_text(200, 3)])}
+    assert found == {
+        digest([embedded_corpus.instructions("train", 200, 3), embedded_corpus.plain_text(200, 3)])
+    }
 
 
 def test_the_first_rows_are_these_for_ever() -> None:
@@ -50,15 +52,28 @@ def test_the_first_rows_are_these_for_ever() -> None:
         "test": "b46f8308c1ea5e46da086178d4f2648d15151052df2e9a5503634aa94e6a13a2",
         "test_hard": "b05865c9a67a7701f03a1b5f3f7794d3af8a9bff660318e60acf50414196d90c",
     }
-    assert digest(embedded_corpus.plain_text(20)) == "c72d2806120e2872b830f7fe68cd3508f6a9a9eb20385e02c04c338bfae1b5a6"
+    assert (
+        digest(embedded_corpus.plain_text(20))
+        == "c72d2806120e2872b830f7fe68cd3508f6a9a9eb20385e02c04c338bfae1b5a6"
+    )
 
 
 def test_one_row_of_each_task_read_by_hand() -> None:
     rows = embedded_corpus.instructions("train", 13)
     assert {i: tuple(rows[i].values()) for i in (0, 1, 2, 3, 5, 6, 7, 12)} == {
         0: ("Describe for Greta: sled.", "", "The sled is a red vehicle from the field.", "describe"),
-        1: ("What does Ben have?", "Ben has a lemon. David has a plum. Kara has a swan.", "Ben has a lemon.", "who"),
-        2: ("What number comes next?", "Emma counts nine, ten, eleven.", "The next number is twelve.", "count"),
+        1: (
+            "What does Ben have?",
+            "Ben has a lemon. David has a plum. Kara has a swan.",
+            "Ben has a lemon.",
+            "who",
+        ),
+        2: (
+            "What number comes next?",
+            "Emma counts nine, ten, eleven.",
+            "The next number is twelve.",
+            "count",
+        ),
         3: ("Put these words in order.", "frog bike cherry plum", "bike cherry frog plum", "sort"),
         5: ("Where is it found?", "David sees a banana.", "The banana is found in the kitchen.", "fact"),
         6: ("Give the opposite.", "wide and hard", "narrow and soft", "opposite"),
@@ -88,7 +103,9 @@ def test_splits_stay_disjoint_under_any_seed(splits: dict[str, list[dict[str, st
     train = {(row["instruction"], row["input"]) for row in splits["train"]}
     for seed in range(1, 4):
         for split in ("dev", "test", "test_hard"):
-            assert not train & {(row["instruction"], row["input"]) for row in embedded_corpus.instructions(split, 200, seed)}
+            assert not train & {
+                (row["instruction"], row["input"]) for row in embedded_corpus.instructions(split, 200, seed)
+            }
 
 
 def test_rows_have_the_four_fields_and_vary(splits: dict[str, list[dict[str, str]]]) -> None:
@@ -99,7 +116,9 @@ def test_rows_have_the_four_fields_and_vary(splits: dict[str, list[dict[str, str
         assert any(row["input"] for row in rows) and any(not row["input"] for row in rows)
     lengths = [len(row["output"].split()) for row in splits["train"]]
     assert min(lengths) == 1 and max(lengths) >= 15
-    words = {word for rows in splits.values() for row in rows for text in row.values() for word in text.split()}
+    words = {
+        word for rows in splits.values() for row in rows for text in row.values() for word in text.split()
+    }
     words |= {word for text in embedded_corpus.plain_text(1000) for word in text.split()}
     assert len(words) < 800
 
@@ -152,13 +171,18 @@ def test_articles_fit(splits: dict[str, list[dict[str, str]]]) -> None:
         text for rows in splits.values() for row in rows for text in (row["input"], row["output"])
     ] + embedded_corpus.plain_text(500)
     pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
-    assert not [p for p in pairs if (p[0] == "a" and p[1][0] in "aeiou") or (p[0] == "an" and p[1][0] not in "aeiou")]
+    assert not [
+        p for p in pairs if (p[0] == "a" and p[1][0] in "aeiou") or (p[0] == "an" and p[1][0] not in "aeiou")
+    ]
 
 
 def test_unknown_split_and_too_many_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="train, dev, test, test_hard, not 'valid'"):
         embedded_corpus.instructions("valid", 5)
-    with pytest.raises(ValueError, match="fewer than 3 different rows"), pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.raises(ValueError, match="fewer than 3 different rows"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         only = {"instruction": "a", "input": "", "output": "b"}
         patch.setattr(embedded_corpus, "TASKS", (("one", lambda rng, hard: dict(only)),))
         embedded_corpus.instructions(embedded_corpus._belongs(("a", "")), 3)

@@ -44,7 +44,9 @@ def stage(home: Path, *arguments: object, offline: bool = True) -> subprocess.Co
 
 def fetch(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     config = tmp_path / "fetch.json"
-    config.write_text(json.dumps({"stage": "fetch", "revision": "main", "subset": "", "split": "", **settings}))
+    config.write_text(
+        json.dumps({"stage": "fetch", "revision": "main", "subset": "", "split": "", **settings})
+    )
     return stage(tmp_path / "home", "fetch", "--config", config, "--out", tmp_path / "record.json")
 
 
@@ -81,7 +83,8 @@ def test_the_folders_by_length_of_a_data_set(tmp_path: Path) -> None:
     done = stage(tmp_path / "home", "subsets", "--config", config, "--out", out, offline=False)
     assert done.returncode == 0, done.stderr
     assert (
-        json.loads(out.with_suffix(".card.json").read_text())["subsets"] == {"0_5": 1, "6_10": 0, "11_": 1} and folder.is_dir()
+        json.loads(out.with_suffix(".card.json").read_text())["subsets"] == {"0_5": 1, "6_10": 0, "11_": 1}
+        and folder.is_dir()
     )
 
 
@@ -89,7 +92,10 @@ def test_the_folders_by_length_of_a_data_set(tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     done = fetch(tmp_path, kind=kind, path="nobody/nothing", revision="abc")
     assert done.returncode == 2 and not (tmp_path / "record.json").exists()
-    assert done.stderr.count("\n") == 1 and f"{kind} 'nobody/nothing' at revision 'abc': cannot be fetched (" in done.stderr
+    assert (
+        done.stderr.count("\n") == 1
+        and f"{kind} 'nobody/nothing' at revision 'abc': cannot be fetched (" in done.stderr
+    )
 
 
 def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> None:
@@ -102,7 +108,9 @@ def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> Non
     data = tmp_path / "data"
     tokenizer.save_pretrained(data / "tokenizer")
     (data / "card.json").write_text('{"content": "x"}')
-    made = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=64))
+    made = GPT2LMHeadModel(
+        GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=64)
+    )
     made.save_pretrained(tmp_path / "made")
     files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
     cached(tmp_path / "home", "model", "owner/name", files)

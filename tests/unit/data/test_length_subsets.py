@@ -41,7 +41,9 @@ def tasks(tmp_path):
         ("task2_two", "Do it.", many),
         ("task3_no", ["No."], many),
     ):
-        (folder / "tasks" / f"{name}.json").write_text(json.dumps({"Definition": definition, "Instances": rows}))
+        (folder / "tasks" / f"{name}.json").write_text(
+            json.dumps({"Definition": definition, "Instances": rows})
+        )
     return folder
 
 
@@ -50,7 +52,13 @@ def test_task_files(tasks, tokenizer, tmp_path):
     subsets(None, source=tasks, out=out, tokenizer=tokenizer)
     rows = lines(out)
     assert len(rows) == 5 + PER_TASK and {row["topic"] for row in rows} == {"task1_one", "task2_two"}
-    assert rows[0] == {"topic": "task1_one", "instruction": "Do.", "input": "i1", "output": ["w ", "w"], "bucket": "0_5"}
+    assert rows[0] == {
+        "topic": "task1_one",
+        "instruction": "Do.",
+        "input": "i1",
+        "output": ["w ", "w"],
+        "bucket": "0_5",
+    }
     assert [row["bucket"] for row in rows[:5]] == ["0_5", "0_5", "6_10", "6_10", "11_"]
     assert [row["input"] for row in lines(out.with_suffix(".6_10.jsonl"))] == ["i6", "i10"]
     card = json.loads(out.with_suffix(".card.json").read_text())
@@ -83,7 +91,9 @@ def test_the_folder_may_be_a_configurations(tmp_path):
     (tmp_path / "sinst/11_").mkdir(parents=True)
     (tmp_path / "sinst/11_/valid.jsonl").write_text(json.dumps({"instruction": "do", "output": "e"}) + "\n")
     config = tmp_path / "c.json"
-    config.write_text(json.dumps({"stage": "subsets", "rows": {"source": "folder", "path": str(tmp_path / "sinst")}}))
+    config.write_text(
+        json.dumps({"stage": "subsets", "rows": {"source": "folder", "path": str(tmp_path / "sinst")}})
+    )
     assert main(["subsets", "--config", str(config), "--out", str(tmp_path / "all.jsonl")]) == 0
     assert len(lines(tmp_path / "all.jsonl")) == 1
     assert (tmp_path / "all.0_5.jsonl").read_text() == ""  # a subset without rows is there all the same
@@ -104,7 +114,9 @@ def test_what_is_refused(tasks, tmp_path):
     (tasks / "tasks" / "task2_two.json").unlink()
     with pytest.raises(UserError, match="task2_two.json: no such task file"):
         subsets(None, source=tasks, out=out, tokenizer=None)
-    (tasks / "tasks" / "task1_one.json").write_text(json.dumps({"Definition": ["D"], "Instances": [{"input": "i"}]}))
+    (tasks / "tasks" / "task1_one.json").write_text(
+        json.dumps({"Definition": ["D"], "Instances": [{"input": "i"}]})
+    )
     with pytest.raises(UserError, match=r"task1_one.json: Instances.0: no input, or no output"):
         subsets(None, source=tasks, out=out, tokenizer=None)
     (tasks / "tasks" / "task1_one.json").write_text("{}")

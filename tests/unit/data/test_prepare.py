@@ -76,16 +76,25 @@ def test_large_ids_are_written_as_they_are(tmp_path: Path) -> None:
     words = {END: 0, "?": 1, **{f"w{i}": i for i in range(2, 70_000)}, "zebra": 70_000}
     backend = Backend(WordLevel(words, unk_token="?"))
     backend.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, unk_token="?").save_pretrained(tmp_path / "large")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, unk_token="?").save_pretrained(
+        tmp_path / "large"
+    )
     train = rows_file(tmp_path / "train.jsonl", row("Name one.", "zebra"))
     spec = Tokenizer(source="folder", path=str(tmp_path / "large"))
-    prepare(dataclasses.replace(BASE, tokenizer=spec, train=train, corpus=embedded("text", 5)), out=tmp_path / "out")
+    prepare(
+        dataclasses.replace(BASE, tokenizer=spec, train=train, corpus=embedded("text", 5)),
+        out=tmp_path / "out",
+    )
     assert Rows.open(tmp_path / "out", "train").response(0).tolist() == [70_000, 0]
 
 
 def test_corpus_chunks(prepared: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
-    stream = [t for text in embedded_corpus.plain_text(60) for t in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    stream = [
+        t
+        for text in embedded_corpus.plain_text(60)
+        for t in [*tokenizer.encode(text), tokenizer.eos_token_id]
+    ]
     chunks = Corpus.open(prepared)
     lengths = [len(chunks.chunk(i)) for i in range(len(chunks))]
     assert set(lengths[:-1]) == {64} and 8 <= lengths[-1] <= 64
@@ -103,17 +112,30 @@ def test_card(prepared: Path) -> None:
     found = card(prepared / "card.json")
     for split, count in (("train", 80), ("dev", 20)):
         part = found[split]
-        assert (part["read"], part["kept"], part["dropped"], part["sampled_from"]) == (count, count, {}, count)
+        assert (part["read"], part["kept"], part["dropped"], part["sampled_from"]) == (
+            count,
+            count,
+            {},
+            count,
+        )
         assert part["source"] == f"embedded {split}" and part["duplicates"] == {"count": 0, "first_ids": []}
         lengths = Rows.open(prepared, split).lengths
         for column, key in enumerate(("prompt_tokens", "response_tokens")):
             assert part[key] == statistics(lengths[:, column].tolist())
-            assert part[key]["total"] == lengths[:, column].sum() and part[key]["max"] == lengths[:, column].max()
+            assert (
+                part[key]["total"] == lengths[:, column].sum()
+                and part[key]["max"] == lengths[:, column].max()
+            )
         for key, name in (("tokens_sha256", "tokens.npy"), ("rows_sha256", "jsonl")):
             assert part[key] == hashlib.sha256((prepared / f"{split}.{name}").read_bytes()).hexdigest()
     assert found["dev"]["overlap_with_train"] == 0
-    assert found["tokenizer"]["sha256"] == hashlib.sha256((prepared / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
-    assert found["corpus"]["documents"] == 60 and found["corpus"]["tokens"] == Corpus.open(prepared).starts[-1]
+    assert (
+        found["tokenizer"]["sha256"]
+        == hashlib.sha256((prepared / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
+    )
+    assert (
+        found["corpus"]["documents"] == 60 and found["corpus"]["tokens"] == Corpus.open(prepared).starts[-1]
+    )
 
 
 def test_statistics() -> None:
@@ -164,7 +186,9 @@ def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
         row("Also short.", ["", "x"]),
         row("Last."),
     )
-    settings = dataclasses.replace(BASE, train=train, dev=rows_file(tmp_path / "dev.jsonl", row("D.")), max_prompt=60)
+    settings = dataclasses.replace(
+        BASE, train=train, dev=rows_file(tmp_path / "dev.jsonl", row("D.")), max_prompt=60
+    )
     prepare(settings, out=tmp_path / "out")
     part = card(tmp_path / "out" / "card.json")["train"]
     assert (part["read"], part["kept"]) == (5, 2)
@@ -177,7 +201,10 @@ def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
     prepare(dataclasses.replace(settings, max_prompt=exact), out=tmp_path / "exact")
     assert 0 in Rows.open(tmp_path / "exact", "train").ids
     said = message(lambda: prepare(dataclasses.replace(settings, max_prompt=1), out=tmp_path / "none"))
-    assert said == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); raise data.max_prompt (now 1)"
+    assert (
+        said
+        == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); raise data.max_prompt (now 1)"
+    )
 
 
 def test_cut_responses_are_counted(tmp_path: Path) -> None:
@@ -191,9 +218,17 @@ def test_cut_responses_are_counted(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_counted_and_named(tmp_path: Path) -> None:
-    train = rows_file(tmp_path / "t.jsonl", *(row("Same. ", str(i)) for i in range(8)), row("Other."), row("Other.", input="x"))
+    train = rows_file(
+        tmp_path / "t.jsonl",
+        *(row("Same. ", str(i)) for i in range(8)),
+        row("Other."),
+        row("Other.", input="x"),
+    )
     prepare(dataclasses.replace(BASE, train=train), out=tmp_path / "out")
-    assert card(tmp_path / "out" / "card.json")["train"]["duplicates"] == {"count": 7, "first_ids": [1, 2, 3, 4, 5]}
+    assert card(tmp_path / "out" / "card.json")["train"]["duplicates"] == {
+        "count": 7,
+        "first_ids": [1, 2, 3, 4, 5],
+    }
 
 
 def test_overlap_of_train_and_dev_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -216,16 +251,21 @@ def test_sample_is_seeded_and_keeps_the_order(tmp_path: Path) -> None:
     items = list(range(1000))
     assert subset(items, 50, 0, "train") == subset(items, 50, 0, "train") != subset(items, 50, 0, "dev")
     assert subset(items, 50, 0, "train") != subset(items, 50, 1, "train")
-    assert subset(items, 50, -1, "train") != subset(items, 50, -2, "train")  # keys are whole 64-bit numbers, never rounded
+    assert subset(items, 50, -1, "train") != subset(
+        items, 50, -2, "train"
+    )  # keys are whole 64-bit numbers, never rounded
     assert subset(items, 0, 0, "x") == subset(items, 1000, 0, "x") == items
     # The sample of one set does not depend on that of another.
     prepare(
-        dataclasses.replace(BASE, train=embedded("train", 80, sample=25), dev=embedded("dev", 20, sample=5)), out=tmp_path / "b"
+        dataclasses.replace(BASE, train=embedded("train", 80, sample=25), dev=embedded("dev", 20, sample=5)),
+        out=tmp_path / "b",
     )
     assert Rows.open(tmp_path / "b", "train").ids == ids and len(Rows.open(tmp_path / "b", "dev")) == 5
 
 
-def test_a_failure_leaves_the_old_folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_folder(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(BASE, out=tmp_path / "out")
     before = card(tmp_path / "out" / "card.json")
 
@@ -246,7 +286,10 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_opening_what_is_not_there(tmp_path: Path) -> None:
-    assert message(lambda: Rows.open(tmp_path, "train")) == f"{tmp_path}: no train rows here; run the data stage first"
+    assert (
+        message(lambda: Rows.open(tmp_path, "train"))
+        == f"{tmp_path}: no train rows here; run the data stage first"
+    )
     assert message(lambda: Corpus.open(tmp_path)) == f"{tmp_path}: no corpus here; run the data stage first"
 
 
@@ -278,22 +321,33 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
     prepare_test(settings, data=prepared, out=tmp_path / "a.jsonl")
     found = card(tmp_path / "a.card.json")
     assert (found["read"], found["kept"], found["dropped"]) == (7, 6, {"prompt_too_long": 1})
-    assert found["overlap_with_dev"] == {"count": 1, "first_ids": [2]} and found["duplicates"] == {"count": 1, "first_ids": [4]}
+    assert found["overlap_with_dev"] == {"count": 1, "first_ids": [2]} and found["duplicates"] == {
+        "count": 1,
+        "first_ids": [4],
+    }
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 2, 3, 4, 5, 6] and lines[0]["references"] == ["a", "b"]
     prepare_test(
-        dataclasses.replace(settings, dataset=dataclasses.replace(dataset, sample=3)), data=prepared, out=tmp_path / "s.jsonl"
+        dataclasses.replace(settings, dataset=dataclasses.replace(dataset, sample=3)),
+        data=prepared,
+        out=tmp_path / "s.jsonl",
     )
     ids = [json.loads(line)["id"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert len(ids) == 3 and ids == sorted(ids) and set(ids) <= {0, 2, 3, 4, 5, 6}
     dataset = rows_file(tmp_path / "bad.jsonl", new[0], train)
-    said = message(lambda: prepare_test(dataclasses.replace(TEST, dataset=dataset), data=prepared, out=tmp_path / "x.jsonl"))
+    said = message(
+        lambda: prepare_test(
+            dataclasses.replace(TEST, dataset=dataset), data=prepared, out=tmp_path / "x.jsonl"
+        )
+    )
     assert said == (
         f"datasets.tests (folder {tmp_path / 'bad.jsonl'}): 1 of its rows are training rows too, e.g. row 1 is row 3 of "
         f"the training rows of {prepared}; remove them from one of the two"
     )
     assert not list(tmp_path.glob("*x.*"))
-    assert "no train rows here" in message(lambda: prepare_test(TEST, data=tmp_path, out=tmp_path / "x.jsonl"))
+    assert "no train rows here" in message(
+        lambda: prepare_test(TEST, data=tmp_path, out=tmp_path / "x.jsonl")
+    )
 
 
 # --- real data
@@ -311,8 +365,16 @@ def test_dolly_and_wikitext(tmp_path: Path) -> None:
     )
     prepare(settings, out=tmp_path / "out")
     found = card(tmp_path / "out" / "card.json")
-    assert found["train"]["read"] == 200 == found["train"]["kept"] + found["train"]["dropped"].get("prompt_too_long", 0)
-    assert found["dev"]["read"] == 1000 and found["dev"]["kept"] == 50 and found["dev"]["prompt_tokens"]["max"] <= 256
+    assert (
+        found["train"]["read"]
+        == 200
+        == found["train"]["kept"] + found["train"]["dropped"].get("prompt_too_long", 0)
+    )
+    assert (
+        found["dev"]["read"] == 1000
+        and found["dev"]["kept"] == 50
+        and found["dev"]["prompt_tokens"]["max"] <= 256
+    )
     assert found["corpus"]["documents"] == 200
     test = Dataset(source="folder", path="$MINILLM_DATA/sni/test.jsonl", rows=100)
     prepare_test(

@@ -46,7 +46,10 @@ def test_template_agrees_with_every_released_prompt(name: str) -> None:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     assert len(rows) >= 80
     for entry in rows:
-        assert render(Row(0, entry["instruction"], entry.get("input") or "", ("x",)), "alpaca") == entry["prompt"]
+        assert (
+            render(Row(0, entry["instruction"], entry.get("input") or "", ("x",)), "alpaca")
+            == entry["prompt"]
+        )
 
 
 # --- one row
@@ -70,7 +73,11 @@ def test_a_response_that_starts_with_a_newline_merges_too() -> None:
     loaded = train_tokenizer(["a:\n\n\nb"] * 50, 270)
     assert len(loaded.encode("\n\n")) == 1
     p, r, notes = encode(loaded, "a:\n", "\n\nb", 8)
-    assert p == loaded.encode("a:\n") and loaded.decode(p + r[:-1]) == "a:\n\n\nb" and notes == {"boundary_merged": 1}
+    assert (
+        p == loaded.encode("a:\n")
+        and loaded.decode(p + r[:-1]) == "a:\n\n\nb"
+        and notes == {"boundary_merged": 1}
+    )
 
 
 @pytest.mark.parametrize("rest", [" and more", "\n", END + "x"])
@@ -84,7 +91,11 @@ def test_a_long_response_is_cut_without_eos(tokenizer: Any) -> None:
     for limit in (1, len(whole) - 1):
         _, cut, notes = encode(tokenizer, "p\n", "one two three four five", limit)
         assert cut == whole[:limit] and tokenizer.eos_token_id not in cut and notes == {"response_cut": 1}
-    assert encode(tokenizer, "p\n", "one two three four five", len(whole)) == (tokenizer.encode("p\n"), whole, {})
+    assert encode(tokenizer, "p\n", "one two three four five", len(whole)) == (
+        tokenizer.encode("p\n"),
+        whole,
+        {},
+    )
 
 
 # --- batches
@@ -94,7 +105,9 @@ def array(*tokens: int) -> np.ndarray:
 
 def test_collate_layout() -> None:
     batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4, 2, 1, 9))], pad=0)
-    assert batch.start == 1  # the width is that of the longest example, not of the longest prompt plus the longest response
+    assert (
+        batch.start == 1
+    )  # the width is that of the longest example, not of the longest prompt plus the longest response
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [3, 4, 2, 1, 9]]
     assert batch.mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     batch = collate([(array(5, 6, 7), array(8, 9)), (array(3), array(4))], pad=0)
@@ -120,6 +133,9 @@ def test_masks_come_from_lengths_where_eos_is_pad() -> None:
 def test_batch_moves() -> None:
     moved = collate([(array(1), array(2))], pad=0).to(torch.device("meta"))
     assert moved.start == 1
-    assert {moved.tokens.device.type, moved.attention.device.type, moved.positions.device.type, moved.mask.device.type} == {
-        "meta"
-    }
+    assert {
+        moved.tokens.device.type,
+        moved.attention.device.type,
+        moved.positions.device.type,
+        moved.mask.device.type,
+    } == {"meta"}

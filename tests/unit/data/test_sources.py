@@ -20,7 +20,10 @@ GOOD = {"instruction": "Say it.", "input": "it", "output": "It."}
 
 
 def write(path: Path, *lines: Any) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -75,7 +78,9 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
 
 def test_raw_line_separators_and_bom_do_not_break_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({**GOOD, "output": "x\u2028y"}, ensure_ascii=False).encode() + b"\r\n")
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps({**GOOD, "output": "x\u2028y"}, ensure_ascii=False).encode() + b"\r\n"
+    )
     assert read_rows(folder(path), "d")[0].outputs == ("x\u2028y",)
 
 
@@ -92,13 +97,18 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
     (row,) = read_rows(folder(path, fields=names), "d")
     assert (row.instruction, row.input, row.outputs) == ("Q?", "C", ("R",))
     text = message(lambda: read_rows(folder(path, fields={"outputs": "response"}), "datasets.d"))
-    assert text == "datasets.d.fields.outputs: no such field here; known: instruction, input, output, category"
+    assert (
+        text == "datasets.d.fields.outputs: no such field here; known: instruction, input, output, category"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{broken", "not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line"),
+        (
+            "{broken",
+            "not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line",
+        ),
         ("[1, 2]", "a row must be an object, one {...} per line; fix or delete this line"),
         ({"instruction": "a"}, "no output in the field 'output'; fix or delete this row"),
         ({"instruction": "a", "output": None}, "no output in the field 'output'; fix or delete this row"),
@@ -107,10 +117,16 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
             {"instruction": "a", "output": ["b", 3]},
             "the field 'output' must be text or a list of texts; fix or delete this row",
         ),
-        ({"instruction": "a", "output": 3}, "the field 'output' must be text or a list of texts; fix or delete this row"),
+        (
+            {"instruction": "a", "output": 3},
+            "the field 'output' must be text or a list of texts; fix or delete this row",
+        ),
         ({"output": "b"}, "no instruction in the field 'instruction'; fix or delete this row"),
         ({**GOOD, "input": 5}, "the field 'input' is not text; fix or delete this row"),
-        ({**GOOD, "output": "\ud800 alone"}, "half a surrogate pair (\\ud800 to \\udfff) is not text; fix or delete this line"),
+        (
+            {**GOOD, "output": "\ud800 alone"},
+            "half a surrogate pair (\\ud800 to \\udfff) is not text; fix or delete this line",
+        ),
         ('{"a": ' + "1" * 5000 + "}", "a number too long or nesting too deep; fix or delete this line"),
         ("[" * 100_000, "a number too long or nesting too deep; fix or delete this line"),
     ],
@@ -153,8 +169,12 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
     assert message(lambda: read_texts(folder(write(tmp_path / "e.txt", " ")), "d")).endswith(
         "no text here; check path, start and rows"
     )
-    assert message(lambda: read_rows(Dataset(source="folder"), "datasets.a")).startswith("datasets.a.path: missing;")
-    assert message(lambda: read_rows(Dataset(source="hub"), "datasets.a")).startswith("datasets.a.path: missing;")
+    assert message(lambda: read_rows(Dataset(source="folder"), "datasets.a")).startswith(
+        "datasets.a.path: missing;"
+    )
+    assert message(lambda: read_rows(Dataset(source="hub"), "datasets.a")).startswith(
+        "datasets.a.path: missing;"
+    )
 
 
 # --- folder: texts
@@ -162,7 +182,9 @@ def test_texts_of_txt_and_jsonl(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "first", "", "   ", " second , it is <unk> . ", "third")
     assert read_texts(folder(path), "d") == ["first", "second, it is.", "third"]
     assert read_texts(folder(path, start=1, rows=1), "d") == ["second, it is."]
-    path = write(tmp_path / "a.jsonl", {"text": "two\nlines"}, {"text": " "}, {"text": "a , b"}, {"text": "c"})
+    path = write(
+        tmp_path / "a.jsonl", {"text": "two\nlines"}, {"text": " "}, {"text": "a , b"}, {"text": "c"}
+    )
     assert read_texts(folder(path), "d") == ["two\nlines", "a, b", "c"]
     assert read_texts(folder(path, start=2, rows=1), "d") == ["a, b"]
     bad = write(tmp_path / "b.jsonl", {"text": "a"}, {"body": "b"})
@@ -236,7 +258,9 @@ def hub(tmp_path: Path, path: str, split: str = "train", kind: str = "rows") -> 
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "cache"),
-        "PYTHONPATH": ":".join(filter(None, [str(Path(embedded_corpus.__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": ":".join(
+            filter(None, [str(Path(embedded_corpus.__file__).parents[2]), os.environ.get("PYTHONPATH")])
+        ),
     }
     done = subprocess.run(
         [sys.executable, "-c", HUB, path, split, kind],
@@ -254,10 +278,16 @@ def test_hub_layout_in_a_local_folder_without_network(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write(tmp_path / "set" / "train.jsonl", GOOD, {**GOOD, "input": None, "output": "b"})
     write(tmp_path / "set" / "test.jsonl", {**GOOD, "output": "c"})
-    assert json.loads(hub(tmp_path, str(tmp_path / "set"))) == [[0, "Say it.", "it", ["It."]], [1, "Say it.", "", ["b"]]]
+    assert json.loads(hub(tmp_path, str(tmp_path / "set"))) == [
+        [0, "Say it.", "it", ["It."]],
+        [1, "Say it.", "", ["b"]],
+    ]
     assert json.loads(hub(tmp_path, str(tmp_path / "set"), "test")) == [[0, "Say it.", "it", ["c"]]]
     said = hub(tmp_path, str(tmp_path / "set"), "nonesuch")
-    assert said.startswith(f"UserError datasets.hub: cannot load '{tmp_path / 'set'}' from the hub (") and "\n" not in said
+    assert (
+        said.startswith(f"UserError datasets.hub: cannot load '{tmp_path / 'set'}' from the hub (")
+        and "\n" not in said
+    )
 
 
 def test_hub_texts(tmp_path: Path) -> None:
@@ -269,12 +299,16 @@ def test_hub_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nobody/no-such-set", "nobody/no-such-set/train.jsonl"])
 def test_hub_failure_is_one_line_that_names_the_set(tmp_path: Path, name: str) -> None:
     said = hub(tmp_path, name)
-    assert said.startswith(f"UserError datasets.hub: cannot load '{name}' from the hub (") and "\n" not in said
+    assert (
+        said.startswith(f"UserError datasets.hub: cannot load '{name}' from the hub (") and "\n" not in said
+    )
     assert said.endswith("check name, subset, split, revision and network")
 
 
 def test_one_file_of_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "x.jsonl", GOOD, {**GOOD, "output": ["a", "b"]})  # mixed, which a table could not hold
+    path = write(
+        tmp_path / "x.jsonl", GOOD, {**GOOD, "output": ["a", "b"]}
+    )  # mixed, which a table could not hold
     asked = []
 
     def download(*place: str, **more: Any) -> str:

@@ -57,7 +57,9 @@ def test_tokenizer_folder_pad_and_eos(tokenizer: Any, tmp_path: Path) -> None:
     bare.save_pretrained(tmp_path / "bare")
     loaded = make_tokenizer(Tokenizer(source="folder", path=str(tmp_path / "bare")), list)
     assert loaded.pad_token_id == loaded.eos_token_id == tokenizer.eos_token_id
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path / "endless")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(
+        tmp_path / "endless"
+    )
     spec = Tokenizer(source="folder", path=str(tmp_path / "endless"))
     assert "has no EOS token" in message(lambda: make_tokenizer(spec, list))
 
@@ -128,7 +130,9 @@ def test_any_other_difference_is_refused(tokenizer: Any, tmp_path: Path) -> None
     )
     shorter = train_tokenizer(embedded_corpus.plain_text(100), len(vocabulary) - 20)
     check_ids(tokenizer, shorter, "here")
-    assert "differ in 20 of" in message(lambda: check_ids(shorter, tokenizer, "here")), "tokens of text that the model lacks"
+    assert "differ in 20 of" in message(lambda: check_ids(shorter, tokenizer, "here")), (
+        "tokens of text that the model lacks"
+    )
     ended = copy(shorter, tmp_path, eos_token="<end>")
     assert "differ in 1 of" in message(lambda: check_ids(shorter, ended, "here")), "the EOS is never free"
 
@@ -150,7 +154,9 @@ def made(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / "card.json").write_text('{"content": "0"}')
     save(folder / "fits", tokenizer, len(tokenizer) + 16)
     save(
-        folder / "stranger", train_tokenizer(["quite another text with quite other words in it"] * 9, 400), len(tokenizer) + 16
+        folder / "stranger",
+        train_tokenizer(["quite another text with quite other words in it"] * 9, 400),
+        len(tokenizer) + 16,
     )
     save(folder / "bare", None, len(tokenizer) + 16)
     return folder
@@ -158,14 +164,18 @@ def made(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def base(made: Path, out: Path, model: Model, parent: Path | None = None) -> None:
     settings = BaseSettings(stage="base", model=model, seed=0, precision="fp32", sampling=Sampling())
-    run_stage(settings, Launch(), data=made / "data", out=out, checkpoints=out.parent / "checkpoints", parent=parent)
+    run_stage(
+        settings, Launch(), data=made / "data", out=out, checkpoints=out.parent / "checkpoints", parent=parent
+    )
 
 
 def test_a_base_model_with_enough_rows_and_other_ids_is_refused(
     made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     base(made, tmp_path / "fits", Model("folder", "t", path=str(made / "fits")))
-    assert load_tokenizer(tmp_path / "fits").get_vocab() == load_tokenizer(made / "data/tokenizer").get_vocab()
+    assert (
+        load_tokenizer(tmp_path / "fits").get_vocab() == load_tokenizer(made / "data/tokenizer").get_vocab()
+    )
     assert "comes without" not in capfd.readouterr().out
     said = message(lambda: base(made, tmp_path / "out", Model("folder", "t", path=str(made / "stranger"))))
     assert said.startswith(f"{made / 'stranger'}: the model's own tokenizer and the run's differ in ")
@@ -176,7 +186,10 @@ def test_a_base_model_without_a_tokenizer_is_taken_and_this_is_said(
     made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     base(made, tmp_path / "out", Model("folder", "t", path=str(made / "bare")))
-    assert f"{made / 'bare'}: comes without a tokenizer" in capfd.readouterr().out and (tmp_path / "out").is_dir()
+    assert (
+        f"{made / 'bare'}: comes without a tokenizer" in capfd.readouterr().out
+        and (tmp_path / "out").is_dir()
+    )
 
 
 def test_a_damaged_tokenizer_of_a_model_is_an_error_and_not_none(made: Path, tmp_path: Path) -> None:
@@ -189,7 +202,9 @@ def test_a_damaged_tokenizer_of_a_model_is_an_error_and_not_none(made: Path, tmp
 def test_the_parent_of_a_pruned_model_is_compared_too(made: Path, tmp_path: Path) -> None:
     parent = shutil.copytree(made / "stranger", tmp_path / "parent")
     (parent / "provenance.json").write_text('{"content": "0"}')
-    said = message(lambda: base(made, tmp_path / "out", Model("pruned", "t", parent="p", layers=(0,)), parent))
+    said = message(
+        lambda: base(made, tmp_path / "out", Model("pruned", "t", parent="p", layers=(0,)), parent)
+    )
     assert said.startswith(f"{parent}: the model's own tokenizer and the run's differ in ")
 
 
@@ -201,11 +216,20 @@ def test_the_tokenizer_of_a_gguf_model_is_compared(made: Path, tokenizer: Any) -
     assert "differ in" in message(lambda: check_ids(own, tokenizer, "here"))
 
 
-def test_a_checkpoint_in_the_place_of_a_trained_model_is_refused(made: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_checkpoint_in_the_place_of_a_trained_model_is_refused(
+    made: Path, tmp_path: Path, capfd: Any
+) -> None:
     """Rule `checkpoint`: its settings from a configuration, and the command that it runs."""
     raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
     place = "small/kd/big/seed10"
-    arguments = ["--data", made / "data", "--out", tmp_path / "out", "--checkpoints", tmp_path / "checkpoints"]
+    arguments = [
+        "--data",
+        made / "data",
+        "--out",
+        tmp_path / "out",
+        "--checkpoints",
+        tmp_path / "checkpoints",
+    ]
     for name, code in (("stranger", 2), ("fits", 0)):
         raw["checkpoints"] = {place: {"source": "folder", "path": str(made / name), "tokenizer": "letters"}}
         config = tmp_path / "checkpoint.json"
@@ -214,9 +238,9 @@ def test_a_checkpoint_in_the_place_of_a_trained_model_is_refused(made: Path, tmp
         assert main(list(map(str, ["base", "--config", config, *arguments]))) == code
         lines = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
         assert (tmp_path / "out").exists() == (name == "fits")
-        assert [f"{made / name}: the model's own tokenizer and the run's differ in" in line for line in lines] == [True] * (
-            code // 2
-        )
+        assert [
+            f"{made / name}: the model's own tokenizer and the run's differ in" in line for line in lines
+        ] == [True] * (code // 2)
 
 
 def test_a_model_of_the_hub_is_compared_from_the_cache(made: Path, tmp_path: Path) -> None:
@@ -234,6 +258,10 @@ def test_a_model_of_the_hub_is_compared_from_the_cache(made: Path, tmp_path: Pat
         *("--out", tmp_path / "out", "--checkpoints", tmp_path / "checkpoints"),
     ]
     environment = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert "error: owner/name: the model's own tokenizer and the run's differ in" in done.stderr.splitlines()[-1]
+    assert (
+        "error: owner/name: the model's own tokenizer and the run's differ in" in done.stderr.splitlines()[-1]
+    )

@@ -48,7 +48,10 @@ def test_ece_of_constructed_predictions_is_exact() -> None:
     right = np.array([True, True, True, False, True, True, False, False])
     assert ece(confidence, right, 10) == 0.5 * 0.125 + 0.5 * 0.4375
     bins = reliability(confidence, right, 10)
-    assert [(b["n"], b["confidence"], b["accuracy"]) for b in bins if b["n"]] == [(4, 0.625, 0.75), (4, 0.9375, 0.5)]
+    assert [(b["n"], b["confidence"], b["accuracy"]) for b in bins if b["n"]] == [
+        (4, 0.625, 0.75),
+        (4, 0.9375, 0.5),
+    ]
     assert (bins[6]["from"], bins[6]["to"], bins[0]["confidence"]) == (0.6, 0.7, None)
 
 
@@ -74,12 +77,20 @@ def test_a_calibrated_predictor_is_near_zero_and_the_bootstrap_error_covers() ->
     gold = (generator.uniform(size=len(p)) > p).astype(int)
     assert ece(np.maximum(p, 1 - p), gold == (p < 0.5), 10) < 0.01
     p, gold = p[:500], gold[:500]
-    half = measures(np.log(0.5 * np.stack([p, 1 - p], 1)), gold, 10)  # the other half of the probability is on other text
-    assert half["normalised"]["ece"] == pytest.approx(ece(np.maximum(p, 1 - p), gold == (p < 0.5), 10), abs=1e-12)
-    assert half["raw"]["ece"] == pytest.approx(half["accuracy"]["mean"] / 100 - half["raw"]["confidence"], abs=1e-9)
+    half = measures(
+        np.log(0.5 * np.stack([p, 1 - p], 1)), gold, 10
+    )  # the other half of the probability is on other text
+    assert half["normalised"]["ece"] == pytest.approx(
+        ece(np.maximum(p, 1 - p), gold == (p < 0.5), 10), abs=1e-12
+    )
+    assert half["raw"]["ece"] == pytest.approx(
+        half["accuracy"]["mean"] / 100 - half["raw"]["confidence"], abs=1e-9
+    )
     # One bin: |accuracy - confidence|, whose bootstrap error is that of a mean.
     one = measures(np.log(np.array([[0.9, 0.1]] * 400)), (generator.uniform(size=400) > 0.6).astype(int), 1)
-    assert one["normalised"]["standard_error"] == pytest.approx(one["accuracy"]["standard_error"] / 100, rel=0.1)
+    assert one["normalised"]["standard_error"] == pytest.approx(
+        one["accuracy"]["standard_error"] / 100, rel=0.1
+    )
 
 
 # --- probabilities of words
@@ -114,7 +125,9 @@ def test_words_against_one_row_at_a_time(family: str) -> None:
 
 def test_words_of_one_token_take_one_pass() -> None:
     assert len(_passes([np.array([1]), np.array([2]), np.array([3])])) == 1
-    assert [w.tolist() for w in _passes([np.array([1]), np.array([2, 3]), np.array([2, 5]), np.array([4, 1])])] == [
+    assert [
+        w.tolist() for w in _passes([np.array([1]), np.array([2, 3]), np.array([2, 5]), np.array([4, 1])])
+    ] == [
         [2, 3],
         [4, 1],
     ]
@@ -131,7 +144,9 @@ COLOUR = {
     "prompt": "What colour is it?",
     "input": "{sentence}",
     "cue": "The {thing} is",
-    "labels": {c: f" {c}" for c in ("red", "yellow", "purple", "green", "black", "white", "brown", "grey", "blue")},
+    "labels": {
+        c: f" {c}" for c in ("red", "yellow", "purple", "green", "black", "white", "brown", "grey", "blue")
+    },
 }
 
 
@@ -139,13 +154,24 @@ COLOUR = {
 def tokenizer():  # type: ignore[no-untyped-def]
     rows = instructions("train", 60)
     return train_tokenizer(
-        [*plain_text(60), *(f"{r['instruction']}\n{r['input']}\n### Response:\n{r['output']}" for r in rows)], 400
+        [*plain_text(60), *(f"{r['instruction']}\n{r['input']}\n### Response:\n{r['output']}" for r in rows)],
+        400,
     )
 
 
 def settings(task: dict[str, Any], dataset: Dataset, **more: Any) -> CalibrationSettings:
-    values = {"template": "plain", "bins": 10, "max_prompt": 0, "seed": 0, "precision": "fp32", "name": "t", **more}
-    return CalibrationSettings(stage="calibration", task=ClassificationTask(**task), dataset=dataset, **values)
+    values = {
+        "template": "plain",
+        "bins": 10,
+        "max_prompt": 0,
+        "seed": 0,
+        "precision": "fp32",
+        "name": "t",
+        **more,
+    }
+    return CalibrationSettings(
+        stage="calibration", task=ClassificationTask(**task), dataset=dataset, **values
+    )
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Dataset:
@@ -163,7 +189,9 @@ def test_the_embedded_tasks_are_no_training_rows() -> None:
 
 
 def test_the_prompt_is_wrapped_and_the_cue_follows(tokenizer: Any) -> None:
-    found = read_questions(settings(COLOUR, Dataset(source="embedded", split="colour", rows=3)), tokenizer, 99, 99)
+    found = read_questions(
+        settings(COLOUR, Dataset(source="embedded", split="colour", rows=3)), tokenizer, 99, 99
+    )
     entry = classification("colour")[0]
     text = f"What colour is it?\n{entry['sentence']}\n### Response:\nThe {entry['thing']} is"
     assert tokenizer.decode(found[0].prompt.tolist()) == text
@@ -172,7 +200,12 @@ def test_the_prompt_is_wrapped_and_the_cue_follows(tokenizer: Any) -> None:
 
 
 def test_a_long_passage_is_cut_at_its_end_and_nothing_else(tokenizer: Any, tmp_path: Path) -> None:
-    task = {"dataset": "d", "prompt": "Read.", "input": "{passage}\nQ: {question}", "labels": {"true": "yes", "false": "no"}}
+    task = {
+        "dataset": "d",
+        "prompt": "Read.",
+        "input": "{passage}\nQ: {question}",
+        "labels": {"true": "yes", "false": "no"},
+    }
     data = jsonl(
         tmp_path / "d.jsonl",
         [
@@ -186,7 +219,9 @@ def test_a_long_passage_is_cut_at_its_end_and_nothing_else(tokenizer: Any, tmp_p
     assert len(long.prompt) <= 60 and len(long.prompt) + max(map(len, long.words)) <= 61
     assert long.cut > 0 and short.cut == 0 and len(long.prompt) > 55
     assert (long.gold, short.gold) == (0, 1)
-    with pytest.raises(UserError, match=r"^.*d.jsonl:1: the prompt has more than 60 tokens; name the column to cut"):
+    with pytest.raises(
+        UserError, match=r"^.*d.jsonl:1: the prompt has more than 60 tokens; name the column to cut"
+    ):
         read_questions(settings(task, data), tokenizer, 60, 99)
 
 
@@ -215,7 +250,13 @@ def test_the_stage_writes_what_publishing_needs(tokenizer: Any, tmp_path: Path) 
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     shape = GPT2Config(
-        n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=64,
+        vocab_size=len(tokenizer),
+        bos_token_id=end,
+        eos_token_id=end,
     )
     folder = tmp_path / "model"
     folder.mkdir()
@@ -228,7 +269,12 @@ def test_the_stage_writes_what_publishing_needs(tokenizer: Any, tmp_path: Path) 
         out=tmp_path / "m.json",
     )
     found = json.loads((tmp_path / "m.json").read_text())
-    assert (found["metric"], found["dataset"], found["n"], len(found["raw"]["bins"])) == ("calibration", "t", 12, 10)
+    assert (found["metric"], found["dataset"], found["n"], len(found["raw"]["bins"])) == (
+        "calibration",
+        "t",
+        12,
+        10,
+    )
     raw, among = np.array(found["raw_probabilities"]), np.array(found["normalised_probabilities"])
     np.testing.assert_allclose(raw / raw.sum(1, keepdims=True), among, rtol=1e-9)
     right = np.array(found["predicted"]) == np.array(found["gold"])
@@ -255,10 +301,16 @@ def test_real_rows_parse(task: str, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dataset": "colour"}, "calibration.tasks.c.dataset: there is no 'colour'; did you mean 'colours'\\?"),
+        (
+            {"dataset": "colour"},
+            "calibration.tasks.c.dataset: there is no 'colour'; did you mean 'colours'\\?",
+        ),
         ({"input": "{sentence"}, "calibration.tasks.c.input: .*; write {{ and }} for braces in the text"),
         ({"input": "{0}"}, "calibration.tasks.c.input: \\{0\\} is no \\{column\\}; .*"),
-        ({"truncate": "passage"}, "calibration.tasks.c.truncate: no template has the column 'passage'; known: sentence, thing"),
+        (
+            {"truncate": "passage"},
+            "calibration.tasks.c.truncate: no template has the column 'passage'; known: sentence, thing",
+        ),
         ({"labels": {"red": " red"}}, "calibration.tasks.c.labels: .*"),
     ],
 )

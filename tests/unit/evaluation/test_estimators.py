@@ -25,7 +25,11 @@ def test_the_family_is_every_sequence_once():
 def test_sequence_kl_is_the_expected_sum_of_token_kls():
     """Chain rule, by a recursion over prefixes in another style."""
     student, teacher = pair(FAMILY, 3, "far", 2.0, 5)
-    index = {tuple(map(int, w[:t])): int(FAMILY.prefixes[i, t]) for i, w in enumerate(FAMILY.tokens) for t in range(3)}
+    index = {
+        tuple(map(int, w[:t])): int(FAMILY.prefixes[i, t])
+        for i, w in enumerate(FAMILY.tokens)
+        for t in range(3)
+    }
 
     def kl(prefix):
         if len(prefix) == 3 or prefix[-1:] == (0,):
@@ -40,7 +44,9 @@ def test_sequence_kl_is_the_expected_sum_of_token_kls():
 @pytest.mark.parametrize("name", EXACT_OWN)
 def test_exact_estimators_of_own_samples(name, distance):
     for seed in range(5):
-        exact, mean, variance = measure(FAMILY, *pair(FAMILY, 3, distance, SIZES[distance], seed), OWN[name], 0.0)
+        exact, mean, variance = measure(
+            FAMILY, *pair(FAMILY, 3, distance, SIZES[distance], seed), OWN[name], 0.0
+        )
         assert (mean - exact).abs().max() < 1e-6 * exact.norm(), seed
         assert variance > 0
 
@@ -83,7 +89,9 @@ def test_mean_and_variance_are_those_of_samples():
         to_go = logratio[i].flip(0).cumsum(0).flip(0)
         gradients.append(torch.autograd.grad(-(to_go * FAMILY.logprobs(table)[i]).sum(), table)[0])
     gradients = torch.stack(gradients)
-    drawn = torch.multinomial(probability, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(
+        probability, 200_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     sample = gradients[drawn]
     assert (sample.mean(0) - mean).norm() < 5 * (variance / 200_000) ** 0.5
     assert sample.var(0).sum().item() == pytest.approx(variance.item(), rel=0.05)

@@ -37,7 +37,12 @@ def markov(seed, sharpness=1.0):
 def table(model):
     """Log-probabilities of the next token (column) after each token (row), (vocabulary, vocabulary)."""
     with torch.no_grad():
-        return model(input_ids=torch.arange(VOCABULARY).unsqueeze(1)).logits[:, 0, :VOCABULARY].log_softmax(-1).double()
+        return (
+            model(input_ids=torch.arange(VOCABULARY).unsqueeze(1))
+            .logits[:, 0, :VOCABULARY]
+            .log_softmax(-1)
+            .double()
+        )
 
 
 def exact(sampler, student, teacher, prompt):
@@ -75,7 +80,9 @@ def enumerated(sampler, student, teacher):
     examples = [(PROMPTS[id_], tokens) for id_, found in responses.items() for tokens, _ in found]
     values = token_kl(student, teacher, examples, **HOW)
     count = len(responses[7])
-    return totals([values[:count], values[count:]], HORIZON, [[w for _, w in found] for found in responses.values()])
+    return totals(
+        [values[:count], values[count:]], HORIZON, [[w for _, w in found] for found in responses.values()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +190,9 @@ def test_released_semantics_by_hand():
 
 def test_alive_and_zero_by_hand():
     student = totals([[[1, 3, 5], [1]]], 3)
-    alive, zero = (mean_kl(student, np.ones(1), finished=name, semantics="paper") for name in ("alive", "zero"))
+    alive, zero = (
+        mean_kl(student, np.ones(1), finished=name, semantics="paper") for name in ("alive", "zero")
+    )
     assert alive == pytest.approx([1, 3, 5]) and zero == pytest.approx([1, 1.5, 2.5])
     assert last_length(student, student, 2, semantics="paper") == 1
     assert last_length(student, student, 1, semantics="paper") == 3
@@ -195,7 +204,9 @@ def test_draws_of_two_students_are_of_the_same_prompts():
     kl_of = {name: rng.gamma(2.0, 1.0, (30, 1, 5)) for name in ("first", "teacher")}
     kl_of["second"] = kl_of["first"] + kl_of["teacher"]
     found = {name: totals(values, 5) for name, values in kl_of.items()}
-    first, second = (measure(bias(settings(responses=1)), found[name], found["teacher"]) for name in ("first", "second"))
+    first, second = (
+        measure(bias(settings(responses=1)), found[name], found["teacher"]) for name in ("first", "second")
+    )
     assert set(first["draws"]) == {"1", "2", "3", "4", "5"}
     for at, draws in first["draws"].items():
         assert len(draws) == first["resamples"] and np.std(draws) > 3
@@ -231,7 +242,8 @@ def test_scoring_does_not_depend_on_padding_batch_or_order(kind):
     student, teacher = make(kind, 1), make(kind, 2)
     rng = np.random.default_rng(1)
     examples = [
-        (rng.integers(1, 11, 1 + i).astype(np.int32), rng.integers(0, 11, 9 - i).astype(np.int32)) for i in (0, 3, 8, 5)
+        (rng.integers(1, 11, 1 + i).astype(np.int32), rng.integers(0, 11, 9 - i).astype(np.int32))
+        for i in (0, 3, 8, 5)
     ]
     alone = [token_kl(student, teacher, [e], vocabulary=11, pad=0, batch=1)[0] for e in examples]
     together = token_kl(student, teacher, examples, vocabulary=11, pad=0, batch=4)
@@ -242,7 +254,9 @@ def test_scoring_does_not_depend_on_padding_batch_or_order(kind):
     prompt, response = examples[1]
     with torch.no_grad():
         ids = torch.tensor([[*prompt, *response]])
-        logs = [m(input_ids=ids).logits[0, len(prompt) - 1 : -1, :11].log_softmax(-1) for m in (student, teacher)]
+        logs = [
+            m(input_ids=ids).logits[0, len(prompt) - 1 : -1, :11].log_softmax(-1) for m in (student, teacher)
+        ]
     assert alone[1] == pytest.approx(kl(logs[1], logs[0]).numpy(), abs=1e-5)
 
 
@@ -265,7 +279,13 @@ def made(tmp_path_factory):
         save_model(GPT2LMHeadModel(shape), tokenizer, folder / name)
         provenance.write(folder / name, {}, {}, {})
     rows = [
-        {"id": i, "dataset": "t", "prompt": text, "prompt_tokens": tokenizer.encode(text), "references": ["a"]}
+        {
+            "id": i,
+            "dataset": "t",
+            "prompt": text,
+            "prompt_tokens": tokenizer.encode(text),
+            "references": ["a"],
+        }
         for i, text in ((2, "words"), (5, "a few"), (8, "text and text"))
     ]
     (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -279,20 +299,28 @@ def test_the_two_stages_from_files_to_a_metric(made, tmp_path):
     meta, found = read_samples(samples, drawn)
     assert meta["dataset"] == "t" and [entry.id for entry in found] == [2, 5, 8]
     assert isinstance(found[0], Sampled) and all(len(entry.responses) == 3 for entry in found)
-    assert len({tuple(r.tolist()) for entry in found for r in entry.responses}) > 6, "every response has its own numbers"
+    assert len({tuple(r.tolist()) for entry in found for r in entry.responses}) > 6, (
+        "every response has its own numbers"
+    )
     paths = {"samples": samples, "model": made / "student", "teacher": made / "teacher"}
     run_stage(bias(drawn), Launch(micro_batch=2), **paths, out=out)
     metric = json.loads(out.read_text())
     assert metric["metric"] == "exposure_bias" and metric["dataset"] == "t" and metric["n"] == 3
     assert metric["lengths"] == list(range(1, len(metric["ex_acc_err"]) + 1)) and metric["ids"] == [2, 5, 8]
-    assert metric["ex_acc_err"][0] == pytest.approx(0.0, abs=1e-3), "the first prefix is the prompt, the same for both"
+    assert metric["ex_acc_err"][0] == pytest.approx(0.0, abs=1e-3), (
+        "the first prefix is the prompt, the same for both"
+    )
     assert metric["alive"]["student"][0] == metric["alive"]["teacher"][0] == 9
     assert metric["sources"] == [str(path) for path in paths.values()]
-    assert sorted(p.name for p in out.parent.iterdir()) == ["t.json"] and len(list(tmp_path.iterdir())) == 3, "no journal stays"
+    assert (
+        sorted(p.name for p in out.parent.iterdir()) == ["t.json"] and len(list(tmp_path.iterdir())) == 3
+    ), "no journal stays"
     before = out.read_bytes()
     run_stage(bias(drawn), Launch(micro_batch=8, eval_batch=2), **paths, out=out)
     again, first = json.loads(out.read_text()), json.loads(before)
-    assert again["ex_acc_err"] == pytest.approx(first["ex_acc_err"], abs=1e-3), "launch values change nothing but rounding"
+    assert again["ex_acc_err"] == pytest.approx(first["ex_acc_err"], abs=1e-3), (
+        "launch values change nothing but rounding"
+    )
 
 
 def test_a_seeded_subset_of_prompts(made, tmp_path):
@@ -304,10 +332,19 @@ def test_a_seeded_subset_of_prompts(made, tmp_path):
 def test_samples_of_others_are_refused(made, tmp_path):
     drawn, samples = settings(responses=1), tmp_path / "s.jsonl"
     run_samples(drawn, Launch(), test=made / "t.jsonl", model=made / "student", out=samples)
-    paths = {"samples": samples, "model": made / "student", "teacher": made / "teacher", "out": tmp_path / "m.json"}
-    with pytest.raises(UserError, match="s.jsonl: not drawn from the weights in .*teacher; draw the samples again"):
+    paths = {
+        "samples": samples,
+        "model": made / "student",
+        "teacher": made / "teacher",
+        "out": tmp_path / "m.json",
+    }
+    with pytest.raises(
+        UserError, match="s.jsonl: not drawn from the weights in .*teacher; draw the samples again"
+    ):
         run_stage(bias(drawn), Launch(), **paths)
-    with pytest.raises(UserError, match="s.jsonl: drawn with other settings .*; remove it and draw the samples again"):
+    with pytest.raises(
+        UserError, match="s.jsonl: drawn with other settings .*; remove it and draw the samples again"
+    ):
         run_stage(bias(settings(responses=1, seed=9)), Launch(), **paths)
     samples.write_text(samples.read_text()[:-20] + "\n")
     with pytest.raises(UserError, match=r"s.jsonl:3: damaged \(.*\); remove it"):

@@ -52,8 +52,16 @@ class Page(HTMLParser):
 def made(tmp_path: Path) -> Path:
     """page.html: answers of ours to 12 prompts against two others."""
     ours = generations(tmp_path / "model-ours/t.jsonl", [f"ours {i} {NASTY}" for i in range(12)])
-    others = [generations(tmp_path / f"model-{name}/t.jsonl", [f"{name} {i}" for i in range(12)]) for name in ("kd", "teacher")]
-    export(HumanSettings(stage="human", prompts=10, seed=3), generations=ours, against=others, out=tmp_path / "page.html")
+    others = [
+        generations(tmp_path / f"model-{name}/t.jsonl", [f"{name} {i}" for i in range(12)])
+        for name in ("kd", "teacher")
+    ]
+    export(
+        HumanSettings(stage="human", prompts=10, seed=3),
+        generations=ours,
+        against=others,
+        out=tmp_path / "page.html",
+    )
     return tmp_path / "page.html"
 
 
@@ -66,7 +74,9 @@ def test_the_page_is_one_blind_file(made: Path) -> None:
     page, key = Page(text), json.loads(key_file(made).read_text())
     assert page.tags.count("script") == 2 and "img" not in page.tags and page.links == []
     inside = text.partition('id="data">')[2].partition("</script>\n")[0]
-    assert inside.endswith("}") and not set("<>&") & set(inside)  # nothing in it can end the script or begin a comment
+    assert inside.endswith("}") and not set("<>&") & set(
+        inside
+    )  # nothing in it can end the script or begin a comment
     assert {
         "left",
         "right",
@@ -122,13 +132,20 @@ def ours_against_kd(entry: dict[str, Any]) -> str:
 
 
 def test_round_trip(made: Path, tmp_path: Path) -> None:
-    files = [answers(made, tmp_path / "a.json", "A", ours_against_kd), answers(made, tmp_path / "b.json", "B", lambda e: "tie")]
+    files = [
+        answers(made, tmp_path / "a.json", "A", ours_against_kd),
+        answers(made, tmp_path / "b.json", "B", lambda e: "tie"),
+    ]
     count(answers=files, key=key_file(made), out=tmp_path / "m.json")
     found = json.loads((tmp_path / "m.json").read_text())
     kd, teacher = found["comparisons"]
     losses = sum(e["row"] <= 5 for e in json.loads(key_file(made).read_text())["pairs"].values()) // 2
     assert (kd["win"]["count"], kd["tie"]["count"], kd["loss"]["count"], kd["n"]) == (10, 10, 0, 20)
-    assert (teacher["win"]["count"], teacher["tie"]["count"], teacher["loss"]["count"]) == (0, 20 - losses, losses)
+    assert (teacher["win"]["count"], teacher["tie"]["count"], teacher["loss"]["count"]) == (
+        0,
+        20 - losses,
+        losses,
+    )
     assert kd["win"]["share"] == 50 and kd["win"]["low"] == pytest.approx(29.93, abs=0.01)  # Wilson by hand
     assert (found["metric"], found["n"], found["annotators"], found["agreement"]) == (
         "human",
@@ -161,7 +178,9 @@ def test_wilson_by_its_formula() -> None:
     ],
 )
 def test_damaged_or_foreign_answers_are_one_line(made: Path, tmp_path: Path, change: Any, said: str) -> None:
-    file = answers(made, tmp_path / "a.json", "A", ours_against_kd, **(change if isinstance(change, dict) else {}))
+    file = answers(
+        made, tmp_path / "a.json", "A", ours_against_kd, **(change if isinstance(change, dict) else {})
+    )
     if isinstance(change, str):
         file.write_text(change)
     with pytest.raises(UserError, match=f"^{re.escape(str(file))}: {said}$"):
@@ -200,7 +219,8 @@ def test_answers_to_different_prompts_are_not_compared(tmp_path: Path) -> None:
     ours = generations(tmp_path / "a/t.jsonl", ["x", "y"])
     other = generations(tmp_path / "b/t.jsonl", ["x", "y", "z"])
     with pytest.raises(
-        UserError, match=r"b/t.jsonl: its prompts are not those of .*a/t.jsonl; compare answers to one test set"
+        UserError,
+        match=r"b/t.jsonl: its prompts are not those of .*a/t.jsonl; compare answers to one test set",
     ):
         export(HumanSettings(stage="human"), generations=ours, against=[other], out=tmp_path / "p.html")
 

@@ -51,8 +51,12 @@ def test_the_request_is_the_published_one_below_question_and_answers() -> None:
     text = request("Say {a}.", "{first}", "b")
     assert text.startswith("[Instruction]\nSay {a}.\n\n[The Start of Assistant 1's Answer]\n{first}\n")
     assert text.endswith(f"[System]\n{REQUEST}\n") and LAYOUT.count("{request}") == 1
-    assert REQUEST.startswith("We would like to request your feedback on the performance of two AI assistants in response to")
-    assert REQUEST.endswith("ensuring that the order in which the responses were presented does not affect your judgment.")
+    assert REQUEST.startswith(
+        "We would like to request your feedback on the performance of two AI assistants in response to"
+    )
+    assert REQUEST.endswith(
+        "ensuring that the order in which the responses were presented does not affect your judgment."
+    )
 
 
 def test_the_question_is_the_prompt_without_its_wrapper() -> None:
@@ -73,7 +77,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
     file = generations(tmp_path / "t.jsonl", ["red blue green", "pink", "red pink"], seeds=(10, 20))
-    evaluate(settings(kind="stand-in", rows=2), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    evaluate(
+        settings(kind="stand-in", rows=2), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json"
+    )
     found = read(tmp_path / "m.json")
     assert found["stand_in"] is True and found["judge"]["kind"] == "stand-in"
     assert (found["n"], found["seeds"], found["missing"], found["sources"]) == (2, [10], [], [str(file)])
@@ -140,7 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "hang":
             time.sleep(1.0)
         elif what == "echo":
-            self._reply(400, json.dumps({"error": {"message": f"bad request with {self.headers['authorization']}"}}))
+            self._reply(
+                400, json.dumps({"error": {"message": f"bad request with {self.headers['authorization']}"}})
+            )
         else:
             self._reply(int(what), json.dumps({"error": {"message": f"no: {self.headers['authorization']}"}}))
 
@@ -170,7 +178,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def asked(server: Server, **values: Any) -> JudgeSettings:
     patience = {"backoff": 0.01, "timeout": 0.5, "retries": 4, "concurrency": 3}
-    return settings(kind="openai", model="m", base_url=server.url, key_variable="JUDGE_KEY", **{**patience, **values})
+    return settings(
+        kind="openai", model="m", base_url=server.url, key_variable="JUDGE_KEY", **{**patience, **values}
+    )
 
 
 def no_key(folder: Path, *texts: str) -> None:
@@ -181,7 +191,9 @@ def no_key(folder: Path, *texts: str) -> None:
 RESPONSES = ["red", "pink", "black and white", "none"]
 
 
-def test_an_endpoint_that_fails_in_every_way(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_endpoint_that_fails_in_every_way(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     server.script = ["429", "500", "close", "garbage", "hang", "503", "words", "broken"]
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
@@ -233,7 +245,8 @@ def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path)
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     one_by_one = asked(server, concurrency=1, retries=1)
     with pytest.raises(
-        UserError, match=r"^http://.*/v1: no answer after 2 calls \(last: status 500\); verdicts so far are kept"
+        UserError,
+        match=r"^http://.*/v1: no answer after 2 calls \(last: status 500\); verdicts so far are kept",
     ):
         evaluate(one_by_one, generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists() and len(server.paid) == 3
@@ -241,7 +254,9 @@ def test_an_interrupted_run_goes_on_where_it_was(server: Server, tmp_path: Path)
     assert read(tmp_path / "m.json")["mean"] == 50
     paid = {prompt: server.paid.count(prompt) for prompt in server.paid}
     assert sorted(paid.values()) == [1] * 7 + [2]  # twice only where the first reply held no scores
-    evaluate(asked(server, temperature=0.0), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    evaluate(
+        asked(server, temperature=0.0), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json"
+    )
     assert len(server.paid) == 9 + 8  # another temperature is another judge
 
 
@@ -251,7 +266,10 @@ def test_a_killed_run_pays_for_nothing_twice(server: Server, tmp_path: Path) -> 
     config.write_text(json.dumps(dataclasses.asdict(asked(server, concurrency=1, retries=50))))
     paths = ["--generations", file, "--cache", tmp_path / "cache", "--out", tmp_path / "m.json"]
     command = [sys.executable, "-m", "minillm", "judge", "--config", config, *paths]
-    with open(tmp_path / "log", "w") as log, subprocess.Popen([*map(str, command)], stdout=log, stderr=log) as process:
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen([*map(str, command)], stdout=log, stderr=log) as process,
+    ):
         for _ in range(1200):
             if len(server.prompts) >= 3 or process.poll() is not None:
                 break
@@ -268,7 +286,12 @@ def test_replies_without_scores_are_missing_and_stay_so(server: Server, tmp_path
     server.script = ["words", *["ok"] * 7, "words"]
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     for _ in range(2):
-        evaluate(asked(server, concurrency=1, rereads=1), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+        evaluate(
+            asked(server, concurrency=1, rereads=1),
+            generations=file,
+            cache=tmp_path / "cache",
+            out=tmp_path / "m.json",
+        )
         found = read(tmp_path / "m.json")
         assert found["n"] == 3 and len(found["missing"]) == 1 and found["mean"] == 50
         assert len(server.prompts) == 9 and server.prompts[8] == server.prompts[0]
@@ -290,7 +313,10 @@ def test_a_run_all_of_whose_verdicts_are_unreadable_fails(server: Server, tmp_pa
     ("what", "said"),
     [
         ("401", r"http://.*: status 401: the key in \$JUDGE_KEY was refused; check it"),
-        ("404", r"http://.*: status 404 for the model 'm': .*no: Bearer \*\*\*.*; check judge.model and judge.base_url"),
+        (
+            "404",
+            r"http://.*: status 404 for the model 'm': .*no: Bearer \*\*\*.*; check judge.model and judge.base_url",
+        ),
         ("echo", r"http://.*: status 400 for the model 'm': .*Bearer \*\*\*.*"),
     ],
 )
@@ -309,7 +335,16 @@ def test_what_a_retry_cannot_mend_is_one_line_without_the_key(
     }
     config.write_text(json.dumps({"stage": "judge", "judge": judge, "precision": "fp32"}))
     file = generations(tmp_path / "t.jsonl", RESPONSES)
-    arguments = ["--config", config, "--generations", file, "--cache", tmp_path / "cache", "--out", tmp_path / "m.json"]
+    arguments = [
+        "--config",
+        config,
+        "--generations",
+        file,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "m.json",
+    ]
     assert main(["judge", *map(str, arguments)]) == 2
     output = capfd.readouterr()
     line = next(line for line in output.err.splitlines() if "error" in line)
@@ -318,7 +353,9 @@ def test_what_a_retry_cannot_mend_is_one_line_without_the_key(
     no_key(tmp_path, output.out, output.err)
 
 
-def test_without_a_key_nothing_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_nothing_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JUDGE_KEY")
     file = generations(tmp_path / "t.jsonl", RESPONSES)
     with pytest.raises(UserError, match=r"^judge.key_variable: \$JUDGE_KEY is not set; export the key there"):
@@ -340,7 +377,9 @@ def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
     verdict = next((tmp_path / "cache").rglob("*.json"))
     verdict.write_text("{")
     with pytest.raises(UserError, match=f"^{re.escape(str(verdict))}: a damaged verdict; remove it"):
-        evaluate(settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+        evaluate(
+            settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json"
+        )
 
 
 def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
@@ -354,7 +393,13 @@ def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["8 7 both answers are good", REQUEST], 300)
     end = tokenizer.eos_token_id
     shape = GPT2Config(
-        n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=64,
+        vocab_size=len(tokenizer),
+        bos_token_id=end,
+        eos_token_id=end,
     )
     save_model(GPT2LMHeadModel(shape), tokenizer, tmp_path / "judge")
     asked = [JudgePrompt(f"{i:064x}", f"is {'it ' * i}good", "", "", ()) for i in range(3)]

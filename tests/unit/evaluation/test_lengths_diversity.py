@@ -50,7 +50,9 @@ def generations(folder):
                  "response_tokens": [*tokens, 0] if finished else tokens, "finished": finished}
             )  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path.with_suffix(".meta.json").write_text(json.dumps({"dataset": "t", "rows": 4, "seeds": [10, 20], "sampling": {}}))
+    path.with_suffix(".meta.json").write_text(
+        json.dumps({"dataset": "t", "rows": 4, "seeds": [10, 20], "sampling": {}})
+    )
     return path
 
 
@@ -63,7 +65,9 @@ def test_buckets():
 def test_lengths_by_hand(data, tmp_path):
     path, metric, out = generations(tmp_path), tmp_path / "rouge.json", tmp_path / "out.json"
     rouge.run_stage(generations=path, out=metric)
-    lengths.run_stage(LengthsSettings("lengths", (2, 3, 9)), metric=metric, generations=path, data=data, out=out)
+    lengths.run_stage(
+        LengthsSettings("lengths", (2, 3, 9)), metric=metric, generations=path, data=data, out=out
+    )
     found = json.loads(out.read_text())
     scores = json.loads(metric.read_text())["scores"]
     assert found["reference_tokens"] == [1, 2, 3, 4], "of the first reference"
@@ -74,10 +78,20 @@ def test_lengths_by_hand(data, tmp_path):
     assert (short["low"], short["high"], short["n"]) == (0, 2, 2)
     assert short["mean"] == pytest.approx(np.mean(means[:2]))
     assert short["standard_error"] == pytest.approx(np.std(means[:2], ddof=1) / 2**0.5)
-    assert short["per_seed"] == {"10": pytest.approx(np.mean(scores["10"][:2])), "20": pytest.approx(np.mean(scores["20"][:2]))}
+    assert short["per_seed"] == {
+        "10": pytest.approx(np.mean(scores["10"][:2])),
+        "20": pytest.approx(np.mean(scores["20"][:2])),
+    }
     assert short["length_drift"] == pytest.approx(1.5 / 1.5)
-    assert (middle["n"], middle["mean"], middle["standard_error"], middle["length_drift"]) == (1, 100.0, None, 1.0)
-    assert (long["low"], long["high"], long["n"]) == (4, 9, 1) and long["length_drift"] == pytest.approx(2.5 / 4)
+    assert (middle["n"], middle["mean"], middle["standard_error"], middle["length_drift"]) == (
+        1,
+        100.0,
+        None,
+        1.0,
+    )
+    assert (long["low"], long["high"], long["n"]) == (4, 9, 1) and long["length_drift"] == pytest.approx(
+        2.5 / 4
+    )
     assert (none["low"], none["high"], none["n"], none["mean"]) == (10, None, 0, None)
     assert found["sources"] == [str(metric), str(path), str(data)]
 
@@ -86,7 +100,10 @@ def test_scores_of_other_rows_are_refused(data, tmp_path):
     path, metric = generations(tmp_path), tmp_path / "rouge.json"
     rouge.run_stage(generations=path, out=metric)
     whole = json.loads(metric.read_text())
-    settings, rest = LengthsSettings("lengths", (5,)), {"generations": path, "data": data, "out": tmp_path / "o.json"}
+    settings, rest = (
+        LengthsSettings("lengths", (5,)),
+        {"generations": path, "data": data, "out": tmp_path / "o.json"},
+    )
     for change, said in (
         ({"ids": [1, 2, 3, 5]}, "its rows or seeds are not those of"),
         ({"scores": {"10": whole["scores"]["10"]}}, "its rows or seeds are not those of"),
@@ -121,18 +138,30 @@ def test_diversity_by_hand(tmp_path):
         assert (twenty["distinct"], twenty["total"], twenty["dist"]) == (3, 6, pytest.approx(50))
         assert found["mean"] == pytest.approx((200 / 3 + 50) / 2)
         assert found["standard_error"] == pytest.approx(np.std([200 / 3, 50], ddof=1) / 2**0.5)
-        assert ten["response_tokens"] == pytest.approx(7 / 4) and ten["finished"] == 0.75 and ten["repetition"] == 0.0
+        assert (
+            ten["response_tokens"] == pytest.approx(7 / 4)
+            and ten["finished"] == 0.75
+            and ten["repetition"] == 0.0
+        )
         assert found["means"]["total"] == 4.5 and found["unit"] == unit
     diversity.run_stage(DiversitySettings("diversity", 5, "tokens"), generations=path, out=out)
     found = json.loads(out.read_text())
-    assert found["mean"] is None and found["per_seed"]["10"] == {**found["per_seed"]["10"], "total": 0, "dist": None}
+    assert found["mean"] is None and found["per_seed"]["10"] == {
+        **found["per_seed"]["10"],
+        "total": 0,
+        "dist": None,
+    }
 
 
 def test_generations_without_tokens_are_refused(tmp_path):
     path = generations(tmp_path)
     path.write_text(path.read_text().replace('"response_tokens"', '"other"'))
-    with pytest.raises(UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing; generate again"):
-        diversity.run_stage(DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json")
+    with pytest.raises(
+        UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing; generate again"
+    ):
+        diversity.run_stage(
+            DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json"
+        )
 
 
 # --- loss on references
@@ -140,16 +169,21 @@ def test_generations_without_tokens_are_refused(tmp_path):
 def test_reference_loss_against_a_direct_computation(kind):
     model, rng = make(kind, 3), np.random.default_rng(2)
     examples = [
-        (rng.integers(0, 11, n).astype(np.int32), rng.integers(0, 11, m).astype(np.int32)) for n, m in ((1, 5), (6, 1), (3, 3))
+        (rng.integers(0, 11, n).astype(np.int32), rng.integers(0, 11, m).astype(np.int32))
+        for n, m in ((1, 5), (6, 1), (3, 3))
     ]
     expected = []
     for prompt, reference in examples:
         ids = torch.tensor([[*prompt, *reference]]).long()
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1, :11]
-        expected.append(torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").item())
+        expected.append(
+            torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").item()
+        )
     for batch, pad in ((3, 0), (2, 7), (1, 0)):
-        assert reference_loss.losses(model, examples, vocabulary=11, pad=pad, batch=batch) == pytest.approx(expected, abs=1e-4)
+        assert reference_loss.losses(model, examples, vocabulary=11, pad=pad, batch=batch) == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_means_and_errors_by_hand():
@@ -160,7 +194,9 @@ def test_means_and_errors_by_hand():
     assert mean == pytest.approx(2.5) and error == pytest.approx(np.std([2, 3], ddof=1) / 2**0.5)
     assert reference_loss.summary([2.0], [1], "tokens") == (2.0, None)
     same = reference_loss.summary([1.0, 5.0, 3.0], [2, 2, 2], "tokens")
-    assert same[1] == pytest.approx(np.std([0.5, 2.5, 1.5], ddof=1) / 3**0.5), "rows of one length: the usual error"
+    assert same[1] == pytest.approx(np.std([0.5, 2.5, 1.5], ddof=1) / 3**0.5), (
+        "rows of one length: the usual error"
+    )
 
 
 def test_what_is_a_target():
@@ -171,7 +207,9 @@ def test_what_is_a_target():
             return [1] * add_special_tokens + [{"E": 0}.get(c, ord(c)) for c in text]
 
     row = {"prompt": "xy", "prompt_tokens": [120, 121], "references": ["abE", "other"]}
-    settings = {name: ReferenceLossSettings("reference_loss", name, 4, "fp32") for name in ("tokens", "released")}
+    settings = {
+        name: ReferenceLossSettings("reference_loss", name, 4, "fp32") for name in ("tokens", "released")
+    }
     prompt, reference = reference_loss.examples_of(Letters(eos_token_id=0), row, settings["tokens"])
     assert (prompt.tolist(), reference.tolist()) == ([120, 121], [97, 98, 0])
     prompt, reference = reference_loss.examples_of(Letters(eos_token_id=0), row, settings["released"])
@@ -191,7 +229,13 @@ def test_the_stage_from_files_to_a_metric(tmp_path):
     (tmp_path / "model").mkdir()
     save_model(model, tokenizer, tmp_path / "model")
     rows = [
-        {"id": i, "dataset": "t", "prompt": "words ", "prompt_tokens": tokenizer.encode("words "), "references": [text, "else"]}
+        {
+            "id": i,
+            "dataset": "t",
+            "prompt": "words ",
+            "prompt_tokens": tokenizer.encode("words "),
+            "references": [text, "else"],
+        }
         for i, text in ((4, "of text"), (2, ""), (9, "over"))
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -199,13 +243,19 @@ def test_the_stage_from_files_to_a_metric(tmp_path):
     for name in ("tokens", "released"):
         settings = ReferenceLossSettings("reference_loss", name, 16, "fp32")
         out = tmp_path / f"{name}.json"
-        reference_loss.run_stage(settings, Launch(micro_batch=2), test=tmp_path / "t.jsonl", model=tmp_path / "model", out=out)
+        reference_loss.run_stage(
+            settings, Launch(micro_batch=2), test=tmp_path / "t.jsonl", model=tmp_path / "model", out=out
+        )
         found[name] = json.loads(out.read_text())
     assert found["tokens"]["ids"] == [2, 4, 9] and found["tokens"]["tokens"][0] == 1, "the EOS alone"
-    assert found["tokens"]["mean"] == pytest.approx(sum(found["tokens"]["nll"]) / sum(found["tokens"]["tokens"]))
+    assert found["tokens"]["mean"] == pytest.approx(
+        sum(found["tokens"]["nll"]) / sum(found["tokens"]["tokens"])
+    )
     tokens = [len(tokenizer.encode(text, add_special_tokens=False)) for text in ("of text", "", "over")]
     for metric in found.values():
-        assert metric["reference_tokens"] == pytest.approx(sum(tokens) / 3), "of every row, the EOS not counted"
+        assert metric["reference_tokens"] == pytest.approx(sum(tokens) / 3), (
+            "of every row, the EOS not counted"
+        )
     assert tokens[0] == token_counter(tmp_path / "model")("of text")
     assert found["released"]["ids"] == [4, 9] and found["released"]["without_reference"] == 1
     ratios = [a / b for a, b in zip(found["released"]["nll"], found["released"]["tokens"], strict=True)]

@@ -14,7 +14,14 @@ from minillm.evaluation.rouge import run_stage as evaluate
 
 
 def row(seed: int, id_: int, response: str) -> dict:
-    return {"id": id_, "dataset": "t", "prompt": "p", "references": ["red blue"], "response": response, "seed": seed}
+    return {
+        "id": id_,
+        "dataset": "t",
+        "prompt": "p",
+        "references": ["red blue"],
+        "response": response,
+        "seed": seed,
+    }
 
 
 ROWS = [row(10, 3, "red blue"), row(10, 7, "pink"), row(20, 3, "red blue"), row(20, 7, "red gray")]
@@ -22,7 +29,9 @@ ROWS = [row(10, 3, "red blue"), row(10, 7, "pink"), row(20, 3, "red blue"), row(
 
 def write(folder: Path, rows: list, meta: dict | None = None) -> Path:
     path = folder / "t.jsonl"
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in rows))
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in rows)
+    )
     values = {"model": "abc", "sampling": {"temperature": 1.0}, "seeds": [10, 20], "dataset": "t", "rows": 2}
     path.with_suffix(".meta.json").write_text(json.dumps({**values, **(meta or {})}))
     return path
@@ -62,7 +71,9 @@ def test_the_order_of_lines_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
-    evaluate(generations=write(tmp_path, [*ROWS[:3], row(20, 7, "red\u2028\x85gray")]), out=tmp_path / "m.json")
+    evaluate(
+        generations=write(tmp_path, [*ROWS[:3], row(20, 7, "red\u2028\x85gray")]), out=tmp_path / "m.json"
+    )
     assert json.loads((tmp_path / "m.json").read_text())["scores"]["20"] == pytest.approx([100, 50])
 
 
@@ -73,23 +84,53 @@ def without(key: str) -> dict:
 @pytest.mark.parametrize(
     ("rows", "meta", "line"),
     [
-        ([ROWS[0], '{"id": 7, "resp', *ROWS[2:]], {}, "FILE:2: not a line of JSON: .*; remove it and generate again"),
-        ([ROWS[0], "[]", *ROWS[2:]], {}, "FILE:2: 'id' is missing or of the wrong type; remove it and generate again"),
-        ([ROWS[0], without("response"), *ROWS[2:]], {}, "FILE:2: 'response' is missing or of the wrong type; .*"),
-        ([ROWS[0], {**ROWS[1], "references": []}], {}, "FILE:2: 'references' must be a list of at least one text; .*"),
+        (
+            [ROWS[0], '{"id": 7, "resp', *ROWS[2:]],
+            {},
+            "FILE:2: not a line of JSON: .*; remove it and generate again",
+        ),
+        (
+            [ROWS[0], "[]", *ROWS[2:]],
+            {},
+            "FILE:2: 'id' is missing or of the wrong type; remove it and generate again",
+        ),
+        (
+            [ROWS[0], without("response"), *ROWS[2:]],
+            {},
+            "FILE:2: 'response' is missing or of the wrong type; .*",
+        ),
+        (
+            [ROWS[0], {**ROWS[1], "references": []}],
+            {},
+            "FILE:2: 'references' must be a list of at least one text; .*",
+        ),
         ([*ROWS, ROWS[1]], {}, "FILE:5: seed 10, id 7 is in line 2 already; remove it and generate again"),
-        (ROWS[:3], {}, "FILE: seed 20 lacks 1 rows that other seeds have, first id 7; remove it and generate again"),
-        (ROWS, {"rows": 3}, "FILE: 2 rows for each seed, but its meta file says 3; remove it and generate again"),
+        (
+            ROWS[:3],
+            {},
+            "FILE: seed 20 lacks 1 rows that other seeds have, first id 7; remove it and generate again",
+        ),
+        (
+            ROWS,
+            {"rows": 3},
+            "FILE: 2 rows for each seed, but its meta file says 3; remove it and generate again",
+        ),
         (ROWS, {"rows": "2"}, "META: 'rows' is missing or of the wrong type; remove it and generate again"),
         (ROWS, {"seeds": 10}, "META: 'seeds' is missing or of the wrong type; remove it and generate again"),
-        (ROWS, {"seeds": [10]}, r"FILE: seeds \[10, 20\], but its meta file says \[10\]; remove it and generate again"),
+        (
+            ROWS,
+            {"seeds": [10]},
+            r"FILE: seeds \[10, 20\], but its meta file says \[10\]; remove it and generate again",
+        ),
     ],
 )
 def test_damage_is_one_line_with_the_place(tmp_path: Path, rows: list, meta: dict, line: str) -> None:
     path = write(tmp_path, rows, meta)
     with pytest.raises(UserError) as error:
         evaluate(generations=path, out=tmp_path / "m.json")
-    line = line.replace("FILE", re.escape(str(path))).replace("META", re.escape(str(path.with_suffix(".meta.json"))))
+    line = line.replace("FILE", re.escape(str(path))).replace(
+        "META", re.escape(str(path.with_suffix(".meta.json")))
+    )
     assert re.fullmatch(line, str(error.value))
     assert not (tmp_path / "m.json").exists()
 

@@ -115,7 +115,10 @@ def test_p_of_no_difference_is_evenly_spread() -> None:
 def test_students_t_by_hand() -> None:
     own = part([1.0, 2.0, 3.0])  # s^2 / n = 1 / 3, two degrees of freedom, of which t is 4.303
     assert own == Part(pytest.approx(1 / 3), 2) and part([1.0]) is None
-    assert t_interval(2.0, [own]) == (pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3), pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3))
+    assert t_interval(2.0, [own]) == (
+        pytest.approx(2 - 4.303 / 3**0.5, abs=1e-3),
+        pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3),
+    )
     both = [
         Part(1.0, 2),
         Part(1.0, 2),

@@ -17,7 +17,9 @@ def updated(folder, name, family):
     engine, teacher, chosen = engine_of(folder, family, Launch(micro_batch=2 * COUNT, attention=name))
     used: list[str] = []
     for model in (engine.model, teacher):
-        model.base_model.register_forward_pre_hook(lambda model, _: used.append(model.config._attn_implementation))
+        model.base_model.register_forward_pre_hook(
+            lambda model, _: used.append(model.config._attn_implementation)
+        )
     before = [p.detach().clone() for p in engine.model.parameters()]
     made = rollouts(engine.model, teacher, chosen)
     assert set(used) == {"sdpa"}, "sampling is left as it is"
@@ -52,6 +54,8 @@ def test_a_model_that_does_not_have_it_is_refused(monkeypatch):
     with pytest.raises(UserError, match='launch.attention: .*"nothing"'), attention([model], "nothing"):
         pass
     monkeypatch.setattr(type(model), "_can_set_attn_implementation", classmethod(lambda cls: False))
-    refused = pytest.raises(UserError, match="launch.attention: LlamaForCausalLM cannot be set to 'eager'; leave it at auto")
+    refused = pytest.raises(
+        UserError, match="launch.attention: LlamaForCausalLM cannot be set to 'eager'; leave it at auto"
+    )
     with refused, attention([model], "eager"):
         pass

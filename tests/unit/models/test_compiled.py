@@ -13,7 +13,9 @@ from minillm.models.head import token_logprobs
 from minillm.training.rollout_losses import SampleLoss
 from minillm.training.supervised import TokenLoss, example_loss
 
-needs_compiler = pytest.mark.skipif(compiling.lacking() is not None, reason=f"no {compiling.lacking()} on this machine")
+needs_compiler = pytest.mark.skipif(
+    compiling.lacking() is not None, reason=f"no {compiling.lacking()} on this machine"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +45,11 @@ def same_but_for_rounding(compiled, plain):
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(
-            compiled[name], value, rtol=0, atol=1e-5 * value.abs().max().item(), msg=lambda text, name=name: f"{name}: {text}"
+            compiled[name],
+            value,
+            rtol=0,
+            atol=1e-5 * value.abs().max().item(),
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -56,7 +62,9 @@ def test_an_on_policy_update(preset, monkeypatch):
     made = rollouts(student, teacher, chosen)
     loss, plain = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT))
     rows = compiled_tiles(monkeypatch)
-    again, compiled = gradient(student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT, compile=True))
+    again, compiled = gradient(
+        student, made, task(teacher, chosen), Launch(micro_batch=2 * COUNT, compile=True)
+    )
     assert set(rows) == {3} and len(rows) > 10
     assert again == pytest.approx(loss, rel=1e-5)
     same_but_for_rounding(compiled, plain)

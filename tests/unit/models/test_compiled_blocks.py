@@ -18,7 +18,9 @@ def updated(folder, family, launch, **more):
     made = rollouts(engine.model, teacher, chosen)
     for _ in range(2):
         engine.update(*micro_batches(engine, task(teacher, chosen), made, list(range(COUNT))))
-    assert not any("forward" in vars(block) for model in (engine.model, teacher) for block in decoder_blocks(model))
+    assert not any(
+        "forward" in vars(block) for model in (engine.model, teacher) for block in decoder_blocks(model)
+    )
     return [after.detach() - b for after, b in zip(engine.model.parameters(), before, strict=True)]
 
 
@@ -51,5 +53,7 @@ def test_the_update_stays(tmp_path, monkeypatch, family, kind, more):
 
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match="no no-such-compiler on this machine; blocks are computed without compiling"):
+    with pytest.warns(
+        UserWarning, match="no no-such-compiler on this machine; blocks are computed without compiling"
+    ):
         assert compiling.compiled(decoder_blocks(pair()[0])) == []

@@ -10,7 +10,14 @@ from minillm.data.batching import collate
 from minillm.data.tokenizers import train_tokenizer
 from minillm.errors import UserError
 from minillm.models.head import response_logits, response_tokens
-from minillm.models.loading import base_model, check_same_tokenizer, check_vocabulary, load_model, load_tokenizer, prune
+from minillm.models.loading import (
+    base_model,
+    check_same_tokenizer,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    prune,
+)
 from minillm.sampling.sample import sample
 
 EXAMPLES = [
@@ -74,14 +81,20 @@ def test_a_layer_that_does_not_exist(model):
 
 def test_a_model_smaller_than_its_tokenizer_is_refused_and_a_padded_one_is_not(model):
     tokenizer = train_tokenizer(["some text"], 260)
-    with pytest.raises(UserError, match="knows 13 tokens and its tokenizer 25[0-9]|knows 13 tokens and its tokenizer 260"):
+    with pytest.raises(
+        UserError, match="knows 13 tokens and its tokenizer 25[0-9]|knows 13 tokens and its tokenizer 260"
+    ):
         check_vocabulary(model, tokenizer, "here")
     model.resize_token_embeddings(300)
     check_vocabulary(model, tokenizer, "here")
 
 
 def test_tokenizers_are_compared_token_by_token(tmp_path):
-    for name, text in (("a", "one text one text"), ("b", "another thing another thing"), ("c", "one text one text")):
+    for name, text in (
+        ("a", "one text one text"),
+        ("b", "another thing another thing"),
+        ("c", "one text one text"),
+    ):
         train_tokenizer([text], 262).save_pretrained(tmp_path / name)
     assert check_same_tokenizer(tmp_path / "a", tmp_path / "c") == 262
     with pytest.raises(UserError, match="does not match"):

@@ -19,7 +19,11 @@ def layers_with_own_forward(model):
 @pytest.mark.parametrize("rows", [(0,), (5,), (2, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product(dtype, rows):
-    weight, bias, x = torch.randn(70, 33).to(dtype), torch.randn(70).to(dtype), torch.randn(*rows, 33).to(dtype)
+    weight, bias, x = (
+        torch.randn(70, 33).to(dtype),
+        torch.randn(70).to(dtype),
+        torch.randn(*rows, 33).to(dtype),
+    )
     if not possible(weight):
         pytest.skip(f"oneDNN has no products in {dtype} on this processor")
     exact = functional.linear(x.double(), weight.double(), bias.double())
@@ -33,7 +37,9 @@ def test_a_model_is_the_same_inside_and_untouched_after(kind):
     model = make(kind, 1)
     with torch.no_grad():
         plain = model(TOKENS).logits
-        with packed([model, model]):  # a student that samples by itself is there twice where it is its own teacher
+        with packed(
+            [model, model]
+        ):  # a student that samples by itself is there twice where it is its own teacher
             assert layers_with_own_forward(model)
             torch.testing.assert_close(model(TOKENS).logits, plain, atol=1e-5, rtol=1e-4)
         assert not layers_with_own_forward(model)

@@ -10,14 +10,27 @@ from onpolicy_case import EOS, Prompts, gradient, pair, rollouts, settings, task
 from tiny_models import FAMILIES, make
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from minillm import objectives
 from minillm.config.sections import Launch
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models import tiled_loss
-from minillm.models.head import logits_by_tile, response_logits, response_loss, response_tokens, token_logprobs
+from minillm.models.head import (
+    logits_by_tile,
+    response_logits,
+    response_loss,
+    response_tokens,
+    token_logprobs,
+)
 from minillm.models.loading import check_head
 from minillm.models.tiled_loss import Head
 from minillm.training import rollouts as rollouts_module
@@ -51,7 +64,9 @@ def case(dtype=torch.float64, bias=False, softcap=None, temperature=1.0, seed=0)
     made = []
     for width in (WIDTH, WIDTH + 3):
         hidden, weight = normal(TOKENS, width), normal(PADDED, width)
-        made.append((hidden, Head(weight, normal(PADDED) if bias else None, VOCABULARY, softcap, temperature)))
+        made.append(
+            (hidden, Head(weight, normal(PADDED) if bias else None, VOCABULARY, softcap, temperature))
+        )
     return made
 
 
@@ -60,7 +75,9 @@ def trained(hidden, head):
     leaves = [hidden.clone().requires_grad_(), head.weight.clone().requires_grad_()]
     if head.bias is not None:
         leaves.append(head.bias.clone().requires_grad_())
-    return leaves, dataclasses.replace(head, weight=leaves[1], bias=leaves[2] if head.bias is not None else None)
+    return leaves, dataclasses.replace(
+        head, weight=leaves[1], bias=leaves[2] if head.bias is not None else None
+    )
 
 
 def both_ways(function, student, teacher):
@@ -106,7 +123,10 @@ def test_float32_is_no_worse_than_whole_logits(name):
     errors = {way: ([], []) for way in ("tiled", "whole")}  # of hidden states and of weights
     for seed in range(20):
         given = case(torch.float32, seed=seed)
-        same = [(hidden.double(), dataclasses.replace(head, weight=head.weight.double())) for hidden, head in given]
+        same = [
+            (hidden.double(), dataclasses.replace(head, weight=head.weight.double()))
+            for hidden, head in given
+        ]
         (_, exact), _ = both_ways(DIVERGENCES[name], *same)
         for kept, (_, slopes) in zip(errors.values(), both_ways(DIVERGENCES[name], *given), strict=True):
             for part, slope, reference in zip(kept, slopes, exact, strict=True):
@@ -161,7 +181,9 @@ def test_memory_does_not_grow_with_the_tokens(monkeypatch):
     hidden, weight = torch.randn(1000, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
     with Watch():
         tiled_loss.loss(
-            lambda logits, _: objectives.forward_kl(logits, logits.detach() * 2), hidden, Head(weight, None, 50)
+            lambda logits, _: objectives.forward_kl(logits, logits.detach() * 2),
+            hidden,
+            Head(weight, None, 50),
         ).backward()
     assert largest == hidden.numel() and hidden.grad.abs().max() > 1e-3
 
@@ -169,10 +191,21 @@ def test_memory_does_not_grow_with_the_tokens(monkeypatch):
 # --- models
 def capped(seed):
     torch.manual_seed(seed)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
     return Gemma2ForCausalLM(
         Gemma2Config(
-            vocab_size=13, num_key_value_heads=1, final_logit_softcapping=1.5, initializer_range=0.5, pad_token_id=0, **shape
+            vocab_size=13,
+            num_key_value_heads=1,
+            final_logit_softcapping=1.5,
+            initializer_range=0.5,
+            pad_token_id=0,
+            **shape,
         )
     ).eval()
 
@@ -180,7 +213,9 @@ def capped(seed):
 def biased(seed):
     torch.manual_seed(seed)
     made = GPTJForCausalLM(
-        GPTJConfig(vocab_size=13, n_positions=64, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, initializer_range=0.5)
+        GPTJConfig(
+            vocab_size=13, n_positions=64, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, initializer_range=0.5
+        )
     )
     torch.nn.init.normal_(made.lm_head.bias)
     return made.eval()
@@ -253,7 +288,9 @@ def test_kept_hidden_states_give_the_same_loss(preset):
     made, work = rollouts(student, teacher, chosen), task(teacher, chosen)
     expected, slopes = gradient(student, made, work, Launch(micro_batch=2))
     kept = kept_of(student, teacher, chosen)
-    found, others = gradient(student, dataclasses.replace(made, teacher_hidden=kept), work, Launch(micro_batch=2))
+    found, others = gradient(
+        student, dataclasses.replace(made, teacher_hidden=kept), work, Launch(micro_batch=2)
+    )
     assert found == pytest.approx(expected, abs=1e-9)
     assert_close(others, slopes, atol=1e-9, rtol=1e-9)
 
@@ -269,7 +306,10 @@ def kept_of(student, teacher, chosen):
         student, PROMPTS, Prompts.ids, Sampling(max_tokens=chosen.max_tokens), seed=1, step=2, eos=EOS, pad=EOS,
         vocabulary=VOCABULARY, mixture=Mixture(teacher, chosen.alpha), record=True,
     )  # fmt: skip
-    entries = [rollouts_module.Entry(i, r.tokens, r.finished, r.record if i % 2 == 0 else None) for i, r in enumerate(found)]
+    entries = [
+        rollouts_module.Entry(i, r.tokens, r.finished, r.record if i % 2 == 0 else None)
+        for i, r in enumerate(found)
+    ]
     engine = OneProcess(student, Launch(eval_batch=3))
     return rollouts_module.teacher_hidden(engine, teacher, Prompts(), entries, EOS)
 
@@ -282,21 +322,27 @@ def test_a_gradient_kept_in_float32_is_scaled_as_a_whole(monkeypatch, rows):
     factor = torch.tensor(0.37)
     found = tiled_loss._scaled(gradient, factor, torch.bfloat16)
     assert found.dtype == torch.bfloat16 and torch.equal(found, (gradient * factor).to(torch.bfloat16))
-    assert torch.equal(tiled_loss._scaled(gradient[:, 0], factor, torch.bfloat16), (gradient[:, 0] * factor).to(torch.bfloat16))
+    assert torch.equal(
+        tiled_loss._scaled(gradient[:, 0], factor, torch.bfloat16),
+        (gradient[:, 0] * factor).to(torch.bfloat16),
+    )
 
 
 @pytest.mark.parametrize(("tile", "block"), [(10**9, 10**9), (47 * 3, 47 * 9), (47, 47)])
 def test_half_precision_in_blocks(monkeypatch, tile, block):
     """In bf16 the gradient of the matrix is added up in float32, some rows at a time: as near to float64 as from one block."""
     hidden, weight, teacher = (
-        torch.randn(*size, generator=torch.Generator().manual_seed(5)) for size in ((64, 16), (53, 16), (64, 47))
+        torch.randn(*size, generator=torch.Generator().manual_seed(5))
+        for size in ((64, 16), (53, 16), (64, 47))
     )
 
     def gradients(dtype):
         leaves = [values.bfloat16().to(dtype).requires_grad_() for values in (hidden, weight)]
         head = Head(leaves[1], None, 47)
         total = tiled_loss.loss(
-            lambda logits, part: objectives.forward_kl(logits, teacher[part].to(logits.dtype)), leaves[0], head
+            lambda logits, part: objectives.forward_kl(logits, teacher[part].to(logits.dtype)),
+            leaves[0],
+            head,
         )
         (0.1 * total).backward()
         return [leaf.grad.double() for leaf in leaves]

@@ -24,7 +24,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_human_intervals_are_drawn_where_they_are(run: Path) -> None:
     """27, 13 and 10 of 50: wins 54% (Wilson 40.4 to 67.0), losses 20% (11.2 to 33.0), which end at the right."""
     axes = drawn("figure4", run).axes[0]
-    assert {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches} == {(0, 54), (54, 26), (80, 20)}
+    assert {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches} == {
+        (0, 54),
+        (54, 26),
+        (80, 20),
+    }
     ends = {
         tuple(round(x, 1) for x in segment[:, 0])
         for bars in axes.containers if isinstance(bars, ErrorbarContainer)
@@ -93,9 +97,9 @@ def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
 
 def test_lengths_are_compared_on_the_same_prompts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods differ alike at every prompt, so that their difference is certain, however much the prompts differ."""
-    assert not [bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)], (
-        "too few prompts"
-    )
+    assert not [
+        bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)
+    ], "too few prompts"
     monkeypatch.setattr("minillm.publish.figures.bars.FEWEST", 2)
     for name, title in (("figure7", "DollyEval"), ("figure15", "S-NI")):
         axes = drawn(name, run).axes[0]
@@ -127,10 +131,12 @@ def test_share_of_the_teachers_score_has_an_error(run: Path) -> None:
 
 def test_tasks_go_by_their_labels(run: Path, tmp_path: Path) -> None:
     titles = [axes.get_title() for axes in drawn("reliability", run).axes]
-    assert titles[0] == "BoolQ (GPT-2 1.5B)" and not [title for title in titles if "boolq" in title or "sst2" in title]
-    assert "n = 30" in published_item("reliability", run, tmp_path)["n"] and "CLS: mean accuracy over BoolQ, SST-2." in text(
-        "table7", run, tmp_path
-    )
+    assert titles[0] == "BoolQ (GPT-2 1.5B)" and not [
+        title for title in titles if "boolq" in title or "sst2" in title
+    ]
+    assert "n = 30" in published_item("reliability", run, tmp_path)[
+        "n"
+    ] and "CLS: mean accuracy over BoolQ, SST-2." in text("table7", run, tmp_path)
 
 
 def test_average_score_says_what_it_is(run: Path, tmp_path: Path) -> None:
@@ -141,7 +147,10 @@ def test_average_score_says_what_it_is(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "metrics/judge")
     caption = published_item("figure1", copy, tmp_path)["caption"]
-    assert "ROUGE-L, not a judge's score as in the paper (no judge scored this run): mean over DollyEval, S-NI." in caption
+    assert (
+        "ROUGE-L, not a judge's score as in the paper (no judge scored this run): mean over DollyEval, S-NI."
+        in caption
+    )
     assert " Error bars: standard error over sampling seeds, the sets taken as independent. " in caption
 
 

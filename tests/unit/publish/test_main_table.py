@@ -75,7 +75,9 @@ def test_exact_match_is_in_the_csv(metrics: Path, tmp_path: Path) -> None:
     for weights, exact in (("big/teacher", 4.0), ("small/sft/seed10", 1.0), ("small/sft/seed11", 3.0)):
         metric(metrics, weights, "easy", (20.0, 21.0), exact_match=exact, exact_match_error=0.5)
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path)
-    found = [(cell.method, cell.exact_match, cell.exact_match_error) for cell in read_csv(tmp_path / "main.csv")]
+    found = [
+        (cell.method, cell.exact_match, cell.exact_match_error) for cell in read_csv(tmp_path / "main.csv")
+    ]
     assert found == [("teacher", 4.0, 0.5), ("sft", 2.0, 1.0)]  # over trainings where there are several
 
 
@@ -108,7 +110,10 @@ def test_latex(metrics: Path, tmp_path: Path) -> None:
 
 
 def test_escaping() -> None:
-    assert latex("a_b&c%d#e$f{g}~^\\") == r"a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert (
+        latex("a_b&c%d#e$f{g}~^\\")
+        == r"a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
     assert markdown("a|b_c*") == r"a\|b\_c\*"
 
 
@@ -130,13 +135,21 @@ def test_teachers_with_other_tokenizers_have_other_rows(metrics: Path, tmp_path:
     lines = (tmp_path / "out/main.tex").read_text().split("\n")
     for block, n in zip([i for i, line in enumerate(lines) if line == r"\midrule"], (150, 149), strict=True):
         assert lines[block + 1] == rf" &  & $n = {n}$ & $n = 100$ \\"
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
+    draw_main(
+        FigureSettings(stage="figure", style=Style(dpi=40)),
+        table=tmp_path / "out/main.csv",
+        out=tmp_path / "out",
+    )
 
 
 def test_nothing_evaluated_yet(tmp_path: Path) -> None:
     write_main_table(SETTINGS, run_folder=tmp_path / "none", out=tmp_path / "out")
     assert "| Teacher | – | – |" in (tmp_path / "out/main.md").read_text()
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
+    draw_main(
+        FigureSettings(stage="figure", style=Style(dpi=40)),
+        table=tmp_path / "out/main.csv",
+        out=tmp_path / "out",
+    )
 
 
 def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> None:
@@ -149,10 +162,19 @@ def test_models_of_one_label_are_told_apart(metrics: Path, tmp_path: Path) -> No
     ("changed", "line"),
     [
         ({"per_seed": None}, "'per_seed' is missing or of the wrong type; remove it and score again"),
-        ({"per_seed": {"10": float("nan"), "20": 1.0}}, "no rows, or a score that is not a number; remove it and score again"),
+        (
+            {"per_seed": {"10": float("nan"), "20": 1.0}},
+            "no rows, or a score that is not a number; remove it and score again",
+        ),
         ({"dataset": "hard"}, "is for the test set 'hard', not 'easy'; remove it and score again"),
-        ({"per_seed": {"10": 1.0, "30": 1.0}}, "sampling seeds 10, 30, but the table has 10, 20; generate again"),
-        ({"sampling": {"top_k": 5}}, "sampled with {'top_k': 5}, not with the table's settings; generate again"),
+        (
+            {"per_seed": {"10": 1.0, "30": 1.0}},
+            "sampling seeds 10, 30, but the table has 10, 20; generate again",
+        ),
+        (
+            {"sampling": {"top_k": 5}},
+            "sampled with {'top_k': 5}, not with the table's settings; generate again",
+        ),
     ],
 )
 def test_a_damaged_metric_is_one_line(metrics: Path, tmp_path: Path, changed: dict, line: str) -> None:
@@ -216,7 +238,11 @@ def test_figure_refuses(metrics: Path, tmp_path: Path) -> None:
     table = tmp_path / "main.csv"
     for palette, line in (({"kdd": "red"}, "unknown method 'kdd'"), ({"kd": "rde"}, "'rde' is not a colour")):
         with pytest.raises(UserError, match=line):
-            draw_main(FigureSettings(stage="figure", style=Style(palette=palette)), table=table, out=tmp_path / "out")
+            draw_main(
+                FigureSettings(stage="figure", style=Style(palette=palette)),
+                table=table,
+                out=tmp_path / "out",
+            )
     settings = FigureSettings(stage="figure", style=Style())
     table.write_text(table.read_text().replace(",22.5,", ",x,"))
     with pytest.raises(UserError) as error:
@@ -234,11 +260,16 @@ def test_publish_and_scores_import_no_torch() -> None:
         "import sys, minillm.publish.tables.main, minillm.publish.figures.main, minillm.evaluation.rouge, minillm.training.selection\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, methods=("minillm", "gkd", "w"), method_labels={"gkd": "GKD", "w": "w/o |x|"})
+    settings = dataclasses.replace(
+        SETTINGS, methods=("minillm", "gkd", "w"), method_labels={"gkd": "GKD", "w": "w/o |x|"}
+    )
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path)
     text = (tmp_path / "main.md").read_text()
     assert "| GKD |" in text and r"| w/o \|x\| |" in text
@@ -267,7 +298,9 @@ def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: P
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     text = (tmp_path / "main.md").read_text()
     assert r"| OPT 1.3B | SFT w/o KD | 21.5 ± 0.5 [26.0: -4.5] | 21.5 ± 0.5 |" in text
-    assert r"| OPT 1.3B | KD | 22.5 ± 0.5 [25.4?: -2.9] |" in text and "?: unverified, that is, recalled" in text
+    assert (
+        r"| OPT 1.3B | KD | 22.5 ± 0.5 [25.4?: -2.9] |" in text and "?: unverified, that is, recalled" in text
+    )
     found = {c.method: c for c in read_csv(tmp_path / "main.csv") if c.test == "dolly"}
     assert (found["sft"].published, found["sft"].published_status, found["kd"].published_status) == (
         26.0,
@@ -276,7 +309,9 @@ def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: P
     )
     (metrics / "rouge/small/sft/seed10/dolly.json").unlink()
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
-    assert "| SFT w/o KD | – | 21.5 ± 0.5 |" in (tmp_path / "main.md").read_text()  # never a published number alone
+    assert (
+        "| SFT w/o KD | – | 21.5 ± 0.5 |" in (tmp_path / "main.md").read_text()
+    )  # never a published number alone
     write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path, paper=PAPER)
     assert "[" not in (tmp_path / "main.md").read_text()  # no model of the paper's
 
@@ -287,11 +322,22 @@ def test_the_judges_columns_hold_a_real_judges_scores_alone(metrics: Path, tmp_p
             path = metrics / f"judge/{weights}/easy.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"n": 9, "mean": 44.4, "standard_error": 1.5, "stand_in": stand_in}))
-        write_main_table(dataclasses.replace(SETTINGS, judged=("easy",), judge=judge), run_folder=metrics.parent, out=tmp_path)
+        write_main_table(
+            dataclasses.replace(SETTINGS, judged=("easy",), judge=judge),
+            run_folder=metrics.parent,
+            out=tmp_path,
+        )
         text = (tmp_path / "main.md").read_text()
         shown = not stand_in and judge
-        assert f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 | Hard<br>n = 100 |" in text
+        assert (
+            f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 | Hard<br>n = 100 |"
+            in text
+        )
         assert f"| MiniLLM | {'44.4 ± 1.5' if shown else '–'} | **24.5 ± 0.5** |" in text
         assert ("± in these columns: over prompts (bootstrap)" in text) == bool(shown)
-        assert ("(judge: openai m)" if judge else "no judge scored this run; a stand-in's scores are not shown") in text
-        draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "main.csv", out=tmp_path)
+        assert (
+            "(judge: openai m)" if judge else "no judge scored this run; a stand-in's scores are not shown"
+        ) in text
+        draw_main(
+            FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "main.csv", out=tmp_path
+        )

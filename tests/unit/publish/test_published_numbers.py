@@ -61,7 +61,13 @@ def test_fidelity(run: Path, tmp_path: Path) -> None:
     judged = copy / "metrics/judge/base/minillm/xl/seed10/dolly.json"
     judged.write_text(
         json.dumps(
-            {"n": 3, "mean": 44.5, "standard_error": 1.0, "stand_in": False, "judge": {"kind": "openai", "model": "gpt-4"}}
+            {
+                "n": 3,
+                "mean": 44.5,
+                "standard_error": 1.0,
+                "stand_in": False,
+                "judge": {"kind": "openai", "model": "gpt-4"},
+            }
         )
     )
     published_item("fidelity", copy, tmp_path)
@@ -100,7 +106,9 @@ def test_published_numbers_are_checked(tmp_path: Path) -> None:
 def test_tables_hold_the_published_number_beside_the_measured_one(run: Path, tmp_path: Path) -> None:
     assert r"| GPT-2 120M | MiniLLM | 24.0 \[27.4: -3.4] | 1" in text("table4", run, tmp_path)
     found = text("table6", run, tmp_path)
-    assert "DollyEval, judge" in found and r"\[27.3?: " in found and "unverified" in found  # GPT-J's own ROUGE-L is recalled
+    assert (
+        "DollyEval, judge" in found and r"\[27.3?: " in found and "unverified" in found
+    )  # GPT-J's own ROUGE-L is recalled
     assert "66" not in found.split("\n\n")[0] and "65.8" not in found  # the judge was not GPT-4
 
 
@@ -129,9 +137,14 @@ def test_a_loss_is_compared_with_the_published_one_only_where_it_is_the_same(tmp
         published_item("table3", run, tmp_path, **keys)
         found = (tmp_path / "table3.md").read_text()
         line = next(line for line in found.split("\n") if "| MiniLLM |" in line)
-        assert line.split(" | ")[2:4] == [r"91.5 ± 0.5 \[99.0: -7.5]", shown.replace("[", r"\[")] and definition in found
+        assert (
+            line.split(" | ")[2:4] == [r"91.5 ± 0.5 \[99.0: -7.5]", shown.replace("[", r"\[")]
+            and definition in found
+        )
         published_item("fidelity", run, tmp_path, **keys)
-        row = next(r for r in (tmp_path / "fidelity.md").read_text().split("\n") if "| MiniLLM | dolly | loss |" in r)
+        row = next(
+            r for r in (tmp_path / "fidelity.md").read_text().split("\n") if "| MiniLLM | dolly | loss |" in r
+        )
         assert ("| 3.50 |" in row) == (loss == "released") and "| 3.95 | verified |" in row
 
 
@@ -139,7 +152,9 @@ def test_table2_beside_the_published_one(tmp_path: Path) -> None:
     run, keys = llama_run(tmp_path / "run")
     published_item("table2", run, tmp_path, **keys)
     found = (tmp_path / "table2.md").read_text()
-    assert r"|  | MiniLLM | 0.123 ± 0.010 | 0.300 ± 0.020 \[0.502: -0.202] | 70.0 ± 5.0 \[67.8: +2.2] |" in found
+    assert (
+        r"|  | MiniLLM | 0.123 ± 0.010 | 0.300 ± 0.020 \[0.502: -0.202] | 70.0 ± 5.0 \[67.8: +2.2] |" in found
+    )
 
 
 @pytest.mark.parametrize("papers", [True, False])
@@ -150,7 +165,10 @@ def test_a_published_mean_stands_beside_one_over_the_same_sets(papers: bool, tmp
     rows = {"source": "embedded", "split": "test", "rows": 8}
     raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
     keys = {
-        "models": {"xl": {**model, "family": "OPT", "size": "13B"}, "base": {**model, "family": "OPT", "size": "1.3B"}},
+        "models": {
+            "xl": {**model, "family": "OPT", "size": "13B"},
+            "base": {**model, "family": "OPT", "size": "1.3B"},
+        },
         "pairs": [{"teacher": "xl", "students": ["base"]}],
         "datasets": {**raw["datasets"], **dict.fromkeys(("sni", *sets), rows)},
         "data": {**raw["data"], "tests": ["sni", *sets]},
@@ -165,7 +183,9 @@ def test_a_published_mean_stands_beside_one_over_the_same_sets(papers: bool, tmp
             )
     published_item("table7", run, tmp_path, **keys)
     line = next(line for line in (tmp_path / "table7.md").read_text().split("\n") if "| MiniLLM |" in line)
-    assert (r"70.0 ± 3.5 \[70.2: -0.2] | 44.0 ± 0.3 \[52.8: -8.8] |" in line) == papers and (r"\[" in line) == papers
+    assert (r"70.0 ± 3.5 \[70.2: -0.2] | 44.0 ± 0.3 \[52.8: -8.8] |" in line) == papers and (
+        r"\[" in line
+    ) == papers
     published_item("fidelity", run, tmp_path, **keys)
     with open(tmp_path / "fidelity.csv") as file:
         means = [row for row in csv.DictReader(file) if row["dataset"] == "average" and row["measured"]]
@@ -194,7 +214,11 @@ SEVERAL = {
     "methods": ["sft", "seqkd", "minillm"],
     "sweeps": [
         {"teacher": "large", "students": ["base"], "methods": ["seqkd", "minillm"]},
-        {"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt", "forward-kl", "reverse-kl"]},
+        {
+            "teacher": "xl",
+            "students": ["base"],
+            "methods": ["no-mixing", "no-pt", "forward-kl", "reverse-kl"],
+        },
     ],
 }
 
@@ -202,12 +226,20 @@ SEVERAL = {
 def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
     """Three trainings of the main table's models, one of the sweeps': all are found, and the interval of a mean is one over trainings too."""
     run = make(tmp_path / "run", config(**SEVERAL))
-    assert not (run / "models/base/minillm/large/seed20").exists() and (run / "models/base/minillm/xl/seed20").exists()
+    assert (
+        not (run / "models/base/minillm/large/seed20").exists()
+        and (run / "models/base/minillm/xl/seed20").exists()
+    )
     for name in ITEMS:
         sidecar = published_item(name, run, tmp_path, **SEVERAL)
         assert (sidecar["missing"] == "") == (name != "figure14"), name
         if name in ("table3", "figure1", "table7"):
-            assert {seed for source in sidecar["sources"] for seed in ("seed10", "seed20", "seed30") if seed in source} == {
+            assert {
+                seed
+                for source in sidecar["sources"]
+                for seed in ("seed10", "seed20", "seed30")
+                if seed in source
+            } == {
                 "seed10",
                 "seed20",
                 "seed30",
@@ -216,13 +248,21 @@ def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
         ("figure1", "over training seeds. "),
         ("figure5", "over training seeds, for models trained once over prompts"),
     ):
-        assert f"Error bars: standard error {bars}" in json.loads((tmp_path / f"{name}.json").read_text())["caption"]
+        assert (
+            f"Error bars: standard error {bars}"
+            in json.loads((tmp_path / f"{name}.json").read_text())["caption"]
+        )
     rows = {tuple(row[k] for k in ("table", "model", "teacher", "method", "dataset", "metric")): row
             for row in csv.DictReader((tmp_path / "fidelity.csv").open())}  # fmt: skip
     row = rows["1", "GPT-2 120M", "GPT-2 1.5B", "MiniLLM", "dolly", "rougeL"]
-    files = [json.loads((run / f"metrics/rouge/base/minillm/xl/seed{seed}/dolly.json").read_text()) for seed in (10, 20, 30)]
+    files = [
+        json.loads((run / f"metrics/rouge/base/minillm/xl/seed{seed}/dolly.json").read_text())
+        for seed in (10, 20, 30)
+    ]
     prompts = np.mean([scores for file in files for scores in file["scores"].values()], axis=0)
-    low, high = t_interval(float(prompts.mean()), [part(list(prompts)), part([file["mean"] for file in files])])
+    low, high = t_interval(
+        float(prompts.mean()), [part(list(prompts)), part([file["mean"] for file in files])]
+    )
     assert (float(row["low"]), float(row["high"])) == (pytest.approx(low), pytest.approx(high))
     line = next(line for line in (tmp_path / "table4.md").read_text().split("\n") if "| MiniLLM |" in line)
     assert "±" in line and "the variants have only the first" in (tmp_path / "table4.md").read_text()

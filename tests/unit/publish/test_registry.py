@@ -30,7 +30,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_says_how_to_read_each() -> None:
-    assert READING.keys() == ITEMS.keys() and all(len(text) > 20 and text[-1] in ".?" for text in READING.values())
+    assert READING.keys() == ITEMS.keys() and all(
+        len(text) > 20 and text[-1] in ".?" for text in READING.values()
+    )
 
 
 @pytest.mark.parametrize("name", ITEMS)
@@ -40,7 +42,9 @@ def test_measured(name: str, run: Path, tmp_path: Path) -> None:
         assert sidecar["missing"] == "not measured: this configuration has no OPT student"
         return
     assert sidecar["missing"] == "" and sidecar["caption"]
-    assert bool(sidecar["sources"]) == (name not in ALWAYS) and all((run / source).is_file() for source in sidecar["sources"])
+    assert bool(sidecar["sources"]) == (name not in ALWAYS) and all(
+        (run / source).is_file() for source in sidecar["sources"]
+    )
     assert name in ALWAYS or sidecar["n"]
 
 
@@ -52,7 +56,9 @@ def test_nothing_measured(name: str, tmp_path: Path) -> None:
         assert sidecar["missing"] == "no annotations"
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure5", "size-gap", "figure16", "divergences", "table4", "table7"])
+@pytest.mark.parametrize(
+    "name", ["figure1", "figure5", "size-gap", "figure16", "divergences", "table4", "table7"]
+)
 def test_configured_and_not_measured(name: str, tmp_path: Path) -> None:
     assert published_item(name, tmp_path / "none", tmp_path)["missing"].startswith("not measured")
 
@@ -60,7 +66,9 @@ def test_configured_and_not_measured(name: str, tmp_path: Path) -> None:
 def test_calibration(run: Path, tmp_path: Path) -> None:
     found = text("table2", run, tmp_path)
     assert "| GPT-2 1.5B | Teacher | 0.123 ± 0.010 | 0.300 ± 0.020 | 70.0 ± 5.0 |" in found
-    assert "| Model | Method | BoolQ<br>ECE | BoolQ<br>raw ECE | BoolQ<br>accuracy (%) | SST-2<br>ECE |" in found
+    assert (
+        "| Model | Method | BoolQ<br>ECE | BoolQ<br>raw ECE | BoolQ<br>accuracy (%) | SST-2<br>ECE |" in found
+    )
     assert "SST-2: 5 bins with the edges 0, 0.2, 0.4, 0.6, 0.8, 1. Label words: no, yes." in found
     assert "±: standard error over rows for a single training" in found
     assert r"Teacher & 0.123 $\pm$ 0.010" in (tmp_path / "table2.tex").read_text()
@@ -69,7 +77,12 @@ def test_calibration(run: Path, tmp_path: Path) -> None:
 def test_calibration_as_the_stage_writes_it(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     flat = json.loads((copy / "metrics/calibration/xl/teacher/sst2.json").read_text())
-    nested = {"dataset": "sst2", "n": 30, "words": ["no", "yes"], "accuracy": {"mean": 70.0, "standard_error": 5.0}}
+    nested = {
+        "dataset": "sst2",
+        "n": 30,
+        "words": ["no", "yes"],
+        "accuracy": {"mean": 70.0, "standard_error": 5.0},
+    }
     for name, key in (("normalised", "ece"), ("raw", "ece_raw")):
         bins = [{**b, "from": b["low"], "to": b["high"]} for b in flat["bins"]]
         nested[name] = {"ece": flat[key], "standard_error": flat[f"{key}_error"], "bins": bins}
@@ -81,9 +94,14 @@ def test_diversity_and_ngrams(run: Path, tmp_path: Path) -> None:
     # Of the two sampling seeds: 91 and 92 percent, 1 and 2 percent, 20 and 40 tokens of which a reference has 20.
     found = text("table3", run, tmp_path)
     cells = "| 91.5 ± 0.5 | 3.50 ± 0.10 | 1.5 ± 0.5 | 1.50 ± 0.50 "
-    assert f"| GPT-2 1.5B | Teacher {cells}{cells}|" in found and "± of the loss: standard error over rows" in found
+    assert (
+        f"| GPT-2 1.5B | Teacher {cells}{cells}|" in found
+        and "± of the loss: standard error over rows" in found
+    )
     with open(tmp_path / "table3.csv") as file:
-        assert {(row["repetition_percent"], row["length_drift"]) for row in csv.DictReader(file)} == {("1.5", "1.5")}
+        assert {(row["repetition_percent"], row["length_drift"]) for row in csv.DictReader(file)} == {
+            ("1.5", "1.5")
+        }
     found = text("table5", run, tmp_path)
     assert "| DollyEval | GPT-2 1.5B, Teacher | 1000 / 910 | 1000 / 920 |" in found
 
@@ -100,7 +118,9 @@ def test_ablations(run: Path, tmp_path: Path) -> None:
 def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tmp_path: Path) -> None:
     main = {"pairs": [{"teacher": "xl", "students": ["base", "medium"]}], "methods": ["sft", "minillm"]}
     scaling = {"teacher": "large", "students": ["base"], "methods": ["seqkd", "minillm"]}
-    swept = main | {"sweeps": [scaling, {"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt"]}]}
+    swept = main | {
+        "sweeps": [scaling, {"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt"]}]
+    }
 
     for name in ("figure5", "figure16", "table4", "table7"):
         assert published_item(name, run, tmp_path / "main", **main)["missing"].startswith("not measured: ")
@@ -110,8 +130,12 @@ def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tm
         assert "GPT-2 120M" in shown and "GPT-2 340M" not in shown and "SFT" not in shown
     assert published_item("figure16", run, tmp_path / "swept", **swept)["n"] == "dev: n = 100; 2 settings."
     for name in ("table2", "figure1"):
-        sources = [published_item(name, run, tmp_path / "any", **changed)["sources"] for changed in (main, swept)]
-        assert sources[0] == sources[1] and not any("no-mixing" in source or "large" in source for source in sources[0])
+        sources = [
+            published_item(name, run, tmp_path / "any", **changed)["sources"] for changed in (main, swept)
+        ]
+        assert sources[0] == sources[1] and not any(
+            "no-mixing" in source or "large" in source for source in sources[0]
+        )
 
 
 def test_samples_are_of_the_main_tables_pairs(run: Path, tmp_path: Path) -> None:
@@ -135,13 +159,21 @@ def test_table6_holds_other_families_alone(run: Path, tmp_path: Path) -> None:
 def test_table6_leaves_the_teachers_own_family_out(run: Path, tmp_path: Path) -> None:
     published_item("table6", run, tmp_path, pairs=[{"teacher": "j", "students": ["base", "j"]}])
     found = (tmp_path / "table6.md").read_text()
-    assert "| GPT-J 6B | Teacher |" in found and "| GPT-J 6B | SFT" not in found and "| GPT-2 120M | SFT" in found
+    assert (
+        "| GPT-J 6B | Teacher |" in found
+        and "| GPT-J 6B | SFT" not in found
+        and "| GPT-2 120M | SFT" in found
+    )
 
 
 def test_samples(run: Path, tmp_path: Path) -> None:
     found = text("table8", run, tmp_path)
     assert found == text("table8", run, tmp_path)
-    assert r"Prompt " in found and "none picked by hand" in found and "| minillm says" not in found.split("MiniLLM")[0]
+    assert (
+        r"Prompt " in found
+        and "none picked by hand" in found
+        and "| minillm says" not in found.split("MiniLLM")[0]
+    )
     with open(tmp_path / "table8.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["model"] for row in rows} >= {"reference", "GPT-2 1.5B", "GPT-2 120M"}
@@ -162,11 +194,16 @@ def test_costs(run: Path, tmp_path: Path) -> None:
         assert f"| {line} | 1" in found
     copy = shutil.copytree(run, tmp_path / "run")
     log = copy / "models/base/minillm/xl/seed10/metrics.jsonl"
-    log.write_text(log.read_text().replace('"sampled_tokens"', '"other"', 1))  # known of one collection of two
+    log.write_text(
+        log.read_text().replace('"sampled_tokens"', '"other"', 1)
+    )  # known of one collection of two
     published_item("cost", copy, tmp_path)
     with open(tmp_path / "cost.csv") as file:
         rows = {(row["teacher"], row["student"], row["method"]): row for row in csv.DictReader(file)}
-    assert rows["xl", "base", "minillm"]["tokens"] == "" and rows["xl", "medium", "minillm"]["tokens"] == "3200.0"
+    assert (
+        rows["xl", "base", "minillm"]["tokens"] == ""
+        and rows["xl", "medium", "minillm"]["tokens"] == "3200.0"
+    )
 
 
 def test_the_error_of_a_mean_score_is_over_training_seeds(tmp_path: Path) -> None:
@@ -188,20 +225,31 @@ def test_what_the_configuration_does_not_name_is_not_read(run: Path, tmp_path: P
             path.with_stem(name).write_text(path.read_text())
     shutil.copytree(copy / "metrics/human/base", copy / "metrics/human/gone")
     for name in ("table2", "table3", "table5", "table7", "figure1", "figure4", "reliability"):
-        assert published_item(name, copy, tmp_path / "a")["sources"] == published_item(name, run, tmp_path / "b")["sources"]
+        assert (
+            published_item(name, copy, tmp_path / "a")["sources"]
+            == published_item(name, run, tmp_path / "b")["sources"]
+        )
 
 
 def test_variants_that_differ_in_one_key() -> None:
     c = config()
     assert alike(c, "base", "alpha") == {"minillm": 0.2, "no-mixing": 0.0}
     assert alike(c, "base", "lm_coef") == {"minillm": 1.0, "no-pt": 0.0}
-    assert alike(c, "base", "objective") == {"no-mixing": "minillm", "forward-kl": "forward_kl", "reverse-kl": "reverse_kl"}
+    assert alike(c, "base", "objective") == {
+        "no-mixing": "minillm",
+        "forward-kl": "forward_kl",
+        "reverse-kl": "reverse_kl",
+    }
 
 
 def test_style_is_a_figures_alone() -> None:
     changed = {"style": {"dpi": 51}}
-    assert stage_settings(config(), "publish", name="table3") == stage_settings(config(**changed), "publish", name="table3")
-    assert stage_settings(config(), "publish", name="figure6") != stage_settings(config(**changed), "publish", name="figure6")
+    assert stage_settings(config(), "publish", name="table3") == stage_settings(
+        config(**changed), "publish", name="table3"
+    )
+    assert stage_settings(config(), "publish", name="figure6") != stage_settings(
+        config(**changed), "publish", name="figure6"
+    )
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -241,5 +289,10 @@ def test_publishing_imports_no_torch() -> None:
         {f"minillm.publish.{item.module}" for item in ITEMS.values()}
         | {f"minillm.publish.{name}" for name in ("run", "index", "report_texts", "metrics_csv")}
     )
-    code = f"import sys, {', '.join(modules)}\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        f"import sys, {', '.join(modules)}\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -35,17 +35,34 @@ def test_an_item_says_its_n_sources_and_settings(tmp_path: Path) -> None:
     for folder in ("tables", "configs/publish"):
         (tmp_path / folder).mkdir(parents=True)
     sources = [f"metrics/diversity/m/seed{i}/{test}.json" for i in range(500) for test in ("a_b", "c")]
-    sidecar = {"caption": "Diversity of *all*.", "n": "Dolly: n = 9", "missing": "", "sources": [*sources, "top.json"]}
+    sidecar = {
+        "caption": "Diversity of *all*.",
+        "n": "Dolly: n = 9",
+        "missing": "",
+        "sources": [*sources, "top.json"],
+    }
     sidecar |= {"origins": ["generations/m/seed0/c.jsonl"], "sampling": ["top_k 0; sampling seeds 10, 20"]}
     sidecar |= {"seconds": {"generate": {"jobs": 2, "seconds": 100000.4}}}
     (tmp_path / "tables/table3.json").write_text(json.dumps(sidecar))
     (tmp_path / "configs/publish/table3.json").write_text(json.dumps({"sampling_seeds": [10]}))
     found = html(details(tmp_path, "table", "table3"))
-    assert "Diversity of *all*." in found and "Dolly: n = 9" in found and "&quot;sampling_seeds&quot;: [" in found
-    assert "metrics/diversity</tt> (1000)" in found and ">metrics/diversity/m/seed499</tt>: a_b.json, c.json" in found
-    assert found.count("<details>") == found.count("</details>") == 2 and ">generations/m/seed0</tt>: c.jsonl" in found
+    assert (
+        "Diversity of *all*." in found
+        and "Dolly: n = 9" in found
+        and "&quot;sampling_seeds&quot;: [" in found
+    )
+    assert (
+        "metrics/diversity</tt> (1000)" in found
+        and ">metrics/diversity/m/seed499</tt>: a_b.json, c.json" in found
+    )
+    assert (
+        found.count("<details>") == found.count("</details>") == 2
+        and ">generations/m/seed0</tt>: c.jsonl" in found
+    )
     assert "</strong>: top_k 0; sampling seeds 10, 20" in found and "generate 27:46:40 (2 jobs)" in found
-    (tmp_path / "tables/table3.json").write_text(json.dumps(sidecar | {"missing": "not measured", "sources": []}))
+    (tmp_path / "tables/table3.json").write_text(
+        json.dumps(sidecar | {"missing": "not measured", "sources": []})
+    )
     found = html(details(tmp_path, "table", "table3"))
     assert "not measured" in found and "no measurements of the run" in found
     older = {key: sidecar[key] for key in ("caption", "n", "missing", "sources")}
@@ -70,7 +87,12 @@ def test_what_an_item_came_from(tmp_path: Path) -> None:
     put(run / "generations/m/teacher/t.meta.json", {"sampling": how, "seeds": [10, 20]})
     put(run / "metrics/calibration/m/teacher/t.json", "{")
     put(run / "benchmarks/calibration/m/teacher/t.tsv", "s\n-\n")
-    sources = [*metrics, "metrics/judge/m/teacher/t.json", "metrics/calibration/m/teacher/t.json", "metrics/gone.json"]
+    sources = [
+        *metrics,
+        "metrics/judge/m/teacher/t.json",
+        "metrics/calibration/m/teacher/t.json",
+        "metrics/gone.json",
+    ]
     assert origins(run, sources) == {
         "origins": [*answers, "elsewhere/key.json"],
         "sampling": ["top_k 0, max_tokens 8; sampling seeds 10, 20"],
@@ -86,7 +108,10 @@ def test_the_benchmark_of_a_result() -> None:
         ("models/big/base", "benchmarks/base/big.tsv"),
         ("models/small/sft/seed10/metrics.jsonl", "benchmarks/sft/small/seed10.tsv"),
         ("models/small/kd/big/seed10", "benchmarks/kd/small/big/seed10.tsv"),
-        ("metrics/exposure_bias/big/small/sft/seed10/t.json", "benchmarks/exposure_bias/big/small/sft/seed10/t.tsv"),
+        (
+            "metrics/exposure_bias/big/small/sft/seed10/t.json",
+            "benchmarks/exposure_bias/big/small/sft/seed10/t.tsv",
+        ),
         ("samples/big/t.jsonl", "benchmarks/samples/big/t.tsv"),
         ("data/letters/pseudo/big.jsonl", "benchmarks/pseudo/letters/big.tsv"),
         ("data/letters/tests/t.jsonl", "benchmarks/testset/letters/t.tsv"),

@@ -73,7 +73,10 @@ def test_a_stand_ins_scores_have_another_name(tmp_path: Path) -> None:
 
 
 def test_calibration_and_losses(tmp_path: Path) -> None:
-    errors = {"normalised": {"ece": 0.1, "standard_error": 0.01, "bins": []}, "raw": {"ece": 0.3, "standard_error": None}}
+    errors = {
+        "normalised": {"ece": 0.1, "standard_error": 0.01, "bins": []},
+        "raw": {"ece": 0.3, "standard_error": None},
+    }
     content = {"n": 30, "mean": 0.1, "accuracy": {"mean": 70.0, "standard_error": 5.0}, **errors}
     assert flat(tmp_path, "calibration", content) == [
         ("ece", None, 0.1, 0.01, 30),
@@ -84,7 +87,10 @@ def test_calibration_and_losses(tmp_path: Path) -> None:
     tokens = ("reference_tokens", None, 20.0, None, 9)
     assert flat(tmp_path, "reference_loss", loss) == [("reference_loss", None, 3.5, 0.1, 9), tokens]
     released = loss | {"loss": "released"}
-    assert flat(tmp_path, "reference_loss", released) == [("reference_loss_released", None, 3.5, 0.1, 9), tokens]
+    assert flat(tmp_path, "reference_loss", released) == [
+        ("reference_loss_released", None, 3.5, 0.1, 9),
+        tokens,
+    ]
 
 
 def test_diversity(tmp_path: Path) -> None:
@@ -115,7 +121,9 @@ def test_lengths_and_people(tmp_path: Path) -> None:
     ]
     rows = [("lengths_0_5", None, 9.0, 1.0, 2), ("lengths_0_5", 10, 9.0, None, 2)]
     assert flat(tmp_path, "lengths", {"n": 2, "mean": 9.0, "buckets": buckets}) == rows
-    shares = {name: {"count": 1, "share": share} for name, share in (("win", 50.0), ("tie", 0.0), ("loss", 50.0))}
+    shares = {
+        name: {"count": 1, "share": share} for name, share in (("win", 50.0), ("tie", 0.0), ("loss", 50.0))
+    }
     against = "results/r/generations/big/teacher/easy.jsonl"
     rows = [(f"human_{name}_teacher", None, share["share"], None, 2) for name, share in shares.items()]
     assert flat(tmp_path, "human", {"comparisons": [{"against": against, "n": 2, **shares}]}) == rows
@@ -137,7 +145,13 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, kind: str, content: Any, lin
 
 def test_means_over_training_seeds_and_sets() -> None:
     rows = pd.DataFrame(
-        [(10, "a", 1.0, 3.0), (10, "b", 3.0, 4.0), (20, "a", 5.0, 0.1), (20, "b", 9.0, 0.1), (30, "a", 7.0, 0.1)],
+        [
+            (10, "a", 1.0, 3.0),
+            (10, "b", 3.0, 4.0),
+            (20, "a", 5.0, 0.1),
+            (20, "b", 9.0, 0.1),
+            (30, "a", 7.0, 0.1),
+        ],
         columns=["training_seed", "test_set", "value", "error"],
     )
     assert over_training_seeds(rows[rows["test_set"] == "b"]) == pytest.approx((6.0, 3.0))
@@ -177,7 +191,9 @@ def test_what_is_declared() -> None:
     }
     assert of_kind["exposure_bias"][0].path == "metrics/exposure_bias/xl/base/sft/seed10/dolly.json"
     assert {file.method for file in of_kind["human"]} == {"minillm"}
-    assert {file.training_seed for file in of_kind["rouge"] if file.method in ("teacher", "no-mixing")} == {10}
+    assert {file.training_seed for file in of_kind["rouge"] if file.method in ("teacher", "no-mixing")} == {
+        10
+    }
     # SFT's files belong to both teachers of a student.
     assert len({file.path for file in of_kind["rouge"]}) == 27
     assert set(metric_files(several, "figure7")) < set(metric_files(several))
@@ -194,7 +210,9 @@ def test_the_main_tables_means_from_metrics_csv(run: Path, tmp_path: Path) -> No
     rouge = metrics[(metrics["metric"] == "rouge") & metrics["sampling_seed"].isna()]
     means = rouge.groupby(cell)["value"].mean()
     expected = table.set_index(["teacher", "student", "method", "test"])["mean"]
-    assert len(expected) == 22 and means.reindex(expected.index).to_numpy() == pytest.approx(expected.to_numpy())
+    assert len(expected) == 22 and means.reindex(expected.index).to_numpy() == pytest.approx(
+        expected.to_numpy()
+    )
 
 
 def test_numbers_are_in_full_and_rows_in_one_order(run: Path) -> None:

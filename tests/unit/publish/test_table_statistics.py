@@ -35,10 +35,17 @@ def test_several_training_seeds(metrics: Path, tmp_path: Path) -> None:
     text = (tmp_path / "out/main.md").read_text()
     assert "| SFT w/o KD | 22.5 ± 1.0 | 21.5 ± 0.5† |" in text  # the second cell lacks a training seed
     assert "over 2 training seeds, 2 sampling seeds each (SFT w/o KD)." in text
-    assert "†: over fewer training seeds than the 2 of this table, not comparable with the other cells; main.csv " in text
+    assert (
+        "†: over fewer training seeds than the 2 of this table, not comparable with the other cells; main.csv "
+        in text
+    )
     assert "Training seeds 10, 11; teachers only 10." in text
     assert r"21.5 $\pm$ 0.5$^\dagger$" in (tmp_path / "out/main.tex").read_text()
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
+    draw_main(
+        FigureSettings(stage="figure", style=Style(dpi=40)),
+        table=tmp_path / "out/main.csv",
+        out=tmp_path / "out",
+    )
 
 
 def test_eleven_training_seeds_are_not_one(metrics: Path, tmp_path: Path) -> None:
@@ -55,14 +62,20 @@ def test_eleven_training_seeds_are_not_one(metrics: Path, tmp_path: Path) -> Non
 
 def test_a_single_run_has_the_error_over_its_prompts(metrics: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, sampling_seeds=(10,), methods=("sft",), tests=("easy",))
-    for weights in MODELS[:2]:  # 150 prompts of 15 and 25: a standard deviation of 5, of which the mean has 5 / sqrt(150)
+    for weights in MODELS[
+        :2
+    ]:  # 150 prompts of 15 and 25: a standard deviation of 5, of which the mean has 5 / sqrt(150)
         metric(metrics, weights, "easy", (20.0,), scores={"10": [15.0, 25.0] * 75})
     write_main_table(settings, run_folder=metrics.parent, out=tmp_path / "out")
     text = (tmp_path / "out/main.md").read_text()
     assert "| Teacher | 20.0 ± 0.4 |" in text
     assert "mean ± standard error over prompts (bootstrap), 1 sampling seed, 1 training seed." in text
     assert "A standard error over sampling seeds or prompts says nothing about training again" in text
-    draw_main(FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "out/main.csv", out=tmp_path / "out")
+    draw_main(
+        FigureSettings(stage="figure", style=Style(dpi=40)),
+        table=tmp_path / "out/main.csv",
+        out=tmp_path / "out",
+    )
 
 
 def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_path: Path) -> None:
@@ -76,7 +89,9 @@ def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_pa
     assert (
         r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | 21.2 ± 0.0 |" in text and text.count("**") == 4
     )  # one is the block's heading
-    assert "Holm's correction over the table's 5 comparisons, p ≤ 0.05" in text and "No cell is bold" not in text
+    assert (
+        "Holm's correction over the table's 5 comparisons, p ≤ 0.05" in text and "No cell is bold" not in text
+    )
     assert [c.method for c in read_csv(tmp_path / "main.csv") if c.best] == ["minillm"]
     assert r"\textbf{24.5 $\pm$ 0.5} & 21.2 $\pm$ 0.0" in (tmp_path / "main.tex").read_text()
     for method in ("sft", "kd/big", "seqkd/big", "minillm/big"):
@@ -87,17 +102,28 @@ def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_pa
 
 def test_a_lead_of_one_training_alone_is_not_bold(metrics: Path, tmp_path: Path) -> None:
     """MiniLLM leads by 1 at every prompt, but its three trainings are 12 apart: over prompts alone that would be certain."""
-    settings = dataclasses.replace(SETTINGS, training_seeds=(10, 11, 12), methods=("sft", "minillm"), tests=("easy",))
+    settings = dataclasses.replace(
+        SETTINGS, training_seeds=(10, 11, 12), methods=("sft", "minillm"), tests=("easy",)
+    )
     for spread, lead in ((6.0, ""), (0.1, "**")):
         rng = random.Random(1)
         for method, mean in (("sft", 20.0), ("minillm/big", 21.0)):
             for seed, step in ((10, -spread), (11, 0.0), (12, spread)):
                 scores = [mean + step + rng.gauss(0, 1) for _ in range(150)]
                 own = {s: sum(scores) / 150 for s in ("10", "20")}
-                metric(metrics, f"small/{method}/seed{seed}", "easy", (1, 1), per_seed=own, scores={"10": scores, "20": scores})
+                metric(
+                    metrics,
+                    f"small/{method}/seed{seed}",
+                    "easy",
+                    (1, 1),
+                    per_seed=own,
+                    scores={"10": scores, "20": scores},
+                )
         write_main_table(settings, run_folder=metrics.parent, out=tmp_path)
         text = (tmp_path / "main.md").read_text()
-        assert f"| MiniLLM | {lead}2" in text and "variances over prompts and over training seeds added" in text
+        assert (
+            f"| MiniLLM | {lead}2" in text and "variances over prompts and over training seeds added" in text
+        )
         assert "not trainings" not in text
 
 

@@ -30,7 +30,8 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "sha256", fails)
         with pytest.raises(
-            UserError, match="step-0000003: cannot be read now, and nothing was removed; .*: rank 0: .*Stale file handle"
+            UserError,
+            match="step-0000003: cannot be read now, and nothing was removed; .*: rank 0: .*Stale file handle",
         ):
             checkpoints.newest(tmp_path, WORLD, print)
     assert checkpoints.newest(tmp_path, WORLD, print).step == 3
@@ -63,7 +64,9 @@ def test_what_a_killed_run_left_half_made_goes(tmp_path):
 @pytest.fixture
 def candidates(tmp_path, monkeypatch):
     """Of a run whose weights at a moment are `candidates.engine.model`, a text."""
-    monkeypatch.setattr(dev_set, "save_model", lambda model, tokenizer, out, state: (out / "weights").write_text(model))
+    monkeypatch.setattr(
+        dev_set, "save_model", lambda model, tokenizer, out, state: (out / "weights").write_text(model)
+    )
     engine = types.SimpleNamespace(folder=tmp_path, world=WORLD, weights=lambda: None, model="")
     engine.launch = types.SimpleNamespace(tensorboard=False)
     (tmp_path / "metrics.jsonl").write_text("")

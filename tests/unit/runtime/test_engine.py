@@ -31,9 +31,14 @@ def test_learning_rate_of_warm_up_and_cosine():
 
 
 def test_each_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone():
-    epochs = [[row for step in range(4 * e, 4 * e + 4) for row in batch_of_step(13, 3, step, seed=5)] for e in range(3)]
+    epochs = [
+        [row for step in range(4 * e, 4 * e + 4) for row in batch_of_step(13, 3, step, seed=5)]
+        for e in range(3)
+    ]
     for epoch in epochs:
-        assert len(set(epoch)) == 12 and set(epoch) < set(range(13)), "12 of 13 rows: a last partial batch is left out"
+        assert len(set(epoch)) == 12 and set(epoch) < set(range(13)), (
+            "12 of 13 rows: a last partial batch is left out"
+        )
     assert epochs[0] != epochs[1]
     assert batch_of_step(13, 3, 6, seed=5) == epochs[1][6:9]
     assert batch_of_step(13, 3, 0, seed=6) != batch_of_step(13, 3, 0, seed=5)

@@ -45,5 +45,7 @@ def test_resuming_is_exact(runs, zero):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
 def test_refused_on_the_cpu(tmp_path):
     world = World(0, 1, torch.device("cpu"))
-    with pytest.raises(UserError, match="^precision: fp16 cannot be trained on this device; choose bf16 or fp32$"):
+    with pytest.raises(
+        UserError, match="^precision: fp16 cannot be trained on this device; choose bf16 or fp32$"
+    ):
         Engine(torch.nn.Linear(1, 1), supervised(), Launch(), world, "fp16", tmp_path, 1)

@@ -44,6 +44,8 @@ def test_a_training_begins_with_it(monkeypatch, tmp_path, capsys):
 
 def test_what_the_device_cannot_is_refused_and_the_others_named():
     card = SimpleNamespace(is_bf16_supported=lambda: False, is_fp16_supported=lambda: True)
-    with pytest.raises(UserError, match="^precision: bf16 cannot be trained on this device; choose fp16 or fp32$"):
+    with pytest.raises(
+        UserError, match="^precision: bf16 cannot be trained on this device; choose fp16 or fp32$"
+    ):
         precisions.check("bf16", card)
     assert precisions.check("fp16", card) is None

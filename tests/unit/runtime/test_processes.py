@@ -45,7 +45,9 @@ def test_leaving_runs_what_is_to_run_at_exit_and_keeps_the_status(status):
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["nothing"], 2)])
 def test_the_command_line_as_one_of_several_processes(arguments, status):
     command = [sys.executable, "-m", "minillm", *arguments]
-    done = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == status and "usage: " in done.stdout + done.stderr
 
 
@@ -60,7 +62,9 @@ def test_freed_memory_is_kept_and_used_again():
         "def second():\n    faults(2**27)\n    return faults(3 * 2**25)\n"
         "print(second())\nkeep_freed_memory()\nprint(second())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     before, after = map(int, done.stdout.split())
     if before < 1000:
         pytest.skip("the C library keeps blocks of 128 MB by itself, or takes huge pages for them")

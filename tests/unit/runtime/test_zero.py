@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, Prompts, pair, rollouts, settings, task
+from onpolicy_case import (
+    COUNT,
+    EOS,
+    PROMPTS,
+    VOCABULARY,
+    WHOLE,
+    OneProcess,
+    Prompts,
+    pair,
+    rollouts,
+    settings,
+    task,
+)
 from torch.testing import assert_close
 from zero_case import CASES, KINDS, STEPS, supervised
 
@@ -23,7 +35,12 @@ every = pytest.mark.parametrize(("kind", "name"), CASES)
 
 def same_losses(found, expected):
     """Within 1e-5, and 1e-6 of a loss above one: MiniLLM's are near 40 here, where float32 itself rounds to 4e-6."""
-    assert_close(torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=1e-6)
+    assert_close(
+        torch.tensor(found, dtype=torch.float64),
+        torch.tensor(expected, dtype=torch.float64),
+        atol=1e-5,
+        rtol=1e-6,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +48,9 @@ def start(python, warm):
     """zero_steps.py as so many processes; what it saved."""
 
     def run(processes, *arguments):
-        prefix = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        prefix = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        )
         command = [python, *prefix, str(HERE / "zero_steps.py"), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=warm)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -67,7 +86,8 @@ def plain():
         made = rollouts(student, teacher, chosen) if kind == "minillm" else None
         decays = [[p for p in student.parameters() if (p.ndim > 1) == matrices] for matrices in (True, False)]
         groups = [
-            {"params": group, "weight_decay": decay} for group, decay in zip(decays, (chosen.weight_decay, 0.0), strict=True)
+            {"params": group, "weight_decay": decay}
+            for group, decay in zip(decays, (chosen.weight_decay, 0.0), strict=True)
         ]
         optimizer = torch.optim.AdamW(groups, betas=chosen.betas)
         student.eval()
@@ -76,7 +96,14 @@ def plain():
             if made is None:
                 examples = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
                 tokens = sum(len(response) for _, response in examples)
-                loss = example_loss(student, collate(examples, EOS), VOCABULARY, tokens, teacher if kind == "kd" else None, 0.5)
+                loss = example_loss(
+                    student,
+                    collate(examples, EOS),
+                    VOCABULARY,
+                    tokens,
+                    teacher if kind == "kd" else None,
+                    0.5,
+                )
             else:
                 [part], of = micro_batches(
                     OneProcess(student, WHOLE, step=step), task(teacher, chosen), made, list(range(COUNT))

@@ -10,7 +10,9 @@ from minillm.data import batching
 from minillm.sampling.kv_cache import Decoder
 from minillm.sampling.sample import Mixture, _left_padded, sample
 
-PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6, 7, 8, 9], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])]
+PROMPTS = [
+    np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6, 7, 8, 9], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])
+]
 NEXT = torch.tensor([[3], [4], [5], [6], [7]])
 
 

@@ -30,7 +30,10 @@ def test_rescoring_gives_the_recorded_values(kind):
     responses = run(student, mixture=Mixture(teacher, 0.3), record=True)
     batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, responses, strict=True)], 0)
     with torch.no_grad():
-        q, p = (token_logprobs(response_logits(m, batch, VOCABULARY), response_tokens(batch)) for m in (student, teacher))
+        q, p = (
+            token_logprobs(response_logits(m, batch, VOCABULARY), response_tokens(batch))
+            for m in (student, teacher)
+        )
     recorded_q, recorded_p, recorded_mixture = (
         torch.from_numpy(np.concatenate([getattr(r.record, name) for r in responses]))
         for name in ("student_logprobs", "teacher_logprobs", "mixture_logprobs")
@@ -51,11 +54,15 @@ def test_rescoring_gives_the_recorded_values(kind):
 def test_a_row_does_not_depend_on_its_batch_order_or_neighbours(kind):
     student, teacher = make(kind, 1), make(kind, 2)
     together = run(student, mixture=Mixture(teacher, 0.3))
-    alone = [run(student, [p], [r], mixture=Mixture(teacher, 0.3))[0] for p, r in zip(PROMPTS, ROWS, strict=True)]
+    alone = [
+        run(student, [p], [r], mixture=Mixture(teacher, 0.3))[0] for p, r in zip(PROMPTS, ROWS, strict=True)
+    ]
     turned = run(student, PROMPTS[::-1], ROWS[::-1], mixture=Mixture(teacher, 0.3), batch=2)[::-1]
     for a, b, c in zip(together, alone, turned, strict=True):
         assert a.tokens.tolist() == b.tokens.tolist() == c.tokens.tolist()
-    assert len({len(r.tokens) for r in together}) > 1, "rows of different lengths, so that finished ones were dropped"
+    assert len({len(r.tokens) for r in together}) > 1, (
+        "rows of different lengths, so that finished ones were dropped"
+    )
 
 
 def test_responses_end_with_their_first_eos_and_nothing_beyond_the_vocabulary_is_drawn():
@@ -128,7 +135,10 @@ def test_draw_never_takes_a_token_of_probability_zero():
 def test_random_numbers_belong_to_rows_and_positions():
     whole = uniforms(1, 2, [5, 6, 7], 8)
     assert (uniforms(1, 2, [7], 4)[0] == whole[2, :4]).all()
-    assert len(np.unique(np.concatenate([whole, uniforms(2, 2, [5, 6, 7], 8), uniforms(1, 3, [5, 6, 7], 8)]))) == 72
+    assert (
+        len(np.unique(np.concatenate([whole, uniforms(2, 2, [5, 6, 7], 8), uniforms(1, 3, [5, 6, 7], 8)])))
+        == 72
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -160,9 +170,14 @@ def test_temperature_is_that_of_both_models():
     )  # fmt: skip
     batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, found, strict=True)], 0)
     with torch.no_grad():
-        q, p = (token_logprobs(response_logits(m, batch, VOCABULARY) / 0.7, response_tokens(batch)) for m in (student, teacher))
+        q, p = (
+            token_logprobs(response_logits(m, batch, VOCABULARY) / 0.7, response_tokens(batch))
+            for m in (student, teacher)
+        )
     for name, expected in (("student_logprobs", q), ("teacher_logprobs", p)):
-        assert torch.allclose(torch.from_numpy(np.concatenate([getattr(r.record, name) for r in found])), expected, atol=1e-4)
+        assert torch.allclose(
+            torch.from_numpy(np.concatenate([getattr(r.record, name) for r in found])), expected, atol=1e-4
+        )
 
 
 def test_top_p_keeps_the_smallest_set_of_that_probability():
@@ -172,7 +187,13 @@ def test_top_p_keeps_the_smallest_set_of_that_probability():
         vocabulary=VOCABULARY, batch=250,
     )  # fmt: skip
     with torch.no_grad():
-        p = model(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1).numpy()
+        p = (
+            model(torch.from_numpy(prompt[None].astype(np.int64)))
+            .logits[0, -1, :VOCABULARY]
+            .double()
+            .softmax(-1)
+            .numpy()
+        )
     order = np.argsort(-p)
     kept = order[: int(np.searchsorted(p[order].cumsum(), 0.6)) + 1]
     observed = np.bincount([r.tokens[0] for r in found], minlength=VOCABULARY)

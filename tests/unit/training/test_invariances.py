@@ -16,7 +16,9 @@ from minillm.models.tiled_loss import Head
 from minillm.training import rollout_losses
 
 presets = pytest.mark.parametrize("preset", ["paper", "released", "default"])
-trained_presets = pytest.mark.parametrize("preset", ["paper", "released"])  # by an optimizer's step in processes of their own
+trained_presets = pytest.mark.parametrize(
+    "preset", ["paper", "released"]
+)  # by an optimizer's step in processes of their own
 HERE = Path(__file__).parents[2] / "helpers"
 TWO = Launch(micro_batch=2)
 
@@ -31,7 +33,13 @@ def assert_same(a, b, tolerance=1e-9):
     assert a[0] == pytest.approx(b[0], abs=tolerance)
     assert a[1].keys() == b[1].keys()
     for name in a[1]:
-        assert_close(a[1][name], b[1][name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(
+            a[1][name],
+            b[1][name],
+            atol=tolerance,
+            rtol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def padded(batch, left, right):
@@ -42,7 +50,9 @@ def padded(batch, left, right):
 
     attention = pad(batch.attention)
     mask = functional.pad(batch.mask, (0, right))
-    return Batch(pad(batch.tokens, EOS), attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, batch.start + left)
+    return Batch(
+        pad(batch.tokens, EOS), attention, (attention.cumsum(-1) - 1).clamp(min=0), mask, batch.start + left
+    )
 
 
 @presets
@@ -51,9 +61,12 @@ def padded(batch, left, right):
 def test_amount_and_side_of_padding(monkeypatch, preset, family, left, right):
     student, made, work = build(preset, family)
     before = gradient(student, made, work)
-    monkeypatch.setattr(rollout_losses, "collate", lambda examples, pad: padded(collate(examples, pad), left, right))
+    monkeypatch.setattr(
+        rollout_losses, "collate", lambda examples, pad: padded(collate(examples, pad), left, right)
+    )
     wider = {
-        f: functional.pad(getattr(made, f), (0, right)) for f in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl")
+        f: functional.pad(getattr(made, f), (0, right))
+        for f in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl")
     }
     assert_same(before, gradient(student, dataclasses.replace(made, **wider), work))
 
@@ -78,7 +91,9 @@ def test_shift_of_the_logits(monkeypatch, preset):
 
     def shifted(head, product):
         logits = original(head, product)
-        return logits + 5 * torch.randn(len(logits), 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(8))
+        return logits + 5 * torch.randn(
+            len(logits), 1, dtype=logits.dtype, generator=torch.Generator().manual_seed(8)
+        )
 
     monkeypatch.setattr(Head, "finish", shifted)
     assert_same(before, gradient(student, made, work))
@@ -112,7 +127,11 @@ def test_pad_may_be_eos(preset):
     made, other = rollouts(student, teacher, chosen, pad=EOS), rollouts(student, teacher, chosen, pad=12)
     assert [r.tolist() for r in made.responses] == [r.tolist() for r in other.responses]
     assert any(r[-1] == EOS for r in made.responses) and any(EOS in p for p in made.prompts)
-    assert_same(gradient(student, made, task(teacher, chosen, EOS)), gradient(student, other, task(teacher, chosen, 12)), 1e-6)
+    assert_same(
+        gradient(student, made, task(teacher, chosen, EOS)),
+        gradient(student, other, task(teacher, chosen, 12)),
+        1e-6,
+    )
 
 
 @presets
@@ -135,7 +154,9 @@ def updates(processes, folder, python, warm):
     out = folder / f"{processes}.pt"
     command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = warm | {"TORCH_EXTENSIONS_DIR": str(folder / "compiled")}
-    subprocess.run([*command, str(HERE / "one_update.py"), str(out)], check=True, timeout=400, env=environment)
+    subprocess.run(
+        [*command, str(HERE / "one_update.py"), str(out)], check=True, timeout=400, env=environment
+    )
     return torch.load(out)
 
 

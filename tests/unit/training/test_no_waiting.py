@@ -7,7 +7,19 @@ import traceback
 
 import pytest
 import torch
-from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, Prompts, pair, rollouts, settings, task
+from onpolicy_case import (
+    COUNT,
+    EOS,
+    PROMPTS,
+    VOCABULARY,
+    WHOLE,
+    OneProcess,
+    Prompts,
+    pair,
+    rollouts,
+    settings,
+    task,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
@@ -39,7 +51,9 @@ class Sent(TorchFunctionMode):
         if from_host and any(isinstance(x, torch.Tensor) and x.device == META for x in (made, *args)):
             stack = [frame for frame in traceback.extract_stack() if "/minillm/" in frame.filename]
             if all(frame.name != "moved" for frame in stack):
-                self.by.append(f"{function} by {stack[-1].filename}:{stack[-1].lineno}" if stack else str(function))
+                self.by.append(
+                    f"{function} by {stack[-1].filename}:{stack[-1].lineno}" if stack else str(function)
+                )
         return made
 
 
@@ -64,7 +78,14 @@ CASES = {
     "clip and no single step": settings("paper", single_step=False),
     **{
         name: settings("paper", objective=name)
-        for name in ("forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl", "total_variation")
+        for name in (
+            "forward_kl",
+            "reverse_kl",
+            "jensen_shannon",
+            "skew_forward_kl",
+            "skew_reverse_kl",
+            "total_variation",
+        )
     },
 }
 

@@ -67,8 +67,12 @@ def loss_by_hand(preset, made, student, teacher, alpha, horizon):
             later = [0.95**k * r for k, r in enumerate(reward[t:])] if released else reward[t + 1 :]
             row.append(sum(later) / max(1, len(later)))
         credit.append(row)
-    if not paper:  # whitened over the tokens; released: over every position up to the horizon, absent ones zero
-        values = [v for row in credit for v in row] + [0.0] * (COUNT * horizon - sum(map(len, credit))) * released
+    if (
+        not paper
+    ):  # whitened over the tokens; released: over every position up to the horizon, absent ones zero
+        values = [v for row in credit for v in row] + [0.0] * (
+            COUNT * horizon - sum(map(len, credit))
+        ) * released
         mean = sum(values) / len(values)
         variance = sum((v - mean) ** 2 for v in values) / len(values)
         credit = [[(v - mean) / math.sqrt(variance + 1e-8) for v in row] for row in credit]
@@ -136,7 +140,9 @@ OWN = {"beta": (0.1, {"objective": "jensen_shannon"}), "skew": (0.5, {"objective
 
 @pytest.mark.parametrize(
     ("key", "value", "context"),
-    [(key, value, {"single_step": False} if value == "centred" else {}) for key, value in SWITCHES]  # which it needs
+    [
+        (key, value, {"single_step": False} if value == "centred" else {}) for key, value in SWITCHES
+    ]  # which it needs
     + [(key, value, context) for key, (value, context) in OWN.items()]
     + [("skew", 0.5, {"objective": "skew_reverse_kl"})],
 )
@@ -155,12 +161,18 @@ def test_every_switch_is_there():
     paper = dataclasses.asdict(settings("paper"))
     for key, kind in typing.get_type_hints(OnPolicy).items():
         if typing.get_origin(kind) is typing.Literal and key not in ("semantics", "schedule"):
-            assert set(typing.get_args(kind)) == {paper[key]} | {value for name, value in SWITCHES if name == key}
+            assert set(typing.get_args(kind)) == {paper[key]} | {
+                value for name, value in SWITCHES if name == key
+            }
 
 
 def test_dropout_changes_the_step_that_is_made(tmp_path):
     """D12, under the Engine, which puts the model into its mode."""
-    command = [sys.executable, str(Path(__file__).parents[2] / "helpers" / "dropout_update.py"), str(tmp_path / "out.pt")]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[2] / "helpers" / "dropout_update.py"),
+        str(tmp_path / "out.pt"),
+    ]
     subprocess.run(command, check=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
     without, again, with_dropout = torch.load(tmp_path / "out.pt")
     assert torch.equal(without, again)
@@ -168,7 +180,9 @@ def test_dropout_changes_the_step_that_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["paper", "released", "default"])
-@pytest.mark.parametrize("ablation", [{"length_norm": False}, {"alpha": 0.0}, {"single_step": False, "include_current": True}])
+@pytest.mark.parametrize(
+    "ablation", [{"length_norm": False}, {"alpha": 0.0}, {"single_step": False, "include_current": True}]
+)
 def test_every_ablation_of_table_4_changes_the_gradient(preset, ablation):
     """Without mixing the samples differ as well; on the same samples the weights alone make the difference."""
     student, teacher = pair()
@@ -196,7 +210,10 @@ def test_control_variates_by_hand(length_norm):
         for t in range(len(response)):
             after = len(response) - t - 1
             divisors = (max(1, after), after + 1) if length_norm else (1, 1)
-            means, own = -sum(kl[i][t + 1 : len(response)]), rewards[i][t] + kl[i][t] + sum(rewards[i][t + 1 :])
+            means, own = (
+                -sum(kl[i][t + 1 : len(response)]),
+                rewards[i][t] + kl[i][t] + sum(rewards[i][t + 1 :]),
+            )
             assert expected[i, t].item() == pytest.approx(means / divisors[0], abs=1e-5)
             assert centred[i, t].item() == pytest.approx(own / divisors[1], abs=1e-5)
 
@@ -212,7 +229,9 @@ def test_the_penalty_is_a_reverse_kl_to_the_initial_student():
     total = tokens = 0.0
     for prompt, response in zip(made.prompts, made.responses, strict=True):
         q, start = (logprobs_by_hand(m, prompt, response) for m in (student, initial))
-        total += sum(math.exp(a) * (a - b) for row in zip(q, start, strict=True) for a, b in zip(*row, strict=True))
+        total += sum(
+            math.exp(a) * (a - b) for row in zip(q, start, strict=True) for a, b in zip(*row, strict=True)
+        )
         tokens += len(response)
     assert found - without == pytest.approx(0.3 * total / tokens, rel=1e-6)
 
@@ -254,7 +273,10 @@ def test_presets_fill_in_only_what_is_not_given():
 def test_variants_and_presets_in_a_configuration(plan):
     plan["stages"]["minillm"] = {"semantics": "released", "rollouts": 8, "batch": 8, "collections": 2}
     plan["variants"] = {
-        "gkd": {"label": "GKD", "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5}}
+        "gkd": {
+            "label": "GKD",
+            "settings": {"objective": "jensen_shannon", "alpha": 0.0, "student_share": 0.5},
+        }
     }
     plan["methods"] = ["sft", "minillm", "gkd"]
     found = experiment(plan).on_policy("minillm", "short")
@@ -268,7 +290,10 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
     """preset < stage < model < variant, wherever the preset is named and whatever the other keys are."""
     plan["stages"]["minillm"] = {"lr": 1e-3, "batch": 4, "rollouts": 8, "whiten": "tokens", "gamma": 0.9}
     plan["methods"] = ["sft", "minillm", "paper", "plain"]
-    plan["per_model"] = {"small": {"minillm": {"lr": 2e-3, "clip": 0.3}}, "short": {"minillm": {"semantics": "released"}}}
+    plan["per_model"] = {
+        "small": {"minillm": {"lr": 2e-3, "clip": 0.3}},
+        "short": {"minillm": {"semantics": "released"}},
+    }
     plan["variants"] = {
         "paper": {"label": "As printed", "settings": {"semantics": "paper", "gamma": 0.8}},
         "plain": {"label": "Defaults", "settings": {"semantics": "default"}},
@@ -290,7 +315,9 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
     assert given("minillm", "short", *rest) == ("ppo", 0.5, 0.5, 447)
     assert given("paper", "short", *rest) == ("paper", 0.0, 1.0, 312)
     assert given("plain", "short", *rest) == ("ppo", 0.5, 1.0, 312)
-    assert given("paper", "small", "semantics") == ("paper",) and given("minillm", "big", "semantics") == ("default",)
+    assert given("paper", "small", "semantics") == ("paper",) and given("minillm", "big", "semantics") == (
+        "default",
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,8 +326,14 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
         ({"student_share": 0.5}, "student_share: the long term needs samples of the current student"),
         ({"replay": 10}, "replay: the long term needs"),
         ({"advantage": "centred"}, "advantage: 'centred' replaces the single-step term"),
-        ({"advantage": "expected", "include_current": True}, "advantage: 'expected' covers the rewards that follow"),
-        ({"semantics": "released", "advantage": "expected"}, "advantage: 'expected' covers the rewards that follow"),
+        (
+            {"advantage": "expected", "include_current": True},
+            "advantage: 'expected' covers the rewards that follow",
+        ),
+        (
+            {"semantics": "released", "advantage": "expected"},
+            "advantage: 'expected' covers the rewards that follow",
+        ),
         ({"semantics": ["paper"]}, "semantics: unknown preset"),
         (
             {"objective": "forward_kl", "adaptive": True, "evaluations": 2},
@@ -325,7 +358,9 @@ def test_meaningless_settings_are_one_line(plan, values, message):
 def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
     plan["variants"]["other"] = {"label": "Other", "settings": {"batch": 4}}
     plan["per_model"] = {"small": {"minillm": {"rollouts": 10, "batch": 5}}}
-    with pytest.raises(UserError, match=r"variants.other with per_model.small.minillm.batch: 10 rollouts .* of 4"):
+    with pytest.raises(
+        UserError, match=r"variants.other with per_model.small.minillm.batch: 10 rollouts .* of 4"
+    ):
         experiment(plan)
 
 

@@ -21,7 +21,10 @@ KD = {"objective": "forward_kl", "alpha": 0.0}
 
 
 def kinds(plan):
-    return ["fresh" if isinstance(entry, int) else "gold" if entry.response[-1] == 0 else "replayed" for entry in plan]
+    return [
+        "fresh" if isinstance(entry, int) else "gold" if entry.response[-1] == 0 else "replayed"
+        for entry in plan
+    ]
 
 
 def test_shares_of_gold_and_fresh_rows():
@@ -37,7 +40,8 @@ def test_a_full_buffer_takes_over_with_time():
     chosen = settings("default", **KD, replay=4, collections=400)
     memory = Memory(1.0, buffer=[Entry(i, np.array([9, 9], dtype=np.int32)) for i in range(4)])
     early, late = (
-        [k for c in span for k in kinds(choose(Prompts(), chosen, memory, c, 7))] for span in (range(40), range(360, 400))
+        [k for c in span for k in kinds(choose(Prompts(), chosen, memory, c, 7))]
+        for span in (range(40), range(360, 400))
     )
     assert early.count("replayed") / len(early) == pytest.approx(0.05, abs=0.05)
     assert late.count("replayed") / len(late) == pytest.approx(0.95, abs=0.05)
@@ -77,7 +81,9 @@ def test_collections_are_the_same_whatever_the_number_of_ranks():
             engine = OneProcess(student, WHOLE)
             engine.model, engine.launch = student, Launch(eval_batch=3)
             gathered = []
-            engine.world = types.SimpleNamespace(rank=r, size=size, gather=lambda own: gathered.append(own) or [own])
+            engine.world = types.SimpleNamespace(
+                rank=r, size=size, gather=lambda own: gathered.append(own) or [own]
+            )
             return engine, gathered
 
         parts = []
@@ -102,7 +108,11 @@ def test_what_was_not_sampled_now_is_recorded_as_zero():
     gold = together(Prompts(), [Entry(i, Prompts().response(i)) for i in range(COUNT)], True)
     assert gold.summary["fresh"] == 0.0 and "entropy" not in gold.summary
     assert (gold.student_logprobs == 0).all() and gold.mask.sum() == 3 * COUNT
-    assert made.summary["fresh"] == 1.0 and made.summary["rollout_reverse_kl"] > 0 and made.summary["entropy"] > 0
+    assert (
+        made.summary["fresh"] == 1.0
+        and made.summary["rollout_reverse_kl"] > 0
+        and made.summary["entropy"] > 0
+    )
 
 
 def test_repetition():
@@ -112,16 +122,27 @@ def test_repetition():
 
 def test_mini_batches_are_permutations():
     chosen = settings("default", batch=2, inner_epochs=3)
-    epochs = [sorted(i for update in range(4) for i in mini_batch(chosen, 1, 0, inner, update)) for inner in range(3)]
+    epochs = [
+        sorted(i for update in range(4) for i in mini_batch(chosen, 1, 0, inner, update))
+        for inner in range(3)
+    ]
     assert all(epoch == list(range(COUNT)) for epoch in epochs)
-    orders = {tuple(i for u in range(4) for i in mini_batch(chosen, 1, c, inner, u)) for c in (0, 1) for inner in range(3)}
+    orders = {
+        tuple(i for u in range(4) for i in mini_batch(chosen, 1, c, inner, u))
+        for c in (0, 1)
+        for inner in range(3)
+    }
     assert len(orders) == 6
 
 
 @pytest.mark.parametrize(
     ("limits", "summary", "message"),
     [
-        ({"stop_length": 2.0}, {"response_length": 21.0}, "stop_length: response length is 21 at step 5, from 10 at the start"),
+        (
+            {"stop_length": 2.0},
+            {"response_length": 21.0},
+            "stop_length: response length is 21 at step 5, from 10 at the start",
+        ),
         ({"stop_length": 2.0}, {"response_length": 4.0}, "stop_length: response length is 4"),
         ({"stop_kl": 1.5}, {"rollout_reverse_kl": 1.6}, "stop_kl: rollout reverse kl is 1.6"),
     ],
@@ -143,7 +164,9 @@ def test_the_guard_begins_with_the_first_value_that_there_is():
     engine, memory = types.SimpleNamespace(step=5, folder=Path("run")), Memory(0.0)
     chosen = settings("default", **KD, student_share=0.0, stop_kl=1.5)
     for reverse_kl in (None, 1.0, 1.4):
-        summary = {"response_length": 10.0} | ({} if reverse_kl is None else {"rollout_reverse_kl": reverse_kl})
+        summary = {"response_length": 10.0} | (
+            {} if reverse_kl is None else {"rollout_reverse_kl": reverse_kl}
+        )
         guard(types.SimpleNamespace(summary=summary), memory, chosen, engine)
     with pytest.raises(UserError, match="stop_kl: rollout reverse kl is 1.6 at step 5, from 1 at the start"):
         guard(types.SimpleNamespace(summary={"rollout_reverse_kl": 1.6}), memory, chosen, engine)

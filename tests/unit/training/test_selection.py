@@ -58,11 +58,17 @@ def test_evidence() -> None:
 
 
 def test_evidence_is_strict_json() -> None:
-    history = [{"step": 1, "dev_rouge": math.nan, "dev_loss": math.inf}, {"step": 2, "dev_rouge": 1.0, "dev_loss": math.nan}]
+    history = [
+        {"step": 1, "dev_rouge": math.nan, "dev_loss": math.inf},
+        {"step": 2, "dev_rouge": 1.0, "dev_loss": math.nan},
+    ]
     found = evidence(history, "best_rouge")
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "rule": "best_rouge",
         "chosen": {"step": 2, "dev_rouge": 1.0, "dev_loss": None},
-        "history": [{"step": 1, "dev_rouge": None, "dev_loss": None}, {"step": 2, "dev_rouge": 1.0, "dev_loss": None}],
+        "history": [
+            {"step": 1, "dev_rouge": None, "dev_loss": None},
+            {"step": 2, "dev_rouge": 1.0, "dev_loss": None},
+        ],
     }
     assert math.isnan(history[0]["dev_rouge"])  # the history itself is left alone

@@ -84,4 +84,8 @@ def test_a_dev_set_is_read_once_by_the_teacher(monkeypatch):
     with torch.no_grad():
         next(student.parameters()).mul_(1.5)
     changed = losses(student, examples, dev, WORLD, teacher, wanted, kept=kept)
-    assert changed == losses(student, examples, dev, WORLD, teacher, wanted) and changed != first and len(passes) == 2 * count
+    assert (
+        changed == losses(student, examples, dev, WORLD, teacher, wanted)
+        and changed != first
+        and len(passes) == 2 * count
+    )
