@@ -1,4 +1,4 @@
-"""Several processes at once (`make test` starts them): tests that share a slow fixture stay in one of them."""
+"""Several processes at once (`make test`): tests that share a slow fixture stay in one of them."""
 
 import os
 
@@ -6,12 +6,12 @@ import pytest
 from warm_python import warm_python
 from xdist.scheduler import LoadScopeScheduling
 
-# Read when torch is imported. The tensors of these tests are tiny: several threads would wait for one another, and in the way of what
-# runs beside them.
+# Read when torch is imported. The tensors of these tests are tiny: several threads would wait for one
+# another, and get in the way of what runs next to them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What trains, compiles, starts several processes or plans with Snakemake, the longest first: `make test` begins with them, so that no
-# long one is left for the end, and `make test-quick` leaves them out.
+# What trains, compiles, starts several processes or plans with Snakemake, the longest first: `make test`
+# begins with them, so that no long one is left for the end, and `make test-quick` leaves them out.
 SLOW = (
     "tests/pipeline",
     "tests/workflow",

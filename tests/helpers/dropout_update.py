@@ -1,4 +1,6 @@
-"""One optimizer step of the on-policy loss under the Engine, without dropout, again without, and with it (GPT-2's 0.1).
+"""One optimizer step of the on-policy loss under the Engine: without dropout, again without, and with it.
+
+The dropout is GPT-2's 0.1.
 
 dropout_update.py OUT    the weights after each, in this order
 """

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+)
 
 
 def generations(

@@ -1,7 +1,7 @@
-"""SFT in fp16 on one process under ZeRO 1 to 3, and again from its checkpoint: `fp16_steps.py FOLDER` prints one JSON object.
+"""SFT in fp16 on one process under ZeRO 1 to 3, and again from its checkpoint.
 
-DeepSpeed refuses fp16 on most CPUs, though torch can compute with it there: it is told otherwise here, for the loss scale is the same on
-every device.
+`fp16_steps.py FOLDER` prints one JSON object. DeepSpeed refuses fp16 on most CPUs, though torch can compute
+with it there: it is told otherwise here, because the loss scale is the same on every device.
 """
 
 import json

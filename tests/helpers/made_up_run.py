@@ -93,9 +93,16 @@ def make(folder: Path, config: Experiment) -> Path:
                     folder, f"metrics/rouge/{weights}/{test}.json", rouge(config, test, n, 10 + strength, rng)
                 )
                 texts = [
-                    {"id": i, "seed": seed, "prompt": f"Prompt {i} | of {test}", "response": f"{method} says {i}", "references": ["gold"]}
-                    for seed in (10, 20) for i in range(n)
-                ]  # fmt: skip
+                    {
+                        "id": i,
+                        "seed": seed,
+                        "prompt": f"Prompt {i} | of {test}",
+                        "response": f"{method} says {i}",
+                        "references": ["gold"],
+                    }
+                    for seed in (10, 20)
+                    for i in range(n)
+                ]
                 put(
                     folder,
                     f"generations/{weights}/{test}.jsonl",
@@ -164,7 +171,7 @@ def make(folder: Path, config: Experiment) -> Path:
 
 
 def human(folder: Path, ours: str, against: list[str]) -> None:
-    """What `human-import` makes of one annotator's 27 wins, 13 ties and 10 losses against each other model."""
+    """What `human-import` makes of one annotator's 27 wins, 13 ties and 10 losses against each model."""
     pairs = {
         f"{i}-{k}": {"ours": "left", "against": path, "row": k}
         for i, path in enumerate(against)

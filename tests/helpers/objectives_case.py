@@ -1,4 +1,7 @@
-"""What the tests of the mathematics share: values, mask layouts, and references by loops over explicit probabilities, in float64."""
+"""What the tests of the mathematics share: values, mask layouts, and reference implementations.
+
+The references loop over explicit probabilities, in float64.
+"""
 
 from __future__ import annotations
 

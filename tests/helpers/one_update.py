@@ -1,8 +1,10 @@
-"""One optimizer step of the on-policy loss under DeepSpeed, in both presets with 1, 2 and 4 accumulated micro-batches, and with as many as a
-budget of tokens makes.
+"""One optimizer step of the on-policy loss under DeepSpeed, in both presets.
 
-Started by torchrun with one or two processes; rank 0 saves the weights to the path given.  SGD-like: with Adam's first step a gradient
-of any size moves a weight by the same amount, which hides wrong factors, so the optimizer's epsilon is made large.
+With 1, 2 and 4 accumulated micro-batches, and with as many as a budget of tokens makes.
+
+Started by torchrun with one or two processes; rank 0 saves the weights to the path given. SGD-like: with
+Adam's first step a gradient of any size moves a weight by the same amount, which hides wrong factors, so the
+optimizer's epsilon is made large.
 """
 
 import sys

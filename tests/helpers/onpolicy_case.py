@@ -1,4 +1,7 @@
-"""A small on-policy update to measure: tiny models, eight rollouts of different lengths, plain text, and the loss's gradient."""
+"""A small on-policy update to measure.
+
+Tiny models, eight rollouts of different lengths, plain text, and the gradient of the loss.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +101,18 @@ def pair(family: str = "llama") -> tuple[Any, Any]:
 def rollouts(student: Any, teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Rollouts:
     """Samples of the mixture, not on the student but on an earlier one, so that ratios differ from 1."""
     found = sample(
-        student, PROMPTS, Prompts.ids, Sampling(max_tokens=chosen.max_tokens), seed=1, step=2, eos=EOS, pad=pad,
-        vocabulary=VOCABULARY, mixture=Mixture(teacher, chosen.alpha), record=True,
-    )  # fmt: skip
+        student,
+        PROMPTS,
+        Prompts.ids,
+        Sampling(max_tokens=chosen.max_tokens),
+        seed=1,
+        step=2,
+        eos=EOS,
+        pad=pad,
+        vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, chosen.alpha),
+        record=True,
+    )
     made = together(Prompts(), [Entry(i, r.tokens, r.finished, r.record) for i, r in enumerate(found)], True)
     shift = torch.randn(made.mask.shape, generator=torch.Generator().manual_seed(3)) * 0.3 * made.mask
     made = dataclasses.replace(made, student_logprobs=made.student_logprobs + shift)
@@ -127,8 +139,10 @@ def gradient(
 
 
 def engine_of(folder, family, launch, **more):
-    """(engine with the student, teacher, settings) of a run whose steps show the size of a gradient: with Adam's usual epsilon a gradient
-    of any size moves a weight by the same amount."""
+    """(engine with the student, teacher, settings) of a run whose steps show the size of a gradient.
+
+    With Adam's usual epsilon a gradient of any size moves a weight by the same amount.
+    """
     chosen = settings("released", warmup=0, lr=1e-2, **more)
     student, teacher = (model.float() for model in pair(family))
     engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)

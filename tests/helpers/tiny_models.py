@@ -1,4 +1,7 @@
-"""Tiny random models of four families, for tests: 13 output rows, learned (GPT-2, OPT) and rotary (LLaMA, Qwen2) positions."""
+"""Tiny random models of four families, for tests.
+
+They have 13 output rows, and learned (GPT-2, OPT) or rotary (LLaMA, Qwen2) positions.
+"""
 
 import torch
 from transformers import (

@@ -1,6 +1,9 @@
-"""What stands for `python` where warm_python.py serves: hands its command line to the server, and ends as the process that runs it does.
+"""What stands for `python` where warm_python.py serves.
 
-Runs alone, without the packages of the environment, so that it starts in no time. The server listens at `socket` beside this file.
+It hands its command line to the server, and ends as the process that runs it does.
+
+Runs alone, without the packages of the environment, so that it starts in no time. The server listens at
+`socket` next to this file.
 """
 
 import json

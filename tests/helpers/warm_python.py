@@ -1,7 +1,8 @@
-"""A Python that starts at once: its processes are forked from one that has imported torch, transformers and DeepSpeed.
+"""A Python that starts at once: forked from a process that has imported torch, transformers and DeepSpeed.
 
-A stage computes for a second in these tests and imports libraries for five. Of this package nothing is imported before the fork, so
-that each process takes it from where its PYTHONPATH says. Tests of what a process imports, or writes while it does, start a real one.
+A stage computes for a second in these tests and imports libraries for five. Nothing of this package is
+imported before the fork, so that each process takes it from where its PYTHONPATH says. Tests of what a
+process imports, or writes while it does, start a real one.
 
     warm_python.py SOCKET    serves until it is ended
 """
@@ -28,19 +29,32 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "torch", "torch.distributed", "torch.distributed.run", "transformers.modeling_utils", "transformers.generation.utils",
-    "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama", "transformers.loss.loss_utils",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "deepspeed", "scipy.stats",
-    "rouge_score.rouge_scorer", "pydantic", "matplotlib.figure", "matplotlib.backends.backend_agg",
+    "torch",
+    "torch.distributed",
+    "torch.distributed.run",
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.loss.loss_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "deepspeed",
+    "scipy.stats",
+    "rouge_score.rouge_scorer",
+    "pydantic",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf",
-)  # fmt: skip
+)
 
 
 @contextlib.contextmanager
 def warm_python() -> Iterator[str]:
-    """A program that takes the place of `python` in a command, for -m MODULE, -c CODE and a script; one thread computes in each process.
+    """A program that takes the place of `python` in a command, for -m MODULE, -c CODE and a script.
 
-    Signals go through to the process that works: SIGTERM and SIGINT as they are, SIGKILL when the connection breaks.
+    One thread computes in each process. Signals go through to the process that works: SIGTERM and SIGINT as
+    they are, SIGKILL when the connection breaks.
     """
     # Short, because the path of a socket may not be longer than a hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="warm"))
@@ -48,7 +62,8 @@ def warm_python() -> Iterator[str]:
     program.write_text(f"#!{sys.executable} -IS\n" + Path(__file__).with_name("warm_client.py").read_text())
     program.chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    # What the libraries read when they are imported, as a stage has set it by then; CUDA is not touched before a fork.
+    # What the libraries read when they are imported, as a stage has set it by then; CUDA is not touched
+    # before a fork.
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     with open(folder / "log", "w") as log:
         command = [sys.executable, __file__, str(folder / "socket")]
@@ -91,7 +106,10 @@ def serve(path: str) -> dict[str, Any]:
 
 
 def attend(connection: socket.socket) -> dict[str, Any]:
-    """Read the request and fork the process that runs it, in which this returns; here watch over it and hand its status back."""
+    """Read the request and fork the process that runs it, in which this returns.
+
+    The process that stays watches over it and hands its status back.
+    """
     header, files, _, _ = socket.recv_fds(connection, 8, 3)
     length, body = int.from_bytes(header, "big"), b""
     while len(body) < length:

@@ -1,4 +1,6 @@
-"""Twenty steps of SFT, of KD and of MiniLLM (fixed samples) under each of zero_case.LAUNCH, saved after ten, or taken up there.
+"""Twenty steps of SFT, of KD and of MiniLLM (fixed samples) under each of zero_case.LAUNCH.
+
+They are saved after ten, or taken up there.
 
     zero_steps.py OUT FOLDER          all twenty steps, by one process or by those of torchrun
     zero_steps.py OUT FOLDER COUNT    the last ten, from what COUNT processes have saved

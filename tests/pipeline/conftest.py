@@ -1,4 +1,7 @@
-"""One finished run of the whole chain (tests/config/tiny.yaml) in a copy of the checkout, shared by the tests of this folder."""
+"""One finished run of the whole chain (tests/config/tiny.yaml) in a copy of the checkout.
+
+The tests of this folder share it.
+"""
 
 import os
 import shutil
@@ -18,7 +21,8 @@ class Checkout:
     def __init__(self, folder, python=sys.executable):
         self.folder, self.python = folder, python
         self.run = folder / "results" / "tiny"
-        # The copy's package, not the installed one; one thread, so that sums are in one order. Rules and torchrun start `python`.
+        # The copy's package, not the installed one; one thread, so that sums are in one order. Rules and
+        # torchrun start `python`.
         path = os.pathsep.join(
             [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
         )
@@ -36,9 +40,13 @@ class Checkout:
 
     def start(self, command, **environment):
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="session")

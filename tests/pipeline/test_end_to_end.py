@@ -1,4 +1,7 @@
-"""The whole chain once: what it leaves, that it is all read from one another, and that a second run has nothing to do."""
+"""The whole chain once: what it leaves, and that its parts are read from one another.
+
+A second run has nothing to do.
+"""
 
 import csv
 import json

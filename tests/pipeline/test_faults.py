@@ -1,4 +1,7 @@
-"""What goes wrong on a cluster: a damaged checkpoint, a full disk, another number of processes, a process that stands still."""
+"""What goes wrong on a cluster.
+
+A damaged checkpoint, a full disk, another number of processes, a process that stands still.
+"""
 
 import json
 import os
@@ -19,10 +22,11 @@ def minillm(checkout, out, **launch):
     run, models = checkout.run, checkout.run / "models"
     values = {"micro_batch": 4, "eval_batch": 16, "save_every": 1, "log_every": 1, **launch}
     arguments = [
-        "minillm", "--config", run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json", "--data", run / "data/embedded/training",
-        "--init", models / STUDENT / "init/seed10", "--teacher", models / TEACHER / "teacher", "--out", out / "model",
-        "--checkpoints", out / "checkpoints", "--launch", json.dumps(values),
-    ]  # fmt: skip
+        *("minillm", "--config", run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"),
+        *("--data", run / "data/embedded/training", "--init", models / STUDENT / "init/seed10"),
+        *("--teacher", models / TEACHER / "teacher", "--out", out / "model"),
+        *("--checkpoints", out / "checkpoints", "--launch", json.dumps(values)),
+    ]
     return list(map(str, arguments)), models / STUDENT / "minillm" / TEACHER / "seed10"
 
 

@@ -1,4 +1,7 @@
-"""Kill a training stage and run it again: it goes on, and the final weights are those of an uninterrupted run, bit for bit."""
+"""Kill a training stage and run it again: it resumes, and ends in the weights of an uninterrupted run.
+
+The final weights are the same bit for bit.
+"""
 
 import json
 import signal
@@ -10,7 +13,10 @@ STUDENT, TEACHER = "tiny-student", "tiny-teacher"
 
 
 def commands(checkout, out):
-    """The stages that are killed; SFT has dropout on (GPT-2's 0.1), KD reads the teacher's hidden states in its second epoch."""
+    """The stages that are killed.
+
+    SFT has dropout on (GPT-2's 0.1), KD reads the teacher's hidden states in its second epoch.
+    """
     run = checkout.run
     data, models = run / "data" / "embedded" / "training", run / "models"
     shared = [

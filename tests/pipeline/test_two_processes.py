@@ -33,10 +33,11 @@ def test_minillm_on_two_processes(finished, tmp_path, zero, shard_teacher):
     }
     config = run / f"configs/minillm/{STUDENT}/{TEACHER}/10.json"
     arguments = [
-        "minillm", "--config", config, "--data", run / "data/embedded/training", "--init", run / "models" / STUDENT / "init/seed10",
-        "--teacher", run / "models" / TEACHER / "teacher", "--out", tmp_path / "model", "--checkpoints", tmp_path / "checkpoints",
-        "--launch", json.dumps(launch),
-    ]  # fmt: skip
+        *("minillm", "--config", config, "--data", run / "data/embedded/training"),
+        *("--init", run / "models" / STUDENT / "init/seed10"),
+        *("--teacher", run / "models" / TEACHER / "teacher", "--out", tmp_path / "model"),
+        *("--checkpoints", tmp_path / "checkpoints", "--launch", json.dumps(launch)),
+    ]
     torchrun = [
         finished.python,
         "-m",

@@ -1,4 +1,7 @@
-"""A Slurm cluster of two nodes with GPUs (the one at hand, or one that is started here), and a copied checkout that runs on it."""
+"""A Slurm cluster of two nodes with GPUs, and a copied checkout that runs on it.
+
+The cluster is the one at hand, or one that is started here.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,8 @@ RUN = "results/slurm"
 MODEL = f"{RUN}/models/tiny-student/minillm/tiny-teacher/seed10"
 TABLE = f"{RUN}/tables/main.csv"
 LOG = f"{RUN}/logs/minillm/tiny-student/tiny-teacher/seed10.log"
-PREFIX = (
-    f"minillm-test-{os.getpid()}"  # of the jobs' names, so that those of a real run beside it are told apart
-)
+# Of the jobs' names, so that those of a real run next to it are told apart.
+PREFIX = f"minillm-test-{os.getpid()}"
 
 
 def output_of(*command: str) -> str:
@@ -52,7 +54,10 @@ def cluster(tmp_path_factory):
 
 
 class Checkout:
-    """A copy of the checkout whose profile asks for what the test cluster has; every method runs in its root."""
+    """A copy of the checkout whose profile asks for what the test cluster has.
+
+    Every method runs in its root.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -63,7 +68,10 @@ class Checkout:
         self.environment = kept | {"PYTHONPATH": str(root), "PATH": path}
 
     def profile(self, **resources: dict) -> None:
-        """slurm/config.yaml with small jobs; its lines for models of 13B hold for tiny-teacher; `resources` of single rules on top."""
+        """slurm/config.yaml with small jobs, and with `resources` of single rules on top.
+
+        Its lines for models of 13B hold for tiny-teacher.
+        """
         profile = yaml.safe_load((REPO / "slurm" / "config.yaml").read_text().replace("'13b'", "'-teacher'"))
         profile["set-threads"] = dict.fromkeys(profile["set-threads"], 1)
         rules = profile["set-resources"]
@@ -115,7 +123,7 @@ class Checkout:
         return json.loads(self.read(path))
 
     def jobs(self) -> dict[str, str]:
-        """Number -> state of the jobs of the MiniLLM stage of this checkout's run in Slurm, ended ones included."""
+        """Number -> state of the jobs in Slurm of this run's MiniLLM stage, ended ones included."""
         found = {}
         for line in output_of("squeue", "-h", "--states=all", "-o", "%i|%T|%k|%Z").splitlines():
             number, state, comment, folder = line.split("|")
@@ -163,7 +171,10 @@ def checkout(finished, tmp_path):
 
 @contextmanager
 def unfinished(finished, root: Path):
-    """The finished run as far as MiniLLM's initial student: the model of the on-policy stage and what follows from it are still to do."""
+    """The finished run as far as MiniLLM's initial student.
+
+    The model of the on-policy stage and what follows from it are still to do.
+    """
     shutil.copytree(finished.root, root, symlinks=True)
     shutil.rmtree(root / MODEL)
     for folder in ("generations", "metrics/*"):  # all of them: what is there already needs no model

@@ -1,4 +1,4 @@
-"""The chain on a cluster, and what goes wrong there: each ends in the same weights as a run that nothing disturbed.
+"""The chain on a cluster, and what goes wrong there: each ends in the weights of an undisturbed run.
 
 Slow: `make test-slurm`.
 """
@@ -41,7 +41,7 @@ def disturbed(checkout, *options, after=1, config=CONFIG):
 
 
 def ends_well(checkout, finished, process):
-    """The run goes on to its end by itself, from a checkpoint, with the weights and the table of the undisturbed run."""
+    """The run resumes from a checkpoint by itself and ends in the undisturbed run's weights and table."""
     assert process.wait(timeout=600) == 0, checkout.log()[-4000:]
     assert re.search(r"resumes from step \d+ of", checkout.read(LOG))
     same_result(checkout, finished)
@@ -109,9 +109,10 @@ def test_a_requeued_job(checkout, finished):
 
 
 def test_a_time_limit(checkout, finished, tmp_path):
-    """SIGTERM comes before the limit: the stage saves, and the next attempt goes on.
+    """SIGTERM comes before the limit: the stage saves, and the next attempt resumes.
 
-    Slurm looks at limits every half minute only, so that the stage is longer than in the other tests, and has its own undisturbed run.
+    Slurm looks at limits every half minute only, so the stage is longer than in the other tests and has an
+    undisturbed run of its own.
     """
     config = checkout.edit(lambda c: c["stages"]["minillm"].update(collections=200))
     with unfinished(finished, tmp_path / "undisturbed") as reference:
@@ -171,7 +172,7 @@ def test_a_killed_snakemake(checkout, finished):
 
 
 def test_a_stopped_rank(checkout, finished):
-    """Those that wait for it end the job and name it; the next attempt goes on."""
+    """Those that wait for it end the job and name it; the next attempt resumes."""
     config = checkout.edit(lambda c: c["launch"]["minillm"].update(patience=10))
     process, _ = disturbed(checkout, config=config)
     os.kill(ranks(checkout)[1], signal.SIGSTOP)
@@ -198,8 +199,8 @@ def test_a_damaged_checkpoint(checkout, finished):
     ends_well(checkout, finished, checkout.start(*checkout.cluster(TABLE)))
     log, name = checkout.read(LOG), newest.relative_to(checkout.root)
     assert (
-        f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); it is removed"
-        in log
+        f"{name}: damaged checkpoint (deepspeed/{weights_of_rank_0.name}: not what was written); "
+        "it is removed" in log
     )
     assert f"resumes from step {int(before.name.removeprefix('step-'))} of" in log
 

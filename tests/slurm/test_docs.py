@@ -1,10 +1,12 @@
 """Every command of docs/running.md, in its order, on the test cluster.
 
 They run as they stand there, in a copy of the checkout, where
-- config/config.yaml is tests/config/slurm.yaml, of which MiniLLM and what follows are still to do, and config/demo.yaml is the same
-  with the demo's names, nothing done yet: the paper and the demo themselves take longer than a test;
+- config/config.yaml is tests/config/slurm.yaml, of which MiniLLM and what follows are still to do, and
+  config/demo.yaml is the same with the demo's names, nothing done yet: the paper and the demo themselves
+  take longer than a test;
 - `make install` is a dry run (it would download), and .venv a link to the environment that runs this test;
-- the names of the jobs begin with a word of this test's own in place of `minillm`, so that a real run beside it is left alone.
+- the names of the jobs begin with a word of this test's own in place of `minillm`, so that a real run next to
+  it is left alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The benchmark compares like with like: its reference computes the loss and gradient that the package computes on the same samples."""
+"""The benchmark compares like with like.
+
+Its reference computes the loss and gradient that the package computes on the same samples.
+"""
 
 import json
 from types import SimpleNamespace
@@ -18,7 +21,8 @@ from minillm.config.sections import Launch
 from minillm.runtime.processes import World
 from minillm.training.rollout_losses import micro_batches
 
-# Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which the reference whitens.
+# Prompts of several lengths, responses that end early, and padding beyond both; one micro-batch, over which
+# the reference whitens.
 TINY = Shape(
     vocabulary=37,
     batch=6,
@@ -47,7 +51,10 @@ def setting():
 
 @pytest.fixture
 def ours(setting):
-    """Random models are all but equal: weights are made larger, so that rewards, ratios and divergences are far from 0."""
+    """Random models are all but equal.
+
+    Their weights are made larger, so that rewards, ratios and divergences are far from 0.
+    """
     student, setting.teacher = (
         make_model(size, TINY, seed) for seed, size in enumerate((TINY.student, TINY.teacher))
     )
@@ -66,7 +73,7 @@ def given(reference, made):
 
 
 def entropy(model, texts):
-    """Mean over the positions of the texts that have a next token, of the entropy of the model's distribution."""
+    """Mean entropy of the model's distribution, over the positions of the texts that have a next token."""
     with torch.no_grad():
         logs = [
             model(torch.from_numpy(text.astype(np.int64))[None]).logits[0, :-1].log_softmax(-1)
@@ -105,7 +112,8 @@ def test_reference_computes_the_loss_and_gradient_of_the_preset_released(setting
     terms = reference.terms(student, samples, texts)
     assert terms["long_term"].item() == pytest.approx(numbers["long_term"].item(), abs=1e-4)
     assert terms["single_step"].item() == pytest.approx(numbers["single_step"].item(), rel=1e-4)
-    # its plain-text term has cross-entropy with the teacher where ours has KL: the teacher's entropy lies between, a constant
+    # its plain-text term has cross-entropy with the teacher where ours has KL: the teacher's entropy lies
+    # between, a constant
     constant = ours.chosen.lm_kd_ratio * entropy(setting.teacher, texts)
     assert terms["plain_text"].item() == pytest.approx(numbers["plain_text"].item() + constant, rel=1e-4)
     a, b = gradient(student, mine), gradient(student, sum(terms.values()))
@@ -157,8 +165,11 @@ def test_stages_are_judged_by_medians_and_shown_in_full():
 
 
 def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys):
-    """One side of `kd` and one of `generate` are there: `generate` alone is asked for, goes on, on the one model that it reads, and is
-    reported; `kd` stays as it is."""
+    """One side of `kd` and one of `generate` are there.
+
+    `generate` alone is asked for: it resumes, on the one model that it reads, and is reported; `kd` stays as
+    it is.
+    """
     made = []
     models = []
 

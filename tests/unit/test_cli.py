@@ -61,7 +61,7 @@ def refused(stage: object, *arguments: object) -> str:
 
 
 def refused_here(capfd: pytest.CaptureFixture[str], stage: object, *arguments: object) -> str:
-    """In this process, which has the imports behind it: for mistakes that are found before anything is started."""
+    """In this process, which has imported everything: for mistakes found before anything is started."""
     capfd.readouterr()
     return only_line(stage, main([*map(str, (stage, *arguments))]), capfd.readouterr().err)
 
@@ -95,7 +95,8 @@ def test_help_and_command_line_import_no_torch() -> None:
         (None, "data.train.path: {path}: no such file; check the path of this data set"),
         (
             [json.dumps(GOOD), "{broken"],
-            "{path}:2: not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line",
+            "{path}:2: not JSON (Expecting property name enclosed in double quotes at column 2); "
+            "fix or delete this line",
         ),
         (
             [json.dumps(GOOD), "", '{"instruction": "a"}'],
@@ -129,7 +130,8 @@ def sft(folder: Path, config: Path, data: Path, base: Path) -> list[object]:
         ({"presicion": "fp32"}, "presicion: unknown key; did you mean 'precision'?"),
         (
             {"training": {"lr": "1e-4", "epochs": 1.0}},
-            "training.lr: input should be a valid number, not the text '1e-4' (YAML reads 1e-4 as text: write 1.0e-4)",
+            "training.lr: input should be a valid number, not the text '1e-4' "
+            "(YAML reads 1e-4 as text: write 1.0e-4)",
         ),
     ],
     ids=["unknown key", "lr as text"],

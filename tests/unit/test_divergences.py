@@ -1,4 +1,7 @@
-"""Divergences of each token against explicit sums over probabilities, at their ends, and under every mask layout."""
+"""Divergences of each token against explicit sums over probabilities.
+
+At their ends, and under every mask layout.
+"""
 
 import math
 
@@ -82,7 +85,10 @@ def test_zero_between_equals_and_positive_otherwise(divergence):
 
 @every
 def test_finite_at_extremes(divergence):
-    """Logits of bf16's range, certain tokens, and a token that neither can draw: values and gradients are finite."""
+    """Values and gradients are finite.
+
+    For logits of bf16's range, certain tokens, and a token that neither can draw.
+    """
     student = torch.tensor(
         [[[80.0, -80.0, 0.0, -torch.inf], [3e4, -3e4, 0.0, -torch.inf]]], requires_grad=True
     )

@@ -37,7 +37,11 @@ def defined(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_names_of_the_code_exist(page: Path) -> None:
-    """`rooms/module.py` is a file, `module.name` is defined in a module of that name or is a key of a configuration."""
+    """Paths and names in backticks.
+
+    `rooms/module.py` is a file; `module.name` is defined in a module of that name or is a key of a
+    configuration.
+    """
     unknown = []
     for text in re.findall(r"`([^`\n]+)`", page.read_text()):
         for path in re.findall(r"(?<![\w<>*./])[\w/]+\.py\b", text):

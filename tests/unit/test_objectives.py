@@ -1,6 +1,8 @@
-"""Means, rewards, returns, weights and the two losses against references in another style: loops over tokens, float64.
+"""Means, rewards, returns, weights and the two losses against references in another style.
 
-Each under every mask layout, in value (1e-9) and in gradient (finite differences, 1e-6)."""
+The references are loops over tokens, in float64. Each is compared under every mask layout, in value (1e-9)
+and in gradient (finite differences, 1e-6).
+"""
 
 import math
 
@@ -236,7 +238,7 @@ def test_old_values_are_constants():
 
 @mask_layouts
 def test_long_term_gradient_is_equation_2_without_the_ratio(mask):
-    """At theta = theta_old the gradient of the surrogate is -A grad log q: the REINFORCE form of Eqs. 2 and 3."""
+    """At theta = theta_old the surrogate's gradient is -A grad log q: the REINFORCE form of Eqs. 2 and 3."""
     advantages, point = uniform(8, -2, 2), logprobs()[0].requires_grad_()
     o.policy_gradient_loss(point, point.detach(), advantages, mask).backward()
     same(point.grad, -advantages * mask / mask.sum())
@@ -244,7 +246,10 @@ def test_long_term_gradient_is_equation_2_without_the_ratio(mask):
 
 @pytest.mark.parametrize("surrogate", ["ppo", "paper"])
 def test_a_ratio_whose_factors_overflow_is_right(surrogate):
-    """The student learns a token that it nearly never drew: exp(new - old) is infinite in float32, the ratio with its weight is e^-3."""
+    """The student learns a token that it nearly never drew.
+
+    exp(new - old) is infinite in float32, the ratio with its weight is e^-3.
+    """
     new = torch.tensor([[-5.0, -1.0]], requires_grad=True)
     old, weights = torch.tensor([[-100.0, -1.0]]), torch.tensor([[-98.0, 0.0]]).double().exp().float()
     advantages = torch.tensor([[1.0, 1.0]])

@@ -26,7 +26,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def modules() -> dict[str, ast.Module]:
-    """Name below minillm -> its tree; `__init__` files hold nothing but a docstring, the package's own apart."""
+    """Name below minillm -> its tree; `__init__` files hold only a docstring, the package's own apart."""
     found = {}
     for path in (REPO / "minillm").rglob("*.py"):
         parts = path.relative_to(REPO / "minillm").with_suffix("").parts
@@ -42,7 +42,10 @@ MODULES = modules()
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """Modules of the package that a module imports when it runs, also inside functions; imports for the type checker left out."""
+    """Modules of the package that a module imports when it runs, also inside functions.
+
+    Imports for the type checker are left out.
+    """
     found: set[str] = set()
     todo: list[ast.AST] = [tree]
     while todo:

@@ -13,7 +13,10 @@ from minillm.scores import exact_match, rouge_l
 
 
 def by_hand(response: str, reference: str) -> float:
-    """F-measure x 100 from the longest common subsequence of the words (lower-case words that no stemmer changes)."""
+    """F-measure x 100 from the longest common subsequence of the words.
+
+    The words are in lower case, and such that no stemmer changes them.
+    """
     a, b = response.split(), reference.split()
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):

@@ -1,7 +1,7 @@
 """A copy of the checkout in which stages compute nothing, and what Snakemake plans to do in it.
 
-In the copy `minillm/cli.py` is replaced by `stub_cli.py`, which writes the files that a stage declares; a `torch` that cannot
-be imported shows that planning needs none.
+In the copy `minillm/cli.py` is replaced by `stub_cli.py`, which writes the files that a stage declares; a
+`torch` that cannot be imported shows that planning needs none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Checkout:
         self.root = root
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Snakemake with its output (stdout and stderr together); fails with that output unless `check` is off."""
+        """Snakemake with its output (stdout and stderr together); with `check`, fails with that output."""
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))
         }
@@ -85,7 +85,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture(scope="session")
 def finished(checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A copy of its own after a whole run of plan.yaml, so that nothing has run in the other one, whatever the order of tests."""
+    """A copy of its own after a whole run of plan.yaml.
+
+    So nothing has run in the other one, whatever the order of tests.
+    """
     root = tmp_path_factory.mktemp("finished") / "repo"
     shutil.copytree(checkout.root, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
     copy = Checkout(root)

@@ -1,4 +1,6 @@
-"""Stands in for Slurm's commands by the name that it is called by: sbatch notes its arguments and puts the results of an earlier run in place.
+"""Stands in for Slurm's commands, by the name that it is called by.
+
+As sbatch it notes its arguments and puts the results of an earlier run in place.
 
 Environment: RECORD, the file of the notes (one JSON list a line); SAVED, the results/ of the earlier run.
 """

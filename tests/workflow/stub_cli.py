@@ -1,4 +1,4 @@
-"""Stands in for minillm/cli.py in a copied checkout: writes the files that a stage declares and computes nothing."""
+"""Stands in for minillm/cli.py in a copied checkout: writes the files a stage declares, computes nothing."""
 
 import sys
 from pathlib import Path

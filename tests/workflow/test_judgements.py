@@ -1,4 +1,7 @@
-"""The jobs of calibration, judge and human comparisons: only where they are asked for, each by a command that the package takes."""
+"""The jobs of calibration, judge and human comparisons.
+
+They are planned only where they are asked for, each by a command that the package takes.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ def test_jobs_and_their_commands(checkout) -> None:
 
 
 def test_answers_do_not_change_the_page(checkout) -> None:
-    """Settings files are what a job depends on: those of the page hold no answers, those of a task no other section."""
+    """Settings files are what a job depends on.
+
+    Those of the page hold no answers, those of a task no other section.
+    """
     from minillm.config.derive import stage_settings
     from minillm.config.experiment import experiment
 

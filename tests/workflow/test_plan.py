@@ -36,7 +36,7 @@ def starts(output: str) -> dict[str, list[str]]:
 
 
 def test_jobs_of_a_fresh_checkout(checkout):
-    """Two students (one pruned from the teacher's base), one teacher, two seeds, two test sets, one variant."""
+    """Two students (one pruned from the teacher's base), a teacher, two seeds, two test sets, a variant."""
     jobs = checkout.planned()
     assert Counter(job.split()[0] for job in jobs) == {
         "settings": 32 + 23,
@@ -85,10 +85,12 @@ def test_every_command_is_one_that_the_package_takes(checkout):
 
 @pytest.mark.parametrize("named", [[], ["--configfile", "config/config.yaml"]], ids=["default", "named"])
 def test_jobs_of_the_paper(checkout, named):
-    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs; 3 tokenizers, 5 test sets, 3 seeds.
+    """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs.
 
-    Beside them 4 more teachers of one student each (Figures 5, 14) and 21 variants (Tables 4, 7, Figures 8, 16, divergences), which are
-    trained with one seed and measured by what the tables and figures that show them need; and S-NI and UnNI of all lengths (Figures 7, 15).
+    There are 3 tokenizers, 5 test sets, 3 seeds. In addition there are 4 more teachers of one student each
+    (Figures 5, 14) and 21 variants (Tables 4, 7, Figures 8, 16, divergences), which are trained with one seed
+    and measured by what the tables and figures that show them need; and S-NI and UnNI of all lengths (Figures
+    7, 15).
     """
     output = checkout.snakemake("-n", "--cores", "2", "--quiet", "rules", *named).stdout
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
@@ -105,9 +107,9 @@ def test_jobs_of_the_paper(checkout, named):
     evaluated |= {"samples": 4, "exposure_bias": 3 * 10 * 4}  # a pair, method and seed each
     one_each["estimators"] = 1
     published = {"publish_table": 9, "publish_figure": 14}
-    # Data, test sets, models and pseudo; generate, table, figure, metrics; tables and figures; a task or test set
-    # each, or one for all: lengths,
-    # calibration, subsets, samples, exposure_bias, diversity, reference_loss, human, estimators.
+    # Data, test sets, models and pseudo; generate, table, figure, metrics; tables and figures; a task or
+    # test set each, or one for all: lengths, calibration, subsets, samples, exposure_bias, diversity,
+    # reference_loss, human, estimators.
     fetched = {"fetch": 12 + 3 + 10 + 2}  # models, tokenizers, data sets of the hub, folders by length
     settings = (
         3 + 7 + sum(trained.values()) + 4 + sum(published.values()) + (2 + 2 + 2 + 6) + fetched["fetch"]
@@ -149,7 +151,10 @@ def test_a_sweep_adds_its_models_and_leaves_the_main_table_alone(checkout):
 
 
 def test_jobs_of_the_released_checkpoints(checkout):
-    """Three teachers and four models of each of seven students are taken from the hub; nothing is trained, not even a base model."""
+    """Three teachers and four models of each of seven students are taken from the hub.
+
+    Nothing is trained, not even a base model.
+    """
     output = checkout.snakemake(
         "-n", "--cores", "2", "--quiet", "rules", "--configfile", "config/config.yaml", "config/released.yaml"
     ).stdout
@@ -162,7 +167,10 @@ def test_jobs_of_the_released_checkpoints(checkout):
 
 
 def test_jobs_of_a_judge(checkout):
-    """The released checkpoints with an endpoint: three sets of each model, which the main table reads; no key is needed to plan it."""
+    """The released checkpoints with an endpoint: three sets of each model, which the main table reads.
+
+    No key is needed to plan it.
+    """
     files = ["config/config.yaml", "config/released.yaml", "config/judge.yaml"]
     output = checkout.snakemake("-n", "--cores", "2", "--configfile", *files).stdout
     assert len(re.findall(r"^(?:local)?rule judge:", output, re.MULTILINE)) == 3 * 31
@@ -330,7 +338,8 @@ def test_schema_is_current():
         (lambda c: c["launch"]["default"].update(zero=7), "launch.default.zero: .* not 7"),
         (
             lambda c: c["per_model"]["small"].update(launch={"minilm": {"zero": 3}}),
-            "per_model.small.launch.minilm: 'minilm' is not among the stages that take launch values; did you mean 'minillm'",
+            "per_model.small.launch.minilm: 'minilm' is not among the stages that take launch values; "
+            "did you mean 'minillm'",
         ),
         (
             lambda c: c.update(cores={"generat": 1}),
@@ -340,7 +349,8 @@ def test_schema_is_current():
             lambda c: c.update(
                 checkpoints={"small/kd/bg/seed10": {"source": "hub", "path": "a/b", "tokenizer": "letters"}}
             ),
-            "checkpoints.small/kd/bg/seed10: no model of this run has this path; did you mean 'small/kd/big/seed10'",
+            "checkpoints.small/kd/bg/seed10: no model of this run has this path; "
+            "did you mean 'small/kd/big/seed10'",
         ),
         (lambda c: c.pop("run"), "run: missing"),  # and not the paper's run with these values
     ],

@@ -1,4 +1,4 @@
-"""What the profile asks Slurm for: the sbatch command of every rule that computes, recorded in place of Slurm."""
+"""What the profile asks Slurm for: the sbatch command of every rule that computes, recorded in its place."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ TARGETS = [
 ]
 
 
-# Partition, minutes, MB, cores, GPUs (a node); two minutes before the end SIGTERM for what saves and goes on.
+# Partition, minutes, MB, cores, GPUs (a node); SIGTERM two minutes before the end for what saves and resumes.
 ONE = {"-p": "gpu", "-t": "240", "--mem": "32000", "--cpus-per-task": "8", "--gres": "gpu:1"}
 FOUR = {
     "-p": "gpu",
@@ -192,7 +192,7 @@ def test_one_gpu_and_one_node(recorded):
 
 
 def test_several_nodes_for_a_size(recorded):
-    """What the profile asks for where a model of 13B is part of the job, here the one that is called `big`."""
+    """What the profile asks for where a model of 13B (here `big`) is part of the job."""
     calls = recorded.run(profile(size="big"), *TARGETS)
     two = FOUR | {"--mem": "400000", "--nodes": "2", "--ntasks": "2"}
     expected = EXPECTED | {rule: EXPECTED[rule] | two | {"-t": EXPECTED[rule]["-t"]} for rule in WITH_TEACHER}

@@ -27,7 +27,10 @@ FUNCTIONS = {
     for name, function in inspect.getmembers(layout, inspect.isfunction)
     if name not in NO_PATHS
 }
-BELOW = r"(?:configs|hub|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures|logs|benchmarks)"
+BELOW = (
+    r"(?:configs|hub|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
+    r"|logs|benchmarks)"
+)
 
 
 BESIDE = {

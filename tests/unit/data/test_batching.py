@@ -1,4 +1,7 @@
-"""Which rows are computed at once: similar lengths, at most so many rows and tokens, and on every rank the same company."""
+"""Which rows are computed at once.
+
+Rows of similar lengths, at most so many rows and tokens, and the same company on every rank.
+"""
 
 import dataclasses
 import itertools
@@ -44,7 +47,10 @@ def cuts(items):
 
 @pytest.mark.parametrize(("rows", "tokens"), [(100, 120), (3, 120), (2, 1000), (100, 10), (100, 1000)])
 def test_no_other_cuts_cost_less(rows, tokens):
-    """Of all that keep the limits, by enumeration: positions with padding, and a sixteenth of `tokens` a batch."""
+    """The cheapest of all that keep the limits, by enumeration.
+
+    The cost: positions with padding, and a sixteenth of `tokens` a batch.
+    """
 
     def cost(batches):
         return sum(len(batch) * max(batch) + tokens / 16 for batch in batches)
@@ -72,7 +78,10 @@ def test_without_a_budget_batches_are_full():
     "launch", [Launch(micro_batch=3), Launch(micro_batch=99, micro_tokens=60)], ids=("rows", "tokens")
 )
 def test_every_rank_makes_the_same_passes(launch):
-    """As many micro-batches on each, with as many samples and as many texts: under ZeRO-3 a rank with one more would wait for ever."""
+    """As many micro-batches on each, with as many samples and as many texts.
+
+    Under ZeRO-3 a rank with one more would wait for ever.
+    """
     chosen = settings("paper", lm_batch=4)
     student, teacher = pair()
     made = rollouts(student, teacher, chosen)

@@ -99,7 +99,10 @@ def test_what_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path: Path, kind:
 
 
 def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> None:
-    """`base` takes a hub model at its revision with no HF_HUB_OFFLINE given: it reads the cache, or says in one line that it is not there."""
+    """`base` takes a hub model at its revision with no HF_HUB_OFFLINE given.
+
+    It reads the cache, or says in one line that the model is not there.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from minillm.data.tokenizers import train_tokenizer

@@ -202,8 +202,8 @@ def test_long_prompts_are_dropped_never_cut(tmp_path: Path) -> None:
     assert 0 in Rows.open(tmp_path / "exact", "train").ids
     said = message(lambda: prepare(dataclasses.replace(settings, max_prompt=1), out=tmp_path / "none"))
     assert (
-        said
-        == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); raise data.max_prompt (now 1)"
+        said == "data.train: every row was dropped (prompt_too_long 3, empty_response 2); "
+        "raise data.max_prompt (now 1)"
     )
 
 
@@ -236,8 +236,9 @@ def test_overlap_of_train_and_dev_is_refused_and_leaves_nothing(tmp_path: Path) 
     dev = rows_file(tmp_path / "dev.jsonl", row("D."), row("B."), row(" C.\n", "else", input=" "))
     said = message(lambda: prepare(dataclasses.replace(BASE, train=train, dev=dev), out=tmp_path / "out"))
     assert said == (
-        f"data.dev (folder {tmp_path / 'dev.jsonl'}): 1 of its rows are training rows too, e.g. row 2 is row 2 of "
-        f"data.train (folder {tmp_path / 'train.jsonl'}); remove them from one of the two"
+        f"data.dev (folder {tmp_path / 'dev.jsonl'}): 1 of its rows are training rows too, "
+        f"e.g. row 2 is row 2 of data.train (folder {tmp_path / 'train.jsonl'}); "
+        "remove them from one of the two"
     )
     assert not list(tmp_path.glob("*out*"))
 
@@ -341,8 +342,8 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
         )
     )
     assert said == (
-        f"datasets.tests (folder {tmp_path / 'bad.jsonl'}): 1 of its rows are training rows too, e.g. row 1 is row 3 of "
-        f"the training rows of {prepared}; remove them from one of the two"
+        f"datasets.tests (folder {tmp_path / 'bad.jsonl'}): 1 of its rows are training rows too, "
+        f"e.g. row 1 is row 3 of the training rows of {prepared}; remove them from one of the two"
     )
     assert not list(tmp_path.glob("*x.*"))
     assert "no train rows here" in message(

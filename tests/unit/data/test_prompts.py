@@ -1,4 +1,4 @@
-"""From text to tokens to batches: prompt templates, joint tokenisation of prompt and response, padding and masks."""
+"""From text to tokens to batches: prompt templates, joint tokenisation, padding and masks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def tokenizer() -> Any:
 def test_templates() -> None:
     bare, full = Row(0, "Do it.", "", ("x",)), Row(0, "Do {it}.", "with {this}", ("x",))
     assert render(bare, "alpaca") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nDo it.\n\n### Response:\n"
     )
     assert render(full, "alpaca") == (

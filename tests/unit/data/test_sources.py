@@ -107,7 +107,8 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
     [
         (
             "{broken",
-            "not JSON (Expecting property name enclosed in double quotes at column 2); fix or delete this line",
+            "not JSON (Expecting property name enclosed in double quotes at column 2); "
+            "fix or delete this line",
         ),
         ("[1, 2]", "a row must be an object, one {...} per line; fix or delete this line"),
         ({"instruction": "a"}, "no output in the field 'output'; fix or delete this row"),
@@ -253,7 +254,7 @@ except UserError as error:
 
 
 def hub(tmp_path: Path, path: str, split: str = "train", kind: str = "rows") -> str:
-    """In a fresh process: the hub's clients read HF_HUB_OFFLINE and their caches' places when they are imported."""
+    """In a fresh process: the hub's clients read HF_HUB_OFFLINE and their caches' places on import."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -325,6 +326,9 @@ def test_one_file_of_a_hub_repository(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_sources_and_corpus_import_no_torch() -> None:
-    code = "import sys, minillm.data.sources, minillm.data.embedded_corpus; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    code = (
+        "import sys, minillm.data.sources, minillm.data.embedded_corpus; "
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(embedded_corpus.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""The tokenizer of a run, from each source; and that a model's own tokenizer gives the same ids, through stage `base`."""
+"""The tokenizer of a run, from each source; and stage `base`, where a model's own must give the same ids."""
 
 from __future__ import annotations
 
@@ -125,8 +125,9 @@ def test_any_other_difference_is_refused(tokenizer: Any, tmp_path: Path) -> None
     swapped = changed(**{names[last]: last - 1, names[last - 1]: last})
     said = message(lambda: check_ids(swapped, tokenizer, "here"))
     assert said == (
-        f"here: the model's own tokenizer and the run's differ in 2 of {last + 1} tokens, e.g. {last - 1} is {names[last]!r} to the "
-        f"model and {names[last - 1]!r} in the run; give the model its own tokenizer (models.tokenizer)"
+        f"here: the model's own tokenizer and the run's differ in 2 of {last + 1} tokens, "
+        f"e.g. {last - 1} is {names[last]!r} to the model and {names[last - 1]!r} in the run; "
+        "give the model its own tokenizer (models.tokenizer)"
     )
     shorter = train_tokenizer(embedded_corpus.plain_text(100), len(vocabulary) - 20)
     check_ids(tokenizer, shorter, "here")
@@ -148,7 +149,11 @@ def save(folder: Path, tokenizer: Any, rows: int) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/ with the run's tokenizer; fits/, of the same tokenizer in a padded embedding; stranger/, with enough rows and other ids."""
+    """Three folders.
+
+    data/ with the run's tokenizer; fits/, of the same tokenizer in a padded embedding; stranger/, with enough
+    rows and other ids.
+    """
     folder = tmp_path_factory.mktemp("made")
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
     (folder / "data" / "card.json").write_text('{"content": "0"}')

@@ -43,7 +43,10 @@ ROOT = Path(__file__).parents[3]
 
 # --- the measure
 def test_ece_of_constructed_predictions_is_exact() -> None:
-    """Bin 0.6-0.7: 4 rows of 0.625, 3 right (gap 0.125); bin 0.9-1: 4 rows of 0.9375, 2 right (gap 0.4375)."""
+    """By hand: 4 rows in each of two bins.
+
+    Bin 0.6-0.7: 4 rows of 0.625, 3 right (gap 0.125); bin 0.9-1: 4 rows of 0.9375, 2 right (gap 0.4375).
+    """
     confidence = np.array([0.625] * 4 + [0.9375] * 4)
     right = np.array([True, True, True, False, True, True, False, False])
     assert ece(confidence, right, 10) == 0.5 * 0.125 + 0.5 * 0.4375

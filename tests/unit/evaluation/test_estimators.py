@@ -59,7 +59,8 @@ def test_exact_under_mixing(alpha, distance):
         exact, mean, variance = measure(FAMILY, student, teacher, MIXED["products up to each reward"], alpha)
         assert (mean - exact).abs().max() < 1e-6 * exact.norm(), seed
         assert variance > 0
-        # Not because all weights are near 1 there: one factor instead of the product is off by thousands of times as much.
+        # Not because all weights are near 1 there: one factor instead of the product is off by thousands of
+        # times as much.
         _, other, _ = measure(FAMILY, student, teacher, MIXED["Eq. 5, last factors"], alpha)
         assert (other - exact).abs().max() > 1e-3 * exact.norm(), seed
 

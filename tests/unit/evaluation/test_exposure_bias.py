@@ -1,4 +1,7 @@
-"""ExAccErr: exact on Markov models by enumeration, close by sampling; nothing depends on padding; equal models have none."""
+"""ExAccErr: exact on Markov models by enumeration, close by sampling.
+
+Nothing depends on padding, and equal models have none.
+"""
 
 import json
 from itertools import product
@@ -111,7 +114,10 @@ def test_enumeration_equals_the_recursion(pair):
 
 
 def test_zero_adds_up_to_the_divergence_of_whole_responses(pair):
-    """On the teacher's prefixes the chain rule holds: l eps(l) at the horizon is KL of the distributions of responses."""
+    """On the teacher's prefixes the chain rule holds.
+
+    At the horizon, l eps(l) is KL of the distributions of responses.
+    """
     student, teacher = pair
     found = enumerated(teacher, student, teacher)
     base = mean_kl(found, np.ones(2), finished="zero", semantics="paper").sum()
@@ -177,7 +183,10 @@ def test_a_student_that_is_its_teacher_has_no_error(pair):
 
 
 def test_released_semantics_by_hand():
-    """Two prompts, two responses each: means of a prompt first, the first position left out, 0 where nothing is left (D23)."""
+    """Two prompts, two responses each (D23).
+
+    Means of a prompt come first, the first position is left out, and it is 0 where nothing is left.
+    """
     student = totals([[[9, 1, 2], [9, 3]], [[9, 4], [9]]], 3)
     teacher = totals([[[9, 1, 1], [9, 1, 1]], [[9, 2, 2], [9, 2, 2]]], 3)
     found = curve(student, teacher, np.ones(2), finished="alive", semantics="released")
@@ -199,7 +208,10 @@ def test_alive_and_zero_by_hand():
 
 
 def test_draws_of_two_students_are_of_the_same_prompts():
-    """The second student's KL is the first's and the teacher's together, so that its error is 100 points above it in every draw."""
+    """The second student's KL is the first's and the teacher's together.
+
+    So its error is 100 points above the first's in every draw.
+    """
     rng = np.random.default_rng(4)
     kl_of = {name: rng.gamma(2.0, 1.0, (30, 1, 5)) for name in ("first", "teacher")}
     kl_of["second"] = kl_of["first"] + kl_of["teacher"]
@@ -273,8 +285,16 @@ def made(tmp_path_factory):
     end = tokenizer.eos_token_id
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
-        shape = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=len(tokenizer) + 3, initializer_range=0.4,
-                           bos_token_id=end, eos_token_id=end)  # fmt: skip
+        shape = GPT2Config(
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=64,
+            vocab_size=len(tokenizer) + 3,
+            initializer_range=0.4,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
         (folder / name).mkdir()
         save_model(GPT2LMHeadModel(shape), tokenizer, folder / name)
         provenance.write(folder / name, {}, {}, {})

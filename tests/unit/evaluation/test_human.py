@@ -251,7 +251,8 @@ function open() {
   document.getElementById("data").textContent = scripts[0];
   const localStorage = { getItem: (k) => kept[k] ?? null, setItem: (k, v) => { kept[k] = v; } };
   const Blob = class { constructor(parts) { blobs.push(parts.join("")); } };
-  vm.runInNewContext(scripts[1], { document, localStorage, Blob, URL: { createObjectURL: () => "blob:" }, console });
+  vm.runInNewContext(scripts[1], { document, localStorage, Blob,\
+ URL: { createObjectURL: () => "blob:" }, console });
   const press = (key) => listeners.keydown({ key, target: null, preventDefault() {} });
   return { elements, press };
 }
@@ -264,7 +265,8 @@ const unnamed = blobs.length;
 const again = elements.progress.textContent;
 for (let i = 3; i < 20; i++) elements["choose-right"].handlers.click();
 elements.annotator.value = "Anna B."; elements.save.handlers.click();
-console.log(JSON.stringify({ first, left, again, unnamed, note: elements.note.textContent, file: JSON.parse(blobs[0]) }));
+console.log(JSON.stringify({ first, left, again, unnamed,\
+ note: elements.note.textContent, file: JSON.parse(blobs[0]) }));
 """
 
 

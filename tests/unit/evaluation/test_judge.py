@@ -1,4 +1,7 @@
-"""The judge: scores read from replies, the ratio by hand, and an endpoint that misbehaves in every way; no verdict is paid for twice."""
+"""The judge: scores read from replies, the ratio by hand, and an endpoint that misbehaves in every way.
+
+No verdict is paid for twice.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
 
 # --- an endpoint
 class Server(ThreadingHTTPServer):
-    """Answers with what `script` says for the n-th request ("ok" after its end) and remembers what it was asked."""
+    """Answers the n-th request with what `script` says ("ok" after its end) and remembers the requests."""
 
     daemon_threads = True
 
@@ -315,7 +318,8 @@ def test_a_run_all_of_whose_verdicts_are_unreadable_fails(server: Server, tmp_pa
         ("401", r"http://.*: status 401: the key in \$JUDGE_KEY was refused; check it"),
         (
             "404",
-            r"http://.*: status 404 for the model 'm': .*no: Bearer \*\*\*.*; check judge.model and judge.base_url",
+            r"http://.*: status 404 for the model 'm': .*no: Bearer \*\*\*.*; "
+            r"check judge.model and judge.base_url",
         ),
         ("echo", r"http://.*: status 400 for the model 'm': .*Bearer \*\*\*.*"),
     ],
@@ -383,7 +387,10 @@ def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
 
 
 def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:
-    """A random model's replies hold no scores: what counts is that they are asked for, kept, and do not depend on the batch."""
+    """A random model's replies hold no scores.
+
+    What counts is that they are asked for, kept, and do not depend on the batch.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from minillm.data.tokenizers import train_tokenizer

@@ -1,4 +1,4 @@
-"""Lengths, diversity and the loss on references: each against numbers worked out by hand or computed directly."""
+"""Lengths, diversity and the loss on references, against numbers worked out by hand or computed directly."""
 
 import json
 from types import SimpleNamespace
@@ -133,7 +133,8 @@ def test_diversity_by_hand(tmp_path):
         diversity.run_stage(DiversitySettings("diversity", 2, unit), generations=path, out=out)
         found = json.loads(out.read_text())
         ten, twenty = found["per_seed"]["10"], found["per_seed"]["20"]
-        # Seed 10: a | a b | a b c | d gives ab, ab, bc.  Seed 20: a b | c | a b c | a b c d gives ab, ab, bc, ab, bc, cd.
+        # Seed 10: a | a b | a b c | d gives ab, ab, bc.
+        # Seed 20: a b | c | a b c | a b c d gives ab, ab, bc, ab, bc, cd.
         assert (ten["distinct"], ten["total"], ten["dist"]) == (2, 3, pytest.approx(200 / 3))
         assert (twenty["distinct"], twenty["total"], twenty["dist"]) == (3, 6, pytest.approx(50))
         assert found["mean"] == pytest.approx((200 / 3 + 50) / 2)
@@ -200,7 +201,10 @@ def test_means_and_errors_by_hand():
 
 
 def test_what_is_a_target():
-    """Training's tokens with their EOS; as released a BOS in front is a target, the EOS and its like are not (D21)."""
+    """Training's tokens with their EOS.
+
+    As released, a BOS in front is a target, the EOS and its like are not (D21).
+    """
 
     class Letters(SimpleNamespace):
         def encode(self, text, add_special_tokens=True):

@@ -63,7 +63,8 @@ def test_nothing_to_pool() -> None:
 
 
 def test_components_by_hand() -> None:
-    # within: (0.5 + 0.5) / 2 = 0.5; means 1.5 and 5.5, MSB = 2 * 4 + 2 * 4 = 16 over 1; between (16 - 0.5) / 2
+    # within: (0.5 + 0.5) / 2 = 0.5; means 1.5 and 5.5, MSB = 2 * 4 + 2 * 4 = 16 over 1;
+    # between: (16 - 0.5) / 2
     found = components({1: {10: 1.0, 20: 2.0}, 2: {10: 5.0, 20: 6.0}})
     assert (found.within, found.between) == (pytest.approx(0.5), pytest.approx(7.75))
     alike = components({1: {10: 0.0, 20: 4.0}, 2: {10: 4.0, 20: 0.0}})
@@ -144,7 +145,10 @@ def test_the_interval_covers_what_another_training_would_give() -> None:
 
 
 def test_error_of_a_ratio() -> None:
-    """Of one set by the delta method: the deviation of (ours - ratio * theirs) over the mean of theirs and the root of n."""
+    """Of one set by the delta method.
+
+    The deviation of (ours - ratio * theirs) over the mean of theirs and the root of n.
+    """
     rng = np.random.default_rng(9)
     theirs = rng.normal(30, 6, 400)
     ours = 0.5 * theirs + rng.normal(0, 1, 400)

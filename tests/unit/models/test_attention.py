@@ -13,7 +13,10 @@ from minillm.training.rollout_losses import micro_batches
 
 
 def updated(folder, name, family):
-    """(change of the weights by one update on samples of different lengths, the implementations that its forward passes used)."""
+    """(change of the weights by one update, the implementations that its forward passes used).
+
+    The samples are of different lengths.
+    """
     engine, teacher, chosen = engine_of(folder, family, Launch(micro_batch=2 * COUNT, attention=name))
     used: list[str] = []
     for model in (engine.model, teacher):

@@ -41,7 +41,10 @@ def compiled_tiles(monkeypatch) -> list[int]:
 
 
 def same_but_for_rounding(compiled, plain):
-    """Of each gradient a hundred thousandth of its largest number: float32 knows 6e-8 of it, and a processor's products some ten times that."""
+    """Of each gradient, to a hundred thousandth of its largest number.
+
+    float32 knows 6e-8 of it, and a processor's products some ten times that.
+    """
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(

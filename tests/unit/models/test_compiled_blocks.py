@@ -1,4 +1,4 @@
-"""launch.compile: an update with compiled decoder blocks is the update, and nothing else runs through them."""
+"""launch.compile: an update with compiled decoder blocks is the update; nothing else runs through them."""
 
 import pytest
 import torch

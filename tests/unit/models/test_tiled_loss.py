@@ -1,4 +1,7 @@
-"""Tiles of tokens against whole logits: values and gradients of every objective, tied, untied, biased and capped output matrices."""
+"""Tiles of tokens against whole logits: values and gradients of every objective.
+
+Output matrices are tied, untied, biased and capped.
+"""
 
 import dataclasses
 from functools import partial
@@ -116,7 +119,9 @@ def test_every_divergence_exactly(name, head):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_float32_is_no_worse_than_whole_logits(name):
-    """Errors of gradients against float64 on the same numbers, 20 draws: the largest at most twice the untiled path's, all together alike.
+    """Errors of gradients against float64 on the same numbers, over 20 draws.
+
+    The largest is at most twice the untiled path's, all together are alike.
 
     (The largest of one draw, of some 100 numbers, is twice as large in one order of summation as in another.)
     """
@@ -282,7 +287,10 @@ def test_temperature_divides_the_logits_of_both(preset):
 # --- the teacher's hidden states, kept from the sampling
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_kept_hidden_states_give_the_same_loss(preset):
-    """Those recorded while sampling, and those of one pass over responses that were not sampled, against passes of their own."""
+    """Those recorded while sampling, and those of one pass over responses that were not sampled.
+
+    Both are compared with passes of their own.
+    """
     chosen = settings(preset)
     student, teacher = pair()
     made, work = rollouts(student, teacher, chosen), task(teacher, chosen)
@@ -303,9 +311,18 @@ def kept_of(student, teacher, chosen):
     from minillm.sampling.sample import Mixture, sample
 
     found = sample(
-        student, PROMPTS, Prompts.ids, Sampling(max_tokens=chosen.max_tokens), seed=1, step=2, eos=EOS, pad=EOS,
-        vocabulary=VOCABULARY, mixture=Mixture(teacher, chosen.alpha), record=True,
-    )  # fmt: skip
+        student,
+        PROMPTS,
+        Prompts.ids,
+        Sampling(max_tokens=chosen.max_tokens),
+        seed=1,
+        step=2,
+        eos=EOS,
+        pad=EOS,
+        vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, chosen.alpha),
+        record=True,
+    )
     entries = [
         rollouts_module.Entry(i, r.tokens, r.finished, r.record if i % 2 == 0 else None)
         for i, r in enumerate(found)
@@ -330,7 +347,10 @@ def test_a_gradient_kept_in_float32_is_scaled_as_a_whole(monkeypatch, rows):
 
 @pytest.mark.parametrize(("tile", "block"), [(10**9, 10**9), (47 * 3, 47 * 9), (47, 47)])
 def test_half_precision_in_blocks(monkeypatch, tile, block):
-    """In bf16 the gradient of the matrix is added up in float32, some rows at a time: as near to float64 as from one block."""
+    """In bf16 the gradient of the matrix is added up in float32, some rows at a time.
+
+    It is as near to float64 as from one block.
+    """
     hidden, weight, teacher = (
         torch.randn(*size, generator=torch.Generator().manual_seed(5))
         for size in ((64, 16), (53, 16), (64, 47))

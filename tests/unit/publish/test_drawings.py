@@ -22,7 +22,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_human_intervals_are_drawn_where_they_are(run: Path) -> None:
-    """27, 13 and 10 of 50: wins 54% (Wilson 40.4 to 67.0), losses 20% (11.2 to 33.0), which end at the right."""
+    """27, 13 and 10 of 50.
+
+    Wins are 54% (Wilson 40.4 to 67.0), losses 20% (11.2 to 33.0), which end at the right.
+    """
     axes = drawn("figure4", run).axes[0]
     assert {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches} == {
         (0, 54),
@@ -38,7 +41,10 @@ def test_human_intervals_are_drawn_where_they_are(run: Path) -> None:
 
 
 def test_exposure_bias_is_compared_on_the_same_prompts(run: Path, tmp_path: Path) -> None:
-    """MiniLLM (strength 4) and SFT (0) at l = 50, the longest that is kept and that enough responses reach: 50/8 - 50/4 = -6.25."""
+    """MiniLLM (strength 4) and SFT (0) at l = 50: 50/8 - 50/4 = -6.25.
+
+    It is the longest length that is kept and that enough responses reach.
+    """
     caption = published_item("figure6", run, tmp_path)["caption"]
     assert "GPT-2 120M on DollyEval, l = 50: MiniLLM minus SFT w/o KD -6.2 (-6.2 to -6.2), SeqKD" in caption
     axes = drawn("figure6", run).axes[0]
@@ -96,7 +102,7 @@ def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
 
 
 def test_lengths_are_compared_on_the_same_prompts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods differ alike at every prompt, so that their difference is certain, however much the prompts differ."""
+    """Methods differ alike at every prompt: their difference is certain, however much the prompts differ."""
     assert not [
         bar for bar in drawn("figure7", run).axes[0].containers if isinstance(bar, ErrorbarContainer)
     ], "too few prompts"

@@ -91,8 +91,8 @@ def test_markdown(metrics: Path, tmp_path: Path) -> None:
     assert r"| Scratch\_A 1M | MiniLLM | **24.5 ± 0.5** | **24.5 ± 0.5** |" in text
     assert "± standard error over 2 sampling seeds, 1 training seed." in text
     assert (
-        r"temperature 1, top-p 1 (off), top-k 0 (off), no\_repeat\_ngram 6, at most 256 new tokens; sampling seeds 10, 20."
-        in text
+        r"temperature 1, top-p 1 (off), top-k 0 (off), no\_repeat\_ngram 6, at most 256 new tokens; "
+        r"sampling seeds 10, 20." in text
     )
 
 
@@ -257,7 +257,8 @@ def test_figure_refuses(metrics: Path, tmp_path: Path) -> None:
 
 def test_publish_and_scores_import_no_torch() -> None:
     code = (
-        "import sys, minillm.publish.tables.main, minillm.publish.figures.main, minillm.evaluation.rouge, minillm.training.selection\n"
+        "import sys, minillm.publish.tables.main, minillm.publish.figures.main, "
+        "minillm.evaluation.rouge, minillm.training.selection\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     assert (
@@ -290,7 +291,10 @@ def papers_models(**changed: object) -> TableSettings:
 
 
 def test_published_numbers_stand_beside_measured_ones(metrics: Path, tmp_path: Path) -> None:
-    """A set that the paper has, under its name; "hard" is none of the paper's, and SeqKD was not evaluated on it."""
+    """A set that the paper has, under its name.
+
+    "hard" is none of the paper's, and SeqKD was not evaluated on it.
+    """
     for path in sorted(metrics.rglob("easy.json")):
         value = json.loads(path.read_text())
         path.with_name("dolly.json").write_text(json.dumps({**value, "dataset": "dolly"}))
@@ -330,8 +334,8 @@ def test_the_judges_columns_hold_a_real_judges_scores_alone(metrics: Path, tmp_p
         text = (tmp_path / "main.md").read_text()
         shown = not stand_in and judge
         assert (
-            f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 | Hard<br>n = 100 |"
-            in text
+            f"| Easy & plain, judge<br>n = {9 if shown else '–'} | Easy & plain<br>n = 150 "
+            "| Hard<br>n = 100 |" in text
         )
         assert f"| MiniLLM | {'44.4 ± 1.5' if shown else '–'} | **24.5 ± 0.5** |" in text
         assert ("± in these columns: over prompts (bootstrap)" in text) == bool(shown)

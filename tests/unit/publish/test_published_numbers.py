@@ -1,4 +1,4 @@
-"""The published numbers beside the measured ones, and the intervals that they are compared by."""
+"""The published numbers next to the measured ones, and the intervals that they are compared by."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_no_published_number_in_other_tables(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_verified() -> None:
-    """Table 1 has a source for all but 114 of its numbers, Table 6 for four, the other tables for every one."""
+    """All but 114 numbers of Table 1 have a source, four of Table 6, and every one of the other tables."""
     rows = published(PAPER)
     unverified = Counter(row["table"] for row in rows if row["verified"] == "no")
     assert unverified == {"1": 114, "6": 99} and Counter(row["table"] for row in rows)["1"] == 248
@@ -117,8 +117,8 @@ LLAMA = {"xl": ("LLaMA", "13B"), "base": ("LLaMA", "7B")}
 
 def llama_run(folder: Path, **changed: object) -> tuple[Path, dict]:
     """A run of the paper's Tables 2 and 3: LLaMA, and the keys of its configuration."""
-    models = {name: {**yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["models"]["big"], "family": family, "size": size}
-              for name, (family, size) in LLAMA.items()}  # fmt: skip
+    big = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["models"]["big"]
+    models = {name: {**big, "family": family, "size": size} for name, (family, size) in LLAMA.items()}
     keys = {"small": True, "models": models, "diversity": {"tests": ["dolly", "sni"]}, **changed}
     return make(folder, config(**keys)), keys
 
@@ -224,7 +224,10 @@ SEVERAL = {
 
 
 def test_several_training_seeds_are_in_every_item(tmp_path: Path) -> None:
-    """Three trainings of the main table's models, one of the sweeps': all are found, and the interval of a mean is one over trainings too."""
+    """Three trainings of the main table's models, one of the sweeps'.
+
+    All are found, and the interval of a mean is one over trainings too.
+    """
     run = make(tmp_path / "run", config(**SEVERAL))
     assert (
         not (run / "models/base/minillm/large/seed20").exists()

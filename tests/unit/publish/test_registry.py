@@ -91,7 +91,8 @@ def test_calibration_as_the_stage_writes_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_diversity_and_ngrams(run: Path, tmp_path: Path) -> None:
-    # Of the two sampling seeds: 91 and 92 percent, 1 and 2 percent, 20 and 40 tokens of which a reference has 20.
+    # Of the two sampling seeds: 91 and 92 percent, 1 and 2 percent, 20 and 40 tokens of which a reference
+    # has 20.
     found = text("table3", run, tmp_path)
     cells = "| 91.5 ± 0.5 | 3.50 ± 0.10 | 1.5 ± 0.5 | 1.50 ± 0.50 "
     assert (
@@ -139,7 +140,10 @@ def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tm
 
 
 def test_samples_are_of_the_main_tables_pairs(run: Path, tmp_path: Path) -> None:
-    """An ablation that is trained for a sweep alone is shown; other variants, and the sweeps' other teachers, are not."""
+    """An ablation that is trained for a sweep alone is shown.
+
+    Other variants, and the sweeps' other teachers, are not.
+    """
     main = {"pairs": [{"teacher": "xl", "students": ["base"]}], "methods": ["sft", "minillm"]}
     sweeps = [{"teacher": "large", "students": ["base"], "methods": ["seqkd", "minillm", "no-mixing"]}]
     sweeps += [{"teacher": "xl", "students": ["base"], "methods": ["no-mixing", "no-pt"]}]
@@ -184,8 +188,9 @@ def test_samples(run: Path, tmp_path: Path) -> None:
 
 def test_costs(run: Path, tmp_path: Path) -> None:
     found = text("cost", run, tmp_path)
-    # Benchmarks: 2 h, 3 CPU hours, 2 GB each; an hour on two GPUs. Needed besides: two base models and the teacher, and SFT for MiniLLM, the
-    # teacher's answers for SeqKD. Tokens: two collections of 1600; 32 updates of 32 answers of 50 (SFT), of 30 (SeqKD).
+    # Benchmarks: 2 h, 3 CPU hours, 2 GB each; an hour on two GPUs. Also needed: two base models and the
+    # teacher, SFT for MiniLLM, and the teacher's answers for SeqKD. Tokens: two collections of 1600; 32
+    # updates of 32 answers of 50 (SFT), of 30 (SeqKD).
     for line in (
         "MiniLLM | 2 | 10 | 3 | 2 | 2 | 32 | 0.0032",
         "SeqKD | 2 | 10 | 3 | 2 | 2 | 32 | 0.0307",
@@ -207,7 +212,10 @@ def test_costs(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_error_of_a_mean_score_is_over_training_seeds(tmp_path: Path) -> None:
-    """Two sets whose scores move together from training to training: as independent they would have an error of 0.71 of this one."""
+    """Two sets whose scores move together from training to training.
+
+    As independent sets they would have an error of 0.71 of this one.
+    """
     changed = {"small": True, "training_seeds": [10, 20]}
     run = make(tmp_path / "run", config(**changed))
     for seed, mean in ((10, 20.0), (20, 22.0)):
@@ -271,8 +279,8 @@ def test_index(run: Path, tmp_path: Path) -> None:
     found = (out / "index.md").read_text()
     assert "| [report](report.html) | Snakemake's report of the run: all of this in one file |" in found
     assert (
-        "| [page small/minillm/big/seed10/dolly](human/small/minillm/big/seed10/dolly.html) | Blind pairs for annotators |"
-        in found
+        "| [page small/minillm/big/seed10/dolly](human/small/minillm/big/seed10/dolly.html) "
+        "| Blind pairs for annotators |" in found
     )
     assert "# Results of the run r\n" in found
     line = "| [table3](tables/table3.md) | Table 3: diversity of the responses and loss on the references | "

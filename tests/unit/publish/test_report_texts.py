@@ -22,7 +22,8 @@ def test_the_main_table_is_a_table(tmp_path: Path) -> None:
     assert main_table(tmp_path) == ""
     (tmp_path / "tables/main.md").write_text(
         "**Teacher: A\\_b 1M**\n\n| Model | Method | Dolly, easy<br>n = 9 |\n|:--|:--|--:|\n"
-        '| A\\_b 1M | w/o \\|x\\| | **1.0 ± 0.1 \\[2.0?: -1.0]** |\n\nNotes, "quoted".  \nSampling: no\\_repeat.\n'
+        "| A\\_b 1M | w/o \\|x\\| | **1.0 ± 0.1 \\[2.0?: -1.0]** |\n\n"
+        'Notes, "quoted".  \nSampling: no\\_repeat.\n'
     )
     found = html(main_table(tmp_path))
     assert "<th" in found and "Dolly, easy n = 9" in found and found.count("<tr>") == 2
@@ -76,7 +77,10 @@ def put(path: Path, text: object) -> None:
 
 
 def test_what_an_item_came_from(tmp_path: Path) -> None:
-    """Generations by way of their metrics, how they were sampled, and the jobs' times; files that are not there add nothing."""
+    """Generations by way of their metrics, how they were sampled, and the jobs' times.
+
+    Files that are not there add nothing.
+    """
     run, how = tmp_path / "results/r", {"top_k": 0, "max_tokens": 8}
     answers = [f"generations/m/{weights}/t.jsonl" for weights in ("teacher", "base")]
     metrics = [path.replace("generations", "metrics/rouge").replace("jsonl", "json") for path in answers]

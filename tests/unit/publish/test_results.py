@@ -176,7 +176,7 @@ def test_only_declared_files_are_in_the_frame(tmp_path: Path) -> None:
 
 
 def test_what_is_declared() -> None:
-    """Teachers and sweeps have the first training seed only; some kinds are measured of the main table only."""
+    """Teachers and sweeps have the first training seed only; some kinds are of the main table only."""
     several = config(**SEVERAL)
     table = TableSettings.of(several, sweeps=True)
     kinds = ("rouge", "exposure_bias", "lengths", "human")

@@ -36,8 +36,8 @@ def test_several_training_seeds(metrics: Path, tmp_path: Path) -> None:
     assert "| SFT w/o KD | 22.5 ± 1.0 | 21.5 ± 0.5† |" in text  # the second cell lacks a training seed
     assert "over 2 training seeds, 2 sampling seeds each (SFT w/o KD)." in text
     assert (
-        "†: over fewer training seeds than the 2 of this table, not comparable with the other cells; main.csv "
-        in text
+        "†: over fewer training seeds than the 2 of this table, "
+        "not comparable with the other cells; main.csv " in text
     )
     assert "Training seeds 10, 11; teachers only 10." in text
     assert r"21.5 $\pm$ 0.5$^\dagger$" in (tmp_path / "out/main.tex").read_text()
@@ -79,7 +79,10 @@ def test_a_single_run_has_the_error_over_its_prompts(metrics: Path, tmp_path: Pa
 
 
 def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_path: Path) -> None:
-    """On "hard" MiniLLM leads by 0.1 with a spread of 5 between prompts; on "easy" every prompt is better by 1."""
+    """Where MiniLLM leads.
+
+    On "hard" by 0.1 with a spread of 5 between prompts; on "easy" every prompt is better by 1.
+    """
     rng = random.Random(4)
     for method, mean in (("sft", 21.0), ("kd/big", 21.1), ("minillm/big", 21.2)):
         scores = {str(seed): [mean + rng.gauss(0, 5) for _ in range(100)] for seed in (10, 20)}
@@ -101,7 +104,10 @@ def test_bold_where_a_lead_is_significant_and_nowhere_else(metrics: Path, tmp_pa
 
 
 def test_a_lead_of_one_training_alone_is_not_bold(metrics: Path, tmp_path: Path) -> None:
-    """MiniLLM leads by 1 at every prompt, but its three trainings are 12 apart: over prompts alone that would be certain."""
+    """MiniLLM leads by 1 at every prompt, but its three trainings are 12 apart.
+
+    Over prompts alone the lead would be certain.
+    """
     settings = dataclasses.replace(
         SETTINGS, training_seeds=(10, 11, 12), methods=("sft", "minillm"), tests=("easy",)
     )
@@ -142,5 +148,6 @@ def test_interval_and_components_of_a_cell(metrics: Path, tmp_path: Path) -> Non
     cell = read_csv(tmp_path / "main.csv")[1]
     # within: 4 * 0.25 / 2; between: (2 * 8 - 0.5) / 2
     assert cell.within_variance == pytest.approx(0.5) and cell.between_variance == pytest.approx(7.75)
-    # two trainings 4 apart: 23 ± t * 2, t of hardly more than one degree of freedom (12.7), as prompts add little
+    # two trainings 4 apart: 23 ± t * 2, t of hardly more than one degree of freedom (12.7), as prompts add
+    # little
     assert (cell.low, cell.high) == (pytest.approx(23 - 25.0, abs=0.4), pytest.approx(23 + 25.0, abs=0.4))

@@ -1,4 +1,7 @@
-"""Activation checkpointing: each layer runs twice in a step of training, the gradient stays, and no dropout comes with it."""
+"""Activation checkpointing: each layer runs twice in a step of training, and the gradient stays.
+
+No dropout comes with it.
+"""
 
 import dataclasses
 
@@ -15,7 +18,10 @@ from minillm.training.rollout_losses import micro_batches
 
 
 def updated(tmp_path, checkpointing, family="llama"):
-    """(forward calls of the first layer in one update, weights after it) of the on-policy stage, which trains without dropout."""
+    """(forward calls of the first layer in one update, weights after it) of the on-policy stage.
+
+    That stage trains without dropout.
+    """
     chosen = settings("released", warmup=0, lr=1e-2)
     student, teacher = pair(family)
     student, teacher = student.float(), teacher.float()

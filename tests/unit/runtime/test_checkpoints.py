@@ -1,4 +1,7 @@
-"""Checkpoints that are there and cannot be read, what killed runs leave, and the models that a run which went back still chooses from."""
+"""Checkpoints that are there and cannot be read, and what killed runs leave.
+
+Also the models that a run which went back still chooses from.
+"""
 
 import errno
 import types
@@ -31,7 +34,8 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
         patched.setattr(checkpoints, "sha256", fails)
         with pytest.raises(
             UserError,
-            match="step-0000003: cannot be read now, and nothing was removed; .*: rank 0: .*Stale file handle",
+            match="step-0000003: cannot be read now, and nothing was removed; "
+            ".*: rank 0: .*Stale file handle",
         ):
             checkpoints.newest(tmp_path, WORLD, print)
     assert checkpoints.newest(tmp_path, WORLD, print).step == 3
@@ -80,7 +84,10 @@ def evaluated(candidates, history, step, rouge, weights):
 
 
 def test_a_run_that_goes_back_still_has_the_model_that_it_then_chooses(candidates, tmp_path):
-    """Step 6 was best, its checkpoint is lost, and the second time it is not: the weights of step 3 are those that the evidence names."""
+    """Step 6 was best, its checkpoint is lost, and the second time it is not.
+
+    The weights of step 3 are those that the evidence names.
+    """
     history = []
     evaluated(candidates, history, 3, 0.5, "three")
     save(tmp_path, 3)

@@ -1,4 +1,7 @@
-"""fp16: the loss scale falls until nothing overflows, steps until then are left out and counted, and a resumed run has the same scale."""
+"""fp16: the loss scale falls until nothing overflows.
+
+Steps until then are left out and counted, and a resumed run has the same scale.
+"""
 
 import json
 import subprocess

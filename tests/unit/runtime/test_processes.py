@@ -22,10 +22,14 @@ def test_a_rank_is_silent_after_its_patience_and_the_thread_can_be_stopped():
 
 
 def test_the_thread_is_stopped_before_the_interpreter_ends():
-    """A process whose thread is about to call torch every few milliseconds ends well, and says so after the thread."""
+    """A process whose thread is about to call torch every few milliseconds ends well.
+
+    It says so after the thread.
+    """
     code = (
         "import atexit\nimport torch.distributed as dist\nfrom minillm.runtime.processes import Watch\n"
-        "atexit.register(lambda: print(watch._thread.is_alive()))\nwatch = Watch(0, 1, 0.004, dist.HashStore())\n"
+        "atexit.register(lambda: print(watch._thread.is_alive()))\n"
+        "watch = Watch(0, 1, 0.004, dist.HashStore())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "False")
@@ -35,7 +39,8 @@ def test_the_thread_is_stopped_before_the_interpreter_ends():
 def test_leaving_runs_what_is_to_run_at_exit_and_keeps_the_status(status):
     """A thread of torch's kind, that would come back to an interpreter that is gone, is not waited for."""
     code = (
-        "import atexit, threading, time\nfrom minillm.runtime.processes import leave\natexit.register(lambda: print('at exit'))\n"
+        "import atexit, threading, time\nfrom minillm.runtime.processes import leave\n"
+        "atexit.register(lambda: print('at exit'))\n"
         f"threading.Thread(target=time.sleep, args=(60,)).start()\nprint('done')\nleave({status})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
@@ -52,7 +57,10 @@ def test_the_command_line_as_one_of_several_processes(arguments, status):
 
 
 def test_freed_memory_is_kept_and_used_again():
-    """96 MB where 128 MB were freed come without a page of the system's; before, each of their 24,576 pages was one."""
+    """96 MB where 128 MB were freed come without a page of the system's.
+
+    Before, each of their 24,576 pages was one.
+    """
     code = (
         "import resource, torch\nfrom minillm.runtime.processes import keep_freed_memory\n"
         "def faults(size):\n"

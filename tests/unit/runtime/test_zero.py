@@ -1,5 +1,8 @@
-"""ZeRO 1 to 3 on one and two processes, with an optimizer on the CPU's side, with a teacher that is spread over the processes: losses of a
-loop without DeepSpeed, exact resuming, another number of processes."""
+"""ZeRO 1 to 3 on one and two processes.
+
+With an optimizer on the CPU's side, and with a teacher that is spread over the processes: losses of a loop
+without DeepSpeed, exact resuming, another number of processes.
+"""
 
 import itertools
 import subprocess
@@ -34,7 +37,10 @@ every = pytest.mark.parametrize(("kind", "name"), CASES)
 
 
 def same_losses(found, expected):
-    """Within 1e-5, and 1e-6 of a loss above one: MiniLLM's are near 40 here, where float32 itself rounds to 4e-6."""
+    """Within 1e-5, and 1e-6 of a loss above one.
+
+    MiniLLM's are near 40 here, where float32 itself rounds to 4e-6.
+    """
     assert_close(
         torch.tensor(found, dtype=torch.float64),
         torch.tensor(expected, dtype=torch.float64),

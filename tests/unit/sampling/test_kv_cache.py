@@ -1,4 +1,4 @@
-"""Prompts that are read in groups of similar length: the hidden states, then and later, are those of one pass."""
+"""Prompts that are read in groups of similar length: hidden states, then and later, are those of one pass."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ NEXT = torch.tensor([[3], [4], [5], [6], [7]])
 
 
 def states(model, budget, keep):
-    """Hidden states of the prompts and of two positions after them, the second of them for the rows `keep`."""
+    """Hidden states of the prompts and of two positions after them, the second for the rows `keep`."""
     lengths, width = [len(p) for p in PROMPTS], max(map(len, PROMPTS))
     tokens, attention = _left_padded(PROMPTS, width + 2, 0)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
@@ -45,9 +45,18 @@ def test_groups_are_one_pass(kind, budget):
 def test_responses_stay(kind, monkeypatch):
     def responses():
         return sample(
-            make(kind, 1), PROMPTS, range(5), Sampling(max_tokens=12), seed=1, step=2, eos=0, pad=0, vocabulary=11,
-            mixture=Mixture(make(kind, 2), 0.3), record=True,
-        )  # fmt: skip
+            make(kind, 1),
+            PROMPTS,
+            range(5),
+            Sampling(max_tokens=12),
+            seed=1,
+            step=2,
+            eos=0,
+            pad=0,
+            vocabulary=11,
+            mixture=Mixture(make(kind, 2), 0.3),
+            record=True,
+        )
 
     whole = responses()
     monkeypatch.setattr(batching, "CPU_POSITIONS", 6)

@@ -1,4 +1,7 @@
-"""Sampling: what is recorded is what re-scoring gives, frequencies follow Eq. 4, and rows do not depend on their company."""
+"""Sampling: what is recorded is what re-scoring gives, and frequencies follow Eq. 4.
+
+Rows do not depend on their company.
+"""
 
 import numpy as np
 import pytest
@@ -79,14 +82,23 @@ def test_responses_end_with_their_first_eos_and_nothing_beyond_the_vocabulary_is
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize(("alpha", "fits"), [(0.2, True), (0.3, False)])
 def test_frequencies_follow_the_mixture(alpha, fits, kind):
-    """First tokens of many rows against alpha p + (1 - alpha) q with alpha = 0.2: sampling with 0.3 is told apart."""
+    """First tokens of many rows against alpha p + (1 - alpha) q with alpha = 0.2: 0.3 is told apart."""
     student, teacher = make(kind, 1), make(kind, 2)
     prompt = PROMPTS[0]
     count = 20_000
     found = sample(
-        student, [prompt] * count, range(count), Sampling(max_tokens=1), seed=5, step=0, eos=EOS, pad=0, vocabulary=VOCABULARY,
-        mixture=Mixture(teacher, alpha), batch=250,
-    )  # fmt: skip
+        student,
+        [prompt] * count,
+        range(count),
+        Sampling(max_tokens=1),
+        seed=5,
+        step=0,
+        eos=EOS,
+        pad=0,
+        vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, alpha),
+        batch=250,
+    )
     with torch.no_grad():
         q, p = (
             m(torch.from_numpy(prompt[None].astype(np.int64))).logits[0, -1, :VOCABULARY].double().softmax(-1)
@@ -165,9 +177,18 @@ def test_temperature_is_that_of_both_models():
     """Recorded values are those of logits divided by the temperature."""
     student, teacher = make("llama", 1), make("llama", 2)
     found = sample(
-        student, PROMPTS, ROWS, Sampling(max_tokens=12, temperature=0.7), seed=1, step=2, eos=EOS, pad=0, vocabulary=VOCABULARY,
-        mixture=Mixture(teacher, 0.3), record=True,
-    )  # fmt: skip
+        student,
+        PROMPTS,
+        ROWS,
+        Sampling(max_tokens=12, temperature=0.7),
+        seed=1,
+        step=2,
+        eos=EOS,
+        pad=0,
+        vocabulary=VOCABULARY,
+        mixture=Mixture(teacher, 0.3),
+        record=True,
+    )
     batch = collate([(p, r.tokens) for p, r in zip(PROMPTS, found, strict=True)], 0)
     with torch.no_grad():
         q, p = (
@@ -183,9 +204,17 @@ def test_temperature_is_that_of_both_models():
 def test_top_p_keeps_the_smallest_set_of_that_probability():
     model, prompt, count = make("llama", 1), PROMPTS[0], 5000
     found = sample(
-        model, [prompt] * count, range(count), Sampling(max_tokens=1, top_p=0.6), seed=5, step=0, eos=EOS, pad=0,
-        vocabulary=VOCABULARY, batch=250,
-    )  # fmt: skip
+        model,
+        [prompt] * count,
+        range(count),
+        Sampling(max_tokens=1, top_p=0.6),
+        seed=5,
+        step=0,
+        eos=EOS,
+        pad=0,
+        vocabulary=VOCABULARY,
+        batch=250,
+    )
     with torch.no_grad():
         p = (
             model(torch.from_numpy(prompt[None].astype(np.int64)))

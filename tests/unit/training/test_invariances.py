@@ -1,4 +1,7 @@
-"""What must not change the loss or its gradient: padding, splits, shifts of the logits, padded vocabularies, order.  In every preset."""
+"""What must not change the loss or its gradient, in every preset.
+
+Padding, splits, shifts of the logits, padded vocabularies, order.
+"""
 
 import dataclasses
 import subprocess
@@ -78,7 +81,11 @@ def test_amount_and_side_of_padding(monkeypatch, preset, family, left, right):
     ids=("half", "three", "one by one", "tokens"),
 )
 def test_micro_batches(preset, launch):
-    """Half of samples and plain text, a number that does not divide them, single rows, as many as a budget of tokens allows."""
+    """Several sizes of the micro-batches.
+
+    Half of samples and plain text, a number that does not divide them, single rows, as many as a budget of
+    tokens allows.
+    """
     student, made, work = build(preset)
     assert_same(gradient(student, made, work), gradient(student, made, work, launch))
 
@@ -101,7 +108,10 @@ def test_shift_of_the_logits(monkeypatch, preset):
 
 @presets
 def test_padded_vocabulary(preset):
-    """More rows in the output matrix, as Qwen's large models have them, change nothing: neither samples nor loss nor gradient."""
+    """More rows in the output matrix, as Qwen's large models have them, change nothing.
+
+    Neither samples nor loss nor gradient.
+    """
     chosen = settings(preset)
     student, teacher = pair()
     made = rollouts(student, teacher, chosen)

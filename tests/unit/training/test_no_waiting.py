@@ -1,4 +1,7 @@
-"""The host does not wait for a GPU within an update.  Checked on the device "meta", whose tensors have no values to be read."""
+"""The host does not wait for a GPU within an update.
+
+Checked on the device "meta", whose tensors have no values to be read.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ META = torch.device("meta")
 
 
 class Sent(TorchFunctionMode):
-    """Notes who sends numbers of the host to the device other than through batching.moved, which does not wait on a GPU."""
+    """Notes who sends numbers of the host to the device other than through batching.moved.
+
+    batching.moved does not wait on a GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +98,7 @@ CASES = {
 
 @pytest.fixture
 def no_look_at_the_padding(monkeypatch):
-    """transformers asks once a pass of a model whether there is any padding; that is one wait a pass, and known."""
+    """transformers asks once a pass of a model whether there is any padding: one known wait a pass."""
     monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", lambda *_, **__: False)
 
 
@@ -120,7 +126,7 @@ def test_a_supervised_update_reads_nothing_back(kind, no_look_at_the_padding, tm
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device: numbers that are read, places of a mask that are looked up."""
+    """Counts what makes the host wait for a device: reading numbers, looking up places of a mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,15 +146,27 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_sampling_looks_up_nothing_but_at_the_padding(mixed):
-    """One look of transformers a model and position, and where rows leave the batch; what ours reads of a position is one `tolist`."""
+    """transformers looks once a model and position, and where rows leave the batch.
+
+    What ours reads of a position is one `tolist`.
+    """
     student, teacher = pair()
     chosen, counts = Sampling(max_tokens=9), {}
     for eos in (None, EOS):  # no row ends before its time; some do
         with Waits() as waits:
             found = sample(
-                student, PROMPTS[:4], range(4), chosen, seed=1, step=0, eos=-1 if eos is None else eos, pad=EOS, vocabulary=VOCABULARY,
-                mixture=Mixture(teacher, 0.3) if mixed else None, record=True,
-            )  # fmt: skip
+                student,
+                PROMPTS[:4],
+                range(4),
+                chosen,
+                seed=1,
+                step=0,
+                eos=-1 if eos is None else eos,
+                pad=EOS,
+                vocabulary=VOCABULARY,
+                mixture=Mixture(teacher, 0.3) if mixed else None,
+                record=True,
+            )
         counts[eos] = waits.count
     looks = (2 if mixed else 1) * (9 + 1)  # twice where the prompts are read
     assert counts[None] == looks

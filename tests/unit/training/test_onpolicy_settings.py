@@ -1,4 +1,7 @@
-"""The presets against the formulas of paper and released code, computed by hand; every switch and every ablation changes the gradient."""
+"""The presets against the formulas of paper and released code, computed by hand.
+
+Every switch and every ablation changes the gradient.
+"""
 
 import dataclasses
 import math
@@ -23,7 +26,10 @@ from minillm.training.rollout_losses import advantages, whitened
 
 @torch.no_grad()
 def logprobs_by_hand(model, prompt, response):
-    """Log-probabilities over the vocabulary at each response token, lists of floats; one example, no padding."""
+    """Log-probabilities over the vocabulary at each response token, as lists of floats.
+
+    For one example, without padding.
+    """
     ids = torch.tensor([[*prompt.tolist(), *response.tolist()]])
     rows = model(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY].tolist()
     found = []
@@ -134,7 +140,7 @@ SWITCHES = [
 ]
 
 
-# Values beside the default of keys that only one objective has.
+# Values other than the default, of keys that only one objective has.
 OWN = {"beta": (0.1, {"objective": "jensen_shannon"}), "skew": (0.5, {"objective": "skew_forward_kl"})}
 
 
@@ -184,7 +190,7 @@ def test_dropout_changes_the_step_that_is_made(tmp_path):
     "ablation", [{"length_norm": False}, {"alpha": 0.0}, {"single_step": False, "include_current": True}]
 )
 def test_every_ablation_of_table_4_changes_the_gradient(preset, ablation):
-    """Without mixing the samples differ as well; on the same samples the weights alone make the difference."""
+    """Without mixing the samples differ as well; on the same samples only the weights differ."""
     student, teacher = pair()
     base = settings(preset)
     made = rollouts(student, teacher, base)
@@ -198,7 +204,10 @@ def test_every_ablation_of_table_4_changes_the_gradient(preset, ablation):
 
 @pytest.mark.parametrize("length_norm", [False, True])
 def test_control_variates_by_hand(length_norm):
-    """With a scale of the rewards, which is that of their means too, and with length normalisation, which divides by what there is to add."""
+    """With a scale of the rewards, which is that of their means too.
+
+    Also with length normalisation, which divides by what there is to add.
+    """
     student, teacher = pair()
     made = rollouts(student, teacher, settings("paper"))
     rewards = ((made.teacher_logprobs - made.student_logprobs) * made.mask / 0.5).tolist()
@@ -308,7 +317,8 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
     assert given("minillm", "small", *keys) == (2e-3, 4, 8, "tokens", 0.9, 0.3)
     assert given("paper", "small", *keys) == (2e-3, 4, 8, "tokens", 0.8, 0.3)
     assert given("paper", "big", *keys) == (1e-3, 4, 8, "tokens", 0.8, 0.2)
-    # What is given nowhere is the preset's, of the last place that names one; 447 collections are those of `released`.
+    # What is given nowhere is the preset's, of the last place that names one; 447 collections are those of
+    # `released`.
     rest = ("surrogate", "lm_kd_ratio", "reward_scale", "collections")
     assert given("minillm", "small", *rest) == ("ppo", 0.5, 1.0, 312)
     assert given("paper", "small", *rest) == ("paper", 0.0, 1.0, 312)

@@ -1,4 +1,7 @@
-"""Where samples come from: gold, replayed and fresh rows, the same on every rank; what is remembered; when the guard stops."""
+"""Where samples come from: gold, replayed and fresh rows, the same on every rank.
+
+Also what is remembered, and when the guard stops.
+"""
 
 import contextlib
 import types

@@ -1,4 +1,7 @@
-"""The teacher's hidden states on disk: read as they were computed, and after a kill only as far as the checkpoint goes."""
+"""The teacher's hidden states on disk.
+
+They are read as they were computed, and after a kill only as far as the checkpoint goes.
+"""
 
 import pytest
 import torch
