@@ -22,6 +22,8 @@ SLOW = (
     "tests/unit/test_cli.py",
     "tests/unit/data/test_fetch.py",
     "tests/unit/training/test_onpolicy_settings.py",
+    "tests/unit/test_package.py",
+    "tests/unit/test_own_trainer.py",
     "tests/unit/test_benchmark.py",
     "tests/unit/runtime/test_processes.py",
     "tests/unit/runtime/test_activations.py",
