@@ -16,7 +16,7 @@ def followed(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe") / "repo"
     shutil.copytree(finished.folder, folder, symlinks=True)
     touched = follow(folder)
-    return type(finished)(folder), touched
+    return type(finished)(folder, finished.python), touched
 
 
 def planned(checkout):
