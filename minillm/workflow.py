@@ -325,4 +325,7 @@ def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, p
             f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
             f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {torchrun} --nnodes={nodes} {run}"
         )
-    return f"{prefix} {torchrun} --standalone {run}" if processes > 1 else f"{prefix} python {run}"
+    if processes > 1:
+        # By its number: torchrun would wait for ever on a host whose name does not resolve.
+        return f"{prefix} {torchrun} --standalone --local-addr=127.0.0.1 {run}"
+    return f"{prefix} python {run}"

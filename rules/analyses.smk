@@ -22,8 +22,8 @@ rule samples:
     params:
         command=FLOW.launch("samples"),
     shell:
-        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
-        " --out {output.samples} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --test {input.test:q} --model {input.model:q}"
+        " --out {output.samples:q} > {log:q} 2>&1"
 
 
 rule exposure_bias:
@@ -49,8 +49,8 @@ rule exposure_bias:
     params:
         command=FLOW.launch("exposure_bias"),
     shell:
-        "{params.command} --config {input.config} --samples {input.samples} --model {input.model}"
-        " --teacher {input.teacher} --out {output} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --samples {input.samples:q} --model {input.model:q}"
+        " --teacher {input.teacher:q} --out {output:q} > {log:q} 2>&1"
 
 
 # ROUGE-L by the length of the first reference, from existing scores and responses.
@@ -70,8 +70,8 @@ rule lengths:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm lengths --config {input.config} --metric {input.metric}"
-        " --generations {input.answers} --data {input.data} --out {output} > {log} 2>&1"
+        "python -m minillm lengths --config {input.config:q} --metric {input.metric:q}"
+        " --generations {input.answers:q} --data {input.data:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Distinct n-grams, which need only the responses; and each model's loss on the references.
@@ -89,8 +89,8 @@ rule diversity:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm diversity --config {input.config} --generations {input.answers}"
-        " --out {output} > {log} 2>&1"
+        "python -m minillm diversity --config {input.config:q} --generations {input.answers:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule reference_loss:
@@ -114,8 +114,8 @@ rule reference_loss:
     params:
         command=FLOW.launch("reference_loss"),
     shell:
-        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
-        " --out {output} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --test {input.test:q} --model {input.model:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 # More measurements: calibration, a judge's scores of the answers, comparisons by people.
@@ -140,7 +140,7 @@ rule calibration:
     params:
         command=FLOW.launch("calibration"),
     shell:
-        "{params.command} --config {input.config} --model {input.model} --out {output} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --model {input.model:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Verdicts are cached in a folder that is not an output: Snakemake removes outputs before it reruns a job. A
@@ -167,8 +167,8 @@ rule judge:
     params:
         cache=at(layout.judge_cache()),
     shell:
-        "python -m minillm judge --config {input.config} --generations {input.answers}"
-        " --cache {params.cache} --out {output} > {log} 2>&1"
+        "python -m minillm judge --config {input.config:q} --generations {input.answers:q}"
+        " --cache {params.cache:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule human_page:
@@ -189,8 +189,8 @@ rule human_page:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm human-export --config {input.config} --generations {input.ours}"
-        " --against {input.others} --out {output.page} > {log} 2>&1"
+        "python -m minillm human-export --config {input.config:q} --generations {input.ours:q}"
+        " --against {input.others:q} --out {output.page:q} > {log:q} 2>&1"
 
 
 # The answer files that the configuration lists; each names the page it belongs to.
@@ -201,7 +201,8 @@ rule human_import:
             at(layout.key(layout.human_page(weights, "{test}")))
             for weights in FLOW.compared
         ],
-        answers=EXPERIMENT.human.answers,
+        # By a function: braces in a name are not wildcards.
+        answers=lambda wildcards: EXPERIMENT.human.answers,
         code=FLOW.code("human-import"),
     output:
         at(layout.metric("human", "{compared}", "{test}")),
@@ -211,5 +212,5 @@ rule human_import:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm human-import --answers {input.answers} --key {input.key} --also {input.others}"
-        " --out {output} > {log} 2>&1"
+        "python -m minillm human-import --answers {input.answers:q} --key {input.key:q} --also {input.others:q}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -24,8 +24,8 @@ rule base:
             f"--parent {input.parent}" if input.parent else ""
         ),
     shell:
-        "{params.command} --config {input.config} --data {input.data} {params.parent}"
-        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} {params.parent}"
+        " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
 # A finished model from a folder or the hub, in place of one that would be trained.
@@ -51,5 +51,5 @@ rule checkpoint:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --out {output}"
-        " --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --out {output:q}"
+        " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -62,11 +62,9 @@ def threads_of(stage):
 
 
 # What the report's captions show of existing results; nothing else reads it.
-config["main_table"] = report_texts.main_table(Path(RUN))
-config["details"] = {
-    name: report_texts.details(Path(RUN), item.kind, name)
-    for name, item in ITEMS.items()
-}
+config |= report_texts.captions(
+    Path(RUN), {name: item.kind for name, item in ITEMS.items()}
+)
 
 
 wildcard_constraints:

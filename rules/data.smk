@@ -10,7 +10,7 @@ rule settings:
     params:
         settings=FLOW.settings,
     shell:
-        "printf '%s\\n' {params.settings:q} > {output} 2> {log}"
+        "printf '%s\\n' {params.settings:q} > {output:q} 2> {log:q}"
 
 
 rule data:
@@ -30,7 +30,7 @@ rule data:
         mem_mb=8000,
         runtime="2h",
     shell:
-        "python -m minillm data --config {input.config} --out {output} > {log} 2>&1"
+        "python -m minillm data --config {input.config:q} --out {output:q} > {log:q} 2>&1"
 
 
 # The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); lengths in task files are counted in
@@ -51,8 +51,8 @@ rule subsets:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm subsets --config {input.config} --tokenizer {input.data}/tokenizer"
-        " --out {output.rows} > {log} 2>&1"
+        "python -m minillm subsets --config {input.config:q} --tokenizer {input.data:q}/tokenizer"
+        " --out {output.rows:q} > {log:q} 2>&1"
 
 
 rule testset:
@@ -75,5 +75,5 @@ rule testset:
         mem_mb=4000,
         runtime="1h",
     shell:
-        "python -m minillm testset --config {input.config} --data {input.data}"
-        " --out {output.rows} > {log} 2>&1"
+        "python -m minillm testset --config {input.config:q} --data {input.data:q}"
+        " --out {output.rows:q} > {log:q} 2>&1"

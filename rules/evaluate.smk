@@ -21,8 +21,8 @@ rule generate:
     params:
         command=FLOW.launch("generate"),
     shell:
-        "{params.command} --config {input.config} --test {input.test} --model {input.model}"
-        " --out {output.answers} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --test {input.test:q} --model {input.model:q}"
+        " --out {output.answers:q} > {log:q} 2>&1"
 
 
 rule rouge:
@@ -38,4 +38,4 @@ rule rouge:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm rouge --generations {input.answers} --out {output} > {log} 2>&1"
+        "python -m minillm rouge --generations {input.answers:q} --out {output:q} > {log:q} 2>&1"

@@ -11,4 +11,4 @@ rule fetch:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm fetch --config {input.config} --out {output} > {log} 2>&1"
+        "python -m minillm fetch --config {input.config:q} --out {output:q} > {log:q} 2>&1"

@@ -31,5 +31,5 @@ rule minillm:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --init {input.init}"
-        " --teacher {input.teacher} --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
+        " --teacher {input.teacher:q} --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -24,8 +24,8 @@ rule table:
         run=lambda wildcards: RUN,
         folder=lambda wildcards: TABLES,
     shell:
-        "python -m minillm table --config {input.config} --run-folder {params.run}"
-        " --out {params.folder} > {log} 2>&1"
+        "python -m minillm table --config {input.config:q} --run-folder {params.run:q}"
+        " --out {params.folder:q} > {log:q} 2>&1"
 
 
 # Every measured number, in one tidy table.
@@ -45,7 +45,7 @@ rule metrics:
     params:
         run=lambda wildcards: RUN,
     shell:
-        "python -m minillm metrics --config {input.config} --run-folder {params.run} --out {output} > {log} 2>&1"
+        "python -m minillm metrics --config {input.config:q} --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule figure:
@@ -69,8 +69,8 @@ rule figure:
     params:
         folder=lambda wildcards: FIGURES,
     shell:
-        "python -m minillm figure --config {input.config} --table {input.table}"
-        " --out {params.folder} > {log} 2>&1"
+        "python -m minillm figure --config {input.config:q} --table {input.table:q}"
+        " --out {params.folder:q} > {log:q} 2>&1"
 
 
 # Figures are the same job with other files.
@@ -100,8 +100,8 @@ rule publish_table:
         shows=lambda wildcards: ITEMS[wildcards.name].shows,
         reading=lambda wildcards: READING[wildcards.name],
     shell:
-        "python -m minillm publish --config {input.config} --run-folder {params.run}"
-        " --out {params.folder} > {log} 2>&1"
+        "python -m minillm publish --config {input.config:q} --run-folder {params.run:q}"
+        " --out {params.folder:q} > {log:q} 2>&1"
 
 
 # A rule that uses another does not inherit its localrule.
@@ -154,7 +154,7 @@ rule estimators:
     params:
         run=lambda wildcards: RUN,
     shell:
-        "python -m minillm estimators --config {input.config} --out {params.run} > {log} 2>&1"
+        "python -m minillm estimators --config {input.config:q} --out {params.run:q} > {log:q} 2>&1"
 
 
 rule index:
@@ -181,7 +181,7 @@ rule index:
     params:
         run=lambda wildcards: RUN,
     shell:
-        "python -m minillm index --run-folder {params.run} --out {output} > {log} 2>&1"
+        "python -m minillm index --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one
@@ -206,5 +206,5 @@ rule report:
     params:
         options=same_workflow,
     shell:
-        "python -m snakemake {input.index} --report {output} --nolock --cores 1"
-        " {params.options} > {log} 2>&1"
+        "python -m snakemake {input.index:q} --report {output:q} --nolock --cores 1"
+        " {params.options} > {log:q} 2>&1"

@@ -24,8 +24,8 @@ rule sft:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("sft"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output.sft} --init {output.init} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
+        " --out {output.sft:q} --init {output.init:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
 rule kd:
@@ -57,8 +57,8 @@ rule kd:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("kd"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --teacher {input.teacher} --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
+        " --teacher {input.teacher:q} --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
 rule pseudo:
@@ -83,8 +83,8 @@ rule pseudo:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("pseudo"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --teacher {input.teacher}"
-        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --teacher {input.teacher:q}"
+        " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
 rule seqkd:
@@ -117,6 +117,6 @@ rule seqkd:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("seqkd"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --teacher {input.teacher} --pseudo {input.pseudo}"
-        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
+        " --teacher {input.teacher:q} --pseudo {input.pseudo:q}"
+        " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

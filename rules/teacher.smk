@@ -20,5 +20,5 @@ rule teacher:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("teacher"),
     shell:
-        "{params.command} --config {input.config} --data {input.data} --base {input.base}"
-        " --out {output} --checkpoints {params.checkpoints} > {log} 2>&1"
+        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
+        " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -6,11 +6,34 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+
+
+def captions(run: Path, items: Mapping[str, str]) -> dict[str, Any]:
+    """What the report's captions show of the results of a run, as the configuration's keys for them.
+
+    items: name -> "table" or "figure".  Read whenever Snakemake starts, whatever it is to do, so nothing in
+    results/ may stop it: a result that cannot be read is said to be damaged.
+    """
+    return {
+        "main_table": _or_damaged(lambda: main_table(run)),
+        "details": {
+            name: _or_damaged(lambda name=name, kind=kind: details(run, kind, name))
+            for name, kind in items.items()
+        },
+    }
+
+
+def _or_damaged(make: Callable[[], str]) -> str:
+    try:
+        return make()
+    # A damaged file raises many kinds.
+    except Exception as error:
+        return f"*damaged ({_plain(type(error).__name__)}): remove it and make it again*"
 
 
 def main_table(run: Path) -> str:
@@ -19,7 +42,7 @@ def main_table(run: Path) -> str:
     The escapes of the Markdown file are valid in reStructuredText too.
     """
     try:
-        lines = (run / layout.table("main", "md")).read_text().split("\n")
+        lines = (run / layout.table("main", "md")).read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return ""
     parts: list[str] = []
@@ -49,8 +72,8 @@ def details(run: Path, kind: str, name: str) -> str:
     """
     path_of = layout.table if kind == "table" else layout.figure
     try:
-        sidecar = json.loads((run / path_of(name, "json")).read_text())
-        settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text())
+        sidecar = json.loads((run / path_of(name, "json")).read_text(encoding="utf-8"))
+        settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return ""
     if not isinstance(sidecar, dict) or not {"caption", "n", "missing", "sources"} <= sidecar.keys():

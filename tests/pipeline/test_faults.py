@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
 
 
 def minillm(checkout, out, **launch):

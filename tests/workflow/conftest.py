@@ -30,17 +30,22 @@ class Checkout:
     def __init__(self, root: Path):
         self.root = root
 
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Snakemake with its output (stdout and stderr together); with `check`, fails with that output."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """The copy's package, a torch that cannot be imported, and nothing of a cluster."""
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE_", "SLURM_"))
         }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["PYTHONPATH"] = os.pathsep.join([str(self.root), str(self.root / "no_torch")])
+        return environment
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Snakemake with its output (stdout and stderr together); with `check`, fails with that output."""
         run = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
             cwd=self.root,
-            env=environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,6 +1,8 @@
 """Stands in for minillm/cli.py in a copied checkout: writes the files a stage declares, computes nothing."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 BESIDE = {
@@ -36,4 +38,6 @@ def main() -> int:
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{stage}\n")
+    if os.environ.get("STUB_HANGS_IN") == stage:
+        time.sleep(600)
     return 0

@@ -8,9 +8,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
 from minillm.cli import parser
+from minillm.config.experiment import experiment
+from minillm.errors import UserError
+
+REPO = Path(__file__).resolve().parents[2]
 
 COLOUR = {
     "dataset": "colours",
@@ -67,7 +75,6 @@ def test_answers_do_not_change_the_page(checkout) -> None:
     Those of the page hold no answers, those of a task no other section.
     """
     from minillm.config.derive import stage_settings
-    from minillm.config.experiment import experiment
 
     raw: dict[str, Any] = json.loads(json.dumps(checkout_config(checkout)))
     one = experiment(raw)
@@ -82,6 +89,47 @@ def test_answers_do_not_change_the_page(checkout) -> None:
 
 
 def checkout_config(checkout) -> dict[str, Any]:
-    import yaml
-
     return yaml.safe_load((checkout.root / checkout.write("analyses.yaml", edit)).read_text())
+
+
+HOSTILE = (
+    "x$(touch pwned).json",
+    "answers-A (1).json",
+    'it\'s "b".json',
+    "ä `touch pwned`.json",
+    "{test};touch pwned.json",
+)
+
+
+def test_names_of_answer_files_run_no_command(finished) -> None:
+    """Whatever a browser or an annotator calls a file, it reaches the stage as it is."""
+    for file in HOSTILE:
+        (finished.root / file).write_text("{}")
+    section = {"test": "hard", "answers": list(HOSTILE)}
+    name = finished.write("hostile.yaml", lambda config: config.update(human=section))
+    target = f"results/plan/metrics/human/{STUDENT}/hard.json"
+    done = finished.snakemake("-p", "--cores", "2", target, "--configfile", name)
+    commands = re.findall(r"^Shell command: (.*-m minillm human-import .*)$", done.stdout, re.MULTILINE)
+    words = shlex.split(commands[0].split(" > ")[0])
+    assert words[words.index("--answers") + 1 : words.index("--key")] == list(HOSTILE)
+    assert (finished.root / target).exists() and not (finished.root / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["-rf.json", "a\nb.json", ""])
+def test_names_that_no_command_line_can_carry_are_refused(name) -> None:
+    raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
+    raw["human"] = {"test": "hard", "answers": ["anna.json", name]}
+    with pytest.raises(UserError, match="^config: human.answers.1: .*; rename the file$"):
+        experiment(raw)
+
+
+def test_every_value_in_a_shell_command_is_quoted() -> None:
+    """Except for commands and options, which workflow.py and common.smk put together and quote themselves."""
+    made_of_quoted = {"{params.command}", "{params.options}", "{params.parent}"}
+    for path in (REPO / "rules").glob("*.smk"):
+        for block in re.findall(r"^    shell:\n((?:        .*\n)+)", path.read_text(), re.MULTILINE):
+            values = set(re.findall(r"\{[^{}]+\}", block))
+            assert values and not {v for v in values if not v.endswith(":q}")} - made_of_quoted, (
+                path.name,
+                block,
+            )

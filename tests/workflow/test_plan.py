@@ -207,6 +207,9 @@ def test_a_checkpoint_stands_for_one_training_alone(checkout):
     }
 
 
+ALONE = ("--standalone", "--local-addr=127.0.0.1")
+
+
 def torchrun(processes):
     return ["torchrun", "--shutdown-timeout=110", f"--nproc-per-node={processes}"]
 
@@ -214,7 +217,7 @@ def torchrun(processes):
 def test_processes_start_torchrun_and_share_the_cores(checkout):
     name = checkout.write("processes.yaml", lambda c: c["launch"].update(kd={"processes": 2}))
     output = checkout.snakemake("-n", "-p", "--cores", "4", "--configfile", name).stdout
-    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", "MKL_NUM_THREADS=2", *torchrun(2), "--standalone"]
+    assert starts(output)["kd"] == ["OMP_NUM_THREADS=2", "MKL_NUM_THREADS=2", *torchrun(2), *ALONE]
     assert starts(output)["sft"] == ["OMP_NUM_THREADS=4", "MKL_NUM_THREADS=4", "python"]
 
 
@@ -282,7 +285,7 @@ def test_slurm_profile_plans_without_slurm(checkout):
     )
 
     assert starts(one)["base"][2:] == ["python"]
-    assert starts(one)["minillm"][2:] == [*torchrun(4), "--standalone"]
+    assert starts(one)["minillm"][2:] == [*torchrun(4), *ALONE]
     assert re.search(
         r"^rule minillm:\n(?:    .*\n)*?    resources: .*slurm_partition=gpu.*gres=gpu:4", one, re.MULTILINE
     )

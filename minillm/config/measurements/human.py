@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config.strict import STRICT, Count, Natural, must_be_one_of
+from minillm.errors import UserError
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,6 +30,10 @@ class Human:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""
         if self.test:
             must_be_one_of(self.test, config.data.tests, where, "human.test")
+        for i, path in enumerate(self.answers):
+            if not path or path.startswith("-") or not path.isprintable():
+                problem = "a file name cannot be empty, begin with '-' or contain control characters"
+                raise UserError(f"{where}: human.answers.{i}: {path!r}: {problem}; rename the file")
 
     @property
     def counted(self) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from docutils.core import publish_parts
 
 from minillm.config.layout import benchmark_of
 from minillm.publish.origins import origins
-from minillm.publish.report_texts import details, main_table
+from minillm.publish.report_texts import captions, details, main_table
 
 
 def html(text: str) -> str:
@@ -123,3 +124,30 @@ def test_the_benchmark_of_a_result() -> None:
         ("human/key.json", ""),
     ):
         assert benchmark_of(path) == benchmark
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tables/main.md", b"|\n"),
+        ("tables/main.md", b"| M\xfcller |\n|:--|\n"),
+        ("tables/table2.json", b'{"caption": 3, "n": 4, "missing": null, "sources": 5}'),
+        ("tables/table2.json", b"[" * 100_000),
+        ("configs/publish/table2.json", b"\xff"),
+    ],
+    ids=["no cell", "not UTF-8", "numbers for texts", "deep", "settings"],
+)
+def test_a_damaged_result_stops_no_command(tmp_path: Path, file: str, content: bytes) -> None:
+    """Captions are made whenever Snakemake starts, for `--unlock` too."""
+    good = b'{"caption": "c", "n": "", "missing": "", "sources": []}'
+    for path, text in {
+        "tables/table2.json": good,
+        "configs/publish/table2.json": b"{}",
+        file: content,
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(text)
+    made = captions(tmp_path, {"table2": "table", "figure2": "figure"})
+    damaged = made["main_table"] if file == "tables/main.md" else made["details"]["table2"]
+    assert damaged == "" or damaged.startswith("*damaged (")
+    assert made["details"]["figure2"] == ""
