@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ def captions(run: Path, items: Mapping[str, str]) -> dict[str, Any]:
     results/ may stop it: a result that cannot be read is said to be damaged.
     """
     return {
-        "main_table": _or_damaged(lambda: main_table(run)),
-        "details": {
-            name: _or_damaged(lambda name=name, kind=kind: details(run, kind, name))
-            for name, kind in items.items()
-        },
+        "main_table": _or_damaged(partial(main_table, run)),
+        "details": {name: _or_damaged(partial(details, run, kind, name)) for name, kind in items.items()},
     }
 
 
