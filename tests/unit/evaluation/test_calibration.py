@@ -309,7 +309,7 @@ def test_real_rows_parse(task: str, tokenizer: Any) -> None:
             "calibration.tasks.c.dataset: there is no 'colour'; did you mean 'colours'\\?",
         ),
         ({"input": "{sentence"}, "calibration.tasks.c.input: .*; write {{ and }} for braces in the text"),
-        ({"input": "{0}"}, "calibration.tasks.c.input: \\{0\\} is no \\{column\\}; .*"),
+        ({"input": "{0}"}, "calibration.tasks.c.input: \\{0\\} is not a \\{column\\}; .*"),
         (
             {"truncate": "passage"},
             "calibration.tasks.c.truncate: no template has the column 'passage'; known: sentence, thing",
