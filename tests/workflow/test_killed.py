@@ -13,8 +13,10 @@ CONFIG = ("--configfile", "tests/config/plan.yaml")
 
 def test_the_same_command_works_after_snakemake_was_killed(checkout) -> None:
     """After `--unlock`, as the README says; the job that was running is run again."""
-    target = "results/plan/data/letters/training"
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *CONFIG]
+    # A run that no other test has made.
+    config = ("--configfile", checkout.write("killed.yaml", lambda c: c.update(run="killed")))
+    target = "results/killed/data/letters/training"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *config]
     environment = checkout.environment | {"STUB_HANGS_IN": "data"}
     killed = subprocess.Popen(command, cwd=checkout.root, env=environment, start_new_session=True)
     made = checkout.root / target / "made"
@@ -27,8 +29,8 @@ def test_the_same_command_works_after_snakemake_was_killed(checkout) -> None:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
     made.unlink()
-    checkout.snakemake("--unlock", *CONFIG)
-    checkout.snakemake("--cores", "1", target, *CONFIG)
+    checkout.snakemake("--unlock", *config)
+    checkout.snakemake("--cores", "1", target, *config)
     assert made.exists()
 
 

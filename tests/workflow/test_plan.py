@@ -362,7 +362,11 @@ def test_a_wrong_configuration_is_one_line_with_file_and_key(checkout, edit, mes
     name = checkout.write("wrong.yaml", edit)
     run = checkout.snakemake("-n", "--cores", "2", "--configfile", name, check=False)
     assert run.returncode != 0
-    said = [line for line in run.stdout.splitlines() if not line.startswith("Config file config/")]
+    said = [
+        line
+        for line in run.stdout.splitlines()
+        if not line.startswith(("Config file config/", "Using workflow specific profile"))
+    ]
     assert len(said) == 1 and re.match(f"Error: wrong.yaml: {message}", said[0]), run.stdout
 
 
