@@ -49,7 +49,7 @@ validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.
 RUN = layout.run_folder(EXPERIMENT.run)
-# The run is not a wildcard: Snakemake finds a file's rule by its constant prefix, ten times as fast.
+# The run is not a wildcard: Snakemake finds a file's rule by its constant prefix, four times as fast.
 at = FLOW.below
 CHECKPOINTS, TABLES, FIGURES = (
     f"{RUN}/{path}"
