@@ -201,8 +201,7 @@ rule human_import:
             at(layout.key(layout.human_page(weights, "{test}")))
             for weights in FLOW.compared
         ],
-        # By a function: braces in a name are not wildcards.
-        answers=lambda wildcards: EXPERIMENT.human.answers,
+        answers=EXPERIMENT.human.answers,
         code=FLOW.code("human-import"),
     output:
         at(layout.metric("human", "{compared}", "{test}")),

@@ -31,8 +31,9 @@ class Human:
         if self.test:
             must_be_one_of(self.test, config.data.tests, where, "human.test")
         for i, path in enumerate(self.answers):
-            if not path or path.startswith("-") or not path.isprintable():
-                problem = "a file name cannot be empty, begin with '-' or contain control characters"
+            # Braces would be wildcards for Snakemake, a leading dash an option of the command.
+            if not path or path.startswith("-") or not path.isprintable() or set("{}") & set(path):
+                problem = "a path cannot be empty, begin with '-', or contain braces or control characters"
                 raise UserError(f"{where}: human.answers.{i}: {path!r}: {problem}; rename the file")
 
     @property
