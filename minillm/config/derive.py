@@ -13,7 +13,7 @@ from typing import Any
 
 from minillm.config.experiment import Experiment
 from minillm.config.sections import Launch
-from minillm.config.stages import STAGES
+from minillm.config.stages import entry_of
 from minillm.config.strict import parse
 
 
@@ -22,7 +22,8 @@ def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, An
 
     A variant is a stage, with MiniLLM's kind of settings.  Raises ValueError if the stage has none.
     """
-    cls = STAGES["minillm" if stage in config.variants else stage].settings_class()
+    entry = entry_of(stage, config.variants)
+    cls = entry.settings_class() if entry else None
     if cls is None:
         raise ValueError(f"the stage '{stage}' has no settings")
     return dataclasses.asdict(cls.of(config, stage, **names))

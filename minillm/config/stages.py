@@ -307,6 +307,11 @@ COMMANDS = {name: stage for name, stage in STAGES.items() if stage.target}
 MEASUREMENTS = {name: stage for name, stage in STAGES.items() if stage.sets}
 
 
+def entry_of(stage: str, variants: Collection[str] = ()) -> Stage | None:
+    """The entry of a stage, which for a variant's name is MiniLLM's; None for an unknown name."""
+    return STAGES.get("minillm" if stage in variants else stage)
+
+
 def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
     """(stage, names) of a settings file, from its path below configs/ without .json.
 
@@ -314,13 +319,10 @@ def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, A
     named like MiniLLM's.  Raises ValueError for a path that names no stage, or too few or too many things.
     """
     stage, *parts = key.split("/")
-    expected = (
-        STAGES["minillm" if stage in variants else stage].key
-        if stage in variants or stage in STAGES
-        else None
-    )
-    if expected is None:
+    entry = entry_of(stage, variants)
+    if entry is None:
         raise ValueError(f"configs/{key}.json: unknown stage '{stage}'")
+    expected = entry.key
     if parts and len(expected) == 1:
         parts = ["/".join(parts)]
     if len(parts) != len(expected):

@@ -188,7 +188,7 @@ class RunResults:
         sizes = {name: self.sizes(kind, models, name) for name in names}
         return [f"{self.label(name)}: n = {' or '.join(map(str, n))}" for name, n in sizes.items() if n]
 
-    # --- what is no row of the frame: scores of single prompts, curves, bins, who judged
+    # --- what the frame does not hold: scores of single prompts, curves, bins, who judged
     def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
         """The contents of the declared metric files that exist, in the order of training seeds."""
         files = self._of(kind, model, name)

@@ -74,12 +74,7 @@ class Engine:
         if warning := precisions.remark(precision, world.device):
             self.say(warning)
         self.checkpoint = checkpoints.newest(folder, world, self.say)
-        if self.checkpoint and (self.checkpoint.zero == 3) != (launch.zero == 3):
-            raise UserError(
-                f"launch.zero: {self.checkpoint.folder} was saved under ZeRO {self.checkpoint.zero}, "
-                f"which {launch.zero} cannot resume; set zero: {self.checkpoint.zero}, "
-                f"or delete {folder} to start over"
-            )
+        self._check_zero()
         self._precision = {
             "bf16": {"enabled": precision == "bf16"},
             # For GPUs without bf16 (V100): DeepSpeed searches for a loss scale that does not overflow and
@@ -104,14 +99,7 @@ class Engine:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
             if not settings.dropout:
                 without_dropout(model)
-        matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        # No decay for biases and norms, as in the released code.
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = parameter_groups(model, settings.weight_decay)
         self._decays = [group["weight_decay"] for group in groups]
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
         self.engine, *_ = deepspeed.initialize(
@@ -123,6 +111,15 @@ class Engine:
         self._compiled = self._blocks(self.model) if launch.zero < 3 else []
         # Engines whose weights are sharded.
         self._sharded = [self.engine] if launch.zero == 3 else []
+
+    def _check_zero(self) -> None:
+        """Raises UserError if the checkpoint's ZeRO stage cannot be resumed under the one of now."""
+        saved, zero = self.checkpoint, self.launch.zero
+        if saved and (saved.zero == 3) != (zero == 3):
+            raise UserError(
+                f"launch.zero: {saved.folder} was saved under ZeRO {saved.zero}, which {zero} cannot resume; "
+                f"set zero: {saved.zero}, or delete {self.folder} to start over"
+            )
 
     def _template(self, zero: int) -> dict[str, Any]:
         template = files("minillm.runtime") / "deepspeed" / f"zero{zero}.json"
@@ -387,6 +384,16 @@ class Engine:
             disable=None if self.world.rank == 0 else True,
             dynamic_ncols=True,
         )
+
+
+def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: matrices, and biases and norms, which do not decay, as in the released code."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def share(batch: int, processes: int) -> int:
