@@ -35,7 +35,7 @@ from minillm.models.head import keep_head
 from minillm.models.loading import attention, decoder_blocks, without_dropout
 from minillm.runtime import checkpoints, precisions
 from minillm.runtime.processes import World, seed_all
-from minillm.runtime.schedule import learning_rate
+from minillm.runtime.schedule import learning_rate, share
 
 METRICS = "metrics.jsonl"
 T = TypeVar("T")
@@ -394,13 +394,3 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def share(batch: int, processes: int) -> int:
-    """Rows per process; UserError if the processes do not divide the global batch."""
-    if batch % processes:
-        raise UserError(
-            f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; "
-            "change one of them"
-        )
-    return batch // processes

@@ -45,3 +45,13 @@ def count_steps(count: int, settings: Training) -> int:
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     """Steps after which the dev set is evaluated: evenly spaced, always including the last."""
     return {max(1, round(steps * (i + 1) / evaluations)) for i in range(evaluations)}
+
+
+def share(batch: int, processes: int) -> int:
+    """Rows per process; UserError if the processes do not divide the global batch."""
+    if batch % processes:
+        raise UserError(
+            f"batch: a global batch of {batch} rows cannot be split evenly over {processes} processes; "
+            "change one of them"
+        )
+    return batch // processes

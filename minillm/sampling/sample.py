@@ -195,11 +195,9 @@ def _sample_batch(
             for decoder in decoders:
                 decoder.keep(still.nonzero().squeeze(-1), first - start)
             start = first
-        tokens = history[alive, end : end + 1]
+        tokens, visible = history[alive, end : end + 1], attention[alive, start : end + 1]
         positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
-        hidden = [
-            decoder.hidden(tokens, attention[alive, start : end + 1], positions) for decoder in decoders
-        ]
+        hidden = [decoder.hidden(tokens, visible, positions) for decoder in decoders]
 
     return _responses(history[:, width:], lengths, finished, records if record else None, _by_row(kept, size))
 

@@ -9,10 +9,9 @@ import torch
 
 from minillm.config.sections import Launch, Training
 from minillm.errors import UserError
-from minillm.runtime.engine import share
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import World
-from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps, learning_rate
+from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps, learning_rate, share
 
 
 def test_global_batch_is_kept_whatever_the_processes():
