@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -153,12 +152,9 @@ def _settings(stage: Stage, path: Path | None) -> Any:
 def _launch(text: str) -> Any:
     from minillm.config.sections import Launch
     from minillm.config.strict import parse
+    from minillm.readers import parse_json
 
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--launch: not JSON: {error}") from None
-    return parse(Launch, raw, "--launch")
+    return parse(Launch, parse_json(text, "--launch"), "--launch")
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from minillm.errors import UserError
+from minillm.readers import read_object
 
 PROVENANCE = "provenance.json"
 
@@ -48,25 +48,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON with a final newline, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_object(path: Path, keys: Mapping[str, type], absent: str, again: str) -> dict[str, Any]:
-    """Read a JSON object that has `keys`, of these types.
-
-    Raises UserError, one line, which says `absent` if there is no such file, and `again` (what to do) if it
-    is damaged.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: {absent}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; {again}") from None
-    for key, kind in keys.items():
-        if not isinstance(value, dict) or not isinstance(value.get(key), kind):
-            raise UserError(f"{path}: '{key}' is missing or of the wrong type; {again}")
-    return value
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256(path: str | Path) -> str:
@@ -85,7 +67,11 @@ def identity(path: str | Path) -> str:
         return sha256(path)
     for name in (PROVENANCE, "card.json"):
         if (path / name).is_file():
-            return json.loads((path / name).read_text())["content"]
+            content = read_object(path / name, {"content": str}, "no such file", "make the folder again")[
+                "content"
+            ]
+            assert isinstance(content, str)
+            return content
     raise UserError(
         f"{path}: neither a model folder ({PROVENANCE}) nor a data folder (card.json); make it again"
     )

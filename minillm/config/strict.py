@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from minillm.errors import UserError
+from minillm.readers import read_json
 
 T = TypeVar("T")
 
@@ -96,13 +97,7 @@ def must_be_one_of(name: str, names: Collection[str], where: str, key: str, amon
 
 def load(cls: type[T], path: str | Path) -> T:
     """The settings file of a stage as `cls`.  Raises UserError if it is missing or damaged."""
-    try:
-        raw = json.loads(Path(path).read_text())
-    except OSError:
-        raise UserError(f"{path}: no such settings file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    return parse(cls, raw, str(path))
+    return parse(cls, read_json(path, "no such settings file"), str(path))
 
 
 def merged(default: T, values: dict[str, Any], where: str, under: str) -> T:

@@ -11,7 +11,8 @@ from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import read_object, write_json
+from minillm.files import write_json
+from minillm.readers import read_object
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:

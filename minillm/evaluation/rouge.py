@@ -9,7 +9,8 @@ from typing import Any
 
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import read_object, write_json
+from minillm.files import write_json
+from minillm.readers import read_object
 from minillm.scores import exact_match, rouge_l
 
 AGAIN = "remove it and generate again"

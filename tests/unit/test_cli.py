@@ -152,7 +152,7 @@ def test_settings_that_are_no_json_or_not_there(tmp_path: Path, capfd: pytest.Ca
     line = ("data", "--config", config, "--out", out)
     assert refused_here(capfd, *line) == f"{config}: no such settings file"
     settings(config, "{")
-    assert refused_here(capfd, *line).startswith(f"{config}: not JSON: ")
+    assert refused_here(capfd, *line).startswith(f"{config}: not JSON (")
     assert not out.parent.exists()
 
 

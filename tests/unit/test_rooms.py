@@ -9,6 +9,7 @@ REPO = Path(__file__).resolve().parents[2]
 # From the bottom; what stands on one line may not import each other's rooms.
 FLOORS = (
     ("errors",),
+    ("readers",),
     ("files", "counts", "scores", "objectives"),
     ("config",),
     ("data",),

@@ -32,12 +32,13 @@ from minillm.evaluation.statistics import (
     t_interval,
     t_test,
 )
-from minillm.files import read_object, whole_file
+from minillm.files import whole_file
 from minillm.publish.published_numbers import GPT4, Key, Published
 from minillm.publish.results import MODEL, frame_of, over_training_seeds, read_json
 from minillm.publish.run_models import MetricFile, declared, labels, main_table_asks, models
 from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.sheet import table_of
+from minillm.readers import read_object
 
 # Significance level of all comparisons of a table together.
 LEVEL = 0.05
