@@ -67,11 +67,8 @@ def identity(path: str | Path) -> str:
         return sha256(path)
     for name in (PROVENANCE, "card.json"):
         if (path / name).is_file():
-            content = read_object(path / name, {"content": str}, "no such file", "make the folder again")[
-                "content"
-            ]
-            assert isinstance(content, str)
-            return content
+            record = read_object(path / name, {"content": str}, "no such file", "make the folder again")
+            return str(record["content"])
     raise UserError(
         f"{path}: neither a model folder ({PROVENANCE}) nor a data folder (card.json); make it again"
     )
