@@ -21,8 +21,8 @@ from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
-from minillm.publish.registry import ITEMS
-from minillm.publish.settings import main_table_files, metric_files
+from minillm.publish.registry import ITEMS, Item
+from minillm.publish.settings import items_of, main_table_files, metric_files
 
 # Wildcards that name a model, its teacher first.
 MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")
@@ -138,6 +138,11 @@ class Workflow:
             return start(stage, values, resources, threads, self.root / "workflow/scripts/per_node.sh")
 
         return command
+
+    @cached_property
+    def items(self) -> dict[str, Item]:
+        """The tables and figures that the configuration makes, next to the main ones."""
+        return items_of(self.config)
 
     # --- inputs of the pipeline's jobs
     def _tokenizer(self, model: str) -> str:

@@ -165,7 +165,7 @@ rule index:
                 if item.kind == "table"
                 else layout.figure(name, "json")
             )
-            for name, item in ITEMS.items()
+            for name, item in FLOW.items.items()
         ],
         main=at(layout.table("main", "md")),
         figure=at(layout.figure("main", "png")),
