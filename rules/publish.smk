@@ -184,6 +184,35 @@ rule index:
         "python -m minillm index --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
+# What people open: one page without network.
+rule page:
+    input:
+        index=at(layout.index()),
+        metrics=at(layout.metrics_table()),
+        tables=[
+            at(layout.table(name, "md"))
+            for name, item in FLOW.items.items()
+            if item.kind == "table"
+        ],
+        figures=[
+            at(layout.figure(name, "png"))
+            for name, item in FLOW.items.items()
+            if item.kind == "figure"
+        ],
+        code=FLOW.code("page"),
+    output:
+        at(layout.page()),
+    log:
+        at(layout.log("page")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
+    shell:
+        "python -m minillm page --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
+
+
 # Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one
 # holds the lock.
 rule report:

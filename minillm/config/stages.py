@@ -310,6 +310,12 @@ _ENTRIES = (
         required=("run-folder", "out"),
     ),
     Stage(
+        "page",
+        "what the run measured, on one page",
+        target="minillm.publish.page:run_stage",
+        required=("run-folder", "out"),
+    ),
+    Stage(
         "estimators",
         "bias and variance of gradient estimators, exact",
         target="minillm.publish.estimators:run_stage",
