@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.errors import UserError
+from minillm.publish.origins import number_of
+from minillm.readers import read_text, read_yaml
 
 DASH = "–"
 
@@ -138,11 +140,10 @@ def _stage_folder(job: Job) -> str:
 
 
 def _seconds(path: Path) -> float | None:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
     try:
-        return float(rows[-1]["s"])
-    except (IndexError, KeyError, ValueError, TypeError):
+        rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
+        return number_of(rows[-1]["s"])
+    except (UserError, csv.Error, IndexError, KeyError):
         return None
 
 
@@ -151,6 +152,9 @@ def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
 
     Raises UserError with Snakemake's error, or else its last line, if it cannot plan.
     """
+    # Snakemake shows a damaged configuration as a traceback, and takes the last of two equal keys.
+    for path in configfiles:
+        read_yaml(path)
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "all", *targets]
     command += ["--configfile", *map(str, configfiles)] if configfiles else []
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -56,10 +56,11 @@ class Dataset:
     )
     path: str = Field(
         default="",
-        description="`folder`: a `.jsonl` file (`instruction`, `input`, `output`) or, for plain text, a "
-        "`.txt` file with one document per line; `package:` and `$MINILLM_DATA/` work as in a tokenizer's "
-        "path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for "
-        "one JSON Lines file of the repository.",
+        description="`folder`: a file of rows (`instruction`, `input`, `output`): JSON lines, a JSON array, "
+        "CSV or Parquet, or for plain text a `.txt` file with one document per line or rows with `text`; its "
+        "ending says which, and whether it is compressed (docs/data.md). `package:` and `$MINILLM_DATA/` "
+        "work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, "
+        "or `OWNER/NAME/FILE` for one such file of the repository.",
     )
     subset: str = Field(
         default="",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import reprlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from minillm.errors import UserError
-from minillm.readers import read_json
+from minillm.readers import check_plain, read_json
 
 T = TypeVar("T")
 
@@ -33,11 +34,10 @@ def parse(cls: type[T], raw: Any, where: str, under: str = "") -> T:
     Raises UserError with one line, `where: key.path: what is wrong`, for the first problem.
     """
     adapter = TypeAdapter(cls)
+    check_plain(raw, where, under)
     try:
         # Through JSON: strict mode then takes lists for tuples, and nothing else is converted.
         return adapter.validate_json(json.dumps(raw))
-    except TypeError as error:
-        raise UserError(f"{where}: {error}") from None
     except ValidationError as error:
         raise UserError(f"{where}: {_first_problem(adapter, error, under)}") from None
 
@@ -56,11 +56,11 @@ def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str
         return f"{key}: missing; add it"
     message = problem["msg"]
     if isinstance(problem["input"], str) and problem["type"].startswith(("float", "int")):
-        message += f", not the text {problem['input']!r}"
+        message += f", not the text {reprlib.repr(problem['input'])}"
         if problem["type"].startswith("float"):
             message += " (YAML reads 1e-4 as text: write 1.0e-4)"
     elif not isinstance(problem["input"], dict | list):
-        message += f", not {problem['input']!r}"
+        message += f", not {reprlib.repr(problem['input'])}"
     return f"{key}: {message[0].lower()}{message[1:]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.readers import read_object
+from minillm.readers import Kind, all_are, read_json_lines, read_object
 from minillm.scores import exact_match, rouge_l
 
 AGAIN = "remove it and generate again"
+ROW: dict[str, Kind] = {"id": int, "seed": int, "response": str, "references": list}
+META: dict[str, Kind] = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
 
 
 def run_stage(*, generations: Path, out: Path) -> None:
@@ -61,9 +62,11 @@ def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, di
 
     Raises UserError as `run_stage` does.
     """
-    keys = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
     absent = "no such file; it is written with the generations, generate again"
-    meta = read_object(path.with_suffix(".meta.json"), keys, absent, AGAIN)
+    place = path.with_suffix(".meta.json")
+    meta = read_object(place, META, absent, AGAIN)
+    if not meta["seeds"] or not all_are(meta["seeds"], int) or len(set(meta["seeds"])) < len(meta["seeds"]):
+        raise UserError(f"{place}: 'seeds' must be a list of different integers; {AGAIN}")
     rows = _rows(path)
     return meta, rows, _check(path, rows, meta)
 
@@ -72,16 +75,12 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
     """seed -> id -> row."""
     rows: dict[int, dict[int, dict[str, Any]]] = {}
     first: dict[tuple[int, int], int] = {}
-    try:
-        # Split only at "\n": str.splitlines would also split at separators that JSON leaves unescaped in
-        # texts.
-        lines = path.read_text().removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such generations file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}; {AGAIN}") from None
-    for number, line in enumerate(lines, start=1):
-        row = _row(line, f"{path}:{number}")
+    for number, row in read_json_lines(path, ROW, "no such generations file", AGAIN):
+        if not row["references"] or not all_are(row["references"], str):
+            raise UserError(
+                f"{path}:{number}: 'references' must be a list of at least one text; "
+                "fix the test set and generate again"
+            )
         key = (row["seed"], row["id"])
         if key in first:
             raise UserError(
@@ -90,21 +89,6 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
         first[key] = number
         rows.setdefault(row["seed"], {})[row["id"]] = row
     return rows
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not a line of JSON: {error}; {AGAIN}") from None
-    for key, kind in (("id", int), ("seed", int), ("response", str), ("references", list)):
-        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
-            raise UserError(f"{where}: '{key}' is missing or of the wrong type; {AGAIN}")
-    if not row["references"] or not all(isinstance(reference, str) for reference in row["references"]):
-        raise UserError(
-            f"{where}: 'references' must be a list of at least one text; fix the test set and generate again"
-        )
-    return row
 
 
 def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[str, Any]) -> list[int]:

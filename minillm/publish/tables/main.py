@@ -25,7 +25,7 @@ def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Pa
     texts = {"main.md": _markdown(settings, cells, notes), "main.tex": _latex(settings, cells, notes)}
     for name, text in texts.items():
         with whole_file(Path(out) / name) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
 
 
 def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
