@@ -10,6 +10,7 @@ guessed.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -157,7 +158,15 @@ def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
         read_yaml(path)
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "all", *targets]
     command += ["--configfile", *map(str, configfiles)] if configfiles else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        # Snakemake reads configurations in the locale's encoding.
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
     planned = [job for job in jobs(done.stdout) if job.rule != "all"]
     if done.returncode:
         lines = done.stdout.strip().splitlines()

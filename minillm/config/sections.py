@@ -245,6 +245,7 @@ class Data:
         "for GPT-2, RoBERTa's training corpus for the other families.",
     )
     tests: tuple[Name, ...] = Field(
+        min_length=1,
         description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
         "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
     )
@@ -279,7 +280,9 @@ class Pair:
     """One teacher and the students that are distilled from it."""
 
     teacher: Name = Field(description="Entry of `models`, fine-tuned on the training rows first.")
-    students: tuple[Name, ...] = Field(description="Entries of `models`, each trained by each method.")
+    students: tuple[Name, ...] = Field(
+        min_length=1, description="Entries of `models`, each trained by each method."
+    )
     methods: tuple[Name, ...] = Field(
         default=(),
         description="Methods of this pair; empty takes the run's `methods`.",
