@@ -22,6 +22,7 @@ from minillm.config.measurements.exposure_bias import ExposureBias
 from minillm.config.measurements.human import Human
 from minillm.config.measurements.judge import Judge
 from minillm.config.measurements.lengths import Lengths
+from minillm.config.measurements.rouge import Rouge
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sections import (
     Data,
@@ -122,6 +123,7 @@ class Experiment:
         default_factory=Estimators,
         description="The exact study of gradient estimators.",
     )
+    rouge: Rouge = Field(default_factory=Rouge, description="Measurement: how ROUGE-L counts words.")
     exposure_bias: ExposureBias = Field(
         default_factory=ExposureBias,
         description="Measurement: excess error by exposure bias.",

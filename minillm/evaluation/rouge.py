@@ -6,33 +6,39 @@ import math
 from pathlib import Path
 from typing import Any
 
+from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 from minillm.readers import Kind, all_are, read_json_lines, read_object
-from minillm.scores import exact_match, rouge_l
+from minillm.scores import Words, exact_match, has_tokens, rouge_l
 
 AGAIN = "remove it and generate again"
 ROW: dict[str, Kind] = {"id": int, "seed": int, "response": str, "references": list}
 META: dict[str, Kind] = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
 
 
-def run_stage(*, generations: Path, out: Path) -> None:
+def run_stage(settings: RougeSettings | None = None, *, generations: Path, out: Path) -> None:
     """Write ROUGE-L and exact match of the responses in `generations` (with its FILE.meta.json) to `out`.
 
     "mean" is the mean of the seeds' means over rows (0 to 100); "standard_error" and "exact_match_error" are
-    over the seeds' means (null for one seed); "scores" has each row's ROUGE-L in the order of "ids".  Raises
+    over the seeds' means (null for one seed); "scores" has each row's ROUGE-L in the order of "ids".  Without
+    `settings` words are counted as in the paper.  "without_tokens" counts the rows that then score 0 whatever
+    the response, if there are any: their references have no word in a script that is counted.  Raises
     UserError, one line naming file and line, if a line is damaged, (seed, id) occurs twice, a seed lacks rows
     that another has, or the meta file promises other rows or seeds.
     """
+    words: Words = settings.tokenizer if settings else "rouge_score"
     meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
     exact: dict[str, float] = {}
     for seed in meta["seeds"]:
         answers = [rows[seed][id_] for id_ in ids]
-        rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
+        rouge[str(seed)] = [rouge_l(row["response"], row["references"], words) for row in answers]
         hits = math.fsum(exact_match(row["response"], row["references"]) for row in answers)
         exact[str(seed)] = hits / len(answers)
+    references = {id_: rows[meta["seeds"][0]][id_]["references"] for id_ in ids}
+    without = [id_ for id_ in ids if not has_tokens(references[id_], words)]
     per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
     mean, error = mean_and_error(per_seed.values())
     exact_mean, exact_error = mean_and_error(exact.values())
@@ -53,8 +59,17 @@ def run_stage(*, generations: Path, out: Path) -> None:
             "exact_match_error": exact_error,
             "sampling": meta["sampling"],
             "sources": [str(generations)],
+            **_words(words, without),
         },
     )
+
+
+def _words(words: Words, without: list[int]) -> dict[str, Any]:
+    """What is only in a metric file if it is not as usual: how words are counted, and rows without any."""
+    return {
+        **({} if words == "rouge_score" else {"tokenizer": words}),
+        **({"without_tokens": {"count": len(without), "first_ids": without[:5]}} if without else {}),
+    }
 
 
 def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, dict[str, Any]]], list[int]]:

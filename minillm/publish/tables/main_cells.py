@@ -79,6 +79,9 @@ class Cell:
     exact_match: float | None = None  # percentage of responses that equal one of the references
     # Over training seeds if there are several, else over sampling seeds.
     exact_match_error: float | None = None
+    # Only for the notes: rows whose references have no word that ROUGE-L counts, and how it counts words.
+    without_tokens: int = 0
+    tokenizer: str = ""
 
     @property
     def training_seeds(self) -> int:
@@ -86,7 +89,7 @@ class Cell:
         return sum("metrics/rouge/" in source for source in self.sources.split(";"))
 
 
-COLUMNS = [field.name for field in dataclasses.fields(Cell)]
+COLUMNS = [f.name for f in dataclasses.fields(Cell) if f.name not in ("without_tokens", "tokenizer")]
 NUMBERS = [
     *("mean", "standard_error", "low", "high", "between_variance", "within_variance", "published"),
     *("judged", "judged_error", "judged_published", "exact_match", "exact_match_error"),
@@ -186,6 +189,8 @@ def _with_rouge(
         exact_match=exact_match,
         exact_match_error=exact_match_error,
         sources=";".join(rouge["source"].unique()),
+        without_tokens=answers[0].get("without_tokens", {"count": 0})["count"],
+        tokenizer=answers[0].get("tokenizer", ""),
     )
     return cell, scores, training
 
@@ -326,6 +331,9 @@ def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any
         all_are(scores, numbers) and len(scores) == len(metric["ids"]) for scores in metric["scores"].values()
     ):
         raise UserError(f"{path}: not every row has a score; remove it and score again")
+    without = metric.get("without_tokens", {"count": 0})
+    if not isinstance(without, dict) or not is_a(without.get("count"), int):
+        raise UserError(f"{path}: 'without_tokens' is of the wrong type; remove it and score again")
     if metric["dataset"] != test:
         problem = f"is for the test set '{metric['dataset']}', not '{test}'; remove it and score again"
         raise UserError(f"{path}: {problem}")
