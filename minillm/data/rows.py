@@ -98,12 +98,13 @@ def _tokens(folder: Path, name: str, part: tuple[int, ...]) -> tuple[np.ndarray,
     """(tokens, memory-mapped; lengths, (rows, *part); where each row starts and the last one ends)."""
     tokens, lengths = (_array(folder / f"{name}.{kind}.npy") for kind in ("tokens", "lengths"))
     lengths = np.array(lengths)
-    starts = np.concatenate([[0], lengths.reshape(len(lengths), -1).sum(1, dtype=np.int64).cumsum()])
+    sums = lengths.sum(tuple(range(1, lengths.ndim)), dtype=np.int64)
+    starts = np.concatenate([[0], sums.cumsum()])
     fits = tokens.ndim == 1 and lengths.shape[1:] == part and starts[-1] == len(tokens)
     if not fits or not len(lengths) or lengths.min() < 0:
         raise UserError(
-            f"{folder / name}.lengths.npy: does not fit {name}.tokens.npy ({lengths.shape} lengths of "
-            f"{int(starts[-1])} tokens in all, {tokens.shape} tokens); {AGAIN}"
+            f"{folder / name}.lengths.npy: does not fit {name}.tokens.npy (lengths of the shape "
+            f"{lengths.shape}, {int(starts[-1])} tokens in all; tokens of the shape {tokens.shape}); {AGAIN}"
         )
     return tokens, lengths, starts
 
