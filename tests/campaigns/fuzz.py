@@ -65,7 +65,10 @@ class Hang(Exception):
 
 
 def campaign(cases: int, start: int = 0, seconds: float = 540, names: str = "") -> Report:
-    """Damage `cases` files, drawn by the seed `start`, for at most `seconds`.  `names`: part of a reader's name."""
+    """Damage `cases` files, drawn by the seed `start`, for at most `seconds`.
+
+    names: only readers whose names contain it.
+    """
     report = Report()
     chosen = [target for target in targets() if names in target.name]
     with tempfile.TemporaryDirectory() as name:
