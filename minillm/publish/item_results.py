@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from minillm.config import layout
+from minillm.errors import UserError
+from minillm.publish.metric_shapes import wrong_part
 from minillm.publish.published_numbers import Key, Published
 from minillm.publish.results import (
     MODEL,
@@ -190,14 +192,24 @@ class RunResults:
 
     # --- what the frame does not hold: scores of single prompts, curves, bins, who judged
     def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
-        """The contents of the declared metric files that exist, in the order of training seeds."""
-        files = self._of(kind, model, name)
-        return [content for file in files if (content := self.json(file.path)) is not None]
+        """The contents of the declared metric files that exist, in the order of training seeds.
+
+        Raises UserError if one is damaged.
+        """
+        found = []
+        for file in self._of(kind, model, name):
+            content = self.json(file.path)
+            if content is not None:
+                with damage(self.folder / file.path):
+                    flat = calibration_of(content) if kind == "calibration" else content
+                    if key := wrong_part(kind, flat):
+                        raise TypeError(f"'{key}' is missing or of the wrong type or length")
+                found.append(flat)
+        return found
 
     def calibration(self, model: Trained, task: str) -> list[dict[str, Any]]:
         """Calibration of each training seed, as `calibration_of` returns it."""
-        with damage(self.folder / layout.metric("calibration", "*", task)):
-            return [calibration_of(content) for content in self.contents("calibration", model, task)]
+        return self.contents("calibration", model, task)
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
         """Answered human comparisons of each MiniLLM student and set, as `comparison_of` returns them."""
@@ -241,7 +253,15 @@ class RunResults:
     def log(self, weights: str) -> list[dict[str, Any]]:
         """The entries of a model's metrics.jsonl; empty if there is no such file."""
         path = f"{layout.model(weights)}/metrics.jsonl"
-        return self.lines(path, "remove the model's folder and train again")
+        again = "remove the model's folder and train again"
+        entries = self.lines(path, again, {"step": int})
+        for number, entry in enumerate(entries, 1):
+            for key, value in entry.items():
+                read = key.startswith("dev_") or key in ("response_length", "sampled_tokens")
+                # A diverged training may have logged NaN.
+                if read and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+                    raise UserError(f"{self.folder / path}:{number}: '{key}' is not a number; {again}")
+        return entries
 
     def dev_rows(self, model: Trained) -> int | None:
         """The number of dev rows on which a model was evaluated in training; None if it is not recorded."""

@@ -309,7 +309,7 @@ def results() -> Iterator[Target]:
     yield Target(
         "metrics",
         kept,
-        lambda folder: read_frame(folder, files).to_csv(),
+        lambda folder: [read_frame(folder, files).to_csv(), _contents(RunResults(settings, folder))],
         damaged=tuple(name for name in kept if name.startswith("metrics/")),
     )
     yield Target(
@@ -351,6 +351,15 @@ def results() -> Iterator[Target]:
     yield Target(
         "manifest", {"manifest.json": json.dumps(manifest).encode()}, lambda folder: _manifest(folder)
     )
+
+
+def _contents(results: RunResults) -> Any:
+    """What figures read of metric files, besides the frame."""
+    kinds = results.settings.asked
+    found = [
+        results.contents(k, m, name) for k in kinds for m in results.models() for name in results.names(k)
+    ]
+    return repr([found, results.comparisons()])
 
 
 def _records(results: RunResults, weights: str) -> Any:
