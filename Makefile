@@ -19,6 +19,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
+.PHONY: fuzz
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -95,6 +96,9 @@ types: $(SETUP) ## mypy on the package
 
 mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py
+
+fuzz: $(SETUP) ## damaged files for every reader: one clear line or a right result; at most ten minutes
+	@$(RUN) python tests/campaigns/fuzz.py
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

@@ -1,3 +1,4 @@
+import io
 import os
 import sys
 
@@ -6,6 +7,10 @@ from minillm.cli import main
 
 def run() -> int:
     """Run the command line and return its exit status."""
+    # A terminal or log in another encoding shows escapes; a name in a message never ends a stage.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     except SystemExit as stop:

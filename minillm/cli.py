@@ -88,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
     for path in (*stage.required, *stage.optional):
-        many = "+" if path in stage.several else None
+        # A rule may have no file to name after an optional one.
+        many = "+" if path in stage.several else "?" if path in stage.optional else None
         sub.add_argument(f"--{path}", type=Path, required=path in stage.required, nargs=many)
     if stage.launched:
         sub.add_argument(

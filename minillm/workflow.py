@@ -19,6 +19,7 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
+from minillm.config.measurements.rouge import Rouge
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
 from minillm.publish.registry import ITEMS
@@ -148,6 +149,14 @@ class Workflow:
         keys = ("model", "student", "teacher", "weights", "taken")
         name = next(name for key in keys if (name := wildcards.get(key)))
         return self.below(layout.training_data(self._tokenizer(name.split("/")[0])))
+
+    def rouge_settings(self, wildcards: Any) -> list[str]:
+        """Input function: the settings of ROUGE-L, if they are not the defaults.
+
+        Runs from before there were any have no such file, and are not scored again.
+        """
+        default = self.config.rouge == Rouge()
+        return [] if default else [self.below(layout.settings_file("rouge"))]
 
     def first_data(self) -> str:
         """The data folder of the first teacher."""

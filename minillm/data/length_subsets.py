@@ -16,6 +16,7 @@ from minillm.counts import token_counter
 from minillm.data.sources import read_rows, resolve_path
 from minillm.errors import UserError
 from minillm.files import whole_file, write_json
+from minillm.readers import all_are, read_json, read_text
 
 # The paper's, in tokens of the first reference.
 BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}
@@ -111,25 +112,21 @@ def _tasks(source: Path, count: Callable[[str], int] | None) -> Iterator[Entry]:
             f"{source}: neither {' nor '.join(TASK_LISTS)} here, nor folders like 11_ with valid.jsonl"
         )
     folder = source / "tasks" if (source / "tasks").is_dir() else source
-    for name in listed.read_text().split():
+    for name in read_text(listed).split():
         path = folder / f"{name.removesuffix('.json')}.json"
         definition, instances = _task(path)
         for i, instance in enumerate(instances[:PER_TASK]):
             text, outputs = instance.get("input"), instance.get("output")
             outputs = [outputs] if isinstance(outputs, str) else outputs
-            if not isinstance(text, str) or not outputs or not all(isinstance(o, str) for o in outputs):
+            if not isinstance(text, str) or not outputs or not all_are(outputs, str):
                 raise UserError(f"{path}: Instances.{i}: no input, or no output; fix or remove this instance")
             yield _entry(path.stem, definition, text, outputs, bucket_of(count(outputs[0])) if count else "")
 
 
 def _task(path: Path) -> tuple[str, list[Any]]:
     """(definition, instances) of a task file."""
-    try:
-        task = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such task file, but the list of test tasks names it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; download it again") from None
+    absent = "no such task file, but the list of test tasks names it"
+    task = read_json(path, absent, "download it again")
     definition = task.get("Definition") if isinstance(task, dict) else None
     definition = definition[0] if isinstance(definition, list) and definition else definition
     if not isinstance(definition, str) or not isinstance(task.get("Instances"), list):

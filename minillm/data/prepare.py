@@ -119,6 +119,7 @@ def _write_rows(
         "boundary_merged": notes["boundary_merged"],
         "response_cut": notes["response_cut"],
         "eos_inside": notes["eos_inside"],
+        "eos_in_prompt": sum(tokenizer.eos_token_id in prompt for _, prompt, _, _ in kept),
         "duplicates": count_and_first(duplicates([row for row, *_ in kept])),
         "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
         "response_tokens": statistics([len(r) for _, _, r, _ in kept]),

@@ -38,7 +38,7 @@ def run_stage(
     loaded = load_model(teacher, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
     if answers is not None:
-        with whole_file(out) as partial, open(partial, "w") as file:
+        with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 split, row = question.key
                 file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")

@@ -43,7 +43,7 @@ def write(sheet: Sheet, out: Path, name: str) -> None:
         table_of(sheet.records, columns).to_csv(partial, index=False)
     for kind, text in (("md", as_markdown(sheet)), ("tex", as_latex(sheet))):
         with whole_file(out / f"{name}.{kind}") as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
 
 
 def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

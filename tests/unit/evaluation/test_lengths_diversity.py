@@ -158,7 +158,7 @@ def test_generations_without_tokens_are_refused(tmp_path):
     path = generations(tmp_path)
     path.write_text(path.read_text().replace('"response_tokens"', '"other"'))
     with pytest.raises(
-        UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing; generate again"
+        UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing or of the wrong"
     ):
         diversity.run_stage(
             DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json"

@@ -161,11 +161,11 @@ def test_table6_holds_other_families_alone(run: Path, tmp_path: Path) -> None:
 
 
 def test_table6_leaves_the_teachers_own_family_out(run: Path, tmp_path: Path) -> None:
-    published_item("table6", run, tmp_path, pairs=[{"teacher": "j", "students": ["base", "j"]}])
+    published_item("table6", run, tmp_path, pairs=[{"teacher": "j", "students": ["base", "j-small"]}])
     found = (tmp_path / "table6.md").read_text()
     assert (
         "| GPT-J 6B | Teacher |" in found
-        and "| GPT-J 6B | SFT" not in found
+        and "| GPT-J 350M | SFT" not in found
         and "| GPT-2 120M | SFT" in found
     )
 
