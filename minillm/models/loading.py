@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 from minillm.config import sections
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
-from minillm.models.head import head_of
+from minillm.models.checks import check_model, in_one_line
+from minillm.models.weights import read_gguf, read_model
 
 transformers_logging.disable_progress_bar()
 
@@ -47,41 +48,9 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
 
     Raises UserError if the folder is missing, holds no weights or cannot be loaded.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder}: a model folder without weights (*.safetensors); copy or download it again"
-        )
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[precision], local_files_only=True
-        )
-    except Exception as error:
-        # A damaged file raises many kinds of exceptions.
-        raise UserError(
-            f"{folder}: cannot load this model ({first_line(error)}); copy or download it again"
-        ) from None
-    check_head(model, folder)
+    model = read_model(folder, DTYPES[precision], folder, local_files_only=True)
+    check_model(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, where: Path) -> None:
-    """Raises UserError if logits are not what `head_of` makes of the last hidden states.
-
-    Some families scale them again.
-    Costs a forward pass of one token on the CPU.
-    """
-    tokens = torch.ones((1, 1), dtype=torch.long)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
-    ours = head_of(model, model.get_output_embeddings().weight.shape[0]).logits(hidden)
-    theirs = model(input_ids=tokens, use_cache=False).logits[:, -1].to(ours.dtype)
-    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
-        raise UserError(
-            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; "
-            "not supported"
-        )
 
 
 @contextmanager
@@ -107,7 +76,7 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
     except Exception as error:
         # Several kinds of exceptions.
-        raise UserError(f"launch.attention: {first_line(error)}") from None
+        raise UserError(f"launch.attention: {in_one_line(error)}") from None
     # transformers only warns if it does not know how to change it.
     if model.config._attn_implementation != name:
         raise UserError(
@@ -141,26 +110,16 @@ def base_model(
         assert parent is not None
         model = prune(load_model(parent, "fp32"), spec.layers)
     elif spec.source == "gguf":
-        model = _from_gguf(resolve_path(spec.path, "models.path"))
+        model = read_gguf(resolve_path(spec.path, "models.path"))
     elif spec.source == "folder":
         model = load_model(resolve_path(spec.path, "models.path"), "fp32")
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                spec.path, revision=spec.revision or "main", dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}"
-            ) from None
+        where = f"models.path: '{spec.path}' of the hub"
+        model = read_model(spec.path, torch.float32, where, revision=spec.revision or "main")
+    if spec.source in ("scratch", "gguf", "hub"):
+        check_model(model, spec.path or "models.architecture")
     check_vocabulary(model, tokenizer, spec.path or spec.source)
     return model
-
-
-def first_line(error: Exception, limit: int = 200) -> str:
-    """What a library's error says, in one line of readable length."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= limit else text[:limit] + " ..."
 
 
 def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -178,23 +137,7 @@ def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int
         )
     except Exception as error:
         # Whatever a configuration class makes of wrong values.
-        raise UserError(f"models.architecture: {first_line(error)}") from None
-    return model
-
-
-def _from_gguf(path: Path) -> PreTrainedModel:
-    if not path.is_file():
-        raise UserError(f"{path}: no such GGUF file")
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-    except Exception as error:
-        raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
-    # The weights are dequantised by now, but transformers marks the model as quantised and will not save it.
-    model.__dict__["hf_quantizer"] = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        raise UserError(f"models.architecture: {in_one_line(error)}") from None
     return model
 
 

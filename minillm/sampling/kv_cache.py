@@ -120,10 +120,14 @@ class Decoder:
         return torch.cat(states)[order.argsort()]
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Continue with only these rows, without the positions before `first`, padding in all of them."""
-        if not self.croppable:
-            self.cache.batch_select_indices(rows)
-            return
+        """Continue with only these rows, without the positions before `first`, padding in all of them.
+
+        `first` is 0 unless the cache is `croppable`: a layer with a sliding window drops positions itself.
+        """
+        assert self.croppable or not first
         for layer in self.cache.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.keep(rows, first)
+            if isinstance(layer, RoomyLayer):
+                layer.keep(rows, first)
+            else:
+                # One with a sliding window: models/checks.py lets in no others.
+                layer.batch_select_indices(rows)

@@ -34,7 +34,7 @@ from minillm.models.head import (
     response_tokens,
     token_logprobs,
 )
-from minillm.models.loading import check_head
+from minillm.models.checks import check_head
 from minillm.models.tiled_loss import Head
 from minillm.training import rollouts as rollouts_module
 
