@@ -6,7 +6,6 @@ warning at most.
 
 from __future__ import annotations
 
-import logging
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from minillm.errors import UserError
 from minillm.models.checks import in_one_line, some
@@ -66,9 +66,8 @@ def read_gguf(path: Path) -> PreTrainedModel:
 @contextmanager
 def _one_line(where: object) -> Iterator[None]:
     """Whatever a library raises becomes one line, without the many that transformers logs before it."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except UserError:
@@ -80,7 +79,7 @@ def _one_line(where: object) -> Iterator[None]:
             f"{where}: cannot load this model ({kind}{in_one_line(error)}); copy or download it again"
         ) from None
     finally:
-        logger.setLevel(level)
+        transformers_logging.set_verbosity(level)
 
 
 def _from_pretrained(source: str | Path, dtype: torch.dtype, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -200,12 +199,9 @@ def _check_names(kind: type, found: dict[str, Any], where: object) -> None:
     kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     parts = [f"{len(names)} {what} ({some(names)})" for what, names in kinds.items() if names]
     if parts:
-        wrapper = _wrapper(missing, unknown)
-        advice = (
-            f"all names begin with '{wrapper}': save the model inside of that wrapper"
-            if wrapper
-            else "config.json and weights do not belong together, or a file is missing: copy or download it again"
-        )
+        advice = "config.json and weights do not belong together, or a file is missing; copy it again"
+        if wrapper := _wrapper(missing, unknown):
+            advice = f"all names begin with '{wrapper}'; save the model inside of that wrapper"
         raise UserError(
             f"{where}: the tensors are not those of a {kind.__name__}: {', '.join(parts)}; {advice}"
         )
