@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from minillm.config import sections
 from minillm.data.sources import resolve_path
+from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.models.checks import check_model, in_one_line
 from minillm.models.weights import read_gguf, read_model
@@ -39,7 +44,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # Just a malformed tokenizer.json raises several kinds.
+        raise UserError(
+            f"{folder}: cannot load this tokenizer ({in_one_line(error)}); copy it again"
+        ) from None
     return tokenizer
 
 
@@ -124,7 +135,7 @@ def base_model(
 
 def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     arguments = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "bos_token_id": tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -138,7 +149,27 @@ def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int
     except Exception as error:
         # Whatever a configuration class makes of wrong values.
         raise UserError(f"models.architecture: {in_one_line(error)}") from None
+    _check_keys(model, spec.architecture)
     return model
+
+
+def _check_keys(model: PreTrainedModel, architecture: dict[str, Any]) -> None:
+    """UserError for a key that this kind of model does not have: its class keeps it and never reads it."""
+    kind = type(model.config)
+    known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
+    sources = [
+        inspect.getsource(sys.modules[c.__module__])
+        for c in (*kind.__mro__, type(model))
+        if "transformers" in c.__module__
+    ]
+    for key in architecture:
+        # Keys of older versions are no fields, but translated, or read from what is not a field.
+        if key in known or key not in vars(model.config) or hasattr(kind, key):
+            continue
+        if not any(f"config.{key}" in source or f'"{key}"' in source for source in sources):
+            near = difflib.get_close_matches(key, known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see its class in transformers"
+            raise UserError(f"models.architecture.{key}: no such key of a {kind.model_type} model; {hint}")
 
 
 def _place_of_blocks(model: PreTrainedModel) -> tuple[nn.Module, str]:
@@ -189,11 +220,10 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
     More rows are padding, which is never used.
     """
-    rows = model.get_output_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
+    rows, ids = model.get_output_embeddings().weight.shape[0], vocabulary_size(tokenizer)
+    if rows < ids:
         raise UserError(
-            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; "
-            "they do not belong together"
+            f"{where}: the model knows {rows} tokens and its tokenizer {ids}; they do not belong together"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from minillm.data.batching import least_padding
 from minillm.models.head import head_of
@@ -129,5 +129,6 @@ class Decoder:
             if isinstance(layer, RoomyLayer):
                 layer.keep(rows, first)
             else:
-                # One with a sliding window: models/checks.py lets in no others.
+                # The only other kind that models/checks.py lets in.
+                assert isinstance(layer, DynamicSlidingWindowLayer)
                 layer.batch_select_indices(rows)
