@@ -28,7 +28,8 @@ def check_positions(model: PreTrainedModel, tokens: int, what: str, name: object
     """
     limit = positions_of(model)
     if limit is not None and tokens > limit:
+        name = name or model.name_or_path or type(model).__name__
         raise UserError(
-            f"{name or model.name_or_path or type(model).__name__}: the model has {limit} positions, but {what}; "
-            "lower that, or take a model with a longer context"
+            f"{name}: the model has {limit} positions, but {what}; lower that, or take a model with a longer "
+            "context"
         )

@@ -37,7 +37,7 @@ def check_rows(
     max_tokens: int,
     examples: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> None:
-    """Raises UserError if rows, or their prompts and `max_tokens` sampled ones, are longer than a model takes.
+    """Raises UserError if rows, or prompts and `max_tokens` sampled ones, are longer than the model takes.
 
     `examples` are the rows that it is trained on, if those are not the data folder's.
     """
