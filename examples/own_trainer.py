@@ -115,7 +115,14 @@ if __name__ == "__main__":
             np.array(tokenizer(line)["input_ids"])
             for line in args.prompts.read_text(encoding="utf-8").splitlines()
         ]
-        train(student, teacher, prompts, args, *minillm.special_tokens(tokenizer), len(tokenizer))
+        train(
+            student,
+            teacher,
+            prompts,
+            args,
+            *minillm.special_tokens(tokenizer),
+            minillm.vocabulary_size(tokenizer),
+        )
         minillm.save_model(student, tokenizer, args.out or Path("student"))
     else:
         prompts = list(np.random.default_rng(0).integers(1, 48, size=(256, 8)))

@@ -16,7 +16,7 @@ from minillm.config.sections import Dataset
 from minillm.config.stage_settings import DataSettings
 from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_rows, read_texts
-from minillm.data.tokenizers import make_tokenizer
+from minillm.data.tokenizers import make_tokenizer, vocabulary_size
 from minillm.errors import UserError
 from minillm.files import sha256, whole_folder, write_json
 
@@ -50,7 +50,7 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
         # Any overlap was refused above.
         card["dev"]["overlap_with_train"] = 0
         card["tokenizer"] = {
-            "vocabulary": len(tokenizer),
+            "vocabulary": vocabulary_size(tokenizer),
             "eos": tokenizer.eos_token_id,
             "pad": tokenizer.pad_token_id,
         }

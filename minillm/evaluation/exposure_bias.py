@@ -16,6 +16,7 @@ from minillm import objectives
 from minillm.config.measurements.exposure_bias import ExposureBiasSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
+from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.evaluation import accumulated_error
 from minillm.evaluation.accumulated_error import Totals
@@ -25,6 +26,7 @@ from minillm.models.head import head_of, logits_by_tile, response_hidden, respon
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import remove_journals
+from minillm.sampling.sample import check_room
 
 # Number of lengths whose bootstrap draws are kept.
 GRID = 16
@@ -102,8 +104,9 @@ def run_stage(
     prompts = {entry.id: entry.prompt for entry in theirs}
     ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
     loaded = load_model(teacher, settings.samples.precision, world.device)
+    check_room(loaded, list(prompts.values()), settings.samples.sampling)
     how = {
-        "vocabulary": len(tokenizer),
+        "vocabulary": vocabulary_size(tokenizer),
         "pad": special_tokens(tokenizer)[1],
         "batch": launch.micro_batch,
         "budget": launch.micro_tokens,

@@ -96,6 +96,7 @@ class Local:
         import numpy as np
 
         from minillm.config.sections import Sampling
+        from minillm.data.tokenizers import vocabulary_size
         from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
         from minillm.runtime.processes import start
         from minillm.sampling.sample import sample
@@ -104,6 +105,7 @@ class Local:
         tokenizer = load_tokenizer(self.folder)
         model = load_model(self.folder, self.precision, world.device)
         eos, pad = special_tokens(tokenizer)
+        vocabulary = vocabulary_size(tokenizer)
         greedy = self.settings.temperature == 0
         sampling = Sampling(
             temperature=self.settings.temperature or 1.0,
@@ -127,7 +129,7 @@ class Local:
                     step=attempt,
                     eos=eos,
                     pad=pad,
-                    vocabulary=len(tokenizer),
+                    vocabulary=vocabulary,
                     batch=batch,
                 )
                 for i, response in zip(chosen, samples, strict=True):

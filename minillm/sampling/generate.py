@@ -18,11 +18,12 @@ from minillm.config.stage_settings import GenerateSettings
 from minillm.data.batching import by_length
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
+from minillm.data.tokenizers import vocabulary_size
 from minillm.files import identity, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
 from minillm.readers import Kind, are_tokens, read_json_lines
 from minillm.runtime.processes import World, start
-from minillm.sampling.sample import sample
+from minillm.sampling.sample import check_room, sample
 
 AGAIN = "remove this file; the answers in it are sampled again"
 ENTRY: dict[str, Kind] = {"key": list, "response": str, "response_tokens": list, "finished": bool}
@@ -56,9 +57,10 @@ def answer_all(
     Each rank writes finished answers to its own `journal` file as it goes, so that an interrupted job resumes
     from there.
     """
-    eos, pad = special_tokens(tokenizer)
+    (eos, pad), vocabulary = special_tokens(tokenizer), vocabulary_size(tokenizer)
     mine = sorted(questions, key=lambda q: q.key)[world.rank :: world.size]
     my_journal = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
+    check_room(model, [q.prompt for q in questions], sampling)
     my_journal.parent.mkdir(parents=True, exist_ok=True)
     done = _read_journal(my_journal)
     left = [q for q in mine if json.dumps(q.key) not in done]
@@ -81,7 +83,7 @@ def answer_all(
                     step=step,
                     eos=eos,
                     pad=pad,
-                    vocabulary=len(tokenizer),
+                    vocabulary=vocabulary,
                     batch=len(part),
                 )
                 for question, response in zip(part, responses, strict=True):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import at_once, collate, least_padding, moved
 from minillm.data.rows import Rows
+from minillm.data.tokenizers import vocabulary_size
 from minillm.files import whole_folder
 from minillm.models.head import (
     head_of,
@@ -75,7 +76,7 @@ class Dev:
             [rows.records[i] for i in range(count)],
             tokenizer,
             sampling,
-            len(tokenizer),
+            vocabulary_size(tokenizer),
             launch.eval_batch,
             seed,
             launch.eval_tokens,

@@ -29,6 +29,7 @@ from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
+from minillm.training.lengths import check_rows
 from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
@@ -164,8 +165,10 @@ def run_stage(
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
     inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
     raw = dataclasses.asdict(settings)
+    student = load_model(init, "fp32")
+    check_rows(student, data, training.max_tokens)
     engine = Engine(
-        load_model(init, "fp32"),
+        student,
         training,
         launch,
         world,
@@ -175,7 +178,9 @@ def run_stage(
     )
 
     def frozen(folder: Path) -> Any:
-        return engine.frozen(load_model(folder, settings.precision))
+        model = load_model(folder, settings.precision)
+        check_rows(model, data, training.max_tokens)
+        return engine.frozen(model)
 
     anchor = frozen(init) if training.init_kl else None
     task = Task(frozen(teacher), anchor, Corpus.open(data), dev, training, settings.seed)

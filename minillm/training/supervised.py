@@ -42,6 +42,7 @@ from minillm.runtime.processes import host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
 from minillm.training.dev_set import Candidates, Dev, Example, answer, losses
 from minillm.training.export import export
+from minillm.training.lengths import check_rows
 from minillm.training.teacher_cache import TeacherCache
 
 RULES = ("best_rouge", "lowest_loss")
@@ -305,8 +306,10 @@ def run_stage(
     examples, own_dev = training_examples(data, pseudo)
     dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     raw = dataclasses.asdict(settings)
+    student = load_model(base, "fp32")
+    check_rows(student, data, settings.sampling.max_tokens, examples)
     engine = Engine(
-        load_model(base, "fp32"),
+        student,
         settings.training,
         launch,
         world,
@@ -314,9 +317,11 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = (
-        engine.frozen(load_model(teacher, settings.precision)) if needs_teacher and teacher else None
-    )
+    teacher_model = None
+    if needs_teacher and teacher:
+        loaded = load_model(teacher, settings.precision)
+        check_rows(loaded, data, 0, examples)
+        teacher_model = engine.frozen(loaded)
     history = fit(
         engine,
         examples,

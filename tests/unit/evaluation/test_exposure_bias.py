@@ -141,8 +141,8 @@ def bias(drawn, **changes):
 class Tokenizer:
     eos_token_id = pad_token_id = EOS
 
-    def __len__(self):
-        return VOCABULARY
+    def get_vocab(self):
+        return {str(i): i for i in range(VOCABULARY)}
 
     def decode(self, tokens, **_):
         return " ".join(map(str, tokens))
