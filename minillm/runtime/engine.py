@@ -213,7 +213,7 @@ class Engine:
                 value, terms = loss(part)
                 # DeepSpeed averages over ranks, but these losses are parts of one sum.
                 self.engine.backward(value * self.world.size)
-                self.engine.step()
+                self._optimizer_step(rows)
                 for name, number in {"loss": value.detach(), **terms}.items():
                     sums[name] = sums[name] + number if name in sums else number
         self.engine.eval()
@@ -221,6 +221,15 @@ class Engine:
         self.world.at(f"step {self.step}")
         self.skipped.check(self.step, rows, look=self.logs)
         return sums
+
+    def _optimizer_step(self, rows: Sequence[object]) -> None:
+        """DeepSpeed's step; its error for a loss scale that cannot fall further is a line on every rank."""
+        try:
+            self.engine.step()
+        except Exception as error:
+            if "loss scale" not in str(error):
+                raise
+            raise self.skipped.error(self.step + 1, rows) from None
 
     def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """What `update` returned, summed over the ranks, with learning rate and unclipped gradient norm.

@@ -35,7 +35,7 @@ def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
     usable = finite(history, key)
     if not usable:
         raise UserError(
-            f"{key}: NaN or infinite at all {len(history)} dev evaluations, so that no model can be chosen; "
+            f"{key}: none of {len(history)} dev evaluations has a finite value, so no model can be chosen; "
             "look at the models' weights, or lower lr"
         )
     return min(usable, key=lambda entry: (-sign * entry[key], entry["step"]))
