@@ -1,7 +1,7 @@
-"""Steps whose gradients are NaN or infinite, under each ZeRO stage and precision, by one process or torchrun's.
+"""Steps whose gradients are NaN or infinite, under each ZeRO stage and precision.
 
-`skipped_steps.py OUT` writes one JSON object, {"zero precision": what was seen}, by rank 0.  The last rank alone
-has the broken loss.
+`skipped_steps.py OUT`, run by one process or by those of torchrun, writes one JSON object, {"zero precision":
+what was seen}.  The last rank alone has the broken loss.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Gradients that are NaN or infinite: the step is left out, counted and logged; several in a row end the run."""
+"""Gradients that are NaN or infinite: a step is left out, counted and logged; several end the run."""
 
 import json
 import subprocess
