@@ -326,15 +326,15 @@ def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, p
     share = max(1, threads // processes)
     prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
     # Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
-    torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
+    options = f"--shutdown-timeout=110 --nproc-per-node={processes}"
     run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
     if nodes > 1:
         # srun inherits none of this from the job.
         return (
             f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
-            f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {torchrun} --nnodes={nodes} {run}"
+            f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {options} --nnodes={nodes} {run}"
         )
     if processes > 1:
         # By its number: torchrun would wait for ever on a host whose name does not resolve.
-        return f"{prefix} {torchrun} --standalone --local-addr=127.0.0.1 {run}"
+        return f"{prefix} torchrun {options} --standalone --local-addr=127.0.0.1 {run}"
     return f"{prefix} python {run}"

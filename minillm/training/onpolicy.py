@@ -9,7 +9,6 @@ mini-batch.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,19 @@ INNER = 2**40
 def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, Any]]:
     """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations."""
     s = task.settings
-    state = engine.resume() or {"history": [], "rollouts": None, "memory": Memory(s.student_share)}
-    history, rollouts, memory = state["history"], state["rollouts"], state["memory"]
+    saved = engine.resume()
+    history: list[dict[str, Any]] = saved["history"] if saved else []
+    # Drawn at the first step of each collection.
+    rollouts: Any = Rollouts(**saved["rollouts"]) if saved else None
+    memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
     per_collection = s.inner_epochs * updates
     due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
+
+    def save() -> None:
+        engine.save({"history": history, "rollouts": vars(rollouts), "memory": memory.saved()})
 
     engine.engine.eval()
     if engine.step == 0:
@@ -63,7 +68,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
-            sums = engine.update(*micro_batches(engine, task, rollouts, chosen))
+            sums = engine.update(
+                *micro_batches(engine, task, rollouts, chosen), rows=[rollouts.ids[i] for i in chosen]
+            )
             bar.update()
             if engine.logs:
                 log.write(engine.summed(sums))
@@ -72,11 +79,10 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 memory.look(history[-1]["dev_loss"], s)
                 log.write({key: value for key, value in history[-1].items() if key != "step"})
                 candidates.offer(history)
-            state = {"history": history, "rollouts": rollouts, "memory": memory}
             if engine.step in due or engine.step % engine.launch.save_every == 0:
-                engine.save(state)
+                save()
                 candidates.prune(history)
-            engine.stop_if_asked(partial(engine.save, state))
+            engine.stop_if_asked(save)
     return history
 
 

@@ -207,10 +207,12 @@ def fit(
     seed: int,
     teacher: PreTrainedModel | None = None,
     own_dev: Sequence[Example] = (),
+    ids: Sequence[int] = (),
     rouge: bool = True,
 ) -> list[dict[str, Any]]:
     """Train to the end, resuming from the newest checkpoint if there is one; returns the dev evaluations.
 
+    `ids` are the examples' row ids, for messages; without them they are named by place: #0, #1 ...
     Each evaluation has "dev_loss" (cross-entropy on the dev references), "dev_objective" (the training loss,
     on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
     """
@@ -234,7 +236,8 @@ def fit(
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
             chosen = batch_of_step(len(examples), settings.batch, engine.step, seed)
-            sums = engine.update(*work.micro_batches(chosen))
+            named = [ids[i] if ids else f"#{i}" for i in chosen]
+            sums = engine.update(*work.micro_batches(chosen), rows=named)
             bar.update()
             if engine.logs:
                 log.write(engine.summed(sums))
@@ -331,6 +334,8 @@ def run_stage(
         seed=settings.seed,
         teacher=teacher_model,
         own_dev=own_dev,
+        # The teacher's answers are named by their place.
+        ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
     )
     outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
     export(engine, dev, history, outputs, raw, inputs, settings.seed)

@@ -292,7 +292,7 @@ def test_slurm_profile_plans_without_slurm(checkout):
     of_a_node = ["--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1"]
     # a dry run has one core; in a job these are the rule's threads
     srun = ["srun", "--nodes=2", "--ntasks=2", *of_a_node, "workflow/scripts/per_node.sh"]
-    assert starts(two)["teacher"][2:] == [*srun, *torchrun(4), "--nnodes=2"]
+    assert starts(two)["teacher"][2:] == [*srun, *torchrun(4)[1:], "--nnodes=2"]
 
 
 def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
