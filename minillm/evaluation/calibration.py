@@ -26,7 +26,7 @@ from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_entries
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
-from minillm.files import identity, write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.head import response_logits
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import start
@@ -48,6 +48,7 @@ class LabelQuestion:
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
     """Write accuracy and calibration errors of the model folder `model` on one task to `out`, as JSON."""
     world = start(0, launch.patience)
+    weights = identity(model)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)
@@ -59,7 +60,6 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
     if world.rank == 0:
         logprobs = np.array([by_id[q.id] for q in questions])
         gold = np.array([q.gold for q in questions])
-        sources = [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)]
         values = {
             "metric": "calibration",
             "dataset": settings.name,
@@ -75,8 +75,9 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
             "max_prompt": limit,
             "task": dataclasses.asdict(settings.task),
             "template": settings.template,
-            "model": identity(model),
-            "sources": sources,
+            "model": weights,
+            **origin(settings, {model: weights}),
+            "sources": [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)],
         }
         write_json(out, values)
     world.barrier()

@@ -11,7 +11,7 @@ from minillm.counts import token_counter
 from minillm.errors import UserError
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import hashes, origin, sha256, tokenizer_content, write_json
 from minillm.readers import read_object
 
 
@@ -50,6 +50,11 @@ def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, dat
             **_summary(inside, scores, scored["scores"], response_tokens, reference_tokens),
         }
 
+    sources = {
+        metric: sha256(metric),
+        generations: sha256(generations),
+        data: tokenizer_content(hashes(data, "tokenizer/*")),
+    }
     write_json(
         out,
         {
@@ -67,7 +72,7 @@ def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, dat
             "reference_tokens": reference_tokens,
             "response_tokens": response_tokens,
             "sampling": meta["sampling"],
-            "sources": [str(metric), str(generations), str(data)],
+            **origin(settings, sources),
         },
     )
 

@@ -17,7 +17,7 @@ from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import Request, answer_all, remove_journals
@@ -85,7 +85,13 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
                     "responses": [r.tolist() for r in entry.responses],
                 }
                 file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
-        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(samples), "settings": raw}
+        meta = {
+            **inputs,
+            "dataset": rows[0]["dataset"],
+            "rows": len(samples),
+            "settings": raw,
+            "content": sha256(out),
+        }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()

@@ -17,10 +17,14 @@ from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.batching import by_length
 from minillm.data.sources import read_tests
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
+from minillm.readers import read_json_lines
 from minillm.runtime.processes import World, start
 from minillm.sampling.sample import sample
+
+# Keys of an answer, in journals, generations and the teacher's answers for SeqKD.
+ANSWER = {"response": str, "response_tokens": list, "finished": bool}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def answer_all(
     bar = tqdm(
         total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True
     )
-    with open(my_journal, "a") as file:
+    with open(my_journal, "a", encoding="utf-8") as file:
         for seed, step in sorted({(q.seed, q.step) for q in left}):
             group = [q for q in left if (q.seed, q.step) == (seed, step)]
             for part in by_length(
@@ -102,13 +106,20 @@ def answer_all(
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Finished answers; a last line that a kill cut short is removed, from the file too."""
+    """Finished answers; a last line that a kill cut short is removed, from the file too.
+
+    Raises UserError, one line, if another line is damaged.
+    """
     if not path.exists():
         return {}
-    whole = [line for line in path.read_text().split("\n")[:-1]]
-    path.write_text("".join(line + "\n" for line in whole))
-    entries = [json.loads(line) for line in whole]
-    return {json.dumps(entry.pop("key")): entry for entry in entries}
+    # A kill may also cut a character short.
+    whole = path.read_bytes().rpartition(b"\n")
+    path.write_bytes(b"".join(whole[:2]))
+    if not whole[0]:
+        return {}
+    again = "remove it, and these answers are made again"
+    lines = read_json_lines(path, {"key": list, **ANSWER}, again=again)
+    return {json.dumps(entry.pop("key")): entry for _, entry in lines}
 
 
 def remove_journals(journal: Path) -> None:
@@ -136,7 +147,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
     answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)
     if answers is not None:
         by_id = {row["id"]: row for row in rows}
-        with whole_file(out) as partial, open(partial, "w") as file:
+        with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 row = by_id[question.row]
                 shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
@@ -149,6 +160,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
             "seeds": list(settings.seeds),
             "sampling": dataclasses.asdict(settings.sampling),
             "precision": settings.precision,
+            "content": sha256(out),
         }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
