@@ -140,7 +140,9 @@ def identity(path: str | Path) -> str:
             if problem:
                 raise UserError(f"{path}: {problem}; make the folder again")
             return str(record["content"])
-    raise UserError(f"{path}: neither a model folder ({PROVENANCE}) nor a data folder ({CARD}); make it again")
+    raise UserError(
+        f"{path}: neither a model folder ({PROVENANCE}) nor a data folder ({CARD}); make it again"
+    )
 
 
 def differences(folder: Path, name: str, record: Mapping[str, Any]) -> Iterator[str]:

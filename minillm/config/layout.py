@@ -32,6 +32,16 @@ def fetched(source: str) -> str:
     return f"hub/{source}.json"
 
 
+def local(source: str) -> str:
+    """What the local files behind an entry of the configuration held; `source` as for `fetched`."""
+    return f"local/{source}.json"
+
+
+def known_content() -> str:
+    """Hashes of local files by size and time of change, so that a plan need not read them all."""
+    return "local/.known.json"
+
+
 def training_data(tokenizer: str) -> str:
     """Folder: tokenizer, training rows, dev rows and corpus."""
     return f"data/{tokenizer}/training"

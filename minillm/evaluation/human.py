@@ -51,7 +51,7 @@ def run_stage(*, answers: Sequence[Path], key: Path, out: Path, also: Sequence[P
             "annotators": sorted(choices),
             "comparisons": [_comparison(page, against, choices) for against in page["against"]],
             "agreement": _agreement(choices),
-            **origin(None, {Path(path): sha256(path) for path in (key, *sources.values())}),
+            **origin(None, {path: sha256(path) for path in (key, *map(Path, sources.values()))}),
         },
     )
 

@@ -60,9 +60,7 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
             "missing": made.missing,
             "sources": results.sources,
             "settings_sha256": settings_hash(dataclasses.asdict(settings)),
-            "files": {
-                f"{name}.{kind}": sha256(Path(out) / f"{name}.{kind}") for kind in KINDS[item.kind]
-            },
+            "files": {f"{name}.{kind}": sha256(Path(out) / f"{name}.{kind}") for kind in KINDS[item.kind]},
             **origins(Path(run_folder), results.sources),
         },
     )

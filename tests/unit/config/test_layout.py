@@ -28,7 +28,7 @@ FUNCTIONS = {
     if name not in NO_PATHS
 }
 BELOW = (
-    r"(?:configs|hub|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
+    r"(?:configs|hub|local|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
     r"|logs|benchmarks)"
 )
 
