@@ -205,6 +205,12 @@ def benchmark_of(result: str) -> str:
     return next((match.expand(to) for match, to in matches if match), "")
 
 
+def place_of(generations: str) -> tuple[str, str, str] | None:
+    """(run's folder, weights, test set) of a generations file that lies where `generations` says, or None."""
+    match = re.fullmatch(r"(?:(.*)/)?generations/(.+)/([^/]+)\.jsonl", generations)
+    return (match[1] or ".", match[2], match[3]) if match else None
+
+
 def is_metric(path: str) -> bool:
     """Whether a path is a metric file's."""
     return re.fullmatch(r"metrics/.+\.json", path) is not None

@@ -62,7 +62,7 @@ def run_stage(settings: JudgeSettings, *, generations: Path, cache: Path, out: P
     verdicts = collect_verdicts(judge, list(questions.values()), cache, settings.judge.rereads)
     scores = {place: verdicts[q.key]["scores"] for place, q in questions.items()}
     values = _metric(settings, answers, judge, seeds, ids, scores)
-    write_json(out, {**values, **origin(settings, {generations: sha256(generations)})})
+    write_json(out, {**values, **origin(None, {generations: sha256(generations)})})
 
 
 def request(asked: str, first: str, second: str) -> str:

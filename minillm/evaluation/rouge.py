@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError
+from minillm.evaluation.records import check_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import origin, sha256, write_json
 from minillm.readers import read_object
@@ -65,7 +66,9 @@ def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, di
     absent = "no such file; it is written with the generations, generate again"
     meta = read_object(path.with_suffix(".meta.json"), keys, absent, AGAIN)
     rows = _rows(path)
-    return meta, rows, _check(path, rows, meta)
+    ids = _check(path, rows, meta)
+    check_generations(path, meta, rows)
+    return meta, rows, ids
 
 
 def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:

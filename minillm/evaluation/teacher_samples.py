@@ -17,7 +17,7 @@ from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
-from minillm.files import identity, sha256, stage_key, whole_file, write_json
+from minillm.files import check_record, identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import Request, answer_all, remove_journals
@@ -122,6 +122,9 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
             raise UserError(
                 f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}"
             )
+    check_record(meta, path.with_suffix(".meta.json"), AGAIN)
+    if "content" in meta and meta["content"] != sha256(path):
+        raise UserError(f"{path}: not the samples that its meta file describes, or changed; {AGAIN}")
     if len(samples) != meta.get("rows"):
         raise UserError(f"{path}: {len(samples)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
     return meta, samples

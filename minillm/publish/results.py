@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from minillm.errors import UserError
+from minillm.evaluation.records import check_scores
 from minillm.evaluation.statistics import mean_and_error
+from minillm.files import check_record
 from minillm.publish.run_models import MetricFile, method_of
 
 MODEL = ["teacher", "student", "method"]
@@ -56,6 +58,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: not JSON: {error}; {AGAIN}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; {AGAIN}")
+    check_record(content, path, AGAIN)
     return content
 
 
@@ -129,6 +132,7 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    check_scores(content)
     yield from _mean(kind, content)
     n = content.get("n")
     yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), n)

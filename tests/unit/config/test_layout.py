@@ -21,7 +21,7 @@ NO_PATHS = (
     "tables",
     "figures",
 )
-NO_PATHS += ("benchmark_of", "is_metric", "is_generations")
+NO_PATHS += ("benchmark_of", "is_metric", "is_generations", "place_of")
 FUNCTIONS = {
     name: function
     for name, function in inspect.getmembers(layout, inspect.isfunction)
