@@ -164,12 +164,12 @@ def differences(folder: Path, name: str, record: Mapping[str, Any]) -> Iterator[
 def origin(settings: object, sources: Mapping[Path, str]) -> dict[str, Any]:
     """Keys of a metric file that say what it was made of: paths, their hashes, the hash of the settings.
 
-    `settings` is the stage's dataclass, or None for a stage without any.
+    For metrics that need a model: others are computed again to see whether they are those of their sources.
     """
     return {
         "sources": list(map(str, sources)),
         "sources_sha256": {str(path): value for path, value in sources.items()},
-        "settings_sha256": settings_hash(dataclasses.asdict(settings)) if settings else None,  # type: ignore[call-overload]
+        "settings_sha256": settings_hash(dataclasses.asdict(settings)),  # type: ignore[call-overload]
     }
 
 

@@ -12,7 +12,7 @@ from minillm.counts import distinct, repetition
 from minillm.evaluation.lengths import response_of
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import origin, sha256, write_json
+from minillm.files import write_json
 
 
 def run_stage(settings: DiversitySettings, *, generations: Path, out: Path) -> None:
@@ -53,7 +53,7 @@ def run_stage(settings: DiversitySettings, *, generations: Path, out: Path) -> N
             "seeds": meta["seeds"],
             "per_seed": per_seed,
             "sampling": meta["sampling"],
-            **origin(settings, {generations: sha256(generations)}),
+            "sources": [str(generations)],
         },
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from minillm.errors import UserError
 from minillm.evaluation.human_page import CHOICES, FORMAT
-from minillm.files import origin, sha256, write_json
+from minillm.files import write_json
 
 LEVEL = 0.95
 
@@ -51,7 +51,7 @@ def run_stage(*, answers: Sequence[Path], key: Path, out: Path, also: Sequence[P
             "annotators": sorted(choices),
             "comparisons": [_comparison(page, against, choices) for against in page["against"]],
             "agreement": _agreement(choices),
-            **origin(None, {path: sha256(path) for path in (key, *map(Path, sources.values()))}),
+            "sources": [str(key), *sources.values()],
         },
     )
 

@@ -22,7 +22,7 @@ from minillm.errors import UserError
 from minillm.evaluation.answers import Answers, question, read_answers
 from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
 from minillm.evaluation.statistics import bootstrap_error
-from minillm.files import origin, sha256, write_json
+from minillm.files import write_json
 
 # The wording of Peng et al. 2023, "Instruction Tuning with GPT-4", which the paper uses; the layout is that
 # of their code.
@@ -61,8 +61,7 @@ def run_stage(settings: JudgeSettings, *, generations: Path, cache: Path, out: P
     }
     verdicts = collect_verdicts(judge, list(questions.values()), cache, settings.judge.rereads)
     scores = {place: verdicts[q.key]["scores"] for place, q in questions.items()}
-    values = _metric(settings, answers, judge, seeds, ids, scores)
-    write_json(out, {**values, **origin(None, {generations: sha256(generations)})})
+    write_json(out, _metric(settings, answers, judge, seeds, ids, scores))
 
 
 def request(asked: str, first: str, second: str) -> str:
@@ -198,6 +197,7 @@ def _metric(
         "rows": rows,
         "missing": missing,
         "request": REQUEST,
+        "sources": [str(answers.path)],
     }
 
 

@@ -12,7 +12,7 @@ from minillm.errors import UserError
 from minillm.evaluation.records import check_scores
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import check_record, hashes, origin, sha256, tokenizer_content, write_json
+from minillm.files import check_record, write_json
 from minillm.readers import read_object
 
 
@@ -51,11 +51,6 @@ def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, dat
             **_summary(inside, scores, scored["scores"], response_tokens, reference_tokens),
         }
 
-    sources = {
-        metric: sha256(metric),
-        generations: sha256(generations),
-        data: tokenizer_content(hashes(data, "tokenizer/*")),
-    }
     write_json(
         out,
         {
@@ -73,7 +68,7 @@ def run_stage(settings: LengthsSettings, *, metric: Path, generations: Path, dat
             "reference_tokens": reference_tokens,
             "response_tokens": response_tokens,
             "sampling": meta["sampling"],
-            **origin(settings, sources),
+            "sources": [str(metric), str(generations), str(data)],
         },
     )
 

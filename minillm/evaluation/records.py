@@ -63,13 +63,14 @@ def _check_place(path: Path, meta: Mapping[str, Any]) -> None:
 def check_scores(metric: Mapping[str, Any]) -> None:
     """Raises ValueError if means are not those of the rows' scores, as far as a metric file has them."""
     per_seed, scores = metric.get("per_seed"), metric.get("scores")
-    if not isinstance(per_seed, dict) or not isinstance(scores, dict):
+    if not isinstance(per_seed, dict) or not isinstance(scores, dict) or not scores:
         return
     if sorted(per_seed) != sorted(scores):
         raise ValueError(f"per_seed has the seeds {sorted(per_seed)}, scores {sorted(scores)}")
     for seed, values in scores.items():
         _same(per_seed[seed], values, f"per_seed of {seed}")
-    _same(metric["mean"], list(per_seed.values()), "mean")
+    if "mean" in metric:
+        _same(metric["mean"], list(per_seed.values()), "mean")
 
 
 def _same(mean: float, values: list[float], what: str) -> None:

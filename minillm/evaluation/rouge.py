@@ -10,7 +10,7 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation.records import check_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import origin, sha256, write_json
+from minillm.files import write_json
 from minillm.readers import read_object
 from minillm.scores import exact_match, rouge_l
 
@@ -52,7 +52,7 @@ def run_stage(*, generations: Path, out: Path) -> None:
             "exact_match": exact_mean,
             "exact_match_error": exact_error,
             "sampling": meta["sampling"],
-            **origin(None, {generations: sha256(generations)}),
+            "sources": [str(generations)],
         },
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config import layout
+from minillm.config.stages import MEASUREMENTS
 from minillm.data.local_files import content_of
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
@@ -22,11 +23,9 @@ from minillm.files import (
     PROVENANCE,
     RECORD,
     differences,
-    hashes,
     record_hash,
     settings_hash,
     sha256,
-    tokenizer_content,
 )
 from minillm.models.loading import load_tokenizer
 from minillm.readers import read_json, read_object
@@ -243,14 +242,18 @@ def _pseudo(run: Run, findings: Findings, path: Path) -> None:
 def _sources(run: Run, findings: Findings, path: Path) -> None:
     metric = read_object(path, {}, "no such file", AGAIN)
     recorded = metric.get("sources_sha256")
+    kind = path.relative_to(run.folder / "metrics").parts[0]
+    entry = MEASUREMENTS.get(kind)
     if not isinstance(recorded, dict):
-        findings.skip("sources of metrics", "not recorded (by a version before)")
+        if entry is not None and entry.launched:
+            findings.skip("sources of metrics", "not recorded (by a version before)")
         return
+    if entry is not None and entry.settings:
+        key = f"{kind}/{path.stem}" if entry.key else kind
+        _of_settings(run, findings, path, key, metric.get("settings_sha256"))
     for source, value in recorded.items():
         place = run.place(source)
-        # `lengths` uses only the tokenizer of a data folder.
-        of_data = (place / CARD).is_file()
-        found = tokenizer_content(hashes(place, "tokenizer/*")) if of_data else content(place)
+        found = content(place)
         if found is None:
             findings.skip("sources of metrics", "they are not here any more")
         else:
