@@ -26,11 +26,11 @@ class Findings:
         if line not in self.differences:
             self.differences.append(line)
 
-    def failed(self, path: str | Path, error: UserError) -> None:
-        """A difference in the words of a stage that refuses the file."""
+    def failed(self, path: str | Path, error: Exception) -> None:
+        """A difference in the words of a stage that refuses the file, or that fails with it."""
         name = self.below(path)
-        text = str(error).replace(f"{self.folder}/", "")
-        self.differs(path, text.removeprefix(f"{name}: "))
+        text = str(error) if isinstance(error, UserError) else f"damaged: {error!r}"
+        self.differs(path, " ".join(text.replace(f"{self.folder}/", "").removeprefix(f"{name}: ").split()))
 
     def same(self, path: str | Path, what: str, found: object, recorded: object, detail: str = "") -> None:
         """A difference if two values are not equal; None for a recorded one: it is not recorded.

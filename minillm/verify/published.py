@@ -11,7 +11,6 @@ from typing import Any
 
 from minillm.config import layout
 from minillm.config.stages import STAGES
-from minillm.errors import UserError
 from minillm.files import RECORD
 from minillm.publish.registry import ITEMS
 from minillm.readers import read_object
@@ -63,7 +62,8 @@ def _again(run: Run, findings: Findings, key: str, place: str, make: Callable[[P
     with TemporaryDirectory() as temporary:
         try:
             make(Path(temporary), run.settings(key))
-        except UserError as error:
+        except Exception as error:
+            # As in `each`.
             findings.failed(run.folder / layout.settings_file(key), error)
             return
         for path in sorted(Path(temporary).rglob("*")):
