@@ -14,12 +14,14 @@ CONFIG ?= config/config.yaml
 
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
-RUN = . $(VENV)/bin/activate &&
+# Of `make verify RUN=results/demo`; in recipes the name stands for the environment.
+VERIFIED := $(RUN)
+override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
-.PHONY: fuzz
+.PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
+.PHONY: format fuzz
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -74,6 +76,11 @@ define pipeline
 $(RUN) snakemake --cores $(CORES) --configfile $(2) --show-failed-logs && \
 echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
 endef
+
+verify: $(SETUP) ## whether a finished run is what its records say: RUN=results/demo [MODELS=1]
+	@test -n "$(VERIFIED)" || { \
+	  echo 'Makefile: RUN: name the folder of a run: make verify RUN=results/demo' >&2; exit 2; }
+	@$(RUN) minillm verify '$(VERIFIED)' $(if $(MODELS),--models)
 
 plan: $(SETUP) ## jobs, hours and critical path of what CONFIG (config/config.yaml) has yet to run
 	@$(RUN) minillm plan --configfile $(CONFIG)

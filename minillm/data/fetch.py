@@ -12,21 +12,10 @@ from typing import Any
 from minillm.config.stage_settings import FetchSettings
 from minillm.config.subsets import Subsets
 from minillm.data import length_subsets
+from minillm.data.file_kinds import IGNORED, TOKENIZER
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256, write_json
-
-# Weights in other frameworks' formats, which are never loaded.
-IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
-TOKENIZER = [
-    "*token*",
-    "vocab*",
-    "merges*",
-    "*.model",
-    "config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-]
 
 
 def run_stage(settings: FetchSettings, *, out: Path) -> None:
@@ -61,13 +50,13 @@ def _repository(settings: FetchSettings) -> dict[str, Any]:
         )
         return {"commit": folder.name, "files": _hashes(folder)}
     tokenizer = settings.kind == "tokenizer"
-    ignored = IGNORED if tokenizer else IGNORED + (["*.bin", "*.pt"] if _has_safetensors(settings) else [])
+    older = ["*.bin", "*.pt"] if not tokenizer and _has_safetensors(settings) else []
     folder = Path(
         snapshot_download(
             settings.path,
             revision=settings.revision or "main",
-            allow_patterns=TOKENIZER if tokenizer else None,
-            ignore_patterns=ignored,
+            allow_patterns=list(TOKENIZER) if tokenizer else None,
+            ignore_patterns=[*IGNORED, *older],
         )
     )
     return {"commit": folder.name, "files": _hashes(folder)}

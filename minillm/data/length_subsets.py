@@ -5,6 +5,7 @@ From the tasks of Super-NaturalInstructions or from the published folders.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from minillm.config.subsets import Subsets, SubsetsSettings
 from minillm.counts import token_counter
 from minillm.data.sources import read_rows, resolve_path
 from minillm.errors import UserError
-from minillm.files import whole_file, write_json
+from minillm.files import settings_hash, sha256, whole_file, write_json
 from minillm.readers import all_are, read_json, read_text
 
 # The paper's, in tokens of the first reference.
@@ -54,15 +55,19 @@ def run_stage(
     rows = list(_published(source, published) if published else _tasks(source, count))
     buckets = {name: [row for row in rows if row["bucket"] == name] for name in BUCKETS}
     _write(out, rows)
+    written = [out]
     for name, entries in buckets.items():
         if published or count:
-            _write(out.with_suffix(f".{name}.jsonl"), entries)
+            written.append(out.with_suffix(f".{name}.jsonl"))
+            _write(written[-1], entries)
     card = {
         "source": str(source),
         "layout": "published" if published else "tasks",
         "rows": len(rows),
         "subsets": {name: len(entries) for name, entries in buckets.items()},
         "tasks": len({row["topic"] for row in rows}),
+        "files": {path.name: sha256(path) for path in written},
+        "settings_sha256": settings_hash(dataclasses.asdict(settings)) if settings else None,
     }
     write_json(out.with_suffix(".card.json"), card)
 

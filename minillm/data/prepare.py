@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -18,7 +19,17 @@ from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_rows, read_texts
 from minillm.data.tokenizers import make_tokenizer, vocabulary_size
 from minillm.errors import UserError
-from minillm.files import sha256, whole_folder, write_json
+from minillm.files import (
+    CARD,
+    data_content,
+    hash_of,
+    hashes,
+    settings_hash,
+    sha256,
+    tokenizer_content,
+    whole_folder,
+    write_json,
+)
 
 # How many rows a card names when it counts duplicates or overlap.
 NAMED = 5
@@ -54,13 +65,12 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
             "eos": tokenizer.eos_token_id,
             "pad": tokenizer.pad_token_id,
         }
-        card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
         card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
-        files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
-        card["content"] = hash_of(
-            card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files)
-        )
-        write_json(partial / "card.json", card)
+        card["settings_sha256"] = settings_hash(dataclasses.asdict(settings))
+        card["files"] = hashes(partial)
+        card["tokenizer"]["sha256"] = tokenizer_content(card["files"])
+        card["content"] = data_content(card["files"])
+        write_json(partial / CARD, card)
 
 
 def _write_rows(
@@ -214,15 +224,3 @@ def source_of(dataset: Dataset) -> str:
     return " ".join(
         filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision])
     )
-
-
-def hash_of(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _tokenizer_hash(data: Path) -> str:
-    """Hash of tokenizer.json, which is the whole of a fast tokenizer; of all its files if there is none."""
-    folder = data / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return sha256(folder / "tokenizer.json")
-    return hash_of(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))

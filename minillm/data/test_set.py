@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,6 @@ from minillm.config.stage_settings import TestSettings
 from minillm.data.prepare import (
     count_and_first,
     duplicates,
-    hash_of,
     refuse_overlap,
     source_of,
     statistics,
@@ -23,7 +23,7 @@ from minillm.data.prompts import render
 from minillm.data.rows import Rows
 from minillm.data.sources import Row, read_rows
 from minillm.errors import UserError
-from minillm.files import whole_file, write_json
+from minillm.files import hash_of, identity, settings_hash, whole_file, write_json
 from minillm.scores import has_tokens
 
 
@@ -87,6 +87,8 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
         "without_rouge_tokens": count_and_first([row.id for row, _ in kept if not has_tokens(row.outputs)]),
         "prompt_tokens": statistics([len(ids) for _, ids in kept]),
         "content": hash_of(text),
+        "data": identity(data),
+        "settings_sha256": settings_hash(dataclasses.asdict(settings)),
     }
     with whole_file(out) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ from minillm.data.sources import Row, read_entries
 from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
-from minillm.files import identity, write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.head import response_logits
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
 from minillm.models.positions import positions_of
@@ -50,6 +50,7 @@ class LabelQuestion:
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
     """Write accuracy and calibration errors of the model folder `model` on one task to `out`, as JSON."""
     world = start(0, launch.patience)
+    weights = identity(model)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)
@@ -61,7 +62,6 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
     if world.rank == 0:
         logprobs = np.array([by_id[q.id] for q in questions])
         gold = np.array([q.gold for q in questions])
-        sources = [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)]
         values = {
             "metric": "calibration",
             "dataset": settings.name,
@@ -77,8 +77,9 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
             "max_prompt": limit,
             "task": dataclasses.asdict(settings.task),
             "template": settings.template,
-            "model": identity(model),
-            "sources": sources,
+            "model": weights,
+            **origin(settings, {model: weights}),
+            "sources": [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)],
         }
         write_json(out, values)
     world.barrier()

@@ -9,9 +9,10 @@ from typing import Any
 from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
+from minillm.evaluation.records import check_scores
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import check_record, write_json
 from minillm.readers import all_are, are_tokens, read_object
 
 
@@ -128,4 +129,9 @@ def read_metric(path: Path) -> dict[str, Any]:
         all_are(values, (int, float)) and len(values) == len(metric["ids"]) for values in scores.values()
     ):
         raise UserError(f"{path}: not one score per row; {again}")
+    check_record(metric, path, again)
+    try:
+        check_scores(metric)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged: {error!r}; {again}") from None
     return metric

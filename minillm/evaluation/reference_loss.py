@@ -18,7 +18,7 @@ from minillm.data.prompts import encode
 from minillm.data.sources import read_tests
 from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.head import response_tokens, response_values, token_logprobs
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
 from minillm.models.positions import check_positions
@@ -83,6 +83,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
     reference, without special tokens, as `lengths` counts it.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
+    sources = {test: identity(test), model: identity(model)}
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
@@ -115,7 +116,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
                 "nll": nll,
                 "tokens": tokens,
                 "reference_tokens": math.fsum(lengths) / len(lengths),
-                "sources": [str(test), str(model)],
+                **origin(settings, sources),
             },
         )
     world.barrier()

@@ -8,6 +8,7 @@ from typing import Any
 
 from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
+from minillm.evaluation.records import check_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 from minillm.readers import Kind, all_are, read_json_lines, read_object
@@ -83,7 +84,9 @@ def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, di
     if not meta["seeds"] or not all_are(meta["seeds"], int) or len(set(meta["seeds"])) < len(meta["seeds"]):
         raise UserError(f"{place}: 'seeds' must be a list of different integers; {AGAIN}")
     rows = _rows(path)
-    return meta, rows, _check(path, rows, meta)
+    ids = _check(path, rows, meta)
+    check_generations(path, meta, rows)
+    return meta, rows, ids
 
 
 def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:

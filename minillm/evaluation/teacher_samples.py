@@ -17,7 +17,7 @@ from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.files import check_record, identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.readers import Kind, all_are, are_tokens, read_json_lines, read_object
 from minillm.runtime.processes import World, start
@@ -88,7 +88,13 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
                     "responses": [r.tolist() for r in entry.responses],
                 }
                 file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
-        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(samples), "settings": raw}
+        meta = {
+            **inputs,
+            "dataset": rows[0]["dataset"],
+            "rows": len(samples),
+            "settings": raw,
+            "content": sha256(out),
+        }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()
@@ -113,4 +119,7 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
         raise UserError(
             f"{path}: {len(samples)} prompts, but its meta file says {meta['rows']}, or an id twice; {AGAIN}"
         )
+    check_record(meta, path.with_suffix(".meta.json"), AGAIN)
+    if "content" in meta and meta["content"] != sha256(path):
+        raise UserError(f"{path}: not the samples that its meta file describes, or changed; {AGAIN}")
     return meta, samples

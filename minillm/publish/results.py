@@ -16,7 +16,9 @@ import pandas as pd
 
 from minillm import readers
 from minillm.errors import UserError
+from minillm.evaluation.records import check_scores
 from minillm.evaluation.statistics import mean_and_error
+from minillm.files import check_record
 from minillm.publish.run_models import MetricFile, method_of
 
 MODEL = ["teacher", "student", "method"]
@@ -43,7 +45,11 @@ def read_text(path: Path) -> str | None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object; None if there is no such file.  Raises UserError if it is damaged."""
-    return readers.read_object(path, {}, "", AGAIN) if path.exists() else None
+    if not path.exists():
+        return None
+    content = readers.read_object(path, {}, "", AGAIN)
+    check_record(content, path, AGAIN)
+    return content
 
 
 def read_frame(run_folder: Path, files: Iterable[MetricFile]) -> pd.DataFrame:
@@ -134,6 +140,7 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    check_scores(content)
     yield from _mean(kind, content)
     n = content.get("n")
     yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), n)

@@ -17,15 +17,16 @@ from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.batching import by_length
 from minillm.data.sources import read_tests
-from minillm.errors import UserError
 from minillm.data.tokenizers import vocabulary_size
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.errors import UserError
+from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
 from minillm.readers import Kind, are_tokens, read_json_lines
 from minillm.runtime.processes import World, start
 from minillm.sampling.sample import check_room, sample
 
 AGAIN = "remove this file; the answers in it are sampled again"
+# Keys of a line of a journal.
 ENTRY: dict[str, Kind] = {"key": list, "response": str, "response_tokens": list, "finished": bool}
 
 
@@ -167,6 +168,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
             "seeds": list(settings.seeds),
             "sampling": dataclasses.asdict(settings.sampling),
             "precision": settings.precision,
+            "content": sha256(out),
         }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)

@@ -8,7 +8,6 @@ and teacher.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +42,7 @@ from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_step
 from minillm.training.dev_set import Candidates, Dev, Example, answer, losses
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
+from minillm.training.teacher_answers import read_answers
 from minillm.training.teacher_cache import TeacherCache
 
 RULES = ("best_rouge", "lowest_loss")
@@ -258,23 +258,11 @@ def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], l
 
     The gold answers (and no dev examples), or with `pseudo` the teacher's answers to the same prompts.
     """
+    if pseudo is not None:
+        answers = read_answers(pseudo, data)
+        return answers["train"], answers["dev"]
     rows = Rows.open(data, "train")
-    if pseudo is None:
-        return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
-    parts = {"train": rows, "dev": Rows.open(data, "dev")}
-    places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
-    examples: dict[str, list[Example]] = {"train": [], "dev": []}
-    for number, line in enumerate(pseudo.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
-        answer_ = json.loads(line)
-        split = answer_["split"]
-        if answer_["id"] not in places[split]:
-            raise UserError(
-                f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; "
-                "make the teacher's answers again"
-            )
-        prompt = parts[split].prompt(places[split][answer_["id"]])
-        examples[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
-    return examples["train"], examples["dev"]
+    return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
 
 
 def run_stage(

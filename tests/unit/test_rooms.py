@@ -19,7 +19,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("publish",),
-    ("plan", "workflow"),
+    ("plan", "workflow", "verify"),
     ("cli",),
     ("__main__",),
 )

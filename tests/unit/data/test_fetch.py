@@ -106,11 +106,12 @@ def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> Non
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from minillm.data.tokenizers import train_tokenizer
+    from minillm.files import data_content, hashes, write_json
 
     tokenizer = train_tokenizer(["a b c"], 300)
     data = tmp_path / "data"
     tokenizer.save_pretrained(data / "tokenizer")
-    (data / "card.json").write_text('{"content": "x"}')
+    write_json(data / "card.json", {"content": data_content(hashes(data))})
     made = GPT2LMHeadModel(
         GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=64)
     )

@@ -25,6 +25,7 @@ from minillm.config.sections import Launch, Model, Sampling, Tokenizer
 from minillm.config.stage_settings import BaseSettings
 from minillm.data import embedded_corpus, tokenizers
 from minillm.data.tokenizers import END, check_ids, make_tokenizer, train_tokenizer
+from minillm.files import data_content, hashes, model_content, write_json
 from minillm.models.loading import load_tokenizer
 from minillm.training.base_model import run_stage
 
@@ -156,7 +157,7 @@ def made(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("made")
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
-    (folder / "data" / "card.json").write_text('{"content": "0"}')
+    write_json(folder / "data" / "card.json", {"content": data_content(hashes(folder / "data"))})
     save(folder / "fits", tokenizer, len(tokenizer) + 16)
     save(
         folder / "stranger",
@@ -206,7 +207,7 @@ def test_a_damaged_tokenizer_of_a_model_is_an_error_and_not_none(made: Path, tmp
 
 def test_the_parent_of_a_pruned_model_is_compared_too(made: Path, tmp_path: Path) -> None:
     parent = shutil.copytree(made / "stranger", tmp_path / "parent")
-    (parent / "provenance.json").write_text('{"content": "0"}')
+    write_json(parent / "provenance.json", {"content": model_content(hashes(parent))})
     said = message(
         lambda: base(made, tmp_path / "out", Model("pruned", "t", parent="p", layers=(0,)), parent)
     )

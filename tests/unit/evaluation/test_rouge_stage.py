@@ -12,6 +12,7 @@ import pytest
 from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
 from minillm.evaluation.rouge import run_stage as evaluate
+from minillm.files import record_hash
 
 
 def row(seed: int, id_: int, response: str) -> dict:
@@ -57,6 +58,7 @@ def test_metric_by_hand(tmp_path: Path) -> None:
         "exact_match_error": 0,
         "sampling": {"temperature": 1.0},
         "sources": [str(path)],
+        "record_sha256": record_hash(metric),
     }
 
 
