@@ -46,6 +46,9 @@ except UserError as error:
     sys.exit(f"Error: {file_of(problem.split(':')[0])}: {problem}")
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
+# Captions are rendered in this process, whoever asks for the report.
+os.environ["DOCUTILSCONFIG"] = f"{FOLDER}/report/docutils.conf"
+
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.
 RUN = layout.run_folder(EXPERIMENT.run)
