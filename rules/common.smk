@@ -76,12 +76,14 @@ wildcard_constraints:
 
 def same_workflow(wildcards, resources):
     """Params function: options that give a second Snakemake this workflow and configuration."""
-    options = ["--snakefile", os.path.relpath(workflow.main_snakefile)]
+
+    # A name that begins with a dash would be an option.
+    def path(name):
+        return os.path.join(".", os.path.relpath(name))
+
+    options = ["--snakefile", path(workflow.main_snakefile)]
     if workflow.overwrite_configfiles:
-        options += [
-            "--configfile",
-            *map(os.path.relpath, workflow.overwrite_configfiles),
-        ]
+        options += ["--configfile", *map(path, workflow.overwrite_configfiles)]
     values = workflow.config_settings.config
     if values:
         options += [
