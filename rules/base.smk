@@ -21,7 +21,7 @@ rule base:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
         parent=lambda wildcards, input: (
-            f"--parent {input.parent}" if input.parent else ""
+            f"--parent {shlex.quote(str(input.parent))}" if input.parent else ""
         ),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} {params.parent}"

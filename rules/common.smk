@@ -55,6 +55,9 @@ except UserError as error:
     sys.exit(f"Error: {file_of(problem.split(':')[0])}: {problem}")
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
+# Captions are rendered in this process, whoever asks for the report.
+os.environ["DOCUTILSCONFIG"] = f"{FOLDER}/report/docutils.conf"
+
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.
 RUN = layout.run_folder(EXPERIMENT.run)
@@ -82,12 +85,14 @@ wildcard_constraints:
 
 def same_workflow(wildcards, resources):
     """Params function: options that give a second Snakemake this workflow and configuration."""
-    options = ["--snakefile", os.path.relpath(workflow.main_snakefile)]
+
+    # A name that begins with a dash would be an option.
+    def path(name):
+        return os.path.join(".", os.path.relpath(name))
+
+    options = ["--snakefile", path(workflow.main_snakefile)]
     if workflow.overwrite_configfiles:
-        options += [
-            "--configfile",
-            *map(os.path.relpath, workflow.overwrite_configfiles),
-        ]
+        options += ["--configfile", *map(path, workflow.overwrite_configfiles)]
     values = workflow.config_settings.config
     if values:
         options += [

@@ -49,7 +49,8 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
             raise UserError(f"--config: style: missing; '{name}' is a figure and needs one")
         with fonts(settings.style):
             made = make(results)
-            save(made.figure, settings.style, Path(out), name)
+            note = save(made.figure, settings.style, Path(out), name)
+        made = dataclasses.replace(made, caption=f"{made.caption} {note}".strip())
     write_json(
         Path(out) / f"{name}.json",
         {

@@ -31,9 +31,12 @@ class Human:
         if self.test:
             must_be_one_of(self.test, config.data.tests, where, "human.test")
         for i, path in enumerate(self.answers):
-            # Braces would be wildcards for Snakemake, a leading dash an option of the command.
-            if not path or path.startswith("-") or not path.isprintable() or set("{}") & set(path):
-                problem = "a path cannot be empty, begin with '-', or contain braces or control characters"
+            # Braces would be wildcards for Snakemake, a leading dash an option of the command, and "<" might
+            # end the script in which the report lists its inputs.
+            if not path or path.startswith("-") or not path.isprintable() or set("{}<") & set(path):
+                problem = (
+                    "a path cannot be empty, begin with '-', or contain braces, '<' or control characters"
+                )
                 raise UserError(f"{where}: human.answers.{i}: {path!r}: {problem}; rename the file")
 
     @property

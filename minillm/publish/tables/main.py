@@ -8,7 +8,7 @@ from pathlib import Path
 from minillm.config.stage_settings import TableSettings
 from minillm.files import whole_file
 from minillm.publish.published_numbers import BRACKETS, Published, bracketed, numbers
-from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sampling_text
+from minillm.publish.style import DASH, FEWER, bold, latex, latex_row, markdown, number, sampling_text
 from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
 
 
@@ -234,7 +234,7 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
         r"\centering",
         rf"\begin{{tabular}}{{ll{'r' * len(labels)}}}",
         r"\toprule",
-        " & ".join(["Model", "Method", *map(latex, labels)]) + r" \\",
+        latex_row(["Model", "Method", *map(latex, labels)]),
         *([_latex_counts(blocks[0])] if same_counts else []),
     ]
     for block in blocks:
@@ -245,7 +245,7 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
                 lines.append(r"\addlinespace")
             shown = latex(label) if label != before else ""
             columns = (bold(latex(text), best) for text, best in values)
-            lines.append(" & ".join([shown, latex(method), *columns]) + r" \\")
+            lines.append(latex_row([shown, latex(method), *columns]))
             before = label
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize"]
     lines += [latex(note) for note in notes]
