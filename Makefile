@@ -19,7 +19,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
-.PHONY: bench bench-full bench-profile bench-stages bench-trl
+.PHONY: soak bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ types: $(SETUP) ## mypy on the package
 
 mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py
+
+soak: $(SETUP) ## 2,000 on-policy steps of a tiny model: memory, descriptors, disk, time; fails if they grow
+	@$(RUN) python tests/campaigns/soak.py
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

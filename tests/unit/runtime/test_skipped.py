@@ -2,10 +2,13 @@
 
 import json
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
 
+from minillm.errors import UserError
+from minillm.runtime.engine import Engine
 from minillm.runtime.skipped import LIMIT, NAMED, SkippedSteps
 
 HELPER = Path(__file__).parents[2] / "helpers" / "skipped_steps.py"
@@ -70,8 +73,21 @@ def test_the_search_for_a_loss_scale_is_no_fault():
         count.check(step, [], look=True)
     engine.optimizer.loss_scale = 1.0
     engine.skipped_steps += 1
-    with pytest.raises(Exception, match="step 18: NaN or infinite gradients, 18 steps in a row"):
+    with pytest.raises(UserError, match="step 18: NaN or infinite gradients, 18 steps in a row"):
         count.check(18, [], look=True)
+
+
+def test_a_loss_scale_that_cannot_fall_is_a_line_too():
+    """DeepSpeed's own error, which is raised on every rank."""
+
+    def step():
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    deepspeed = Fake(1.0)
+    deepspeed.step = step
+    engine = types.SimpleNamespace(engine=deepspeed, skipped=SkippedSteps(deepspeed, 1000), step=7)
+    with pytest.raises(UserError, match="^step 8: NaN or infinite gradients, 1 steps in a row, .*rows 3:"):
+        Engine._optimizer_step(engine, [3])
 
 
 def test_a_run_shorter_than_the_limit_and_many_rows():
@@ -81,5 +97,5 @@ def test_a_run_shorter_than_the_limit_and_many_rows():
         engine.skipped_steps += 1
         if step == 1:
             count.check(step, [], look=True)
-    with pytest.raises(Exception, match=f"rows 0, .*, {NAMED - 1} and 3 more: look at them"):
+    with pytest.raises(UserError, match=f"rows 0, .*, {NAMED - 1} and 3 more: look at them"):
         count.check(2, range(NAMED + 3), look=True)
