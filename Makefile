@@ -21,7 +21,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
-.PHONY: format fuzz
+.PHONY: format fuzz soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -111,6 +111,9 @@ mutations: $(SETUP) ## break the code in named ways, one at a time; the test tha
 
 fuzz: $(SETUP) ## damaged files for every reader: one clear line or a right result; at most ten minutes
 	@$(RUN) python tests/campaigns/fuzz.py
+
+soak: $(SETUP) ## 2,000 on-policy steps of a tiny model: memory, descriptors, disk, time; fails if they grow
+	@$(RUN) python tests/campaigns/soak.py
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

@@ -193,7 +193,7 @@ def check_resumable(saved: Checkpoint, zero: int, world: World) -> None:
                     f"could run code; finish the run with that version, or {over}"
                 )
             trust.check(saved.folder)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = str(error)
     if problem := world.gather(problem)[0]:
         raise UserError(problem)

@@ -271,7 +271,13 @@ class Engine:
             if self.world.rank == 0:
                 log = self.folder / METRICS
                 logged = log.stat().st_size if log.exists() else 0
-                entry = {"step": self.step, "seconds": self.elapsed(), "logged": logged, "loop": loop}
+                entry = {
+                    "step": self.step,
+                    "seconds": self.elapsed(),
+                    "logged": logged,
+                    "in_a_row": self.skipped.in_a_row,
+                    "loop": loop,
+                }
                 state.write(partial / STATE, entry)
 
     def resume(self) -> dict[str, Any] | None:
@@ -289,8 +295,8 @@ class Engine:
             raise UserError(
                 f"{saved.folder}: DeepSpeed cannot load it; delete this folder to resume from the one before"
             )
-        self.skipped.resumed()
         entry = state.read(saved.folder / STATE)
+        self.skipped.resumed(entry["in_a_row"])
         if saved.processes == self.world.size:
             name = f"random-{self.world.rank}.safetensors"
             state.restore_random_states(state.read(saved.folder / name))

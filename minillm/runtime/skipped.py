@@ -47,9 +47,9 @@ class SkippedSteps:
         engine._global_grad_norm = norm
         self._unread.append(engine.optimizer.found_inf)
 
-    def resumed(self) -> None:
-        """Go on from the count of a checkpoint that DeepSpeed has just loaded."""
-        self._before = int(self.engine.skipped_steps)
+    def resumed(self, in_a_row: int) -> None:
+        """Go on from the count of a checkpoint that DeepSpeed has just loaded, the last `in_a_row` of them."""
+        self._before, self.in_a_row = int(self.engine.skipped_steps), in_a_row
 
     def total(self) -> int:
         """Steps left out since the run began; waits for the device under ZeRO 0 in fp32."""

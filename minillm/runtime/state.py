@@ -49,11 +49,12 @@ def _plain(part: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """`part` as JSON takes it; its tensors and arrays go into `tensors`, by number."""
     if isinstance(part, torch.Tensor | np.ndarray):
         name = str(len(tensors))
-        array = isinstance(part, np.ndarray)
-        values = torch.from_numpy(part.copy()) if array else part.detach().cpu()
+        kind, values = TENSOR, part
+        if isinstance(values, np.ndarray):
+            kind, values = ARRAY, torch.from_numpy(values.copy())
         # A copy: safetensors refuses views of one storage, such as the rows of a batch.
-        tensors[name] = values.clone(memory_format=torch.contiguous_format)
-        return {ARRAY if array else TENSOR: name}
+        tensors[name] = values.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {kind: name}
     if isinstance(part, dict):
         if wrong := [key for key in part if not isinstance(key, str) or key.startswith("$")]:
             raise TypeError(f"a state's keys are text without $ at the start, not {wrong[0]!r}")

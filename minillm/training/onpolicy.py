@@ -9,6 +9,7 @@ mini-batch.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
         if not value or key not in rollouts.summary:
             continue
         now = rollouts.summary[key]
+        # Broken numbers are no measure for later ones; gradients that follow from them end the run.
+        if not math.isfinite(now):
+            continue
         # The first collection may have no samples of the student.
         first = memory.first.setdefault(key, now)
         if now > value * first or (limit == "stop_length" and now * value < first):

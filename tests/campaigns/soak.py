@@ -47,7 +47,7 @@ class Reading:
 
 
 def inputs(folder: Path, steps: int) -> list[str]:
-    """Data, two models and settings in `folder`; the stage's command, which trains for `steps` steps."""
+    """Data, two models and settings in `folder`; the command of a stage of more than `steps` steps."""
     data = DataSettings(
         stage="data",
         tokenizer=Tokenizer(source="train", vocabulary=400),
@@ -64,8 +64,10 @@ def inputs(folder: Path, steps: int) -> list[str]:
     tokenizer = load_tokenizer(folder / "data/tokenizer")
     for seed, (name, layers) in enumerate({"init": 1, "teacher": 2}.items()):
         torch.manual_seed(seed)
-        shape = GPT2Config(n_embd=32, n_layer=layers, n_head=2, n_positions=128, vocab_size=len(tokenizer))
-        shape.bos_token_id = shape.eos_token_id = tokenizer.eos_token_id
+        ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        shape = GPT2Config(
+            n_embd=32, n_layer=layers, n_head=2, n_positions=128, vocab_size=len(tokenizer), **ends
+        )
         (folder / name).mkdir()
         save_model(GPT2LMHeadModel(shape), tokenizer, folder / name)
         provenance.write(folder / name, {}, {}, {})
@@ -74,7 +76,8 @@ def inputs(folder: Path, steps: int) -> list[str]:
     per_collection = sizes["inner_epochs"] * (sizes["rollouts"] // sizes["batch"])
     # A full buffer of replayed samples, and a share of gold rows: all that a loop can keep.
     kinds = {"replay": 32, "student_share": 0.9, "adaptive": True}
-    counts = {"collections": -(-steps // per_collection), "evaluations": max(1, steps // 200)}
+    # Still at work when the last reading is taken.
+    counts = {"collections": steps // per_collection + 8, "evaluations": max(1, steps // 200)}
     training = OnPolicy(**(PRESETS["paper"] | {"semantics": "paper"} | sizes | kinds | counts))
     settings = OnPolicySettings("minillm", "minillm", "student", "teacher", 10, "fp32", training)
     (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), encoding="utf-8")
@@ -110,39 +113,41 @@ def size(folder: Path) -> float:
 def read(process: int, folder: Path, step: int, seconds: float) -> Reading:
     """What /proc and the disk say now."""
     pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    descriptors = []
+    # A file that is just being written is open for a moment.
+    for _ in range(5):
+        descriptors.append(len(os.listdir(f"/proc/{process}/fd")))
+        time.sleep(0.02)
     return Reading(
         step,
         pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-        len(os.listdir(f"/proc/{process}/fd")),
+        min(descriptors),
         size(folder / "checkpoints"),
         seconds,
     )
 
 
-def watch(command: list[str], folder: Path) -> list[Reading]:
-    """Readings every 100 steps of the running stage; SystemExit if it fails."""
+def watch(command: list[str], folder: Path, steps: int) -> list[Reading]:
+    """Readings every 100 steps of the running stage up to `steps`; SystemExit if it ends before."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     readings: list[Reading] = []
     with open(folder / "log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
         try:
-            while process.poll() is None:
+            while process.poll() is None and len(readings) < steps // EVERY:
                 step, seconds = newest(folder)
                 if step >= EVERY * (len(readings) + 1):
-                    try:
-                        readings.append(read(process.pid, folder, step, seconds))
-                    # It has just ended.
-                    except (FileNotFoundError, ProcessLookupError, IndexError):
-                        break
+                    readings.append(read(process.pid, folder, step, seconds))
                     print(f"step {step}: {readings[-1].resident:.1f} MB", file=sys.stderr, flush=True)
                 time.sleep(0.05)
         finally:
-            if process.poll() is None:
+            ended = process.poll()
+            if ended is None:
                 process.terminate()
-            process.wait()
-    if process.returncode:
+                process.wait()
+    if ended is not None:
         text = (folder / "log").read_text(encoding="utf-8")[-2000:]
-        raise SystemExit(f"the stage ended with status {process.returncode}:\n{text}")
+        raise SystemExit(f"the stage ended with status {ended} after {len(readings)} readings:\n{text}")
     return readings
 
 
@@ -182,7 +187,7 @@ def main(steps: int = 2000) -> int:
     """Run and report; 0 if what is promised holds, else 1."""
     with tempfile.TemporaryDirectory(prefix="minillm-soak-") as name:
         folder = Path(name)
-        return 0 if report(watch(inputs(folder, steps), folder), steps) else 1
+        return 0 if report(watch(inputs(folder, steps), folder, steps), steps) else 1
 
 
 if __name__ == "__main__":

@@ -103,6 +103,22 @@ def test_a_run_that_goes_back_still_has_the_model_that_it_then_chooses(candidate
     assert (tmp_path / "out" / "weights").read_text() == "three"
 
 
+def test_evaluations_that_are_no_number(candidates, tmp_path):
+    """They are never chosen, and one later that is a number still is."""
+    history = []
+    evaluated(candidates, history, 3, float("nan"), "three")
+    save(tmp_path, 3)
+    candidates.prune(history)
+    with pytest.raises(UserError, match="dev_rouge: none of 1 dev evaluations has a finite value"):
+        candidates.export("best_rouge", history, tmp_path / "out")
+    evaluated(candidates, history, 6, 0.4, "six")
+    save(tmp_path, 6)
+    candidates.prune(history)
+    candidates.export("best_rouge", history, tmp_path / "out")
+    assert (tmp_path / "out" / "weights").read_text() == "six"
+    assert json.loads((tmp_path / "out" / "selection.json").read_text())["history"][0]["dev_rouge"] is None
+
+
 def test_only_what_a_checkpoint_chooses_is_kept(candidates, tmp_path):
     history = []
     for step, rouge in ((2, 0.1), (4, 0.5), (6, 0.6), (8, 0.2), (10, 0.3)):

@@ -2,10 +2,13 @@
 
 import json
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
 
+from minillm.errors import UserError
+from minillm.runtime.engine import Engine
 from minillm.runtime.skipped import LIMIT, NAMED, SkippedSteps
 
 HELPER = Path(__file__).parents[2] / "helpers" / "skipped_steps.py"
@@ -29,10 +32,10 @@ def no_constant(name):
 @pytest.mark.parametrize("case", EVERY)
 def test_a_step_is_left_out_and_the_log_says_so(found, case):
     seen = found[1][case]
-    assert seen["moved"] == [True, False, True, False, True] and seen["finite"]
+    assert seen["moved"] == [True, False, True, False] and seen["finite"]
     lines = [json.loads(line, parse_constant=no_constant) for line in seen["metrics"].splitlines()]
-    assert [line.get("skipped_steps") for line in lines] == [None, 1.0, 1.0, 2.0, 2.0]
-    assert [line["grad_norm"] is None for line in lines] == [False, True, False, True, False]
+    assert [line.get("skipped_steps") for line in lines] == [None, 1.0, 1.0, 2.0]
+    assert [line["grad_norm"] is None for line in lines] == [False, True, False, True]
     assert lines[1]["loss"] is None and lines[0]["loss"] > 0
     assert seen["resumed"] == 2
 
@@ -44,7 +47,8 @@ def test_several_in_a_row_end_the_run_on_every_rank(found, case):
     rows = ", ".join(map(str, range(100, 108)))
     assert seen["unchanged"] and len(seen["error"]) == processes
     for line in seen["error"]:
-        assert line.startswith(f"step {5 + LIMIT}: NaN or infinite gradients, {LIMIT} steps in a row")
+        # The last step of the checkpoint counts.
+        assert line.startswith(f"step {3 + LIMIT}: NaN or infinite gradients, {LIMIT} steps in a row")
         assert f"rows {rows}:" in line and "\n" not in line
 
 
@@ -70,8 +74,21 @@ def test_the_search_for_a_loss_scale_is_no_fault():
         count.check(step, [], look=True)
     engine.optimizer.loss_scale = 1.0
     engine.skipped_steps += 1
-    with pytest.raises(Exception, match="step 18: NaN or infinite gradients, 18 steps in a row"):
+    with pytest.raises(UserError, match="step 18: NaN or infinite gradients, 18 steps in a row"):
         count.check(18, [], look=True)
+
+
+def test_a_loss_scale_that_cannot_fall_is_a_line_too():
+    """DeepSpeed's own error, which is raised on every rank."""
+
+    def step():
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    deepspeed = Fake(1.0)
+    deepspeed.step = step
+    engine = types.SimpleNamespace(engine=deepspeed, skipped=SkippedSteps(deepspeed, 1000), step=7)
+    with pytest.raises(UserError, match="^step 8: NaN or infinite gradients, 1 steps in a row, .*rows 3:"):
+        Engine._optimizer_step(engine, [3])
 
 
 def test_a_run_shorter_than_the_limit_and_many_rows():
@@ -81,5 +98,5 @@ def test_a_run_shorter_than_the_limit_and_many_rows():
         engine.skipped_steps += 1
         if step == 1:
             count.check(step, [], look=True)
-    with pytest.raises(Exception, match=f"rows 0, .*, {NAMED - 1} and 3 more: look at them"):
+    with pytest.raises(UserError, match=f"rows 0, .*, {NAMED - 1} and 3 more: look at them"):
         count.check(2, range(NAMED + 3), look=True)
