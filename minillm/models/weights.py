@@ -164,8 +164,7 @@ def _tensor_types(source: str | Path, where: object, options: dict[str, Any]) ->
                 types |= _header(Path(path), where)
             return types
     raise UserError(
-        f"{where}: a model folder without weights (model.safetensors, or pytorch_model.bin); "
-        "copy or download it again"
+        f"{where}: a model folder without weights (*.safetensors); copy or download it again"
     )
 
 
