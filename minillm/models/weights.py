@@ -23,9 +23,11 @@ from minillm.errors import UserError
 from minillm.models.checks import in_one_line, some
 from minillm.readers import checked, read_json
 
-# Buffers that old versions of transformers stored with the weights: masks, positions and frequencies, which
-# models make themselves.
-BUFFERS = ("attn.bias", "attention.bias", "masked_bias", "inv_freq", "position_ids", "causal_mask")
+# What old versions stored with the weights and models now make themselves: masks, positions, frequencies.
+BUFFERS = (
+    *("attn.bias", "attention.bias", "masked_bias", "causal_mask", "position_ids", "inv_freq"),
+    "decoder.version",
+)
 WHOLE = ("torch.int", "torch.uint", "torch.bool")
 
 
@@ -163,10 +165,7 @@ def _tensor_types(source: str | Path, where: object, options: dict[str, Any]) ->
                     raise UserError(f"{where}: {shard} is missing, which {Path(index).name} names; {again}")
                 types |= _header(Path(path), where)
             return types
-    raise UserError(
-        f"{where}: a model folder without weights (model.safetensors, or pytorch_model.bin); "
-        "copy or download it again"
-    )
+    raise UserError(f"{where}: a model folder without weights (*.safetensors); copy or download it again")
 
 
 def _header(path: Path, where: object) -> dict[str, str]:
@@ -216,13 +215,14 @@ def _wrapper(missing: set[str], unknown: set[str]) -> str:
     return next((front for front in fronts if {front + name for name in missing} <= unknown), "")
 
 
-def _check_types(model: torch.nn.Module, types: dict[str, str], where: object) -> None:
+def _check_types(model: PreTrainedModel, types: dict[str, str], where: object) -> None:
     """UserError if a weight is stored as whole numbers, which would be cast."""
-    buffers = tuple(name.rpartition(".")[2] for name, _ in model.named_buffers())
+    buffers = {name for name, _ in model.named_buffers()}
+    buffers |= {name.removeprefix(f"{model.base_model_prefix}.") for name in buffers}
     whole = [
         f"{name}: {kind.removeprefix('torch.')}"
         for name, kind in types.items()
-        if kind.startswith(WHOLE) and not name.endswith((*BUFFERS, *buffers))
+        if kind.startswith(WHOLE) and name not in buffers and not name.endswith(BUFFERS)
     ]
     if whole:
         raise UserError(

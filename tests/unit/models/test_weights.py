@@ -83,6 +83,9 @@ def test_more_layers_than_tensors(tmp_path):
 def test_whole_numbers_are_no_weights(tmp_path):
     line = refused(folder(tmp_path, change=lambda tensors: tensors | {UP: (tensors[UP] * 9).to(torch.int8)}))
     assert line.startswith(f"1 tensors hold whole numbers ({UP}: int)")
+    bias = "transformer.h.0.ln_1.bias"
+    path = folder(tmp_path / "gpt2", "gpt2", lambda tensors: tensors | {bias: tensors[bias].to(torch.uint8)})
+    assert refused(path).startswith(f"1 tensors hold whole numbers ({bias}: uint)")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -208,6 +211,59 @@ def test_a_hub_model_with_a_tensor_missing_is_refused(tmp_path, monkeypatch):
     spec = Model("hub", "t", path=str(path))
     with pytest.raises(UserError, match=r"of the hub: the tensors are not .* 1 missing \(model.layers.1"):
         base_model(spec, train_tokenizer(["some text"], 260), 0, None)
+
+
+GGUF = {
+    **{"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
+    **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
+    **{"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"},
+    **{"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+}
+
+
+def write_gguf(path, leave_out=""):
+    """The tiny LLaMA as a GGUF file in float32."""
+    import gguf
+
+    model, writer = make("llama", 0), gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(16)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(13)])
+    for name, values in model.state_dict().items():
+        part = name.removesuffix(".weight")
+        if part.startswith("model.layers."):
+            number, part = part.removeprefix("model.layers.").split(".", 1)
+            theirs = f"blk.{number}.{GGUF[part]}.weight"
+        else:
+            theirs = f"{GGUF[part]}.weight"
+        if theirs != leave_out:
+            writer.add_tensor(theirs, values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_that_lacks_a_tensor_or_is_cut(tmp_path):
+    tokenizer = train_tokenizer(["some text"], 260)
+    path = tmp_path / "model.gguf"
+    spec = Model("gguf", "t", path=str(path))
+    write_gguf(path)
+    # Only the vocabulary is refused: all weights are there.
+    with pytest.raises(UserError, match="knows 13 tokens and its tokenizer 2"):
+        base_model(spec, tokenizer, 0, None)
+    write_gguf(path, leave_out="blk.1.ffn_up.weight")
+    with pytest.raises(UserError, match=rf"^{path}: the tensors are .* 1 missing \({UP}\)"):
+        base_model(spec, tokenizer, 0, None)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(UserError, match=f"^{path}: cannot load this model .[^\n]*$"):
+        base_model(spec, tokenizer, 0, None)
 
 
 def test_an_unknown_key_of_an_architecture_is_refused_with_a_hint():
