@@ -13,12 +13,11 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.sections import Launch
 from minillm.config.stages import MEASUREMENTS, STAGES, Stage
-from minillm.errors import UserError
 from minillm.files import RECORD
 from minillm.readers import read_object
 from minillm.verify.findings import Findings
 from minillm.verify.records import each
-from minillm.verify.run_folder import AGAIN, Run
+from minillm.verify.run_folder import AGAIN, LEFT, Run, metric_of
 
 # Keys that say where a metric comes from; records.py compares them.
 ORIGIN = ("sources", "sources_sha256", "settings_sha256", RECORD)
@@ -29,25 +28,19 @@ ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 def check_metrics(run: Run, findings: Findings, models: bool) -> None:
     """Every metric file of the run; those computed with a model only if `models`."""
-    folder = run.folder / "metrics"
-    for path in run.files("metrics/**/*.json"):
-        kind = path.relative_to(folder).parts[0]
-        each(findings, [path], lambda path, kind=kind: _metric(run, findings, path, kind, models))  # type: ignore[misc]
-    for path in _declared(run, findings):
-        if not path.is_file():
-            findings.differs(path, "is missing")
+    each(findings, run.files("metrics/**/*.json"), lambda path: _metric(run, findings, path, models))
+    if run.asked is None:
+        findings.differs(run.folder / layout.settings_file("metrics"), "is missing or damaged")
+    for file in run.asked or ():
+        if not (run.folder / file.path).is_file():
+            findings.differs(run.folder / file.path, "is missing")
 
 
-def _declared(run: Run, findings: Findings) -> list[Path]:
-    """The metric files that the configuration of the run asks for."""
-    try:
-        return [run.folder / file.path for file in run.settings("metrics").files()]
-    except UserError as error:
-        findings.failed(run.folder / layout.settings_file("metrics"), error)
-        return []
-
-
-def _metric(run: Run, findings: Findings, path: Path, kind: str, models: bool) -> None:
+def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
+    kind, weights, name, teacher = metric_of(run, path)
+    if not run.is_asked(weights, name):
+        findings.skip(f"metrics of {kind}", LEFT)
+        return
     entry = STAGES.get("human-import") if kind == "human" else MEASUREMENTS.get(kind)
     if entry is None:
         findings.skip(f"metrics of {kind}", "this version does not have the measurement")
@@ -63,7 +56,9 @@ def _metric(run: Run, findings: Findings, path: Path, kind: str, models: bool) -
         return
     with TemporaryDirectory() as temporary:
         out = Path(temporary) / "metric.json"
-        paths = _paths(run, path, kind, recorded)
+        paths = _paths(run, weights, name, teacher)
+        if kind == "human":
+            paths |= _of_people(run, weights, name, recorded)
         chosen = {name.replace("-", "_"): paths[name] for name in entry.required if name in paths}
         positional = [settings] if settings is not None else []
         positional += [Launch()] if entry.launched else []
@@ -85,13 +80,10 @@ def _key(entry: Stage, path: Path) -> str:
     return f"{entry.name}/{path.stem}" if entry.key else entry.name
 
 
-def _paths(run: Run, path: Path, kind: str, recorded: dict[str, Any]) -> dict[str, Any]:
+def _paths(run: Run, weights: str, name: str, teacher: str) -> dict[str, Any]:
     """The paths that a stage may ask for, by the names of its options."""
-    parts = path.relative_to(run.folder / "metrics").with_suffix("").parts[1:]
-    teacher, parts = (parts[0], parts[1:]) if kind == "exposure_bias" else ("", parts)
-    weights, name = "/".join(parts[:-1]), parts[-1]
     folder = run.folder
-    found: dict[str, Any] = {
+    return {
         "generations": folder / layout.generations(weights, name),
         "metric": folder / layout.metric("rouge", weights, name),
         "model": folder / layout.model(weights),
@@ -101,10 +93,12 @@ def _paths(run: Run, path: Path, kind: str, recorded: dict[str, Any]) -> dict[st
         "data": run.data(weights),
         "test": run.test(weights, name),
     }
-    if kind == "human":
-        found["key"] = folder / layout.key(layout.human_page(weights, name))
-        found["answers"] = [run.place(source) for source in recorded.get("sources", [])[1:]]
-    return found
+
+
+def _of_people(run: Run, weights: str, name: str, recorded: dict[str, Any]) -> dict[str, Any]:
+    """The key of a page for annotators, and the answers that were counted."""
+    answers = [run.place(source) for source in recorded.get("sources", [])[1:]]
+    return {"key": run.folder / layout.key(layout.human_page(weights, name)), "answers": answers}
 
 
 def compare(recorded: Any, found: Any, tolerance: float, key: str = "") -> Iterator[str]:

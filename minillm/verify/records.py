@@ -31,7 +31,7 @@ from minillm.models.loading import load_tokenizer
 from minillm.readers import read_json, read_object
 from minillm.training.teacher_answers import read_answers
 from minillm.verify.findings import Findings
-from minillm.verify.run_folder import AGAIN, Run, content
+from minillm.verify.run_folder import AGAIN, LEFT, Run, content, metric_of
 
 # Our JSON files, which bind their own values.
 RECORDS = (
@@ -157,6 +157,9 @@ def _model(run: Run, findings: Findings, folder: Path) -> None:
     provenance = read_object(folder / PROVENANCE, keys, "no such file", AGAIN)
     _folder(findings, folder, PROVENANCE, provenance)
     weights = folder.relative_to(run.folder / layout.model("")).as_posix()
+    if not run.is_asked(weights):
+        findings.skip("settings and inputs of models", LEFT)
+        return
     own = settings_hash(provenance["settings"])
     findings.same(folder, "settings in provenance", own, provenance["settings_sha256"])
     stage = str(provenance["settings"].get("stage"))
@@ -190,11 +193,14 @@ def _texts(findings: Findings, path: Path, rows: Iterable[dict[str, Any]], folde
 
 
 def _generations(run: Run, findings: Findings, path: Path) -> None:
-    meta, rows, ids = read_generations(path)
-    findings.same(path, "generations", sha256(path), meta.get("content"))
     place = layout.place_of(path.as_posix())
     assert place is not None
     _, weights, name = place
+    if not run.is_asked(weights, name):
+        findings.skip("generations", LEFT)
+        return
+    meta, rows, ids = read_generations(path)
+    findings.same(path, "generations", sha256(path), meta.get("content"))
     model, test = run.folder / layout.model(weights), run.test(weights, name)
     if (model / PROVENANCE).is_file():
         findings.same(path, "models of generations", content(model), meta.get("model"))
@@ -245,7 +251,9 @@ def _pseudo(run: Run, findings: Findings, path: Path) -> None:
 def _sources(run: Run, findings: Findings, path: Path) -> None:
     metric = read_object(path, {}, "no such file", AGAIN)
     recorded = metric.get("sources_sha256")
-    kind = path.relative_to(run.folder / "metrics").parts[0]
+    kind, weights, name, _ = metric_of(run, path)
+    if not run.is_asked(weights, name):
+        return
     entry = MEASUREMENTS.get(kind)
     if not isinstance(recorded, dict):
         if entry is not None and entry.launched:

@@ -15,9 +15,11 @@ from minillm.config.stages import STAGES, entry_of
 from minillm.config.strict import load
 from minillm.errors import UserError
 from minillm.files import CARD, PROVENANCE, settings_hash, sha256
+from minillm.publish.run_models import MetricFile
 from minillm.readers import read_json, read_object
 
 AGAIN = "make it again"
+LEFT = "of another configuration"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,24 @@ class Run:
     def settings_hash(self, key: str) -> str:
         """Hash of the settings in a file, as results record it.  Raises UserError."""
         return settings_hash(dataclasses.asdict(self.settings(key)))
+
+    @cached_property
+    def asked(self) -> list[MetricFile] | None:
+        """The metric files that the run's configuration asks for; None if its settings cannot be read."""
+        try:
+            files: list[MetricFile] = self.settings("metrics").files()
+            return files
+        except UserError:
+            return None
+
+    def is_asked(self, weights: str, test: str = "") -> bool:
+        """Whether the configuration asks for a model (and its results on a test set or task).
+
+        A folder may hold more, which an earlier configuration asked for; nothing reads it any more.
+        """
+        if self.asked is None or weights.split("/")[1] in ("base", "init"):
+            return True
+        return any(file.weights == weights and test in ("", file.test_set) for file in self.asked)
 
     @cached_property
     def tokenizers(self) -> dict[str, str]:
@@ -110,6 +130,13 @@ class Run:
         """Where a path is that a result records: in this folder, wherever it is now, or outside of a run."""
         inside = re.fullmatch(r"(?:.*/)?results/[^/]+/(.+)", recorded)
         return self.folder / inside[1] if inside else Path(recorded)
+
+
+def metric_of(run: Run, path: Path) -> tuple[str, str, str, str]:
+    """(kind, weights, test set or task, teacher of exposure bias) of a metric file, from its path."""
+    kind, *parts = path.relative_to(run.folder / "metrics").with_suffix("").parts
+    teacher = parts.pop(0) if kind == "exposure_bias" else ""
+    return kind, "/".join(parts[:-1]), parts[-1], teacher
 
 
 def content(path: Path) -> str | None:

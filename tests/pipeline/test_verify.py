@@ -255,6 +255,16 @@ def test_a_run_of_an_earlier_version_is_opened(run: Path) -> None:
     assert any(line.startswith(f"{ANSWERS}: ") for line in verify(run).differences)
 
 
+def test_results_of_another_configuration_are_left_out(run: Path) -> None:
+    """A variant that is not trained any more, whose teacher has changed since."""
+    for kind in ("models", "generations", "metrics/rouge"):
+        shutil.copytree(run / kind / KD, run / kind / KD.replace("/kd/", "/earlier/"))
+    findings = verify(run)
+    assert findings.differences == []
+    left = {what for what, why in findings.unchecked if why == "of another configuration"}
+    assert left == {"settings and inputs of models", "generations", "metrics of rouge"}
+
+
 def test_the_command_says_what_differs_and_fails(finished: Any, tmp_path: Path) -> None:
     path = finished.run / META
     text, times = path.read_text(), path.stat()
