@@ -139,7 +139,7 @@ def _read(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         return {"key": key, "scores": None, "replies": []}
     try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
+        verdict = json.loads(path.read_text())
         replies, scores = verdict["replies"], verdict["scores"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: a damaged verdict; remove it and it is asked for again") from None

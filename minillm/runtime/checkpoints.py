@@ -105,7 +105,7 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
                 "zero": zero,
                 "files": dict(sorted(every.items())),
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
     world.together(write, advice)
 
@@ -222,7 +222,7 @@ def _share(names: list[str], world: World) -> list[str]:
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text())
         kinds = {"step": int, "processes": int, "zero": int, "files": dict}
         return manifest if all(isinstance(manifest[key], kind) for key, kind in kinds.items()) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -260,7 +260,7 @@ def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], l
     parts = {"train": rows, "dev": Rows.open(data, "dev")}
     places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
     examples: dict[str, list[Example]] = {"train": [], "dev": []}
-    for number, line in enumerate(pseudo.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    for number, line in enumerate(pseudo.read_text().removesuffix("\n").split("\n"), 1):
         answer_ = json.loads(line)
         split = answer_["split"]
         if answer_["id"] not in places[split]:
