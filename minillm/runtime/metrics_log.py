@@ -34,7 +34,7 @@ class MetricsLog:
         if self.engine.world.rank != 0:
             return
         entry = {"step": self.engine.step, "seconds": round(self.engine.elapsed(), 1), **values}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float | int))
         self.engine.say(f"{self.name}  step {self.engine.step}/{self.engine.steps}  {shown}")

@@ -43,7 +43,7 @@ def write(
         "peak_memory_mb": peak_memory_mb(),
         **run,
     }
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def revision() -> str:

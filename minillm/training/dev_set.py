@@ -216,9 +216,7 @@ class Candidates:
     def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
         """Copy the model that `rule` chooses, selection.json and the run's metrics into `folder`."""
         shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
-        (folder / "selection.json").write_text(
-            json.dumps(selection.evidence(history, rule), indent=1) + "\n", encoding="utf-8"
-        )
+        (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
         if self.engine.launch.tensorboard:
             shutil.copytree(self.engine.folder / "tensorboard", folder / "tensorboard")
