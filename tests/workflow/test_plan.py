@@ -391,8 +391,8 @@ def test_a_mistake_in_a_catalogue_names_the_catalogue(checkout):
     [
         ("run: again\n", r":\d+: not YAML: the key 'run' is there twice; remove one"),
         (
-            "style: {palette: {a: 2024-05-01}}\n",
-            ": style.palette.a: YAML reads this as the date 2024-05-01; put",
+            "lengths: {tests: [2024-05-01]}\n",
+            ": lengths.tests.0: YAML reads this as the date 2024-05-01; put",
         ),
         ("lengths: &x [*x]\n", ": lengths.*: nesting too deep, or anchors that contain themselves"),
     ],
