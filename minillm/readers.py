@@ -143,7 +143,13 @@ def read_yaml(path: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key twice in one mapping."""
+    """SafeLoader that refuses a key twice in one mapping, and nesting beyond `DEPTH`."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # The scanner looks at every open bracket for each token: 10,000 of them take half a minute.
+        if self.flow_level >= DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):

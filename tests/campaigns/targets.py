@@ -6,9 +6,12 @@ Stages that only read and write small files are run as a whole, so that partial 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
+import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,12 +30,14 @@ from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.measurements.diversity import DiversitySettings
 from minillm.config.measurements.exposure_bias import SamplesSettings
-from minillm.config.sections import Dataset, Sampling
+from minillm.config.measurements.judge import Judge, JudgeSettings
+from minillm.config.sections import Dataset, Sampling, Tokenizer
 from minillm.config.stages import STAGES
 from minillm.config.strict import load
 from minillm.data import length_subsets
 from minillm.data.rows import Corpus, Rows
 from minillm.data.sources import read_entries, read_rows, read_tests, read_texts
+from minillm.data.tokenizers import make_tokenizer
 from minillm.evaluation import diversity, human, judge, lengths, rouge
 from minillm.evaluation.answers import read_answers
 from minillm.evaluation.teacher_samples import read_samples
@@ -144,7 +149,12 @@ def data() -> Iterator[Target]:
             {name: content},
             lambda folder, name=name: read_texts(Dataset(source="folder", path=str(folder / name)), "d"),
         )
-    yield Target("data folder", _data_folder(), _read_data)
+    held = _data_folder()
+    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) or name == "card.json"]
+    yield Target(
+        "data folder", held, _read_data, damaged=tuple(name for name in tokens if name != "pseudo.jsonl")
+    )
+    yield Target("answers of a teacher", held, _read_pseudo, damaged=("pseudo.jsonl",))
     test = {"dataset": "t", "prompt": "p", "prompt_tokens": [1, 2], "references": ["a"]}
     yield Target(
         "test set",
@@ -176,6 +186,8 @@ def _data_folder() -> dict[str, bytes]:
             (folder / f"{split}.jsonl").write_bytes(lines(*({"id": i, **record} for i in range(3))))
         np.save(folder / "corpus.tokens.npy", np.arange(16, dtype=np.int32))
         np.save(folder / "corpus.lengths.npy", np.full(2, 8, dtype=np.int32))
+        tokenizer = make_tokenizer(Tokenizer(source="train", vocabulary=260), lambda: ["a b"])
+        tokenizer.save_pretrained(folder / "tokenizer")
         held = files_below(folder)
     held["card.json"] = json.dumps({"content": "abc", "train": {}}).encode()
     held["pseudo.jsonl"] = lines(
@@ -187,13 +199,16 @@ def _data_folder() -> dict[str, bytes]:
 def _read_data(folder: Path) -> Any:
     parts = [Rows.open(folder, split) for split in ("train", "dev")]
     corpus = Corpus.open(folder)
-    examples = training_examples(folder, folder / "pseudo.jsonl")
     return [
         identity(folder),
         [(part.ids, [part.prompt(i).tolist() for i in range(len(part))]) for part in parts],
         [corpus.chunk(i).tolist() for i in range(len(corpus))],
-        [[(a.tolist(), b.tolist()) for a, b in part] for part in examples],
     ]
+
+
+def _read_pseudo(folder: Path) -> Any:
+    parts = training_examples(folder, folder / "pseudo.jsonl")
+    return [[(prompt.tolist(), answer.tolist()) for prompt, answer in part] for part in parts]
 
 
 # --- responses
@@ -208,7 +223,8 @@ def answers() -> Iterator[Target]:
     rows = lines(*({"id": i, **row, "finished": True, "seed": seed} for seed in (10, 20) for i in range(3)))
     meta = {"dataset": "t", "rows": 3, "seeds": [10, 20], "sampling": {"temperature": 1.0}, "model": "m"}
     files = {"t.jsonl": rows, "t.meta.json": json.dumps(meta).encode()}
-    yield Target("generations", files, _read_generations)
+    yield Target("generations for ROUGE-L", files, _score)
+    yield Target("generations for diversity", files, _count)
     settings = SamplesSettings("samples", 0, 2, 0, "fp32", Sampling())
     sample = {"prompt_tokens": [1], "responses": [[1, 2], [3]], "finished": [True, False]}
     meta = {"model": "m", "dataset": "t", "rows": 2, "settings": dataclasses.asdict(settings)}
@@ -224,10 +240,7 @@ def answers() -> Iterator[Target]:
     yield Target(
         "journal of answers",
         {".journal.jsonl": lines(*({"key": [10, i], **entry} for i in range(3)))},
-        # It cuts off a line that a kill cut short.
-        lambda folder: _stage(
-            folder, lambda out: (out / "read.json").write_text(str(_read_journal(_copied(folder, out))))
-        ),
+        _read_copied_journal,
     )
     pairs = {f"p{i}": {"ours": "left", "against": "g/sft/t.jsonl", "row": i} for i in range(4)}
     page = {"format": "minillm-human-1", "study": "s"}
@@ -248,27 +261,55 @@ def answers() -> Iterator[Target]:
             "sources",
         ),
     )
-    verdict = {"key": "k", "scores": [7, 8], "replies": ["7 8"], "judge": {}, "prompt": "p"}
-    yield Target(
-        "verdicts of a judge",
-        {"k.json": json.dumps(verdict).encode()},
-        lambda folder: judge._read(folder / "k.json", "k"),
-    )
+    yield Target("verdicts of a judge", files | _verdicts(files), _judged, damaged=tuple(_verdicts(files)))
 
 
-def _copied(folder: Path, out: Path) -> Path:
-    (out / "journal").write_bytes((folder / ".journal.jsonl").read_bytes())
-    return out / "journal"
+JUDGE = JudgeSettings("judge", Judge(kind="stand-in", tests=("t",)), "fp32")
 
 
-def _read_generations(folder: Path) -> Any:
+def _verdicts(files: dict[str, bytes]) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in files.items():
+            (folder / path).write_bytes(content)
+        _judge(folder, folder)
+        return {name: content for name, content in files_below(folder).items() if name.startswith("cache/")}
+
+
+def _judge(folder: Path, out: Path) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        judge.run_stage(JUDGE, generations=folder / "t.jsonl", cache=out / "cache", out=out / "m.json")
+    metric = json.loads((out / "m.json").read_bytes())
+    return {key: value for key, value in metric.items() if key != "sources"}
+
+
+def _judged(folder: Path) -> Any:
+    """The cache is copied first: the stage completes it."""
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(folder / "cache", Path(name) / "cache")
+        return _judge(folder, Path(name))
+
+
+def _read_copied_journal(folder: Path) -> Any:
+    """The reader cuts off a line that a kill cut short, in the file too."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "journal"
+        path.write_bytes((folder / ".journal.jsonl").read_bytes())
+        return _read_journal(path)
+
+
+def _score(folder: Path) -> Any:
     path = folder / "t.jsonl"
+    metric = _stage(folder, lambda out: rouge.run_stage(generations=path, out=out / "m.json"), "sources")
+    return metric, str(dataclasses.replace(read_answers(path), path=Path()))
 
-    def run(out: Path) -> None:
-        rouge.run_stage(generations=path, out=out / "m.json")
-        diversity.run_stage(DiversitySettings("diversity", 2, "tokens"), generations=path, out=out / "d.json")
 
-    return _stage(folder, run, "sources"), str(dataclasses.replace(read_answers(path), path=Path()))
+def _count(folder: Path) -> Any:
+    settings = DiversitySettings("diversity", 2, "tokens")
+    path = folder / "t.jsonl"
+    return _stage(
+        folder, lambda out: diversity.run_stage(settings, generations=path, out=out / "d.json"), "sources"
+    )
 
 
 def _stage(folder: Path, run: Callable[[Path], object], where: str = "") -> Any:
