@@ -76,7 +76,7 @@ def test_every_command_is_one_that_the_package_takes(hostile: tuple[Checkout, st
 def test_texts_reach_the_stages_as_they_are(hostile: tuple[Checkout, str]) -> None:
     run = hostile[0].root / "results/plan"
     table = json.loads((run / "configs/table.json").read_text(encoding="utf-8"))
-    assert table["test_labels"]["easy"] == LABEL and table["labels"]["big"] == f"{LABEL} {LABEL}"
+    assert table["test_labels"]["easy"] == LABEL and table["labels"]["big"] == f"{LABEL} {LABEL}".strip()
     test = json.loads((run / "configs/testset/easy.json").read_text(encoding="utf-8"))
     assert test["dataset"]["path"].endswith(f"{NAME}/{NAME}.jsonl")
     assert json.loads((run / "configs/judge.json").read_text(encoding="utf-8"))["judge"]["model"] == LABEL
