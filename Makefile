@@ -21,7 +21,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
-.PHONY: format fuzz soak
+.PHONY: format audit fuzz soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -105,6 +105,9 @@ lint: $(SETUP) ## ruff, snakefmt, codespell, snakemake --lint
 
 types: $(SETUP) ## mypy on the package
 	$(RUN) mypy minillm
+
+audit: $(SETUP) ## bandit over the code; each finding has an answer in tests/audit.yaml
+	$(RUN) python tests/audit.py
 
 mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py

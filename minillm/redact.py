@@ -18,9 +18,8 @@ def blanked(text: str, key: str) -> str:
     """
     if not key or not text:
         return text
-    low = text.lower()
-    # A character whose lower-case form is longer would shift what is found.
-    low = low if len(low) == len(text) else text
+    # Character by character: the lower case of some is longer, which would shift what is found.
+    low = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
     hidden = bytearray(len(text))
     for form in _forms(key):
         size = min(PART, len(form))

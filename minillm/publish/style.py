@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from minillm.config.sections import Sampling
@@ -65,10 +66,9 @@ def bold(text: str, yes: bool = True) -> str:
 
 def markdown(text: str) -> str:
     """`text` escaped for a cell of a Markdown table or a paragraph; its lines stay lines."""
-    return "<br>".join(
-        "".join(f"\\{character}" if character in "\\|*_<`[&$~" else character for character in line)
-        for line in text.splitlines()
-    )
+    # "&" only where it would begin a name like &lt;
+    marks = r"[\\|*_<`\[$~]|&(?=#?\w+;)"
+    return "<br>".join(re.sub(marks, r"\\\g<0>", line) for line in text.splitlines())
 
 
 def number(mean: float | None, error: float | None) -> str:

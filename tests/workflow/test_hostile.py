@@ -16,12 +16,14 @@ import pytest
 from conftest import LEFT_OUT, Checkout
 
 from minillm.cli import parser
+from minillm.publish.style import markdown
 
 REPO = Path(__file__).resolve().parents[2]
 # Of a folder or file: an option, spaces, both quotes, commands in four forms, a comment, other scripts.
 NAME = "-x 'y' \"z\" $(touch pwned) `touch pwned` ;touch pwned; & touch pwned # (1) ü中"
 ANSWERS = f"answers {NAME}.json"
-LABEL = f"{NAME} $5 $$ {{x}} {{{{y}}}} 100% | \\ עברית\n\n.. raw:: html\n\n   <script>alert(1)</script>\n"
+SCRIPT = "<script>document.title='pwned'</script>"
+LABEL = f"{NAME} $5 $$ {{x}} {{{{y}}}} 100% | \\ עברית\n\n.. raw:: html\n\n   {SCRIPT}\n"
 CHECKPOINT = {"source": "folder", "tokenizer": "letters", "path": f"{NAME}/model"}
 
 
@@ -76,24 +78,109 @@ def test_every_command_is_one_that_the_package_takes(hostile: tuple[Checkout, st
 def test_texts_reach_the_stages_as_they_are(hostile: tuple[Checkout, str]) -> None:
     run = hostile[0].root / "results/plan"
     table = json.loads((run / "configs/table.json").read_text(encoding="utf-8"))
-    assert table["test_labels"]["easy"] == LABEL and table["labels"]["big"] == f"{LABEL} {LABEL}"
+    assert table["test_labels"]["easy"] == LABEL and table["labels"]["big"] == f"{LABEL} {LABEL}".strip()
     test = json.loads((run / "configs/testset/easy.json").read_text(encoding="utf-8"))
     assert test["dataset"]["path"].endswith(f"{NAME}/{NAME}.jsonl")
     assert json.loads((run / "configs/judge.json").read_text(encoding="utf-8"))["judge"]["model"] == LABEL
 
 
+class Elements(HTMLParser):
+    """Elements and attributes of a page, and its text as a reader sees it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.tags)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
 def scripts(page: Path) -> int:
     """How many script elements a page has."""
-    found: list[str] = []
-    reader = HTMLParser()
-    reader.handle_starttag = lambda tag, attributes: found.append(tag)  # type: ignore[method-assign]
-    reader.feed(page.read_text(encoding="utf-8"))
-    return found.count("script")
+    return Elements(page.read_text(encoding="utf-8")).tags.count("script")
 
 
 def test_the_report_has_no_script_of_theirs(hostile: tuple[Checkout, str], finished: Checkout) -> None:
     page = "results/plan/report.html"
     assert scripts(hostile[0].root / page) == scripts(finished.root / page) > 10
+
+
+def page_of(checkout: Checkout) -> Path:
+    """The report again, of results that hold such texts: in the main table and around another."""
+    folder = checkout.root / "results/plan"
+    bad = f"{LABEL} <img src=x onerror=\"document.title='pwned'\"> `x <javascript:alert(1)>`_"
+    cell = markdown(bad)
+    table = (
+        f"**Teacher: {cell}**\n\n| Model | {cell} |\n|:--|:--|\n| {cell} | **{cell}** |\n\n{cell}\n{bad}\n"
+    )
+    sidecar = {"caption": bad, "n": bad, "missing": "", "sources": [bad], "sampling": [bad]}
+    for path, text in {"main.md": table, "table2.json": json.dumps(sidecar)}.items():
+        (folder / "tables" / path).write_text(text, encoding="utf-8")
+    config = ["--configfile", f"./{NAME}/{NAME}.yaml"]
+    page = ["results/plan/index.md", "--report", "results/plan/texts.html", "--nolock", "--cores", "1"]
+    checkout.snakemake(*page, *config)
+    return folder / "texts.html"
+
+
+@pytest.fixture(scope="module")
+def page(hostile: tuple[Checkout, str]) -> Path:
+    return page_of(hostile[0])
+
+
+def test_the_report_shows_texts_as_texts(page: Path, finished: Checkout) -> None:
+    assert scripts(page) == scripts(finished.root / "results/plan/report.html")
+    text = page.read_text(encoding="utf-8")
+
+    def value(name: str) -> Any:
+        start = text.index(f"var {name} = ", text.index(f'<script id="{name.replace("_", "-")}">'))
+        return json.JSONDecoder().raw_decode(text[start + len(f"var {name} = ") :])[0]
+
+    caption = value("results")["results/plan/tables/table2.csv"]["caption"]
+    allowed = {
+        "p",
+        "strong",
+        "tt",
+        "em",
+        "pre",
+        "ul",
+        "li",
+        "div",
+        "table",
+        "colgroup",
+        "col",
+        "thead",
+        "tbody",
+    }
+    for shown in (caption, value("workflow_desc")):
+        found = Elements(shown)
+        assert found.names <= allowed | {"tr", "th", "td"} and not found.attributes & {
+            "onerror",
+            "href",
+            "src",
+        }
+        assert " ".join(LABEL.split()) in " ".join(found.text.split())
+
+
+def test_no_script_of_theirs_runs_in_a_browser(page: Path, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    options += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
+    assert "<title>Snakemake Report</title>" in done.stdout and "&lt;script&gt;" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["a\nb.json", "a</script>.json", "a<!--.json"])
