@@ -41,10 +41,10 @@ class Base:
     start: float
 
     @classmethod
-    def of(cls, checkout: Checkout) -> Base:
-        """A base from a checkout whose run is finished; raises RuntimeError if it is not."""
+    def of(cls, checkout: Checkout, *targets: str) -> Base:
+        """A base from a checkout in which `targets` (or the whole run) are finished, or RuntimeError."""
         begun = time.monotonic()
-        ended = checkout.snakemake()
+        ended = checkout.snakemake(*targets)
         if ended.status or "Nothing to be done" not in ended.output:
             raise RuntimeError(f"the undisturbed run is not finished:\n{ended.output[-3000:]}")
         return cls(checkout, contents(checkout.run), time.monotonic() - begun)
@@ -57,28 +57,29 @@ class Base:
         return float(path.read_text(encoding="utf-8").splitlines()[1].split("\t")[0])
 
 
-def undisturbed(folder: Path, python: str) -> dict[int, Base]:
-    """Number of processes -> a finished run, made in `folder` if it is not there.
-
-    Raises RuntimeError if it cannot be made.
-    """
-    one = folder / "one"
-    if not (folder / "finished").exists():
+def undisturbed(folder: Path, python: str) -> Base:
+    """A finished run of the tiny configuration, made in `folder` if it is not there, or RuntimeError."""
+    made = folder / "one"
+    if not (folder / "one-finished").exists():
         print("an undisturbed run first (a minute or two, more on a busy machine) ...", flush=True)
-        checkout = Checkout(copied(REPO, one), CONFIGS, python)
-        _must(checkout)
-        two = Checkout(copied(one, folder / "two"), TWO, python)
-        for name in ("minillm, two processes", "generate, two processes"):
-            case = Case(two, STAGES[name], {}, SHORT)
+        _must(Checkout(copied(REPO, made), CONFIGS, python))
+        (folder / "one-finished").touch()
+    return Base.of(Checkout(made, CONFIGS, python))
+
+
+def on_two_processes(one: Base, folder: Path) -> Base:
+    """The same after the stages for two processes ran so: their sums are in another order."""
+    made = folder / "two"
+    if not (folder / "two-finished").exists():
+        copied(one.checkout.folder, made)
+    checkout = Checkout(made, TWO, one.checkout.python)
+    cases = [Case(checkout, stage, {}, SHORT) for stage in STAGES.values() if stage.processes == 2]
+    if not (folder / "two-finished").exists():
+        for case in cases:
             case.clear()
-            _must(two, *case.targets)
-        # What follows from other weights is made again too, so that the whole run is finished.
-        _must(two)
-        (folder / "finished").touch()
-    return {
-        1: Base.of(Checkout(one, CONFIGS, python)),
-        2: Base.of(Checkout(folder / "two", TWO, python)),
-    }
+            _must(checkout, *case.targets)
+        (folder / "two-finished").touch()
+    return Base.of(checkout, *(target for case in cases for target in case.targets))
 
 
 def _must(checkout: Checkout, *options: str) -> None:
@@ -165,7 +166,7 @@ def main() -> int:
     journal = folder / "faults.jsonl"
     print("real signals, mounts and damage; times of files stand for a clock set back (os.utime)")
     with warm_python() as python:
-        bases = undisturbed(folder, python)
+        bases = {1: undisturbed(folder, python)}
         done = (
             [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
             if journal.exists()
@@ -186,8 +187,10 @@ def main() -> int:
         print(f"{len(faults)} faults, {done_already} done; the others take about {each / 60:.0f} minutes")
         print(f"results: {journal}", flush=True)
         for number, kind, name in left:
-            stage = stage_of(kind, name)
-            record = attempt(number, kind, name, args.seed, bases[stage.processes], folder / "case")
+            processes = stage_of(kind, name).processes
+            if processes not in bases:
+                bases[processes] = on_two_processes(bases[1], folder)
+            record = attempt(number, kind, name, args.seed, bases[processes], folder / "case")
             with open(journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             records.append(record)

@@ -23,6 +23,7 @@ LEFT_OUT = (".git", ".venv", ".faults", ".snakemake", "__pycache__", ".*_cache",
 LIMIT = 300
 # What tells when or where something was made, or what it took.
 VOLATILE = {"seconds", "wall_seconds", "peak_memory_mb", "hosts"}
+COSTS = re.compile(rb",(?:\w+_hours|memory_gb|tokens_per_second),")
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ def _said(path: Path, name: str) -> bytes:
         return content.rstrip()[-len(b"</html>") :]
     if name.startswith("tables/cost."):
         return b"" if not content else b"times"
+    if name == "metrics.csv":
+        return b"\n".join(line for line in content.split(b"\n") if not COSTS.search(line))
     if path.name not in ("provenance.json", "metrics.jsonl") and not re.match(
         "(tables|figures)/.*json", name
     ):

@@ -27,6 +27,7 @@ LINES = (
     r"^Error: .+",
     r".*(?:cannot be locked|clock skew|Read-only file system|older than).*",
 )
+TRACEBACK = r"^ *Traceback \(most recent call last\):\n((?: .*\n)+)(\S.*)$"
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 
@@ -67,9 +68,10 @@ class Case:
         self.printed.append(ended.output)
         if ended.status is None:
             raise Failed(f"did not end within {LIMIT} seconds")
-        if "Traceback (most recent call last)" in ended.output:
-            last = re.findall(r"^\s*(\w[\w.]*(?:Error|Exception|Interrupt)\b.*)", ended.output, re.MULTILINE)
-            raise Failed(f"a traceback: {last[-1] if last else '?'}")
+        for frames, error in re.findall(TRACEBACK, ended.output, re.MULTILINE):
+            # Ctrl-C while Python still imports: nothing of ours has begun.
+            if error != "KeyboardInterrupt" or "in run_stage" in frames:
+                raise Failed(f"a traceback: {error[:300]}")
         return ended
 
     def begun(self, process: subprocess.Popen[bytes]) -> bool:
