@@ -11,6 +11,8 @@ CORES ?= all
 DATA ?= $(MINILLM_DATA)
 PYTEST ?=
 CONFIG ?= config/config.yaml
+FAULTS ?=
+SEED ?= 0
 
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
@@ -19,7 +21,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
-.PHONY: bench bench-full bench-profile bench-stages bench-trl
+.PHONY: faults determinism bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +97,13 @@ types: $(SETUP) ## mypy on the package
 
 mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py
+
+faults: $(SETUP) ## kills, damage, full disks ... over a tiny run: FAULTS=number SEED=number
+	@$(RUN) python tests/campaigns/faults.py --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS))
+
+determinism: $(SETUP) ## two undisturbed runs of CONFIG (config/demo.yaml) hold the same bytes
+	@$(RUN) python tests/campaigns/determinism.py --cores $(CORES) \
+	  $(if $(filter file,$(origin CONFIG)),config/demo.yaml,$(CONFIG))
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
