@@ -178,8 +178,8 @@ def main() -> int:
             if args.only in kind or args.only in name
         ]
         records = [record for record in done if record["seed"] == args.seed]
-        seen = {record["number"] for record in records}
-        left = [fault for fault in faults if fault[0] not in seen]
+        seen = {(record["number"], record["kind"], record["stage"]) for record in records}
+        left = [fault for fault in faults if fault not in seen]
         each = sum(
             3 * bases[1].start + 1.5 * bases[1].seconds(stage_of(kind, name).log) for _, kind, name in left
         )
@@ -195,8 +195,7 @@ def main() -> int:
                 file.write(json.dumps(record) + "\n")
             records.append(record)
             print(f"{shown(record)} ({record['took']} s)", flush=True)
-    wanted = {number for number, _, _ in faults}
-    records = [record for record in records if record["number"] in wanted]
+    records = [record for record in records if (record["number"], record["kind"], record["stage"]) in faults]
     print(table(records))
     return int(any(record["how"] == FAILED for record in records))
 

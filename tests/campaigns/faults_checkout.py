@@ -95,14 +95,14 @@ class Checkout:
         return sorted(found)
 
     def stage_processes(self) -> list[int]:
-        """Those of a stage that were started as one: `python -m minillm ...`, or torchrun and its ranks."""
+        """Those of a stage that were started as one: `python -m minillm ...`, torchrun and its ranks, report."""
         found = []
         for pid in self.processes():
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"minillm" in words and b"sh" not in words[0][-2:]:
+            if {b"minillm", b"--report"} & set(words):
                 found.append(pid)
         return found
 

@@ -191,6 +191,32 @@ def kill_snakemake(case: Case, rng: random.Random) -> Outcome:
     return Outcome(how, f"{name} to {whom} after {moment:.2f} s", seen)
 
 
+def orphan(case: Case, rng: random.Random) -> Outcome:
+    """SIGKILL to Snakemake alone, whose job goes on; unlocked, and started again while it still runs."""
+    jobs: list[int] = []
+
+    def send(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        # These stages take seconds, as long as Snakemake takes to start: real ones would still be running.
+        jobs.extend(other for other in case.checkout.processes() if other != pid)
+        case.checkout.send(signal.SIGSTOP, jobs)
+
+    ended, moment = interrupt(case, rng, send)
+    what = f"Snakemake killed after {moment:.2f} s, started again while its job runs"
+    case.noted(ended)
+    case.noted(case.checkout.snakemake("--unlock"))
+    process = case.checkout.start(*case.targets)
+    case.wait_for(process, lambda: set(case.checkout.stage_processes()) - set(jobs))
+    time.sleep(rng.uniform(0, case.seconds / 2))
+    case.checkout.send(signal.SIGCONT, jobs)
+    second = case.noted(case.checkout.finish(process))
+    line = line_of(second.output)
+    if second.status and not line:
+        raise Failed(f"{what}: ends with {second.status} and no clear line")
+    how, seen = case.again(line if second.status else "")
+    return Outcome(how, what, seen)
+
+
 def pause(case: Case, rng: random.Random) -> Outcome:
     """SIGSTOP to everything, SIGCONT seconds later: it must go on to a good end."""
     seconds = rng.uniform(3, 6)
@@ -414,6 +440,7 @@ def damaged_state(case: Case, rng: random.Random) -> Outcome:
 KINDS: dict[str, Callable[..., Outcome]] = {
     "kill of a stage": kill_stage,
     "kill of Snakemake": kill_snakemake,
+    "orphaned job": orphan,
     "stopped and continued": pause,
     "two Snakemakes": two_at_once,
     "clock set back": clock,
@@ -437,7 +464,9 @@ def a_round(rng: random.Random) -> list[tuple[str, str]]:
     chosen += [("damaged result", pattern) for pattern in READ_BY]
     chosen += [("damaged checkpoint or journal", stage) for stage in SAVING]
     rng.shuffle(chosen)
-    return chosen
+    return chosen + [
+        ("orphaned job", stage) for stage in rng.sample(["sft", "minillm", "generate", "data"], 3)
+    ]
 
 
 def stage_of(kind: str, name: str) -> Stage:

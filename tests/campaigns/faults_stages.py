@@ -107,7 +107,8 @@ OTHERS = {
 READ_BY = {
     layout.settings_file("generate"): "generate",
     layout.settings_file(f"sft/{STUDENT}/{SEED}"): "sft",
-    f"{DATA}/*.npy": "teacher",
+    f"{DATA}/[td]*.npy": "teacher",
+    f"{DATA}/corpus.*.npy": "minillm",
     f"{DATA}/card.json": "teacher",
     f"{DATA}/dev.jsonl": "sft",
     f"{DATA}/train.jsonl": "pseudo",
