@@ -95,7 +95,7 @@ class Checkout:
         return sorted(found)
 
     def stage_processes(self) -> list[int]:
-        """Those of a stage that were started as one: `python -m minillm ...`, torchrun and its ranks, report."""
+        """Those of a stage that were started as one: `python -m minillm ...`, torchrun and its ranks."""
         found = []
         for pid in self.processes():
             try:
