@@ -11,6 +11,8 @@ CORES ?= all
 DATA ?= $(MINILLM_DATA)
 PYTEST ?=
 CONFIG ?= config/config.yaml
+FAULTS ?=
+SEED ?= 0
 
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
@@ -21,7 +23,7 @@ RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
-.PHONY: format audit fuzz soak
+.PHONY: format audit fuzz faults determinism soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -117,6 +119,13 @@ fuzz: $(SETUP) ## damaged files for every reader: one clear line or a right resu
 
 soak: $(SETUP) ## 2,000 on-policy steps of a tiny model: memory, descriptors, disk, time; fails if they grow
 	@$(RUN) python tests/campaigns/soak.py
+
+faults: $(SETUP) ## kills, damage, full disks ... over a tiny run: FAULTS=number SEED=number
+	@$(RUN) python tests/campaigns/faults.py --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS))
+
+determinism: $(SETUP) ## two undisturbed runs of CONFIG (config/demo.yaml) hold the same bytes
+	@$(RUN) python tests/campaigns/determinism.py --cores $(CORES) \
+	  $(if $(filter file,$(origin CONFIG)),config/demo.yaml,$(CONFIG))
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)

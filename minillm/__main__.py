@@ -13,6 +13,9 @@ def run() -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return main()
+    except KeyboardInterrupt:
+        print("minillm: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 130
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

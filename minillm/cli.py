@@ -11,12 +11,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minillm.config.stages import COMMANDS, Stage
 from minillm.errors import UserError
+from minillm.files import only_one
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,10 @@ def run_stage(stage: Stage, args: argparse.Namespace) -> None:
         positional.append(_settings(stage, paths.pop("config")))
     if stage.launched:
         positional.append(_launch(args.launch))
-    stage.entry_point()(*positional, **paths)
+    # Of several processes one holds the lock.  The others belong to the same start.
+    first = os.environ.get("RANK", "0") == "0"
+    with only_one(paths["out"]) if stage.launched and first else nullcontext():
+        stage.entry_point()(*positional, **paths)
 
 
 def _settings(stage: Stage, path: Path | None) -> Any:

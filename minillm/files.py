@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minillm.errors import UserError
 from minillm.readers import read_object
@@ -50,6 +52,45 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def only_one(path: str | Path, patience: float = 120) -> Iterator[None]:
+    """While the block runs, no other process makes `path`; one of an earlier start is waited for.
+
+    Raises UserError, one line, if that still runs after `patience` seconds.  Where the file system has no
+    locks, there are none.
+    """
+    lock = Path(path).parent / f".{Path(path).name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
+    while True:
+        with open(lock, "a", encoding="utf-8") as file:
+            if _locked(file):
+                # Not of a process that ended, and removed its file, after this one was opened.
+                if lock.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    try:
+                        yield
+                        return
+                    finally:
+                        lock.unlink(missing_ok=True)
+                continue
+        if time.monotonic() > end:
+            raise UserError(
+                f"{path}: another process is making it, perhaps of an earlier start; wait until it is done, "
+                "or end it, and run the same command again"
+            )
+        time.sleep(0.5)
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_json(path: str | Path, value: object) -> None:
