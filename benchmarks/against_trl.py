@@ -47,7 +47,7 @@ class Trl:
     def __init__(self, python: str, folder: Path, precision: str) -> None:
         self.log = folder / "trl.log"
         environment = {key: value for key, value in os.environ.items() if key not in RANKS}
-        with open(self.log, "w") as log:
+        with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [python, "-m", "benchmarks.trl_worker", str(folder), precision],
                 stdin=subprocess.PIPE,
@@ -68,7 +68,7 @@ class Trl:
             pass
         answer = answer_of(self.process.stdout)
         if answer is None:
-            raise RuntimeError(f"TRL's trainer ended: {self.log.read_text()[-3000:]}")
+            raise RuntimeError(f"TRL's trainer ended: {self.log.read_text(encoding='utf-8')[-3000:]}")
         return answer
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ def compare(python: str, precision: str, world: World) -> dict[str, Any]:
     data.tokenizer.save_pretrained(setting.folder / "tokenizer")
     prompts = [" ".join(f"t{token}" for token in data.rows.prompt(i)) for i in range(FIXED.batch)]
     request = {"prompts": prompts, "response": FIXED.response, "gamma": LIKE["gamma"]}
-    (setting.folder / "prompts.json").write_text(json.dumps(request))
+    (setting.folder / "prompts.json").write_text(json.dumps(request), encoding="utf-8")
 
     ours, trl = Ours(setting, FIXED, data, **LIKE), Trl(python, setting.folder, precision)
     ours.update(ours.rollout())

@@ -124,9 +124,11 @@ def write(results: dict[str, Any], folder: Path, mode: str) -> Path:
     ).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     listed = [asdict(check) | {"met": check.met} for check in checks(results)]
-    (folder / f"{name}-{mode}.json").write_text(json.dumps(results | {"targets": listed}, indent=1) + "\n")
+    (folder / f"{name}-{mode}.json").write_text(
+        json.dumps(results | {"targets": listed}, indent=1) + "\n", encoding="utf-8"
+    )
     path = folder / f"{name}-{mode}.md"
-    path.write_text(markdown(results))
+    path.write_text(markdown(results), encoding="utf-8")
     return path
 
 

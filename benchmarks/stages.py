@@ -70,7 +70,7 @@ class Side:
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to((Path("results/mini/models") / model).resolve())
-        (self.folder / CHANGED).write_text(yaml.safe_dump(SHORT | {"precision": precision}))
+        (self.folder / CHANGED).write_text(yaml.safe_dump(SHORT | {"precision": precision}), encoding="utf-8")
 
     def seconds(self, stage: str) -> float:
         """Seconds of the stage's job, from only its inputs."""
@@ -78,7 +78,9 @@ class Side:
         for path in (self.results / target, self.results / "checkpoints"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         snakemake(self.folder, [CONFIG, CHANGED], [f"results/mini/{target}"], rules=(*RULES, stage))
-        head, row = (line.split("\t") for line in (self.results / timed).read_text().splitlines())
+        head, row = (
+            line.split("\t") for line in (self.results / timed).read_text(encoding="utf-8").splitlines()
+        )
         return float(row[head.index("s")])
 
 
@@ -132,7 +134,7 @@ def main() -> None:
     }
     folder = args.out / "stages" / args.precision
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CHANGED).write_text(yaml.safe_dump({"precision": args.precision}))
+    (folder / CHANGED).write_text(yaml.safe_dump({"precision": args.precision}), encoding="utf-8")
     models = sorted({model for stage in args.only for model in MODELS[stage]})
     say(f"models of {CONFIG}, {args.precision}")
     snakemake(
@@ -140,7 +142,9 @@ def main() -> None:
     )
     sides = {name: Side(commit, folder, models, args.precision) for name, commit in commits.items()}
     kept = folder / f"{commits['before']}-{commits['after']}.json"
-    times: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+    times: dict[str, dict[str, list[float]]] = (
+        json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    )
     for stage in args.only:
         for repeat in range(args.repeats):
             for name, side in sides.items():

@@ -49,7 +49,7 @@ class OnDemand(TrainerCallback):
 
 
 def main(folder: Path, precision: str) -> None:
-    request = json.loads((folder / "prompts.json").read_text())
+    request = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     batch, bf16 = len(request["prompts"]), precision == "bf16"
     config = MiniLLMConfig(

@@ -92,7 +92,9 @@ def make_data(shape: Shape, folder: Path, seed: int = 0) -> Data:
     pairs = list(zip(prompts, responses, strict=True))
     write("train", [p + r for p, r in pairs], pairs)
     write("corpus", [shape.text] * shape.batch, [shape.text] * shape.batch)
-    (folder / "train.jsonl").write_text("".join(json.dumps({"id": i}) + "\n" for i in range(shape.batch)))
+    texts = {"instruction": "", "input": "", "prompt": "", "response": "", "references": []}
+    rows = "".join(json.dumps({"id": i, **texts}) + "\n" for i in range(shape.batch))
+    (folder / "train.jsonl").write_text(rows, encoding="utf-8")
     stops = {p: r for p, r in pairs if r < shape.response} if shape.real else {}
     return Data(Rows.open(folder, "train"), Corpus.open(folder), tokenizer(shape.vocabulary), stops)
 

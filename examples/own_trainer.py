@@ -111,8 +111,18 @@ if __name__ == "__main__":
             parser.error("--teacher, --student and --prompts go together")
         teacher, student = (minillm.load_model(path, "fp32") for path in (args.teacher, args.student))
         tokenizer = minillm.load_tokenizer(args.teacher)
-        prompts = [np.array(tokenizer(line)["input_ids"]) for line in args.prompts.read_text().splitlines()]
-        train(student, teacher, prompts, args, *minillm.special_tokens(tokenizer), len(tokenizer))
+        prompts = [
+            np.array(tokenizer(line)["input_ids"])
+            for line in args.prompts.read_text(encoding="utf-8").splitlines()
+        ]
+        train(
+            student,
+            teacher,
+            prompts,
+            args,
+            *minillm.special_tokens(tokenizer),
+            minillm.vocabulary_size(tokenizer),
+        )
         minillm.save_model(student, tokenizer, args.out or Path("student"))
     else:
         prompts = list(np.random.default_rng(0).integers(1, 48, size=(256, 8)))

@@ -31,6 +31,7 @@ _PUBLIC = {
     "minillm.config.sections": ("Sampling",),
     "minillm.sampling.sample": ("Mixture", "Record", "Response", "sample"),
     "minillm.data.batching": ("Batch", "collate"),
+    "minillm.data.tokenizers": ("vocabulary_size",),
     "minillm.models.loading": ("load_model", "load_tokenizer", "save_model", "special_tokens"),
     "minillm.models.head": (
         "head_of",

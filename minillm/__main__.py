@@ -1,3 +1,4 @@
+import io
 import os
 import sys
 
@@ -6,8 +7,15 @@ from minillm.cli import main
 
 def run() -> int:
     """Run the command line and return its exit status."""
+    # A terminal or log in another encoding shows escapes; a name in a message never ends a stage.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
+    except KeyboardInterrupt:
+        print("minillm: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 130
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

@@ -11,12 +11,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minillm.config.stages import COMMANDS, Stage
 from minillm.errors import UserError
+from minillm.files import only_one
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Command:
 
     help: str
     options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    # Returns the exit status.
+    run: Callable[[argparse.Namespace], int]
 
 
 def _plan_options(sub: argparse.ArgumentParser) -> None:
@@ -39,15 +42,36 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("targets", nargs="*", metavar="TARGET", help="files or rules, as for snakemake (all)")
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
     from minillm.plan import plan
 
     plan(args.configfile or (), args.targets)
+    return 0
+
+
+def _verify_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    sub.add_argument(
+        "--models",
+        action="store_true",
+        help="also compute again what needs a model: reference loss, calibration, exposure bias",
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from minillm.verify.command import main
+
+    return main(args.run, args.models)
 
 
 PEOPLE = {
     "plan": Command(
         "jobs, hours and critical path of what a configuration would still run", _plan_options, _plan
+    ),
+    "verify": Command(
+        "whether a finished run is what its records say; status 1 if anything differs",
+        _verify_options,
+        _verify,
     ),
 }
 
@@ -88,7 +112,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
     for path in (*stage.required, *stage.optional):
-        many = "+" if path in stage.several else None
+        # A rule may have no file to name after an optional one.
+        many = "+" if path in stage.several else "?" if path in stage.optional else None
         sub.add_argument(f"--{path}", type=Path, required=path in stage.required, nargs=many)
     if stage.launched:
         sub.add_argument(
@@ -100,16 +125,15 @@ def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, or 2 after one line on stderr about what the user can fix."""
+    """Run one command; returns its status, or 2 after one line on stderr about what the user can fix."""
     args = parser().parse_args(arguments)
     # What comes from the hub was fetched before (data/fetch.py).  Its clients read the variable on import.
     if args.command != "fetch":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         if args.command in PEOPLE:
-            PEOPLE[args.command].run(args)
-        else:
-            run_stage(COMMANDS[args.command], args)
+            return PEOPLE[args.command].run(args)
+        run_stage(COMMANDS[args.command], args)
     except UserError as error:
         print(f"minillm {args.command}: error: {error}", file=sys.stderr)
         return 2
@@ -139,7 +163,10 @@ def run_stage(stage: Stage, args: argparse.Namespace) -> None:
         positional.append(_settings(stage, paths.pop("config")))
     if stage.launched:
         positional.append(_launch(args.launch))
-    stage.entry_point()(*positional, **paths)
+    # Of several processes one holds the lock.  The others belong to the same start.
+    first = os.environ.get("RANK", "0") == "0"
+    with only_one(paths["out"]) if stage.launched and first else nullcontext():
+        stage.entry_point()(*positional, **paths)
 
 
 def _settings(stage: Stage, path: Path | None) -> Any:

@@ -10,6 +10,7 @@ guessed.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.errors import UserError
+from minillm.publish.origins import number_of
+from minillm.readers import read_text, read_yaml
 
 DASH = "–"
 
@@ -138,11 +141,10 @@ def _stage_folder(job: Job) -> str:
 
 
 def _seconds(path: Path) -> float | None:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
     try:
-        return float(rows[-1]["s"])
-    except (IndexError, KeyError, ValueError, TypeError):
+        rows = list(csv.DictReader(read_text(path).splitlines(), delimiter="\t"))
+        return number_of(rows[-1]["s"])
+    except (UserError, csv.Error, IndexError, KeyError):
         return None
 
 
@@ -151,9 +153,20 @@ def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
 
     Raises UserError with Snakemake's error, or else its last line, if it cannot plan.
     """
+    # Snakemake shows a damaged configuration as a traceback, and takes the last of two equal keys.
+    for path in configfiles:
+        read_yaml(path)
     command = [sys.executable, "-m", "snakemake", "-n", "--cores", "all", *targets]
     command += ["--configfile", *map(str, configfiles)] if configfiles else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        # Snakemake reads configurations in the locale's encoding.
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
     planned = [job for job in jobs(done.stdout) if job.rule != "all"]
     if done.returncode:
         lines = done.stdout.strip().splitlines()

@@ -7,27 +7,73 @@ of the references (section 5 of the paper and `rouge_metric.py` of the official 
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+Words = Literal["rouge_score", "unicode"]
+# Scripts that are written without spaces between words, as their characters' Unicode names begin.
+_SPACELESS = (
+    *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
+    *("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
+)
+
+
+class _UnicodeWords(tokenizers.Tokenizer):
+    """Runs of letters, marks and digits in lower case; ASCII words stemmed as rouge_score does."""
+
+    def __init__(self) -> None:
+        self.ascii = tokenizers.DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        words, before = [""], False
+        for character in unicodedata.normalize("NFC", text.lower()):
+            kind = unicodedata.category(character)[0]
+            alone = kind == "L" and unicodedata.name(character, "").startswith(_SPACELESS)
+            # A mark belongs to the character before it.
+            if kind not in "LMN" or (kind != "M" and (alone or before)):
+                words.append("")
+            if kind in "LMN":
+                words[-1] += character
+            if kind != "M":
+                before = alone
+        return [token for word in words if word for token in self._tokens(word)]
+
+    def _tokens(self, word: str) -> list[str]:
+        tokens: list[str] = self.ascii.tokenize(word) if word.isascii() else [word]
+        return tokens
 
 
 @cache
-def _scorer() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+def _tokenizer(words: Words) -> tokenizers.Tokenizer:
+    return _UnicodeWords() if words == "unicode" else tokenizers.DefaultTokenizer(use_stemmer=True)
 
 
-def rouge_l(response: str, references: Sequence[str]) -> float:
+@cache
+def _scorer(words: Words) -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_tokenizer(words))
+
+
+def rouge_l(response: str, references: Sequence[str], words: Words = "rouge_score") -> float:
     """ROUGE-L F-measure (0 to 100) of the stripped response, the highest over the references.
 
+    words: what counts as a word.  "rouge_score" knows only a-z and 0-9; "unicode" knows all scripts, and
+    takes each character of those without spaces (Chinese, Japanese, Thai ...) for one; ASCII text scores the
+    same.
     Raises ValueError if there is no reference.
     """
     _check(references)
-    score = _scorer().score
+    score = _scorer(words).score
     return 100.0 * max(score(reference, response.strip())["rougeL"].fmeasure for reference in references)
+
+
+def has_tokens(references: Sequence[str], words: Words = "rouge_score") -> bool:
+    """Whether a reference has any word; if none has, `rouge_l` is 0 even for a reference itself."""
+    return any(_tokenizer(words).tokenize(reference) for reference in references)
 
 
 def exact_match(response: str, references: Sequence[str]) -> float:

@@ -19,10 +19,14 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
+from minillm.config.measurements.rouge import Rouge
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
+from minillm.data.local_files import content_of, is_local
+from minillm.errors import UserError
 from minillm.publish.registry import ITEMS, Item
 from minillm.publish.settings import items_of, main_table_files, metric_files
+from minillm.readers import read_json
 
 # Wildcards that name a model, its teacher first.
 MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")
@@ -90,7 +94,7 @@ class Workflow:
             "test": one_of(dict.fromkeys([*config.data.tests, *config.lengths.tests])),
             "weights": one_of(self.every_weights),
             "taken": one_of(config.checkpoints),
-            "source": r"(models|tokenizers|datasets|checkpoints|subsets)/.+",
+            "source": r"(models|tokenizers|datasets|checkpoints|subsets|judge)/.+",
             "subset": one_of(config.subsets),
             "method": one_of(["minillm", *config.variants]),
             "seed": r"\d+",
@@ -154,6 +158,14 @@ class Workflow:
         name = next(name for key in keys if (name := wildcards.get(key)))
         return self.below(layout.training_data(self._tokenizer(name.split("/")[0])))
 
+    def rouge_settings(self, wildcards: Any) -> list[str]:
+        """Input function: the settings of ROUGE-L, if they are not the defaults.
+
+        Runs from before there were any have no such file, and are not scored again.
+        """
+        default = self.config.rouge == Rouge()
+        return [] if default else [self.below(layout.settings_file("rouge"))]
+
     def first_data(self) -> str:
         """The data folder of the first teacher."""
         return self.below(layout.training_data(self._tokenizer(self.teachers[0])))
@@ -172,28 +184,59 @@ class Workflow:
         parent = self.config.models[wildcards.model].parent
         return [self.below(layout.model(layout.base_weights(parent)))] if parent else []
 
-    def fetched(self, section: str, *names: str) -> list[str]:
-        """Records of the `names` in a section of the configuration that come from the hub."""
-        table = getattr(self.config, section)
-        return [
-            self.below(layout.fetched(f"{section}/{name}")) for name in names if table[name].source == "hub"
-        ]
+    def recorded(self, section: str, *names: str) -> list[str]:
+        """Records of what is not made here: of the entries of a section that come from the hub or from files.
 
-    def hub(self, section: str, key: str) -> Callable[[Any], list[str]]:
-        """Input function: the record of the entry that the wildcard `key` names, if it comes from the hub."""
-        return lambda wildcards: self.fetched(section, wildcards[key])
+        Rows of the stage `subsets` are made here.
+        """
+        paths = []
+        for name in names:
+            spec = getattr(self.config, section)[name]
+            if is_local(spec.source, spec.path) and not spec.path.startswith(SUBSETS):
+                paths.append(layout.local(f"{section}/{name}"))
+            elif spec.source == "hub":
+                paths.append(layout.fetched(f"{section}/{name}"))
+        return list(map(self.below, paths))
 
-    def hub_of_data(self, wildcards: Any) -> list[str]:
+    def records(self, section: str, key: str) -> Callable[[Any], list[str]]:
+        """Input function: the record of the entry that the wildcard `key` names, if it has one."""
+        return lambda wildcards: self.recorded(section, wildcards[key])
+
+    def records_of_data(self, wildcards: Any) -> list[str]:
         """Input function: records of tokenizer, training rows, dev rows and corpus."""
         data = self.config.data
         return [
-            *self.fetched("tokenizers", wildcards.tokenizer),
-            *self.fetched("datasets", data.train, data.dev, data.corpus),
+            *self.recorded("tokenizers", wildcards.tokenizer),
+            *self.recorded("datasets", data.train, data.dev, data.corpus),
         ]
 
-    def hub_of_task(self, wildcards: Any) -> list[str]:
+    def records_of_task(self, wildcards: Any) -> list[str]:
         """Input function: the record of a classification task's data set."""
-        return self.fetched("datasets", self.config.calibration.tasks[wildcards.task].dataset)
+        return self.recorded("datasets", self.config.calibration.tasks[wildcards.task].dataset)
+
+    def record_of_judge(self) -> list[str]:
+        """The record of a judge that is a local model."""
+        local = self.config.judge.kind == "transformers"
+        return [self.below(layout.local("judge/model"))] if local else []
+
+    def local_content(self, wildcards: Any) -> str:
+        """Params function: what the local files of an entry hold, as text.
+
+        As long as they are not here (a disk that is not mounted, $MINILLM_DATA not set) it is what the record
+        says already, so that nothing runs again for that.
+        """
+        section, name = wildcards.source.split("/", 1)
+        path = self.config.judge.model if section == "judge" else getattr(self.config, section)[name].path
+        run = Path(layout.run_folder(self.config.run))
+        found = content_of(section, path, run)
+        if found is None:
+            try:
+                recorded = read_json(run / layout.local(wildcards.source))
+                if recorded["path"] == path:
+                    return canonical(recorded)
+            except (UserError, KeyError, TypeError):
+                pass
+        return canonical(found or {"path": path, "content": None})
 
     def subset_of_test(self, wildcards: Any) -> list[str]:
         """Input function: the file of rule `subsets` that a test set is read from, if it is such a set."""
@@ -322,15 +365,16 @@ def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, p
     share = max(1, threads // processes)
     prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
     # Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
-    torchrun = f"torchrun --shutdown-timeout=110 --nproc-per-node={processes}"
+    options = f"--shutdown-timeout=110 --nproc-per-node={processes}"
     run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
     if nodes > 1:
         # srun inherits none of this from the job.
         return (
             f"{prefix} srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task={threads}"
-            f" --kill-on-bad-exit=1 {os.path.relpath(per_node)} {torchrun} --nnodes={nodes} {run}"
+            f" --kill-on-bad-exit=1 {shlex.quote(os.path.relpath(per_node))}"
+            f" {options} --nnodes={nodes} {run}"
         )
     if processes > 1:
         # By its number: torchrun would wait for ever on a host whose name does not resolve.
-        return f"{prefix} {torchrun} --standalone --local-addr=127.0.0.1 {run}"
+        return f"{prefix} torchrun {options} --standalone --local-addr=127.0.0.1 {run}"
     return f"{prefix} python {run}"

@@ -165,7 +165,7 @@ rule calibration:
     input:
         config=at(layout.settings_file("calibration/{task}")),
         model=at(layout.model("{weights}")),
-        hub=FLOW.hub_of_task,
+        records=FLOW.records_of_task,
         code=FLOW.code("calibration"),
     output:
         at(layout.metric("calibration", "{weights}", "{task}")),
@@ -192,6 +192,7 @@ rule judge:
         config=at(layout.settings_file("judge")),
         answers=at(layout.generations("{weights}", "{judged}")),
         meta=at(layout.meta(layout.generations("{weights}", "{judged}"))),
+        records=FLOW.record_of_judge(),
         code=FLOW.code("judge"),
     output:
         at(layout.metric("judge", "{weights}", "{judged}")),

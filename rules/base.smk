@@ -3,7 +3,7 @@ rule base:
         config=at(layout.settings_file("base/{model}")),
         data=FLOW.data,
         parent=FLOW.parent,
-        hub=FLOW.hub("models", "model"),
+        records=FLOW.records("models", "model"),
         code=FLOW.code("base"),
     output:
         directory(at(layout.model(layout.base_weights("{model}")))),
@@ -21,7 +21,7 @@ rule base:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
         parent=lambda wildcards, input: (
-            f"--parent {input.parent}" if input.parent else ""
+            f"--parent {shlex.quote(str(input.parent))}" if input.parent else ""
         ),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} {params.parent}"
@@ -33,7 +33,7 @@ rule checkpoint:
     input:
         config=at(layout.settings_file("checkpoint/{taken}")),
         data=FLOW.data,
-        hub=FLOW.hub("checkpoints", "taken"),
+        records=FLOW.records("checkpoints", "taken"),
         code=FLOW.code("base"),
     output:
         directory(at(layout.model("{taken}"))),

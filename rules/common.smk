@@ -11,6 +11,7 @@ from minillm.config.experiment import experiment
 from minillm.errors import UserError
 from minillm.publish import report_texts
 from minillm.publish.registry import ITEMS, READING
+from minillm.readers import read_yaml
 from minillm.workflow import Workflow, one_of
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
@@ -23,11 +24,13 @@ gc.set_threshold(100_000, 50, 50)
 FOLDER = os.path.relpath(workflow.basedir)
 
 
+RUN_FILES = list(workflow.overwrite_configfiles) or ["config/config.yaml"]
+
+
 def file_of(key):
     """The configuration file that has a key like models.small.path, to name it in a message."""
     first, *rest = key.split(".", 1)
-    run_files = list(workflow.overwrite_configfiles) or ["config/config.yaml"]
-    for path in run_files + list(workflow.configfiles):
+    for path in RUN_FILES + list(workflow.configfiles):
         section = load_configfile(path).get(first)
         if section is not None and (
             not rest
@@ -35,9 +38,15 @@ def file_of(key):
             or any(f"{rest[0]}.".startswith(f"{name}.") for name in section)
         ):
             return os.path.relpath(path)
-    return os.path.relpath(run_files[0])
+    return os.path.relpath(RUN_FILES[0])
 
 
+# Snakemake takes the last of two equal keys, and does not name the key of a date.
+try:
+    for path in dict.fromkeys(RUN_FILES + list(workflow.configfiles)):
+        read_yaml(os.path.relpath(path))
+except UserError as error:
+    sys.exit(f"Error: {error}")
 # One line and no exception, around which Snakemake would print its own lines.
 try:
     EXPERIMENT = experiment(config, "config")
@@ -45,6 +54,9 @@ except UserError as error:
     problem = str(error).removeprefix("config: ")
     sys.exit(f"Error: {file_of(problem.split(':')[0])}: {problem}")
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
+
+# Captions are rendered in this process, whoever asks for the report.
+os.environ["DOCUTILSCONFIG"] = f"{FOLDER}/report/docutils.conf"
 
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.
@@ -73,12 +85,14 @@ wildcard_constraints:
 
 def same_workflow(wildcards, resources):
     """Params function: options that give a second Snakemake this workflow and configuration."""
-    options = ["--snakefile", os.path.relpath(workflow.main_snakefile)]
+
+    # A name that begins with a dash would be an option.
+    def path(name):
+        return os.path.join(".", os.path.relpath(name))
+
+    options = ["--snakefile", path(workflow.main_snakefile)]
     if workflow.overwrite_configfiles:
-        options += [
-            "--configfile",
-            *map(os.path.relpath, workflow.overwrite_configfiles),
-        ]
+        options += ["--configfile", *map(path, workflow.overwrite_configfiles)]
     values = workflow.config_settings.config
     if values:
         options += [

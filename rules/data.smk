@@ -16,7 +16,7 @@ rule settings:
 rule data:
     input:
         config=at(layout.settings_file("data/{tokenizer}")),
-        hub=FLOW.hub_of_data,
+        records=FLOW.records_of_data,
         code=FLOW.code("data"),
     output:
         directory(at(layout.training_data("{tokenizer}"))),
@@ -39,7 +39,7 @@ rule subsets:
     input:
         config=at(layout.settings_file("subsets/{subset}")),
         data=FLOW.first_data(),
-        hub=FLOW.hub("subsets", "subset"),
+        records=FLOW.records("subsets", "subset"),
         code=FLOW.code("subsets"),
     output:
         rows=at(layout.subset_rows("{subset}")),
@@ -59,7 +59,7 @@ rule testset:
     input:
         config=at(layout.settings_file("testset/{test}")),
         data=at(layout.training_data("{tokenizer}")),
-        hub=FLOW.hub("datasets", "test"),
+        records=FLOW.records("datasets", "test"),
         subset=FLOW.subset_of_test,
         code=FLOW.code("testset"),
     output:

@@ -27,6 +27,7 @@ rule generate:
 
 rule rouge:
     input:
+        config=FLOW.rouge_settings,
         answers=at(layout.generations("{weights}", "{test}")),
         meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
         code=FLOW.code("rouge"),
@@ -38,4 +39,5 @@ rule rouge:
     conda:
         "../environment.yml"
     shell:
-        "python -m minillm rouge --generations {input.answers:q} --out {output:q} > {log:q} 2>&1"
+        "python -m minillm rouge --config {input.config:q} --generations {input.answers:q}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -12,3 +12,18 @@ rule fetch:
         "../environment.yml"
     shell:
         "python -m minillm fetch --config {input.config:q} --out {output:q} > {log:q} 2>&1"
+
+
+# What local files hold, so that an edit is noticed; minillm/data/local_files.py reads them once.
+rule local:
+    output:
+        at(layout.local("{source}")),
+    log:
+        at(layout.log("local/{source}")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        content=FLOW.local_content,
+    shell:
+        "printf '%s\\n' {params.content:q} > {output:q} 2> {log:q}"

@@ -225,6 +225,7 @@ rule report:
             folder=FOLDER,
             name=["workflow", "main_table", "main_figure", "item", "estimators"],
         ),
+        docutils=f"{FOLDER}/report/docutils.conf",
     output:
         at(layout.report()),
     log:

@@ -27,7 +27,10 @@ SLOW = (
     "tests/unit/test_benchmark.py",
     "tests/unit/runtime/test_processes.py",
     "tests/unit/runtime/test_activations.py",
+    "tests/unit/runtime/test_skipped.py",
+    "tests/unit/runtime/test_several_nodes.py",
     "tests/unit/runtime/test_fp16.py",
+    "tests/unit/sampling/test_architectures.py",
     "tests/unit/runtime/test_engine.py",
 )
 

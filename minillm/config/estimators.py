@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Name, Natural, Positive
+from minillm.config.strict import STRICT, Name, Positive, Seed
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,7 +24,7 @@ class Estimators:
         le=6,
         description="Longest sequence in tokens; all sequences up to it are enumerated.",
     )
-    seeds: tuple[Natural, ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         default=(1, 2, 3),
         min_length=1,
         description="Each seed draws one random pair of student and teacher per distance.",

@@ -22,6 +22,7 @@ from minillm.config.measurements.exposure_bias import ExposureBias
 from minillm.config.measurements.human import Human
 from minillm.config.measurements.judge import Judge
 from minillm.config.measurements.lengths import Lengths
+from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sections import (
@@ -37,7 +38,7 @@ from minillm.config.sections import (
     Tokenizer,
 )
 from minillm.config.stages import MEASUREMENTS, STAGES
-from minillm.config.strict import STRICT, Count, Name, Natural, hint, merged, must_be_one_of, parse
+from minillm.config.strict import STRICT, Count, Name, Seed, check_lists, hint, merged, must_be_one_of, parse
 from minillm.config.subsets import SUBSETS, Subsets
 from minillm.errors import UserError
 
@@ -54,10 +55,13 @@ class Experiment:
     models: dict[Name, Model] = Field(description="Base models by name.")
     datasets: dict[Name, Dataset] = Field(description="Data sets by name.")
     data: Data = Field(description="Which data sets are used, and how rows become tokens.")
-    pairs: tuple[Pair, ...] = Field(description="Teachers with their students: the rows of the main table.")
+    pairs: tuple[Pair, ...] = Field(
+        min_length=1, description="Teachers with their students: the rows of the main table."
+    )
     stages: Stages = Field(description="Settings of the training stages, for all models.")
     methods: tuple[Name, ...] = Field(
         default=METHODS,
+        min_length=1,
         description="Methods of the main table, in its order: some of `sft`, `kd`, `seqkd`, `minillm` and "
         "the names of `variants`.",
     )
@@ -75,13 +79,13 @@ class Experiment:
         default_factory=dict,
         description="Further on-policy methods by name: MiniLLM with some keys replaced.",
     )
-    training_seeds: tuple[Natural, ...] = Field(
+    training_seeds: tuple[Seed, ...] = Field(
         default=(10,),
         min_length=1,
         description="Every student of the main table is trained once per seed; teachers and sweeps only with "
         "the first. The paper trains once.",
     )
-    sampling_seeds: tuple[Natural, ...] = Field(
+    sampling_seeds: tuple[Seed, ...] = Field(
         default=(10, 20, 30, 40, 50),
         min_length=1,
         description="Every test prompt is answered once per seed. The paper: 10, 20, 30, 40, 50.",
@@ -120,6 +124,7 @@ class Experiment:
         default_factory=Estimators,
         description="The exact study of gradient estimators.",
     )
+    rouge: Rouge = Field(default_factory=Rouge, description="Measurement: how ROUGE-L counts words.")
     exposure_bias: ExposureBias = Field(
         default_factory=ExposureBias,
         description="Measurement: excess error by exposure bias.",
@@ -225,6 +230,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     Raises UserError (one line naming `where` and the key).
     """
     config = parse(Experiment, raw, where)
+    check_lists(config, where)
     _check_data(config, where)
     # The sections of measurements check themselves.
     for field in dataclasses.fields(config):
@@ -237,6 +243,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         if not pair.methods:
             problem = "missing; name the methods that are trained in addition to the main table's"
             raise UserError(f"{where}: sweeps.{i}.methods: {problem}")
+    _check_trained_once(config, where)
     for name, model in config.models.items():
         must_be_one_of(model.tokenizer, config.tokenizers, where, f"models.{name}.tokenizer")
         _check_model(config, name, model, where)
@@ -297,12 +304,40 @@ def _check_launch(stages: dict[str, Any], where: str, key: str) -> None:
         parse(Launch, values, where, f"{key}.{stage}")
 
 
+def _check_trained_once(config: Experiment, where: str) -> None:
+    """Within `pairs` and within `sweeps` no student is trained twice by one method under one teacher."""
+    for section in ("pairs", "sweeps"):
+        places: dict[tuple[str, str, str], str] = {}
+        for i, pair in enumerate(getattr(config, section)):
+            for student, method in product(pair.students, pair.methods or config.methods):
+                key = f"{section}.{i}"
+                first = places.setdefault((pair.teacher, student, method), key)
+                if first != key:
+                    raise UserError(
+                        f"{where}: {key}: {student} with the method '{method}' and the teacher "
+                        f"{pair.teacher} is in {first} already; remove it from one of the two"
+                    )
+
+
+def _is_itself(config: Experiment, student: str, teacher: str) -> bool:
+    """Whether both are one base model, whatever its name, and the teacher is not a finished checkpoint."""
+    if layout.teacher_weights(teacher) in config.checkpoints:
+        return False
+    first, second = (dataclasses.replace(config.models[m], family="", size="") for m in (student, teacher))
+    return first == second
+
+
 def _check_pair(config: Experiment, pair: Pair, where: str, key: str) -> None:
     must_be_one_of(pair.teacher, config.models, where, f"{key}.teacher")
     for i, method in enumerate(pair.methods):
         must_be_one_of(method, config.every_method, where, f"{key}.methods.{i}")
     for j, student in enumerate(pair.students):
         must_be_one_of(student, config.models, where, f"{key}.students.{j}")
+        if _is_itself(config, student, pair.teacher):
+            raise UserError(
+                f"{where}: {key}.students.{j}: {student} is the same model as its teacher {pair.teacher}, "
+                "fine-tuned and prompted alike; name another student"
+            )
         ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
         if ours != theirs:
             raise UserError(
@@ -342,3 +377,13 @@ def _check_model(config: Experiment, name: str, model: Model, where: str) -> Non
             raise UserError(
                 f"{where}: models.{name}.tokenizer: differs from that of its parent {model.parent}"
             )
+        seen, parent = [name], model.parent
+        while parent in config.models and config.models[parent].source == "pruned":
+            if parent in seen:
+                chain = " -> ".join([*seen[seen.index(parent) :], parent])
+                raise UserError(
+                    f"{where}: models.{name}.parent: a model cannot be pruned of itself ({chain}); "
+                    "name a model that is not pruned"
+                )
+            seen.append(parent)
+            parent = config.models[parent].parent

@@ -32,6 +32,16 @@ def fetched(source: str) -> str:
     return f"hub/{source}.json"
 
 
+def local(source: str) -> str:
+    """What the local files behind an entry of the configuration held; `source` as for `fetched`."""
+    return f"local/{source}.json"
+
+
+def known_content() -> str:
+    """Hashes of local files by size and time of change, so that a plan need not read them all."""
+    return "local/.known.json"
+
+
 def training_data(tokenizer: str) -> str:
     """Folder: tokenizer, training rows, dev rows and corpus."""
     return f"data/{tokenizer}/training"
@@ -198,6 +208,12 @@ def benchmark_of(result: str) -> str:
     """The benchmark file of the job that made a result (or a file in one); empty if it has none."""
     matches = ((re.fullmatch(pattern, result), to) for pattern, to in _BENCHMARKS)
     return next((match.expand(to) for match, to in matches if match), "")
+
+
+def place_of(generations: str) -> tuple[str, str, str] | None:
+    """(run's folder, weights, test set) of a generations file that lies where `generations` says, or None."""
+    match = re.fullmatch(r"(?:(.*)/)?generations/(.+)/([^/]+)\.jsonl", generations)
+    return (match[1] or ".", match[2], match[3]) if match else None
 
 
 def is_metric(path: str) -> bool:

@@ -37,6 +37,7 @@ PARTS = (
     ("OnPolicy", "On-policy phase", "`stages.minillm`, `variants.NAME.settings`"),
     ("Variant", "Variants", "`variants.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
+    ("Rouge", "ROUGE-L", "`rouge`"),
     ("ExposureBias", "Exposure bias", "`exposure_bias`"),
     ("Lengths", "ROUGE-L by length", "`lengths`"),
     ("Diversity", "Diversity", "`diversity`"),

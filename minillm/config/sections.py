@@ -56,10 +56,11 @@ class Dataset:
     )
     path: str = Field(
         default="",
-        description="`folder`: a `.jsonl` file (`instruction`, `input`, `output`) or, for plain text, a "
-        "`.txt` file with one document per line; `package:` and `$MINILLM_DATA/` work as in a tokenizer's "
-        "path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for "
-        "one JSON Lines file of the repository.",
+        description="`folder`: a file of rows (`instruction`, `input`, `output`): JSON lines, a JSON array, "
+        "CSV or Parquet, or for plain text a `.txt` file with one document per line or rows with `text`; its "
+        "ending says which, and whether it is compressed (docs/data.md). `package:` and `$MINILLM_DATA/` "
+        "work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, "
+        "or `OWNER/NAME/FILE` for one such file of the repository.",
     )
     subset: str = Field(
         default="",
@@ -251,6 +252,7 @@ class Data:
         "for GPT-2, RoBERTa's training corpus for the other families.",
     )
     tests: tuple[Name, ...] = Field(
+        min_length=1,
         description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
         "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
     )
@@ -285,7 +287,9 @@ class Pair:
     """One teacher and the students that are distilled from it."""
 
     teacher: Name = Field(description="Entry of `models`, fine-tuned on the training rows first.")
-    students: tuple[Name, ...] = Field(description="Entries of `models`, each trained by each method.")
+    students: tuple[Name, ...] = Field(
+        min_length=1, description="Entries of `models`, each trained by each method."
+    )
     methods: tuple[Name, ...] = Field(
         default=(),
         description="Methods of this pair; empty takes the run's `methods`.",

@@ -172,7 +172,9 @@ _ENTRIES = (
         "rouge",
         "ROUGE-L of responses",
         target="minillm.evaluation.rouge:run_stage",
+        settings=f"{_MEASURE}.rouge:RougeSettings",
         required=("generations", "out"),
+        optional=("config",),
         sets="data.tests",
     ),
     Stage(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Collection, Iterable
+import reprlib
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from minillm.errors import UserError
-from minillm.readers import read_json
+from minillm.readers import check_plain, read_json
 
 T = TypeVar("T")
 
@@ -21,6 +22,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+# A seed times a thousand, and plus offsets of 2^42 that separate streams, still fits into 64 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -33,11 +36,10 @@ def parse(cls: type[T], raw: Any, where: str, under: str = "") -> T:
     Raises UserError with one line, `where: key.path: what is wrong`, for the first problem.
     """
     adapter = TypeAdapter(cls)
+    check_plain(raw, where, under)
     try:
         # Through JSON: strict mode then takes lists for tuples, and nothing else is converted.
         return adapter.validate_json(json.dumps(raw))
-    except TypeError as error:
-        raise UserError(f"{where}: {error}") from None
     except ValidationError as error:
         raise UserError(f"{where}: {_first_problem(adapter, error, under)}") from None
 
@@ -56,11 +58,11 @@ def _first_problem(adapter: TypeAdapter[Any], error: ValidationError, under: str
         return f"{key}: missing; add it"
     message = problem["msg"]
     if isinstance(problem["input"], str) and problem["type"].startswith(("float", "int")):
-        message += f", not the text {problem['input']!r}"
+        message += f", not the text {reprlib.repr(problem['input'])}"
         if problem["type"].startswith("float"):
             message += " (YAML reads 1e-4 as text: write 1.0e-4)"
     elif not isinstance(problem["input"], dict | list):
-        message += f", not {problem['input']!r}"
+        message += f", not {reprlib.repr(problem['input'])}"
     return f"{key}: {message[0].lower()}{message[1:]}"
 
 
@@ -93,6 +95,33 @@ def must_be_one_of(name: str, names: Collection[str], where: str, key: str, amon
     if name not in names:
         problem = f"'{name}' is not among {among}" if among else f"there is no '{name}'"
         raise UserError(f"{where}: {key}: {problem}; {hint(name, names)}")
+
+
+def must_differ(items: Sequence[object], where: str, key: str) -> None:
+    """Raises UserError, one line naming `where` and `key`, if an item of a list is there twice."""
+    for i, item in enumerate(items):
+        if item in items[:i]:
+            shown = reprlib.repr(item) if isinstance(item, str) else item
+            raise UserError(f"{where}: {key}.{i}: {shown} is there twice; remove one")
+
+
+def check_lists(value: Any, where: str, key: str = "") -> None:
+    """`must_differ` for every list of names, paths, seeds or other scalars in a section, however deep.
+
+    Pairs of numbers, such as AdamW's betas, are no lists: their type has a fixed length.
+    """
+    if dataclasses.is_dataclass(value):
+        value = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if "tuple[Share, Share]" not in str(field.type)
+        }
+    if isinstance(value, tuple) and all(isinstance(item, str | int | float) for item in value):
+        must_differ(value, where, key)
+    elif isinstance(value, dict | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            check_lists(part, where, f"{key}.{name}" if key else str(name))
 
 
 def load(cls: type[T], path: str | Path) -> T:

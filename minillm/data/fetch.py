@@ -12,28 +12,22 @@ from typing import Any
 from minillm.config.stage_settings import FetchSettings
 from minillm.config.subsets import Subsets
 from minillm.data import length_subsets
+from minillm.data.file_kinds import IGNORED, TOKENIZER
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256, write_json
-
-# Weights in other frameworks' formats, which are never loaded.
-IGNORED = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
-TOKENIZER = [
-    "*token*",
-    "vocab*",
-    "merges*",
-    "*.model",
-    "config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-]
+from minillm.redact import blanked
 
 
 def run_stage(settings: FetchSettings, *, out: Path) -> None:
     """Download one model, tokenizer or data set at its revision; `out` records commit and hash of each file.
 
-    Raises UserError, one line, if that fails.
+    A revision that is not a commit may have moved since it was last fetched to this cache: the record and the
+    log then name both commits.  Raises UserError, one line, if the download fails.
     """
+    from huggingface_hub import get_token
+
+    before = _cached_commit(settings)
     what = f"{settings.kind} '{settings.path}'"
     try:
         record = _dataset(settings) if settings.kind == "dataset" else _repository(settings)
@@ -42,14 +36,35 @@ def run_stage(settings: FetchSettings, *, out: Path) -> None:
     except Exception as error:
         # The hub's clients raise many kinds of exceptions, network failures among them; all become one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = blanked(reason, get_token() or "")
         raise UserError(
             f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, "
             "revision and network, or fetch it on a machine with a network, with HF_HOME on a file system "
             "that both see"
         ) from None
+    if before and record["commit"] not in (None, "local", before):
+        record["moved_from"] = before
+        print(
+            f"{what}: revision '{settings.revision or 'main'}' moved from commit {before} to "
+            f"{record['commit']}; runs made before have the former: write a commit to fix it",
+            flush=True,
+        )
     write_json(
         out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **record}
     )
+
+
+def _cached_commit(settings: FetchSettings) -> str:
+    """The commit that a branch or tag was when it was last fetched to this cache; empty if it never was."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    kind = "dataset" if settings.kind in ("dataset", "subsets") else "model"
+    name = "--".join([f"{kind}s", *settings.path.split("/")[:2]])
+    ref = Path(HF_HUB_CACHE) / name / "refs" / (settings.revision or "main")
+    try:
+        return ref.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _repository(settings: FetchSettings) -> dict[str, Any]:
@@ -61,13 +76,13 @@ def _repository(settings: FetchSettings) -> dict[str, Any]:
         )
         return {"commit": folder.name, "files": _hashes(folder)}
     tokenizer = settings.kind == "tokenizer"
-    ignored = IGNORED if tokenizer else IGNORED + (["*.bin", "*.pt"] if _has_safetensors(settings) else [])
+    older = ["*.bin", "*.pt"] if not tokenizer and _has_safetensors(settings) else []
     folder = Path(
         snapshot_download(
             settings.path,
             revision=settings.revision or "main",
-            allow_patterns=TOKENIZER if tokenizer else None,
-            ignore_patterns=ignored,
+            allow_patterns=list(TOKENIZER) if tokenizer else None,
+            ignore_patterns=[*IGNORED, *older],
         )
     )
     return {"commit": folder.name, "files": _hashes(folder)}

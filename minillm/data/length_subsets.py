@@ -5,6 +5,7 @@ From the tasks of Super-NaturalInstructions or from the published folders.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from minillm.config.subsets import Subsets, SubsetsSettings
 from minillm.counts import token_counter
 from minillm.data.sources import read_rows, resolve_path
 from minillm.errors import UserError
-from minillm.files import whole_file, write_json
+from minillm.files import settings_hash, sha256, whole_file, write_json
+from minillm.readers import all_are, read_json, read_text
 
 # The paper's, in tokens of the first reference.
 BUCKETS = {"0_5": (0, 5), "6_10": (6, 10), "11_": (11, None)}
@@ -53,15 +55,19 @@ def run_stage(
     rows = list(_published(source, published) if published else _tasks(source, count))
     buckets = {name: [row for row in rows if row["bucket"] == name] for name in BUCKETS}
     _write(out, rows)
+    written = [out]
     for name, entries in buckets.items():
         if published or count:
-            _write(out.with_suffix(f".{name}.jsonl"), entries)
+            written.append(out.with_suffix(f".{name}.jsonl"))
+            _write(written[-1], entries)
     card = {
         "source": str(source),
         "layout": "published" if published else "tasks",
         "rows": len(rows),
         "subsets": {name: len(entries) for name, entries in buckets.items()},
         "tasks": len({row["topic"] for row in rows}),
+        "files": {path.name: sha256(path) for path in written},
+        "settings_sha256": settings_hash(dataclasses.asdict(settings)) if settings else None,
     }
     write_json(out.with_suffix(".card.json"), card)
 
@@ -111,25 +117,21 @@ def _tasks(source: Path, count: Callable[[str], int] | None) -> Iterator[Entry]:
             f"{source}: neither {' nor '.join(TASK_LISTS)} here, nor folders like 11_ with valid.jsonl"
         )
     folder = source / "tasks" if (source / "tasks").is_dir() else source
-    for name in listed.read_text().split():
+    for name in read_text(listed).split():
         path = folder / f"{name.removesuffix('.json')}.json"
         definition, instances = _task(path)
         for i, instance in enumerate(instances[:PER_TASK]):
             text, outputs = instance.get("input"), instance.get("output")
             outputs = [outputs] if isinstance(outputs, str) else outputs
-            if not isinstance(text, str) or not outputs or not all(isinstance(o, str) for o in outputs):
+            if not isinstance(text, str) or not outputs or not all_are(outputs, str):
                 raise UserError(f"{path}: Instances.{i}: no input, or no output; fix or remove this instance")
             yield _entry(path.stem, definition, text, outputs, bucket_of(count(outputs[0])) if count else "")
 
 
 def _task(path: Path) -> tuple[str, list[Any]]:
     """(definition, instances) of a task file."""
-    try:
-        task = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such task file, but the list of test tasks names it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; download it again") from None
+    absent = "no such task file, but the list of test tasks names it"
+    task = read_json(path, absent, "download it again")
     definition = task.get("Definition") if isinstance(task, dict) else None
     definition = definition[0] if isinstance(definition, list) and definition else definition
     if not isinstance(definition, str) or not isinstance(task.get("Instances"), list):

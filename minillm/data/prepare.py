@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -16,9 +17,19 @@ from minillm.config.sections import Dataset
 from minillm.config.stage_settings import DataSettings
 from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_rows, read_texts
-from minillm.data.tokenizers import make_tokenizer
+from minillm.data.tokenizers import make_tokenizer, vocabulary_size
 from minillm.errors import UserError
-from minillm.files import sha256, whole_folder, write_json
+from minillm.files import (
+    CARD,
+    data_content,
+    hash_of,
+    hashes,
+    settings_hash,
+    sha256,
+    tokenizer_content,
+    whole_folder,
+    write_json,
+)
 
 # How many rows a card names when it counts duplicates or overlap.
 NAMED = 5
@@ -50,17 +61,16 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
         # Any overlap was refused above.
         card["dev"]["overlap_with_train"] = 0
         card["tokenizer"] = {
-            "vocabulary": len(tokenizer),
+            "vocabulary": vocabulary_size(tokenizer),
             "eos": tokenizer.eos_token_id,
             "pad": tokenizer.pad_token_id,
         }
-        card["tokenizer"]["sha256"] = _tokenizer_hash(partial)
         card["max_prompt"], card["max_response"] = settings.max_prompt, settings.max_response
-        files = sorted([*partial.glob("*.npy"), *partial.glob("*.jsonl")])
-        card["content"] = hash_of(
-            card["tokenizer"]["sha256"], *(f"{path.name} {sha256(path)}" for path in files)
-        )
-        write_json(partial / "card.json", card)
+        card["settings_sha256"] = settings_hash(dataclasses.asdict(settings))
+        card["files"] = hashes(partial)
+        card["tokenizer"]["sha256"] = tokenizer_content(card["files"])
+        card["content"] = data_content(card["files"])
+        write_json(partial / CARD, card)
 
 
 def _write_rows(
@@ -119,6 +129,7 @@ def _write_rows(
         "boundary_merged": notes["boundary_merged"],
         "response_cut": notes["response_cut"],
         "eos_inside": notes["eos_inside"],
+        "eos_in_prompt": sum(tokenizer.eos_token_id in prompt for _, prompt, _, _ in kept),
         "duplicates": count_and_first(duplicates([row for row, *_ in kept])),
         "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
         "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
@@ -213,15 +224,3 @@ def source_of(dataset: Dataset) -> str:
     return " ".join(
         filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision])
     )
-
-
-def hash_of(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _tokenizer_hash(data: Path) -> str:
-    """Hash of tokenizer.json, which is the whole of a fast tokenizer; of all its files if there is none."""
-    folder = data / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return sha256(folder / "tokenizer.json")
-    return hash_of(*(f"{path.name} {sha256(path)}" for path in sorted(folder.iterdir())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,17 @@ from typing import Any
 import numpy as np
 
 from minillm.errors import UserError
+from minillm.readers import Kind, all_are, read_json_lines
+
+AGAIN = "remove the data folder and run the data stage again"
+ROW: dict[str, Kind] = {
+    "id": int,
+    "instruction": str,
+    "input": str,
+    "prompt": str,
+    "response": str,
+    "references": list,
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,11 @@ class Rows:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
-        """Raises UserError if `folder` is not a data folder."""
+        """Raises UserError if `folder` is not a data folder, or its files are damaged."""
         if not (folder / f"{split}.tokens.npy").is_file():
             raise UserError(f"{folder}: no {split} rows here; run the data stage first")
-        lengths = np.load(folder / f"{split}.lengths.npy")
-        starts = np.concatenate([[0], lengths.sum(1).cumsum()])
-        return cls(folder, split, np.load(folder / f"{split}.tokens.npy", mmap_mode="r"), lengths, starts)
+        tokens, lengths, starts = _tokens(folder, split, (2,))
+        return cls(folder, split, tokens, lengths, starts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -45,9 +54,17 @@ class Rows:
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """The rows as text: id, instruction, input, prompt, response, references."""
-        with open(self.folder / f"{self.split}.jsonl", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """The rows as text: id, instruction, input, prompt, response, references.
+
+        Raises UserError if the file is damaged or has another number of rows than there are tokens for.
+        """
+        path = self.folder / f"{self.split}.jsonl"
+        records = [record for _, record in read_json_lines(path, ROW, again=AGAIN)]
+        if len(records) != len(self):
+            raise UserError(f"{path}: {len(records)} rows, but tokens of {len(self)}; {AGAIN}")
+        if not all(all_are(record["references"], str) for record in records):
+            raise UserError(f"{path}: a reference that is not text; {AGAIN}")
+        return records
 
     @cached_property
     def ids(self) -> list[int]:
@@ -63,11 +80,11 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Raises UserError if `folder` is not a data folder."""
+        """Raises UserError if `folder` is not a data folder, or its files are damaged."""
         if not (folder / "corpus.lengths.npy").is_file():
             raise UserError(f"{folder}: no corpus here; run the data stage first")
-        starts = np.concatenate([[0], np.load(folder / "corpus.lengths.npy").cumsum()])
-        return cls(np.load(folder / "corpus.tokens.npy", mmap_mode="r"), starts)
+        tokens, _, starts = _tokens(folder, "corpus", ())
+        return cls(tokens, starts)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -75,3 +92,31 @@ class Corpus:
     def chunk(self, i: int) -> np.ndarray:
         """Token ids of chunk i, (length,) int32."""
         return np.asarray(self.tokens[self.starts[i] : self.starts[i + 1]])
+
+
+def _tokens(folder: Path, name: str, part: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, memory-mapped; lengths, (rows, *part); where each row starts and the last one ends)."""
+    tokens, lengths = (_array(folder / f"{name}.{kind}.npy") for kind in ("tokens", "lengths"))
+    lengths = np.array(lengths)
+    sums = lengths.sum(tuple(range(1, lengths.ndim)), dtype=np.int64)
+    starts = np.concatenate([[0], sums.cumsum()])
+    fits = tokens.ndim == 1 and lengths.shape[1:] == part and starts[-1] == len(tokens)
+    if not fits or not len(lengths) or lengths.min() < 0:
+        raise UserError(
+            f"{folder / name}.lengths.npy: does not fit {name}.tokens.npy (lengths of the shape "
+            f"{lengths.shape}, {int(starts[-1])} tokens in all; tokens of the shape {tokens.shape}); {AGAIN}"
+        )
+    return tokens, lengths, starts
+
+
+def _array(path: Path) -> np.ndarray:
+    """An array of int32, memory-mapped: a damaged header cannot ask for more memory than the file has."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except Exception as error:
+        # numpy reads the header as a Python literal and raises many kinds of exceptions if it is damaged.
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); {AGAIN}") from None
+    if not isinstance(array, np.ndarray) or array.dtype != np.int32 or not 1 <= array.ndim <= 2:
+        raise UserError(f"{path}: not an array of int32 with one or two dimensions; {AGAIN}")
+    return array

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import importlib.util
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,10 +13,13 @@ from typing import Any
 
 from minillm.config.sections import Dataset
 from minillm.data import embedded_corpus, open_world
+from minillm.data.file_formats import entries, is_plain_text, lines
 from minillm.errors import UserError
+from minillm.readers import Kind, all_are, are_tokens, read_json_lines
 
 # Rows of an embedded data set if the configuration gives no number.
 EMBEDDED_ROWS = 1000
+TEST: dict[str, Kind] = {"id": int, "dataset": str, "prompt": str, "prompt_tokens": list, "references": list}
 
 
 @dataclass(frozen=True)
@@ -96,23 +97,23 @@ def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str,
     """
     _check_fields(dataset, where, ())
     end = dataset.start + dataset.rows if dataset.rows else None
-    entries: Iterator[tuple[str, dict[str, Any]]]
+    found: Iterator[tuple[str, dict[str, Any]]]
     if dataset.source == "embedded":
         try:
             generated = embedded_corpus.classification(dataset.split)
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split") from None
-        entries = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated))
+        found = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated))
     else:
-        entries = _entries(dataset, where)
-    rows = [(i, *entry) for i, entry in enumerate(itertools.islice(entries, end)) if i >= dataset.start]
+        found = _entries(dataset, where)
+    rows = [(i, *entry) for i, entry in enumerate(itertools.islice(found, end)) if i >= dataset.start]
     if not rows:
         raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
     return rows
 
 
 def read_texts(dataset: Dataset, where: str) -> list[str]:
-    """Plain-text documents from `start` on: non-blank lines of a .txt file, "text" of JSON lines or hub rows.
+    """Plain-text documents from `start` on: non-blank lines of a .txt file, "text" of other files' rows.
 
     WikiText's marks are undone (`detokenise`); documents without text are left out.  Raises UserError as
     `read_rows` does.
@@ -121,8 +122,8 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
     end = _end(dataset)
     if dataset.source == "embedded":
         texts = _embedded_text(dataset.split, end or 0)
-    elif dataset.source == "folder" and not dataset.path.endswith((".jsonl", ".json")):
-        texts = [line for _, line in _lines(_existing(dataset, where))]
+    elif dataset.source == "folder" and is_plain_text(Path(dataset.path)):
+        texts = [line for _, line in lines(_existing(dataset, where))]
     else:
         name = dataset.fields.get("text", "text")
         texts = []
@@ -141,11 +142,22 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
 
 
 def read_tests(path: Path) -> list[dict[str, Any]]:
-    """The rows of a test set, as stage `testset` writes them.  Raises UserError if there is none."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such test set; run the testset stage first")
-    # Not splitlines: it also splits at U+2028 and others, which JSON does not escape.
-    return [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+    """The rows of a test set, as stage `testset` writes them.
+
+    Raises UserError, one line, if there is none, a line is damaged or an id is there twice.
+    """
+    again = "remove it and run the testset stage again"
+    rows, ids = [], set()
+    for number, row in read_json_lines(path, TEST, "no such test set; run the testset stage first", again):
+        if not row["prompt_tokens"] or not are_tokens(row["prompt_tokens"]):
+            raise UserError(f"{path}:{number}: 'prompt_tokens' is not a list of token ids; {again}")
+        if not row["references"] or not all_are(row["references"], str):
+            raise UserError(f"{path}:{number}: 'references' is not a list of texts; {again}")
+        if row["id"] in ids or row["id"] < 0:
+            raise UserError(f"{path}:{number}: the id {row['id']} is negative, or there twice; {again}")
+        ids.add(row["id"])
+        rows.append(row)
+    return rows
 
 
 def detokenise(text: str) -> str:
@@ -187,7 +199,7 @@ def _entries(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split and rows") from None
         return iter([(f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated)])
-    return _jsonl(_existing(dataset, where)) if dataset.source == "folder" else _hub(dataset, where)
+    return entries(_existing(dataset, where)) if dataset.source == "folder" else _hub(dataset, where)
 
 
 def _embedded_rows(dataset: Dataset, rows: int) -> list[dict[str, Any]]:
@@ -221,49 +233,11 @@ def _existing(dataset: Dataset, where: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each non-blank line.  Only newlines end one: JSON may hold other marks."""
-    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8"
-            ) from None
-        if text.strip():
-            yield number, text
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each non-blank line."""
-    for number, line in _lines(path):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or delete this line"
-            ) from None
-        except (ValueError, RecursionError):
-            # Python's own limits: digits of a number, depth of nesting.
-            raise UserError(
-                f"{path}:{number}: a number too long or nesting too deep; fix or delete this line"
-            ) from None
-        if not isinstance(entry, dict):
-            raise UserError(
-                f"{path}:{number}: a row must be an object, one {{...}} per line; fix or delete this line"
-            )
-        if "\\ud" in line.lower() and re.search("[\ud800-\udfff]", json.dumps(entry, ensure_ascii=False)):
-            raise UserError(
-                f"{path}:{number}: half a surrogate pair (\\ud800 to \\udfff) is not text; "
-                "fix or delete this line"
-            )
-        yield f"{path}:{number}", entry
-
-
 def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a hub data set, or of a local folder laid out like one.
 
-    `OWNER/NAME/FILE` is one file of a hub repository, read as JSON lines (whose rows may mix text and lists).
+    `OWNER/NAME/FILE` is one file of a hub repository, read like a local one (whose rows may mix text and
+    lists).
     """
     if not dataset.path:
         raise UserError(f"{where}.path: missing; source 'hub' needs the name of a data set")
@@ -276,7 +250,7 @@ def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
             file = hf_hub_download(
                 "/".join(parts[:2]), "/".join(parts[2:]), repo_type="dataset", revision=revision
             )
-            return _jsonl(Path(file))
+            return entries(Path(file))
         import datasets
 
         table = datasets.load_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,6 @@ from minillm.config.stage_settings import TestSettings
 from minillm.data.prepare import (
     count_and_first,
     duplicates,
-    hash_of,
     refuse_overlap,
     source_of,
     statistics,
@@ -23,14 +23,17 @@ from minillm.data.prompts import render
 from minillm.data.rows import Rows
 from minillm.data.sources import Row, read_rows
 from minillm.errors import UserError
-from minillm.files import whole_file, write_json
+from minillm.files import hash_of, identity, settings_hash, whole_file, write_json
+from minillm.scores import has_tokens
 
 
 def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
     """Stage `testset`: the prompts of one test set as JSON lines, with FILE.card.json next to them.
 
-    Prompts over `max_prompt` tokens are dropped and counted.  Overlap with the training rows is refused;
-    overlap with dev and duplicates are counted and named; nothing else is changed.
+    Prompts over `max_prompt` tokens and rows without a reference are dropped and counted.  Counted too:
+    prompts with an EOS written out, which is one token there, and rows that ROUGE-L cannot score
+    (`has_tokens`).  Overlap with the training rows is refused; overlap with dev and duplicates are counted
+    and named; nothing else is changed.
     """
     where = f"datasets.{settings.name}"
     split_rows = {
@@ -45,13 +48,19 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
     kept = []
     for row in rows:
         ids = tokenizer.encode(render(row, settings.template), add_special_tokens=False)
-        if len(ids) > settings.max_prompt:
+        if not any(output.strip() for output in row.outputs):
+            dropped["empty_references"] += 1
+        elif len(ids) > settings.max_prompt:
             dropped["prompt_too_long"] += 1
         else:
             kept.append((row, ids))
     kept = subset(kept, settings.dataset.sample, settings.seed, settings.name)
     if not kept:
-        raise UserError(f"{where}: no prompt has at most {settings.max_prompt} tokens; raise data.max_prompt")
+        reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
+        raise UserError(
+            f"{where}: every row was dropped ({reasons}); raise data.max_prompt (now {settings.max_prompt}) "
+            "or add references"
+        )
     lines = [
         {
             "id": r.id,
@@ -74,8 +83,12 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
         "duplicates": count_and_first(duplicates([row for row, _ in kept])),
         "overlap_with_train": 0,
         "overlap_with_dev": count_and_first(shared),
+        "eos_in_prompt": count_and_first([row.id for row, ids in kept if tokenizer.eos_token_id in ids]),
+        "without_rouge_tokens": count_and_first([row.id for row, _ in kept if not has_tokens(row.outputs)]),
         "prompt_tokens": statistics([len(ids) for _, ids in kept]),
         "content": hash_of(text),
+        "data": identity(data),
+        "settings_sha256": settings_hash(dataclasses.asdict(settings)),
     }
     with whole_file(out) as partial:
         partial.write_text(text, encoding="utf-8")

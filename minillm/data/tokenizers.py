@@ -96,6 +96,15 @@ def check_ids(model: PreTrainedTokenizerBase, run: PreTrainedTokenizerBase, wher
         )
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of rows that a model needs for the tokens: the highest id + 1.
+
+    `len(tokenizer)` counts the tokens, which is less if ids between them are unused (an EOS of id 300 after
+    257 entries).  Unused ids are tokens that no text has.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE of `vocabulary` entries, to which no text is unknown.
 

@@ -24,11 +24,13 @@ from minillm.data.batching import collate
 from minillm.data.prepare import subset
 from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_entries
+from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.evaluation.statistics import bootstrap_error, mean_and_error
-from minillm.files import identity, write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.head import response_logits
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
+from minillm.models.positions import positions_of
 from minillm.runtime.processes import start
 
 RESAMPLES, BOOTSTRAP_SEED = 1000, 0
@@ -48,6 +50,7 @@ class LabelQuestion:
 def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out: Path) -> None:
     """Write accuracy and calibration errors of the model folder `model` on one task to `out`, as JSON."""
     world = start(0, launch.patience)
+    weights = identity(model)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
     limit = settings.max_prompt or _length_limit(loaded)
@@ -59,7 +62,6 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
     if world.rank == 0:
         logprobs = np.array([by_id[q.id] for q in questions])
         gold = np.array([q.gold for q in questions])
-        sources = [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)]
         values = {
             "metric": "calibration",
             "dataset": settings.name,
@@ -75,8 +77,9 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
             "max_prompt": limit,
             "task": dataclasses.asdict(settings.task),
             "template": settings.template,
-            "model": identity(model),
-            "sources": sources,
+            "model": weights,
+            **origin(settings, {model: weights}),
+            "sources": [settings.dataset.path or f"embedded {settings.dataset.split}", str(model)],
         }
         write_json(out, values)
     world.barrier()
@@ -84,7 +87,7 @@ def run_stage(settings: CalibrationSettings, launch: Launch, *, model: Path, out
 
 def _length_limit(model: PreTrainedModel) -> int:
     """Tokens that a model can take, prompt and answer together."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+    return positions_of(model) or 2048
 
 
 # --- rows to questions
@@ -194,7 +197,7 @@ def label_logprobs(
     do) are read from one pass.
     """
     _, pad = special_tokens(tokenizer)
-    device = next(model.parameters()).device
+    device, vocabulary = next(model.parameters()).device, vocabulary_size(tokenizer)
     passes = [(i, word) for i, question in enumerate(questions) for word in _passes(question.words)]
     passes.sort(key=lambda p: (len(questions[p[0]].prompt) + len(p[1]), p[0]))
     by_label: list[dict[int, float]] = [{} for _ in questions]
@@ -202,7 +205,7 @@ def label_logprobs(
     for first in range(0, len(passes), batch):
         part = passes[first : first + batch]
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
-        logits = response_logits(model, inputs, len(tokenizer))
+        logits = response_logits(model, inputs, vocabulary)
         logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
         # values: (tokens of the word, vocabulary)
         for (i, context), values in zip(part, logprobs, strict=True):

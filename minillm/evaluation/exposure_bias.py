@@ -16,15 +16,17 @@ from minillm import objectives
 from minillm.config.measurements.exposure_bias import ExposureBiasSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
+from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.evaluation import accumulated_error
 from minillm.evaluation.accumulated_error import Totals
 from minillm.evaluation.teacher_samples import Sampled, draw_samples, read_samples
-from minillm.files import identity, stage_key, write_json
+from minillm.files import identity, origin, stage_key, write_json
 from minillm.models.head import head_of, logits_by_tile, response_hidden, response_values
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import remove_journals
+from minillm.sampling.sample import check_room
 
 # Number of lengths whose bootstrap draws are kept.
 GRID = 16
@@ -98,12 +100,14 @@ def run_stage(
         raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
     student = load_model(model, settings.samples.precision, world.device)
     inputs = {"samples": identity(samples), "model": identity(model)}
+    made_of = origin(settings, {samples: inputs["samples"], model: inputs["model"], teacher: meta["model"]})
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings.samples), inputs)}")
     prompts = {entry.id: entry.prompt for entry in theirs}
     ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
     loaded = load_model(teacher, settings.samples.precision, world.device)
+    check_room(loaded, list(prompts.values()), settings.samples.sampling)
     how = {
-        "vocabulary": len(tokenizer),
+        "vocabulary": vocabulary_size(tokenizer),
         "pad": special_tokens(tokenizer)[1],
         "batch": launch.micro_batch,
         "budget": launch.micro_tokens,
@@ -113,10 +117,9 @@ def run_stage(
     if world.rank == 0:
         values = measure(settings, *both)
         ids = [entry.id for entry in ours]
-        sources = [str(path) for path in (samples, model, teacher)]
         write_json(
             out,
-            {"metric": "exposure_bias", "dataset": meta["dataset"], **values, "ids": ids, "sources": sources},
+            {"metric": "exposure_bias", "dataset": meta["dataset"], **values, "ids": ids, **made_of},
         )
         remove_journals(journal)
     world.barrier()

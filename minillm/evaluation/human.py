@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -12,8 +11,10 @@ from typing import Any
 from minillm.errors import UserError
 from minillm.evaluation.human_page import CHOICES, FORMAT
 from minillm.files import write_json
+from minillm.readers import Kind, all_are, checked, read_json
 
 LEVEL = 0.95
+KEY: dict[str, Kind] = {"pairs": dict, "against": list, "dataset": str, "ours": str, "prompts": int}
 
 
 def run_stage(*, answers: Sequence[Path], key: Path, out: Path, also: Sequence[Path] | None = None) -> None:
@@ -99,24 +100,23 @@ def _agreement(choices: dict[str, dict[str, str]]) -> float | None:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError:
-        raise UserError(f"{path}: no such file; check human.answers") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); save it from the page again") from None
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or not isinstance(content.get("study"), str)
-    ):
+    content = read_json(path, "no such file; check human.answers", "save it from the page again")
+    known = isinstance(content, dict) and content.get("format") == FORMAT
+    if not known or not isinstance(content.get("study"), str):
         raise UserError(f"{path}: not a file of a comparison page (format {FORMAT}); check the path")
     return content
 
 
 def _read_key(path: Path) -> dict[str, Any]:
     content = _read_file(path)
-    if not isinstance(content.get("pairs"), dict) or not isinstance(content.get("against"), list):
+    checked(content, KEY, path, "make the page again")
+    pairs = content["pairs"].values()
+    if not all_are(content["against"], str) or not all(
+        isinstance(pair, dict)
+        and pair.get("against") in content["against"]
+        and pair.get("ours") in (CHOICES[0], CHOICES[2])
+        for pair in pairs
+    ):
         raise UserError(f"{path}: not the key of a comparison page; make the page again")
     return content
 
@@ -136,7 +136,7 @@ def _read_answers(
     for name, choice in choices.items():
         if name not in page["pairs"]:
             raise UserError(f"{path}: unknown pair '{name}'; save it from the page again")
-        if choice not in CHOICES:
+        if not isinstance(choice, str) or choice not in CHOICES:
             raise UserError(
                 f"{path}: pair '{name}': {choice!r} is none of {', '.join(CHOICES)}; "
                 "save it from the page again"

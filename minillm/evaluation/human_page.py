@@ -54,7 +54,8 @@ def run_stage(
     study = _hash(*(json.dumps(shown) for shown, _ in pairs))[:16]
     page = {"format": FORMAT, "study": study, "pairs": [shown for shown, _ in pairs]}
     with whole_file(out) as partial:
-        partial.write_text(PAGE.read_text(encoding="utf-8").replace("{{DATA}}", embedded(page)))
+        text = PAGE.read_text(encoding="utf-8").replace("{{DATA}}", embedded(page))
+        partial.write_text(text, encoding="utf-8")
     key_values = {
         "format": FORMAT,
         "study": study,

@@ -23,6 +23,7 @@ from minillm.evaluation.answers import Answers, question, read_answers
 from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
 from minillm.evaluation.statistics import bootstrap_error
 from minillm.files import write_json
+from minillm.readers import Kind, read_object
 
 # The wording of Peng et al. 2023, "Instruction Tuning with GPT-4", which the paper uses; the layout is that
 # of their code.
@@ -44,7 +45,18 @@ LAYOUT = (
 )
 ORDERS = ("response_first", "reference_first")
 RESAMPLES = 1000
-SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,;]+(\d+(?:\.\d+)?)\s*")
+NUMBER = r"(\d+(?:\.\d+)?)"
+# Forms of the line of scores: as asked for; each out of ten; each after the name that the prompt gives it.
+SCORES = tuple(
+    re.compile(form.replace("N", NUMBER), re.IGNORECASE)
+    for form in (
+        r"N[\s,;]+N",
+        r"N ?/ ?10[\s,;]+N ?/ ?10",
+        r"Assistant 1 ?: ?N(?: ?/ ?10)?[\s,;]+Assistant 2 ?: ?N(?: ?/ ?10)?",
+    )
+)
+FENCE = re.compile(r"\s*(```|~~~)\w*\s*")
+THOUGHT_ENDS = "</think>"
 
 
 def run_stage(settings: JudgeSettings, *, generations: Path, cache: Path, out: Path) -> None:
@@ -82,9 +94,29 @@ def _question(row: dict[str, Any], order: str, judge: JudgeClient) -> JudgePromp
 
 
 def parse_scores(reply: str) -> tuple[float, float] | None:
-    """The two scores in the first non-blank line; None if it has anything else or scores not from 1 to 10."""
-    first = next((line for line in reply.splitlines() if line.strip()), "")
-    match = SCORES.fullmatch(first)
+    """The two scores in the first line of the reply; None if it has anything else or scores not from 1 to 10.
+
+    Blank lines, the beginning of a code fence and Markdown's marks of bold and code do not count, nor does a
+    <think> block before the line.  Where it is not clear which line that is, two different ones give None.
+    """
+    found = _candidates(reply)
+    return found.pop() if len(found) == 1 else None
+
+
+def _candidates(reply: str) -> set[tuple[float, float]]:
+    # Some endpoints leave out the opening tag; and a judge may write of a closing one in an answer.
+    parts = reply.split(THOUGHT_ENDS)
+    if reply.lstrip().startswith("<think>"):
+        parts = parts[1:]
+    return {scores for part in parts if (scores := _first_line(part)) is not None}
+
+
+def _first_line(text: str) -> tuple[float, float] | None:
+    line = next((line for line in text.splitlines() if line.strip() and not FENCE.fullmatch(line)), "")
+    # Not removed: "1*0" must not become 10.
+    line = re.sub(r"\*+|`+|__", " ", line)
+    line = re.sub(r"\s+([/,;:])", r"\1", " ".join(line.split()))
+    match = next((match for form in SCORES if (match := form.fullmatch(line))), None)
     if not match:
         return None
     a, b = float(match[1]), float(match[2])
@@ -103,11 +135,12 @@ def collect_verdicts(
     """key -> verdict of each question, from `cache` or from the judge.
 
     A verdict is written as soon as its reply is there.  One whose replies have no scores is asked for again
-    up to `rereads` times and is then final with "scores": null.  Raises UserError (keeping the verdicts so
-    far) if the judge cannot be asked any more.
+    up to `rereads` times and is then final with "scores": null; one that a filter of the endpoint refuses is
+    final at once.  Raises UserError (keeping the verdicts so far) if the judge cannot be asked any more, or
+    if a verdict in the cache is damaged or not an answer to its question.
     """
     wanted = {q.key: q for q in questions}
-    verdicts = {key: _read(verdict_file(cache, key), key) for key in wanted}
+    verdicts = {key: _read(verdict_file(cache, key), q, judge) for key, q in wanted.items()}
     left = [q for key, q in wanted.items() if not _final(verdicts[key], rereads)]
     cached = len(wanted) - len(left)
     print(
@@ -119,9 +152,12 @@ def collect_verdicts(
         attempts = [dataclasses.replace(q, attempt=len(verdicts[q.key]["replies"])) for q in left]
         for asked, reply in judge.replies(attempts):
             verdict = verdicts[asked.key]
-            scores = parse_scores(reply)
-            verdict["replies"].append(reply)
-            verdict["scores"] = list(scores) if scores else None
+            if reply is None:
+                verdict["filtered"] = True
+            else:
+                scores = parse_scores(reply)
+                verdict["replies"].append(reply)
+                verdict["scores"] = list(scores) if scores else None
             write_json(
                 verdict_file(cache, asked.key), {**verdict, "judge": judge.identity, "prompt": asked.prompt}
             )
@@ -132,18 +168,37 @@ def collect_verdicts(
 
 
 def _final(verdict: dict[str, Any], rereads: int) -> bool:
-    return verdict["scores"] is not None or len(verdict["replies"]) > rereads
+    return verdict["scores"] is not None or "filtered" in verdict or len(verdict["replies"]) > rereads
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
-    if not path.is_file():
-        return {"key": key, "scores": None, "replies": []}
-    try:
-        verdict = json.loads(path.read_text())
-        replies, scores = verdict["replies"], verdict["scores"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: a damaged verdict; remove it and it is asked for again") from None
-    return {"key": key, "scores": scores, "replies": list(replies)}
+def _read(path: Path, asked: JudgePrompt, judge: JudgeClient) -> dict[str, Any]:
+    """The verdict of a question in the cache, or an empty one.
+
+    Its scores are read from its replies, so that a form of them that is understood now was not paid for in
+    vain.  Raises UserError, one line.
+    """
+    empty: dict[str, Any] = {"key": asked.key, "scores": None, "replies": []}
+    if not path.exists():
+        return empty
+    again = "remove it and it is asked for again"
+    keys: dict[str, Kind] = {
+        "key": str,
+        "prompt": str,
+        "judge": dict,
+        "replies": list,
+        "scores": (list, type(None)),
+    }
+    verdict = read_object(path, keys, "no such verdict", f"a damaged verdict; {again}")
+    if (verdict["key"], verdict["prompt"], verdict["judge"]) != (asked.key, asked.prompt, judge.identity):
+        raise UserError(f"{path}: a verdict on another question or by another judge; {again}")
+    replies, scores = verdict["replies"], verdict["scores"]
+    if not all(isinstance(reply, str) for reply in replies):
+        raise UserError(f"{path}: a reply that is not a text; a damaged verdict; {again}")
+    read = [parsed for reply in replies if (parsed := parse_scores(reply))]
+    if scores is not None and scores not in map(list, _candidates(replies[-1] if replies else "")):
+        raise UserError(f"{path}: scores {scores} are not those of its reply; {again}")
+    kept = {**empty, "replies": replies, "scores": list(read[0]) if scores is None and read else scores}
+    return {**kept, "filtered": True} if verdict.get("filtered") is True else kept
 
 
 # --- the result

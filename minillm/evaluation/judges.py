@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import random
 import sys
@@ -19,12 +18,16 @@ from minillm.config.measurements.judge import Judge
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.files import sha256
+from minillm.readers import parse_json
+from minillm.redact import blanked, holds
 from minillm.scores import rouge_l
 
 # Seconds before a call is made again, whatever the endpoint asks for.
 LONGEST_WAIT = 60.0
 # Characters kept of a reply that is not a chat completion.
 KEPT = 4000
+# Codes with which endpoints refuse a prompt for its content.
+FILTERS = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class JudgeClient(Protocol):
 
     identity: dict[str, Any]
 
-    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
-        """Each question with its reply, in any order, as soon as it is there."""
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str | None]]:
+        """Each question with its reply, in any order, as soon as it is there; None: a filter refused it."""
         ...
 
 
@@ -96,6 +99,7 @@ class Local:
         import numpy as np
 
         from minillm.config.sections import Sampling
+        from minillm.data.tokenizers import vocabulary_size
         from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
         from minillm.runtime.processes import start
         from minillm.sampling.sample import sample
@@ -104,6 +108,7 @@ class Local:
         tokenizer = load_tokenizer(self.folder)
         model = load_model(self.folder, self.precision, world.device)
         eos, pad = special_tokens(tokenizer)
+        vocabulary = vocabulary_size(tokenizer)
         greedy = self.settings.temperature == 0
         sampling = Sampling(
             temperature=self.settings.temperature or 1.0,
@@ -127,7 +132,7 @@ class Local:
                     step=attempt,
                     eos=eos,
                     pad=pad,
-                    vocabulary=len(tokenizer),
+                    vocabulary=vocabulary,
                     batch=batch,
                 )
                 for i, response in zip(chosen, samples, strict=True):
@@ -157,11 +162,14 @@ class _Stopped(Exception):
 class Endpoint:
     """Chat completions over HTTP, several at once; failed calls are retried with growing waits.
 
-    The key is read when the first question is asked and appears in no message.
+    The key is read when the first question is asked and appears nowhere else: whatever the endpoint says is
+    blanked (redact.py) before it is kept or shown.
     """
 
     def __init__(self, settings: Judge) -> None:
-        self.settings, self._stop = settings, threading.Event()
+        self.settings, self._stop, self._key = settings, threading.Event(), ""
+        # What the endpoint calls the longest reply: reasoning models refuse the older name.
+        self._limit = "max_tokens"
         self.identity = {
             "kind": "openai",
             "model": settings.model,
@@ -170,13 +178,13 @@ class Endpoint:
             "max_tokens": settings.max_tokens,
         }
 
-    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str]]:
+    def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str | None]]:
         """Raises UserError after the last retry, once the replies of pending calls have been yielded."""
         client = self._client()
         self._stop.clear()
         failure: UserError | None = None
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            asked: dict[Future[str], JudgePrompt] = {
+            asked: dict[Future[str | None], JudgePrompt] = {
                 pool.submit(self._ask, client, q.prompt): q for q in questions
             }
             try:
@@ -207,7 +215,16 @@ class Endpoint:
             raise UserError(
                 f"judge.key_variable: ${name} is not set; export the key there (it is written nowhere)"
             )
-        self._key = key
+        # The client would name such a key in its exception, or repeat the call for ever.
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(
+                f"judge.key_variable: the key in ${name} has a space, a line end or another character that "
+                "no key has; export it again"
+            )
+        self._key = key if name else ""
+        for where in ("base_url", "model"):
+            if holds(getattr(self.settings, where), self._key):
+                raise UserError(f"judge.{where}: contains the key in ${name}; take it out, it would be kept")
         return openai.OpenAI(
             api_key=key,
             base_url=self.settings.base_url,
@@ -217,33 +234,28 @@ class Endpoint:
             project="",
         )
 
-    def _ask(self, client: Any, prompt: str) -> str:
+    def _ask(self, client: Any, prompt: str) -> str | None:
         """The text of one reply; once a call has failed for good, no other is begun."""
         try:
-            return self._call(client, prompt)
+            return self._answer(client, prompt)
         except UserError:
             self._stop.set()
             raise
 
-    def _call(self, client: Any, prompt: str) -> str:
-        """The text of one reply, after as many calls as it takes."""
+    def _answer(self, client: Any, prompt: str) -> str | None:
+        """The text of one reply, after as many calls as it takes; None if a filter refused the prompt."""
         import openai
 
         if self._stop.is_set():
             raise _Stopped
         for attempt in range(self.settings.retries + 1):
             try:
-                answer = client.chat.completions.with_raw_response.create(
-                    model=self.settings.model,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=self.settings.temperature,
-                    max_tokens=self.settings.max_tokens,
-                )
-                # Blanked before the text may be cut, and again once it is unescaped.
-                return self._blanked(_content(self._blanked(answer.http_response.text)))
+                return self._call(client, prompt)
             except openai.APIStatusError as error:
                 reason, asked_for = f"status {error.status_code}", error.response.headers.get("retry-after")
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                    if _filtered(error):
+                        return None
                     raise UserError(self._refused(error.status_code, str(error))) from None
             # Timeouts included.
             except openai.APIConnectionError as error:
@@ -260,6 +272,29 @@ class Endpoint:
             "verdicts so far are kept, run it again to resume"
         )
 
+    def _call(self, client: Any, prompt: str) -> str | None:
+        """One call; a second one if the endpoint has another name for the longest reply."""
+        import openai
+
+        limit = self._limit
+        values: dict[str, Any] = {
+            "model": self.settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": self.settings.temperature,
+        }
+        create = client.chat.completions.with_raw_response.create
+        try:
+            answer = create(**values, **{limit: self.settings.max_tokens})
+        except openai.APIStatusError as error:
+            if limit != "max_tokens" or not _wants_other_limit(error):
+                raise
+            limit = "max_completion_tokens"
+            answer = create(**values, **{limit: self.settings.max_tokens})
+            self._limit = limit
+        # Blanked before the text may be cut, and again once it is unescaped.
+        text = _content(blanked(answer.http_response.text, self._key))
+        return None if text is None else blanked(text, self._key)
+
     def _wait(self, attempt: int, asked_for: str | None) -> float:
         """Seconds to wait: doubled each time, with a jitter of a quarter.
 
@@ -271,23 +306,40 @@ class Endpoint:
             wait = max(wait, float(asked_for or 0))
         return min(wait, LONGEST_WAIT)
 
-    def _blanked(self, text: str) -> str:
-        """`text` without the key, which an endpoint may repeat."""
-        return text.replace(self._key, "***") if self.settings.key_variable else text
-
     def _refused(self, status: int, text: str) -> str:
         where = f"{self.settings.base_url}: status {status}"
-        # The endpoint's text may repeat a part of the key.
+        # The endpoint's text may repeat a part of the key that is too short to be found.
         if status in (401, 403):
             return f"{where}: the key in ${self.settings.key_variable} was refused; check it"
-        line = " ".join(self._blanked(text).split())[:200]
+        line = " ".join(blanked(text, self._key).split())[:200]
         return f"{where} for the model '{self.settings.model}': {line}; check judge.model and judge.base_url"
 
 
-def _content(body: str) -> str:
-    """The reply in a chat completion; for anything else its beginning, which then has no two scores."""
+def _wants_other_limit(error: Any) -> bool:
+    """Whether a call was refused because the longest reply has another name there."""
+    return error.status_code in (400, 422) and "max_completion_tokens" in error.response.text
+
+
+def _filtered(error: Any) -> bool:
+    """Whether a filter of contents refused this prompt, as the codes of the known endpoints say."""
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("innererror")
+    codes = [body.get("code"), body.get("type"), inner.get("code") if isinstance(inner, dict) else None]
+    return error.status_code in (400, 422) and not FILTERS.isdisjoint(map(str, codes))
+
+
+def _content(body: str) -> str | None:
+    """The reply in a chat completion, the texts of its parts joined; None if a filter withheld it.
+
+    For anything else its beginning, which then has no two scores.
+    """
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        choice = parse_json(body, "reply")["choices"][0]
+        content = choice["message"]["content"]
+    except (UserError, KeyError, IndexError, TypeError):
         return body[:KEPT]
-    return text if isinstance(text, str) else ""
+    if isinstance(content, list):
+        parts = (part for part in content if isinstance(part, dict) and part.get("type") == "text")
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    text = content if isinstance(content, str) else ""
+    return None if choice.get("finish_reason") == "content_filter" and not text.strip() else text

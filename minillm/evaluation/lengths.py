@@ -9,10 +9,11 @@ from typing import Any
 from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
+from minillm.evaluation.records import check_scores
 from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
-from minillm.readers import read_object
+from minillm.files import check_record, write_json
+from minillm.readers import all_are, are_tokens, read_object
 
 
 def buckets(edges: tuple[int, ...]) -> list[tuple[int, int | None]]:
@@ -107,13 +108,14 @@ def _response_tokens(row: dict[str, Any], where: Path) -> int:
 
 def response_of(row: dict[str, Any], where: Path) -> list[int]:
     """Token ids of a response without its final EOS.  Raises UserError if the row has none."""
-    tokens, finished = row.get("response_tokens"), row.get("finished")
-    if not isinstance(tokens, list) or not isinstance(finished, bool):
+    tokens: Any = row.get("response_tokens")
+    finished = row.get("finished")
+    if not are_tokens(tokens) or not isinstance(finished, bool):
         raise UserError(
-            f"{where}: seed {row['seed']}, id {row['id']}: 'response_tokens' or 'finished' is missing; "
-            "generate again"
+            f"{where}: seed {row['seed']}, id {row['id']}: 'response_tokens' or 'finished' is missing or of "
+            "the wrong type; generate again"
         )
-    return tokens[: len(tokens) - finished]
+    return list(tokens[: len(tokens) - finished])
 
 
 def read_metric(path: Path) -> dict[str, Any]:
@@ -122,6 +124,14 @@ def read_metric(path: Path) -> dict[str, Any]:
     metric = read_object(
         path, {"ids": list, "scores": dict}, "no such metric file; score the generations first", again
     )
-    if not all(len(values) == len(metric["ids"]) for values in metric["scores"].values()):
-        raise UserError(f"{path}: not one score per row; remove it and score again")
+    scores = metric["scores"]
+    if not scores or not all(
+        all_are(values, (int, float)) and len(values) == len(metric["ids"]) for values in scores.values()
+    ):
+        raise UserError(f"{path}: not one score per row; {again}")
+    check_record(metric, path, again)
+    try:
+        check_scores(metric)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged: {error!r}; {again}") from None
     return metric

@@ -16,6 +16,7 @@ from minillm.config.measurements.validity import ModeMassSettings
 from minillm.config.sections import Launch
 from minillm.data.prompts import encode
 from minillm.data.sources import read_tests
+from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.reference_loss import Example, losses
 from minillm.evaluation.statistics import mean_and_error
 from minillm.evaluation.validity import normal
@@ -49,7 +50,7 @@ def run_stage(settings: ModeMassSettings, launch: Launch, *, test: Path, model: 
             examples.append((np.asarray(prompt, dtype=np.int32), np.asarray(response, dtype=np.int32)))
     how = {"pad": special_tokens(tokenizer)[1], "batch": launch.micro_batch, "budget": launch.micro_tokens}
     mine = examples[world.rank :: world.size]
-    parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), **how))
+    parts = world.gather(losses(loaded, mine, vocabulary=vocabulary_size(tokenizer), **how))
     if world.rank == 0:
         logprobs = [-parts[i % world.size][i // world.size] for i in range(len(examples))]
         ends = np.cumsum(counts)[:-1]

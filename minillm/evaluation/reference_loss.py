@@ -16,10 +16,12 @@ from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.data.prompts import encode
 from minillm.data.sources import read_tests
+from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.statistics import mean_and_error
-from minillm.files import write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.head import response_tokens, response_values, token_logprobs
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
+from minillm.models.positions import check_positions
 from minillm.runtime.processes import start
 
 # Prompt ids, reference ids.
@@ -81,15 +83,19 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
     reference, without special tokens, as `lengths` counts it.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
+    sources = {test: identity(test), model: identity(model)}
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
     encoded = [(row["id"], examples_of(tokenizer, row, settings)) for row in rows]
+    longest = max(len(prompt) + len(reference) for _, (prompt, reference) in encoded)
+    what = f"a prompt and its reference have {longest} tokens (data.max_prompt, data.max_response)"
+    check_positions(loaded, longest, what)
     kept = [(id_, example) for id_, example in encoded if len(example[1])]
     mine = [example for _, example in kept][world.rank :: world.size]
     pad = special_tokens(tokenizer)[1]
     how = {"pad": pad, "batch": launch.micro_batch, "budget": launch.micro_tokens}
-    parts = world.gather(losses(loaded, mine, vocabulary=len(tokenizer), **how))
+    parts = world.gather(losses(loaded, mine, vocabulary=vocabulary_size(tokenizer), **how))
     if world.rank == 0:
         nll = [parts[i % world.size][i // world.size] for i in range(len(kept))]
         tokens = [len(reference) for _, (_, reference) in kept]
@@ -110,7 +116,7 @@ def run_stage(settings: ReferenceLossSettings, launch: Launch, *, test: Path, mo
                 "nll": nll,
                 "tokens": tokens,
                 "reference_tokens": math.fsum(lengths) / len(lengths),
-                "sources": [str(test), str(model)],
+                **origin(settings, sources),
             },
         )
     world.barrier()

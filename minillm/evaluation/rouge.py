@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
+from minillm.evaluation.records import check_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
-from minillm.readers import read_object
-from minillm.scores import exact_match, rouge_l
+from minillm.readers import Kind, all_are, read_json_lines, read_object
+from minillm.scores import Words, exact_match, has_tokens, rouge_l
 
 AGAIN = "remove it and generate again"
+ROW: dict[str, Kind] = {"id": int, "seed": int, "response": str, "references": list}
+META: dict[str, Kind] = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
 
 
-def run_stage(*, generations: Path, out: Path) -> None:
+def run_stage(settings: RougeSettings | None = None, *, generations: Path, out: Path) -> None:
     """Write ROUGE-L and exact match of the responses in `generations` (with its FILE.meta.json) to `out`.
 
     "mean" is the mean of the seeds' means over rows (0 to 100); "standard_error" and "exact_match_error" are
-    over the seeds' means (null for one seed); "scores" has each row's ROUGE-L in the order of "ids".  Raises
+    over the seeds' means (null for one seed); "scores" has each row's ROUGE-L in the order of "ids".  Without
+    `settings` words are counted as in the paper.  "without_tokens" counts the rows that then score 0 whatever
+    the response, if there are any: their references have no word in a script that is counted.  Raises
     UserError, one line naming file and line, if a line is damaged, (seed, id) occurs twice, a seed lacks rows
     that another has, or the meta file promises other rows or seeds.
     """
+    words: Words = settings.tokenizer if settings else "rouge_score"
     meta, rows, ids = read_generations(generations)
     rouge: dict[str, list[float]] = {}
     exact: dict[str, float] = {}
     for seed in meta["seeds"]:
         answers = [rows[seed][id_] for id_ in ids]
-        rouge[str(seed)] = [rouge_l(row["response"], row["references"]) for row in answers]
+        rouge[str(seed)] = [rouge_l(row["response"], row["references"], words) for row in answers]
         hits = math.fsum(exact_match(row["response"], row["references"]) for row in answers)
         exact[str(seed)] = hits / len(answers)
+    references = {id_: rows[meta["seeds"][0]][id_]["references"] for id_ in ids}
+    without = [id_ for id_ in ids if not has_tokens(references[id_], words)]
     per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
     mean, error = mean_and_error(per_seed.values())
     exact_mean, exact_error = mean_and_error(exact.values())
@@ -52,8 +60,17 @@ def run_stage(*, generations: Path, out: Path) -> None:
             "exact_match_error": exact_error,
             "sampling": meta["sampling"],
             "sources": [str(generations)],
+            **_words(words, without),
         },
     )
+
+
+def _words(words: Words, without: list[int]) -> dict[str, Any]:
+    """What is only in a metric file if it is not as usual: how words are counted, and rows without any."""
+    return {
+        **({} if words == "rouge_score" else {"tokenizer": words}),
+        **({"without_tokens": {"count": len(without), "first_ids": without[:5]}} if without else {}),
+    }
 
 
 def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, dict[str, Any]]], list[int]]:
@@ -61,27 +78,27 @@ def read_generations(path: Path) -> tuple[dict[str, Any], dict[int, dict[int, di
 
     Raises UserError as `run_stage` does.
     """
-    keys = {"dataset": str, "rows": int, "sampling": dict, "seeds": list}
     absent = "no such file; it is written with the generations, generate again"
-    meta = read_object(path.with_suffix(".meta.json"), keys, absent, AGAIN)
+    place = path.with_suffix(".meta.json")
+    meta = read_object(place, META, absent, AGAIN)
+    if not meta["seeds"] or not all_are(meta["seeds"], int) or len(set(meta["seeds"])) < len(meta["seeds"]):
+        raise UserError(f"{place}: 'seeds' must be a list of different integers; {AGAIN}")
     rows = _rows(path)
-    return meta, rows, _check(path, rows, meta)
+    ids = _check(path, rows, meta)
+    check_generations(path, meta, rows)
+    return meta, rows, ids
 
 
 def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
     """seed -> id -> row."""
     rows: dict[int, dict[int, dict[str, Any]]] = {}
     first: dict[tuple[int, int], int] = {}
-    try:
-        # Split only at "\n": str.splitlines would also split at separators that JSON leaves unescaped in
-        # texts.
-        lines = path.read_text().removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such generations file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}; {AGAIN}") from None
-    for number, line in enumerate(lines, start=1):
-        row = _row(line, f"{path}:{number}")
+    for number, row in read_json_lines(path, ROW, "no such generations file", AGAIN):
+        if not row["references"] or not all_are(row["references"], str):
+            raise UserError(
+                f"{path}:{number}: 'references' must be a list of at least one text; "
+                "fix the test set and generate again"
+            )
         key = (row["seed"], row["id"])
         if key in first:
             raise UserError(
@@ -90,21 +107,6 @@ def _rows(path: Path) -> dict[int, dict[int, dict[str, Any]]]:
         first[key] = number
         rows.setdefault(row["seed"], {})[row["id"]] = row
     return rows
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not a line of JSON: {error}; {AGAIN}") from None
-    for key, kind in (("id", int), ("seed", int), ("response", str), ("references", list)):
-        if not isinstance(row, dict) or not isinstance(row.get(key), kind):
-            raise UserError(f"{where}: '{key}' is missing or of the wrong type; {AGAIN}")
-    if not row["references"] or not all(isinstance(reference, str) for reference in row["references"]):
-        raise UserError(
-            f"{where}: 'references' must be a list of at least one text; fix the test set and generate again"
-        )
-    return row
 
 
 def _check(path: Path, rows: dict[int, dict[int, dict[str, Any]]], meta: dict[str, Any]) -> list[int]:

@@ -17,12 +17,15 @@ from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.files import check_record, identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import load_model, load_tokenizer
+from minillm.readers import Kind, all_are, are_tokens, read_json_lines, read_object
 from minillm.runtime.processes import World, start
 from minillm.sampling.generate import Request, answer_all, remove_journals
 
 AGAIN = "remove it and draw the samples again"
+ROW: dict[str, Kind] = {"id": int, "prompt_tokens": list, "responses": list, "finished": list}
+META: dict[str, Kind] = {"model": str, "dataset": str, "rows": int, "settings": dict}
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,20 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
     loaded = load_model(model, settings.precision, world.device)
     samples = draw_samples(loaded, tokenizer, prompts, settings, launch, world, journal)
     if world.rank == 0:
-        with whole_file(out) as partial, open(partial, "w") as file:
+        with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for entry in samples:
                 tokens = {
                     "prompt_tokens": entry.prompt.tolist(),
                     "responses": [r.tolist() for r in entry.responses],
                 }
                 file.write(json.dumps({"id": entry.id, **tokens, "finished": entry.finished}) + "\n")
-        meta = {**inputs, "dataset": rows[0]["dataset"], "rows": len(samples), "settings": raw}
+        meta = {
+            **inputs,
+            "dataset": rows[0]["dataset"],
+            "rows": len(samples),
+            "settings": raw,
+            "content": sha256(out),
+        }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()
@@ -93,29 +102,24 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
 
 def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any], list[Sampled]]:
     """The meta file and the samples; UserError if one is missing, damaged, or not drawn with `settings`."""
-    try:
-        meta = json.loads(path.with_suffix(".meta.json").read_text())
-        lines = path.read_text().removesuffix("\n").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; run the samples stage first") from None
-    except ValueError as error:
-        raise UserError(f"{path.with_suffix('.meta.json')}: not JSON: {error}; {AGAIN}") from None
-    if meta.get("settings") != json.loads(json.dumps(dataclasses.asdict(settings))):
-        raise UserError(f"{path}: drawn with other settings ({meta.get('settings')}); {AGAIN}")
+    absent = "no such file; run the samples stage first"
+    meta = read_object(path.with_suffix(".meta.json"), META, absent, AGAIN)
+    if meta["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+        raise UserError(f"{path}: drawn with other settings ({meta['settings']}); {AGAIN}")
     samples = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            tokens = [np.asarray(r, dtype=np.int32) for r in row["responses"]]
-            samples.append(
-                Sampled(row["id"], np.asarray(row["prompt_tokens"], dtype=np.int32), tokens, row["finished"])
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: damaged ({error}); {AGAIN}") from None
-        if len(tokens) != settings.responses or not all(len(r) for r in tokens):
-            raise UserError(
-                f"{path}:{number}: not {settings.responses} responses of at least one token; {AGAIN}"
-            )
-    if len(samples) != meta.get("rows"):
-        raise UserError(f"{path}: {len(samples)} prompts, but its meta file says {meta.get('rows')}; {AGAIN}")
+    for number, row in read_json_lines(path, ROW, absent, AGAIN):
+        prompt, responses, finished = row["prompt_tokens"], row["responses"], row["finished"]
+        if not prompt or not are_tokens(prompt) or not all(r and are_tokens(r) for r in responses):
+            raise UserError(f"{path}:{number}: a prompt or response is not a list of token ids; {AGAIN}")
+        if not len(responses) == len(finished) == settings.responses or not all_are(finished, bool):
+            raise UserError(f"{path}:{number}: not {settings.responses} responses; {AGAIN}")
+        tokens = [np.asarray(response, dtype=np.int32) for response in responses]
+        samples.append(Sampled(row["id"], np.asarray(prompt, dtype=np.int32), tokens, finished))
+    if len(samples) != meta["rows"] or len({sample.id for sample in samples}) < len(samples):
+        raise UserError(
+            f"{path}: {len(samples)} prompts, but its meta file says {meta['rows']}, or an id twice; {AGAIN}"
+        )
+    check_record(meta, path.with_suffix(".meta.json"), AGAIN)
+    if "content" in meta and meta["content"] != sha256(path):
+        raise UserError(f"{path}: not the samples that its meta file describes, or changed; {AGAIN}")
     return meta, samples

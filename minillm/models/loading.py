@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +25,10 @@ from transformers.utils import logging as transformers_logging
 
 from minillm.config import sections
 from minillm.data.sources import resolve_path
+from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
-from minillm.models.head import head_of
+from minillm.models.checks import check_model, in_one_line
+from minillm.models.weights import read_gguf, read_model
 
 transformers_logging.disable_progress_bar()
 
@@ -38,7 +44,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{folder}: no tokenizer here (tokenizer.json is missing); check the path or make it again"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # Just a malformed tokenizer.json raises several kinds.
+        raise UserError(
+            f"{folder}: cannot load this tokenizer ({in_one_line(error)}); copy it again"
+        ) from None
     return tokenizer
 
 
@@ -47,41 +59,9 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
 
     Raises UserError if the folder is missing, holds no weights or cannot be loaded.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model here (config.json is missing); check the path or make it again")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder}: a model folder without weights (*.safetensors); copy or download it again"
-        )
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[precision], local_files_only=True
-        )
-    except Exception as error:
-        # A damaged file raises many kinds of exceptions.
-        raise UserError(
-            f"{folder}: cannot load this model ({first_line(error)}); copy or download it again"
-        ) from None
-    check_head(model, folder)
+    model = read_model(folder, DTYPES[precision], folder, local_files_only=True)
+    check_model(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, where: Path) -> None:
-    """Raises UserError if logits are not what `head_of` makes of the last hidden states.
-
-    Some families scale them again.
-    Costs a forward pass of one token on the CPU.
-    """
-    tokens = torch.ones((1, 1), dtype=torch.long)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]
-    ours = head_of(model, model.get_output_embeddings().weight.shape[0]).logits(hidden)
-    theirs = model(input_ids=tokens, use_cache=False).logits[:, -1].to(ours.dtype)
-    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
-        raise UserError(
-            f"{where}: {type(model).__name__} does more to its logits than a matrix, a bias and a cap; "
-            "not supported"
-        )
 
 
 @contextmanager
@@ -107,7 +87,7 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
     except Exception as error:
         # Several kinds of exceptions.
-        raise UserError(f"launch.attention: {first_line(error)}") from None
+        raise UserError(f"launch.attention: {in_one_line(error)}") from None
     # transformers only warns if it does not know how to change it.
     if model.config._attn_implementation != name:
         raise UserError(
@@ -141,31 +121,21 @@ def base_model(
         assert parent is not None
         model = prune(load_model(parent, "fp32"), spec.layers)
     elif spec.source == "gguf":
-        model = _from_gguf(resolve_path(spec.path, "models.path"))
+        model = read_gguf(resolve_path(spec.path, "models.path"))
     elif spec.source == "folder":
         model = load_model(resolve_path(spec.path, "models.path"), "fp32")
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                spec.path, revision=spec.revision or "main", dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"models.path: cannot load '{spec.path}' from the hub: {first_line(error)}"
-            ) from None
+        where = f"models.path: '{spec.path}' of the hub"
+        model = read_model(spec.path, torch.float32, where, revision=spec.revision or "main")
+    if spec.source in ("scratch", "gguf", "hub"):
+        check_model(model, spec.path or "models.architecture")
     check_vocabulary(model, tokenizer, spec.path or spec.source)
     return model
 
 
-def first_line(error: Exception, limit: int = 200) -> str:
-    """What a library's error says, in one line of readable length."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= limit else text[:limit] + " ..."
-
-
 def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     arguments = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "bos_token_id": tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -178,24 +148,28 @@ def _scratch(spec: sections.Model, tokenizer: PreTrainedTokenizerBase, seed: int
         )
     except Exception as error:
         # Whatever a configuration class makes of wrong values.
-        raise UserError(f"models.architecture: {first_line(error)}") from None
+        raise UserError(f"models.architecture: {in_one_line(error)}") from None
+    _check_keys(model, spec.architecture)
     return model
 
 
-def _from_gguf(path: Path) -> PreTrainedModel:
-    if not path.is_file():
-        raise UserError(f"{path}: no such GGUF file")
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-    except Exception as error:
-        raise UserError(f"{path}: cannot load this GGUF file ({first_line(error)})") from None
-    # The weights are dequantised by now, but transformers marks the model as quantised and will not save it.
-    model.__dict__["hf_quantizer"] = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model
+def _check_keys(model: PreTrainedModel, architecture: dict[str, Any]) -> None:
+    """UserError for a key that this kind of model does not have: its class keeps it and never reads it."""
+    kind = type(model.config)
+    known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
+    sources = [
+        inspect.getsource(sys.modules[c.__module__])
+        for c in (*kind.__mro__, type(model))
+        if "transformers" in c.__module__
+    ]
+    for key in architecture:
+        # Keys of older versions are no fields, but translated, or read from what is not a field.
+        if key in known or key not in vars(model.config) or hasattr(kind, key):
+            continue
+        if not any(f"config.{key}" in source or f'"{key}"' in source for source in sources):
+            near = difflib.get_close_matches(key, known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see its class in transformers"
+            raise UserError(f"models.architecture.{key}: no such key of a {kind.model_type} model; {hint}")
 
 
 def _place_of_blocks(model: PreTrainedModel) -> tuple[nn.Module, str]:
@@ -246,11 +220,10 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
     More rows are padding, which is never used.
     """
-    rows = model.get_output_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
+    rows, ids = model.get_output_embeddings().weight.shape[0], vocabulary_size(tokenizer)
+    if rows < ids:
         raise UserError(
-            f"{where}: the model knows {rows} tokens and its tokenizer {len(tokenizer)}; "
-            "they do not belong together"
+            f"{where}: the model knows {rows} tokens and its tokenizer {ids}; they do not belong together"
         )
 
 

@@ -30,7 +30,7 @@ def run_stage(settings: EstimatorSettings, *, out: Path) -> None:
     with whole_file(out / layout.table("estimators", "csv")) as partial:
         findings.to_csv(partial, index=False)
     with whole_file(out / layout.table("estimators", "md")) as partial:
-        partial.write_text(as_markdown(settings, findings))
+        partial.write_text(as_markdown(settings, findings), encoding="utf-8")
     matplotlib.use("Agg")
     figure = draw(findings, settings.style)
     for kind in ("png", "pdf"):

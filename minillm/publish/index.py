@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
-from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.publish.registry import ITEMS
 from minillm.publish.style import DASH, markdown
+from minillm.readers import read_object
 
 MAIN = (
     (layout.table("main", "md"), "Table 1: ROUGE-L, method by test set"),
@@ -59,17 +58,14 @@ def run_stage(*, run_folder: Path, out: Path) -> None:
     lines.append(_line("metrics", *METRICS, "", "made with the tables"))
     lines.append(_line("report", *REPORT, "", "made from this list"))
     with whole_file(out) as partial:
-        partial.write_text("\n".join([*lines, ""]))
+        partial.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _sidecar(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text())
-        return {key: value[key] for key in ("shows", "n", "missing", "sources")}
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged: {error!r}; make it again") from None
+    keys = {"shows": str, "n": str, "missing": str, "sources": list}
+    return read_object(path, keys, "no such file", "make it again")
 
 
 def _line(name: str, path: str, shows: str, n: str, state: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +12,13 @@ import pandas as pd
 
 from minillm.config import layout
 from minillm.errors import UserError
+from minillm.publish.metric_shapes import wrong_part
 from minillm.publish.published_numbers import Key, Published
 from minillm.publish.results import (
     MODEL,
     Value,
     calibration_of,
+    damage,
     over_sets,
     over_training_seeds,
     read_frame,
@@ -28,6 +29,7 @@ from minillm.publish.results import (
 from minillm.publish.run_models import MetricFile, labels, method_of, models, weights_of
 from minillm.publish.settings import MetricsSettings, PublishSettings
 from minillm.publish.style import METHOD_NAMES
+from minillm.readers import Kind, is_a, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -190,19 +192,33 @@ class RunResults:
 
     # --- what the frame does not hold: scores of single prompts, curves, bins, who judged
     def contents(self, kind: str, model: Trained, name: str) -> list[dict[str, Any]]:
-        """The contents of the declared metric files that exist, in the order of training seeds."""
-        files = self._of(kind, model, name)
-        return [content for file in files if (content := self.json(file.path)) is not None]
+        """The contents of the declared metric files that exist, in the order of training seeds.
+
+        Raises UserError if one is damaged.
+        """
+        found = []
+        for file in self._of(kind, model, name):
+            content = self.json(file.path)
+            if content is not None:
+                with damage(self.folder / file.path):
+                    flat = calibration_of(content) if kind == "calibration" else content
+                    if key := wrong_part(kind, flat):
+                        raise TypeError(f"'{key}' is missing or of the wrong type or length")
+                found.append(flat)
+        return found
 
     def calibration(self, model: Trained, task: str) -> list[dict[str, Any]]:
         """Calibration of each training seed, as `calibration_of` returns it."""
-        return [calibration_of(content) for content in self.contents("calibration", model, task)]
+        return self.contents("calibration", model, task)
 
     def comparisons(self) -> dict[str, list[dict[str, Any]]]:
         """Answered human comparisons of each MiniLLM student and set, as `comparison_of` returns them."""
-        files = {f"{file.weights}/{file.test_set}": file for file in self.files if file.kind == "human"}
-        pages = {name: (self.json(file.path) or {}).get("comparisons", ()) for name, file in files.items()}
-        flat = {name: [comparison_of(c) for c in page if c["n"]] for name, page in pages.items()}
+        flat = {}
+        for file in self.files:
+            if file.kind == "human":
+                page = (self.json(file.path) or {}).get("comparisons", ())
+                with damage(self.folder / file.path):
+                    flat[f"{file.weights}/{file.test_set}"] = [comparison_of(c) for c in page if c["n"]]
         return {name: comparisons for name, comparisons in flat.items() if comparisons}
 
     # --- other records of the run
@@ -220,28 +236,46 @@ class RunResults:
             self._use([path])
         return content
 
+    def lines(self, path: str, again: str, keys: Mapping[str, Kind] | None = None) -> list[dict[str, Any]]:
+        """The objects of a JSON-lines file, which becomes a source; empty if there is none.
+
+        Raises UserError, one line that ends in `again`, if it is damaged or a line lacks one of `keys`.
+        """
+        file = self.folder / path
+        if not file.exists():
+            return []
+        self._use([path])
+        return [entry for _, entry in read_json_lines(file, keys or {}, again=again)]
+
     def _use(self, paths: Sequence[str] | pd.Series) -> None:
         self.sources += [path for path in dict.fromkeys(paths) if path not in self.sources]
 
     def log(self, weights: str) -> list[dict[str, Any]]:
         """The entries of a model's metrics.jsonl; empty if there is no such file."""
         path = f"{layout.model(weights)}/metrics.jsonl"
-        text = self.text(path) or ""
-        try:
-            return [json.loads(line) for line in text.split("\n") if line]
-        except ValueError as error:
-            raise UserError(f"{self.folder}/{path}: not JSON: {error}") from None
+        again = "remove the model's folder and train again"
+        entries = self.lines(path, again, {"step": int})
+        for number, entry in enumerate(entries, 1):
+            for key, value in entry.items():
+                read = key.startswith("dev_") or key in ("response_length", "sampled_tokens")
+                # A diverged training may have logged NaN.
+                if read and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+                    raise UserError(f"{self.folder / path}:{number}: '{key}' is not a number; {again}")
+        return entries
 
     def dev_rows(self, model: Trained) -> int | None:
         """The number of dev rows on which a model was evaluated in training; None if it is not recorded."""
-        provenance = self.json(f"{layout.model(next(iter(model.weights.values())))}/provenance.json") or {}
-        rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
+        path = f"{layout.model(next(iter(model.weights.values())))}/provenance.json"
+        provenance = self.json(path) or {}
+        with damage(self.folder / path):
+            rows = provenance.get("settings", {}).get("training", {}).get("dev_rows")
         if rows != 0:
             return rows if isinstance(rows, int) else None
         # 0 means all rows.
-        data = layout.training_data(self.settings.models[model.name].tokenizer)
-        card = self.json(f"{data}/card.json") or {}
-        kept = card.get("dev", {}).get("kept")
+        path = f"{layout.training_data(self.settings.models[model.name].tokenizer)}/card.json"
+        card = self.json(path) or {}
+        with damage(self.folder / path):
+            kept = card.get("dev", {}).get("kept")
         return kept if isinstance(kept, int) else None
 
     def dev_rouge(self, model: Trained) -> Value | None:
@@ -252,8 +286,15 @@ class RunResults:
 
     def dev_score(self, weights: str) -> float | None:
         """Dev ROUGE-L of the chosen checkpoint of one training; None if none was chosen."""
-        selection = self.json(f"{layout.model(weights)}/selection.json")
-        return float(selection["chosen"]["dev_rouge"]) if selection else None
+        path = f"{layout.model(weights)}/selection.json"
+        selection = self.json(path)
+        if selection is None:
+            return None
+        with damage(self.folder / path):
+            score = selection["chosen"]["dev_rouge"]
+            if not is_a(score, (int, float)):
+                raise TypeError(f"dev_rouge: {score!r}")
+            return float(score)
 
 
 @dataclass

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+from minillm.errors import UserError
+from minillm.readers import read_object, read_text
 
 
 def origins(run: Path, sources: Sequence[str]) -> dict[str, Any]:
@@ -52,17 +54,33 @@ def _seconds(run: Path, paths: Iterable[str]) -> dict[str, dict[str, float]]:
 def _wall(path: Path) -> float | None:
     """Wall-clock seconds in a benchmark file; None if it has none."""
     try:
-        return float(next(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))["s"])
-    except (OSError, StopIteration, KeyError, ValueError, TypeError):
+        return number_of(table_row(read_text(path)).get("s"))
+    except UserError:
         return None
+
+
+def table_row(text: str) -> dict[str, Any]:
+    """The first row of a benchmark file; empty if it has none."""
+    try:
+        return next(csv.DictReader(text.splitlines(), delimiter="\t"), {})
+    except csv.Error:
+        return {}
+
+
+def number_of(text: Any) -> float | None:
+    """The number in a benchmark's field; None for Snakemake's "-" and for what is no finite number."""
+    try:
+        value = float(text)
+    except (ValueError, TypeError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_object(path, {}, "no such file", "")
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> list[Any]:

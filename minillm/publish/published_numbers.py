@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.errors import UserError
+from minillm.readers import read_text
 
 NEEDED = ("family", "size", "method", "dataset", "metric", "value", "verified", "source")
 STATUS = {"yes": "verified", "no": "unverified", "digitised": "digitised"}
@@ -42,23 +45,16 @@ def published(folder: Path) -> list[dict[str, str]]:
     """
     rows: list[dict[str, str]] = []
     for path in sorted([*folder.glob("table*.csv"), *folder.glob("figure*.csv")]):
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"{path}:1: no column '{missing[0]}'; add it")
-            file_rows = list(reader)
+        file_rows = _file_rows(path)
         table = path.stem.removeprefix("table")
         teachers = {
             row["family"]: f"{row['family']} {row['size']}" for row in file_rows if row["method"] == "Teacher"
         }
         for line, row in enumerate(file_rows, start=2):
             where = f"{path}:{line}"
-            try:
-                float(row["value"])
-            except ValueError:
+            if not _is_number(row["value"]):
                 problem = f"value: '{row['value']}' is not a number; fix it or remove the row"
-                raise UserError(f"{where}: {problem}") from None
+                raise UserError(f"{where}: {problem}")
             if row["verified"] not in STATUS:
                 problem = f"verified: '{row['verified']}' is none of {', '.join(STATUS)}; fix it"
                 raise UserError(f"{where}: {problem}")
@@ -66,6 +62,29 @@ def published(folder: Path) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"{folder}: no table*.csv with published numbers; give the folder with --paper")
     return rows
+
+
+def _file_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True)
+        missing = [column for column in NEEDED if column not in (reader.fieldnames or [])]
+        if missing:
+            raise UserError(f"{path}:1: no column '{missing[0]}'; add it")
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV: {error}; fix it") from None
+    for line, row in enumerate(rows, start=2):
+        # More fields than columns: they are under the key None.
+        if None in row:
+            raise UserError(f"{path}:{line}: more fields than columns; quote the ones that hold commas")
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def numbers(folder: Path) -> dict[Key, Published]:

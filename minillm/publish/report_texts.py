@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+from minillm.errors import UserError
+from minillm.readers import Kind, read_json, read_object, read_text
 
 
 def captions(run: Path, items: Mapping[str, str]) -> dict[str, Any]:
@@ -31,29 +33,38 @@ def _or_damaged(make: Callable[[], str]) -> str:
         return make()
     # A damaged file raises many kinds.
     except Exception as error:
-        return f"*damaged ({_plain(type(error).__name__)}): remove it and make it again*"
+        what = str(error) if isinstance(error, UserError) else type(error).__name__
+        return f"*damaged ({_plain(what)}): remove it and make it again*"
 
 
 def main_table(run: Path) -> str:
-    """tables/main.md of the run's folder, with its notes, as reStructuredText; empty if there is none yet.
-
-    The escapes of the Markdown file are valid in reStructuredText too.
-    """
-    try:
-        lines = (run / layout.table("main", "md")).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
+    """tables/main.md of the run's folder, with its notes, as reStructuredText; empty if there is none yet."""
+    path = run / layout.table("main", "md")
+    if not path.exists():
         return ""
     parts: list[str] = []
     table: list[list[str]] = []
-    for line in [*lines, ""]:
+    for line in [*read_text(path).split("\n"), ""]:
         if line.startswith("|"):
-            table.append([cell.strip().replace("<br>", " ") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+            table.append([_from_markdown(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif table:
-            parts += [_csv_table([row for row in table if not row[0].startswith(":--")]), ""]
+            parts += [_csv_table([row for row in table if not row[0].startswith("\\:\\-")]), ""]
             table = []
         if line.strip() and not line.startswith("|"):
-            parts += [line.strip(), ""]
+            parts += [_from_markdown(line), ""]
     return "\n".join(parts)
+
+
+def _from_markdown(text: str) -> str:
+    """A line or cell of our Markdown, with its escapes, bold and line breaks, as reStructuredText."""
+    bold = text.count("**") == 2
+    parts = []
+    for part in re.split(r"(\\.|\*\*|<br>)", text.strip()):
+        if part == "**" and bold:
+            parts.append(part)
+        else:
+            parts.append(" " if part == "<br>" else _escaped(part[1:] if part.startswith("\\") else part))
+    return " ".join("".join(parts).split())
 
 
 def _csv_table(rows: list[list[str]]) -> str:
@@ -69,13 +80,12 @@ def details(run: Path, kind: str, name: str) -> str:
     kind: "table" or "figure".
     """
     path_of = layout.table if kind == "table" else layout.figure
-    try:
-        sidecar = json.loads((run / path_of(name, "json")).read_text(encoding="utf-8"))
-        settings = json.loads((run / layout.settings_file(f"publish/{name}")).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    paths = [run / path_of(name, "json"), run / layout.settings_file(f"publish/{name}")]
+    if not all(path.exists() for path in paths):
         return ""
-    if not isinstance(sidecar, dict) or not {"caption", "n", "missing", "sources"} <= sidecar.keys():
-        return ""
+    keys: dict[str, Kind] = {"caption": str, "n": str, "missing": str, "sources": list}
+    sidecar = read_object(paths[0], keys, "no such file", "")
+    settings = json.dumps(read_json(paths[1]), indent=1, ensure_ascii=False)
     sources, origins = sidecar["sources"], sidecar.get("origins", [])
     parts = [
         _plain(sidecar["missing"] or sidecar["caption"]),
@@ -85,31 +95,29 @@ def details(run: Path, kind: str, name: str) -> str:
         *(f"**Sampling**: {_plain(text)}" for text in sidecar.get("sampling", [])),
         _times(sidecar.get("seconds", {})),
         f"**Settings** (``configs/publish/{name}.json``)::",
-        "\n".join(f"   {line}" for line in json.dumps(settings, indent=1, ensure_ascii=False).split("\n")),
+        # docutils also ends a line at U+2028 and others, which JSON leaves as they are.
+        "\n".join(f"   {line}" for line in settings.splitlines()),
     ]
     return "\n\n".join(filter(None, parts))
 
 
 def _files(title: str, paths: Sequence[str]) -> str:
-    """The number of files of each kind, and in a fold their names.  The sidecar lists all paths."""
+    """The number of files of each kind, and their names in a box that scrolls; the sidecar has them too."""
     kinds: dict[str, dict[str, list[str]]] = {}
     for path in paths:
         parts = path.split("/")
         depth = min(2 if parts[0] in ("metrics", "benchmarks") else 1, len(parts) - 1)
         folder = "/".join(parts[depth:-1])
         kinds.setdefault("/".join(parts[:depth]), {}).setdefault(folder, []).append(parts[-1])
-    counts = [f"``{kind or '.'}`` ({sum(map(len, folders.values()))})" for kind, folders in kinds.items()]
+    counts = [f"{_path(kind or '.')} ({sum(map(len, folders.values()))})" for kind, folders in kinds.items()]
     lines = [
-        f"- ``{'/'.join(filter(None, (kind, folder))) or '.'}``: {_plain(', '.join(names))}"
+        f"   - {_path('/'.join(filter(None, (kind, folder))) or '.')}: {_plain(', '.join(names))}"
         for kind, folders in kinds.items()
         for folder, names in folders.items()
     ]
-    fold = (
-        ".. raw:: html\n\n   <details><summary>Files</summary>",
-        "\n".join(lines),
-        ".. raw:: html\n\n   </details>",
-    )
-    return "\n\n".join([f"**{title}**: {', '.join(counts)}", *fold])
+    # Classes of the report's own style sheet; folding would take raw HTML, which is switched off.
+    box = ".. container:: max-h-40 overflow-y-auto"
+    return "\n\n".join([f"**{title}**: {', '.join(counts)}", box, "\n".join(lines)])
 
 
 def _times(seconds: dict[str, Any]) -> str:
@@ -123,6 +131,16 @@ def _times(seconds: dict[str, Any]) -> str:
     return f"**Run time**, h:min:s: {', '.join(stages)}" if stages else ""
 
 
+def _path(path: str) -> str:
+    return f"``{path}``" if re.fullmatch(r"[\w./-]+", path) else _plain(path)
+
+
 def _plain(text: str) -> str:
-    """`text` with reStructuredText's markup characters escaped."""
-    return "".join(f"\\{character}" if character in "\\*`_|" else character for character in text)
+    """`text` as one line in which nothing is markup, wherever it stands."""
+    return " ".join(_escaped(text).split())
+
+
+def _escaped(text: str) -> str:
+    """`text` with every mark escaped: also those that begin a list, a directive, a literal or a link."""
+    # docutils marks escapes with NUL.
+    return re.sub(r"([^\w\s]|_)", r"\\\1", text.replace("\0", ""))

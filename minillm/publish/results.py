@@ -6,16 +6,19 @@ docs/metrics.md lists the columns and the names of the metrics.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from minillm import readers
 from minillm.errors import UserError
+from minillm.evaluation.records import check_scores
 from minillm.evaluation.statistics import mean_and_error
+from minillm.files import check_record
 from minillm.publish.run_models import MetricFile, method_of
 
 MODEL = ["teacher", "student", "method"]
@@ -37,25 +40,15 @@ class Measured(NamedTuple):
 
 def read_text(path: Path) -> str | None:
     """A file's text; None if there is no such file.  Raises UserError if it is not UTF-8."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: {error}; {AGAIN}") from None
+    return readers.read_text(path, again=AGAIN) if path.exists() else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object; None if there is no such file.  Raises UserError if it is damaged."""
-    text = read_text(path)
-    if text is None:
+    if not path.exists():
         return None
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}; {AGAIN}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; {AGAIN}")
+    content = readers.read_object(path, {}, "", AGAIN)
+    check_record(content, path, AGAIN)
     return content
 
 
@@ -73,19 +66,37 @@ def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str,
     """
     rows = []
     for file, content in contents:
-        try:
+        model = (file.teacher, file.student, file.method, file.training_seed)
+        with damage(run_folder / file.path):
             for number in FLATTEN.get(file.kind, _mean)(file.kind, content):
                 if number.value is not None and math.isfinite(number.value):
-                    model = (file.teacher, file.student, file.method, file.training_seed)
+                    _check_types(number)
                     where = (number.sampling_seed, file.test_set, number.metric)
                     error = math.nan if number.error is None else float(number.error)
-                    n = number.n and int(number.n)
-                    rows.append((*model, *where, float(number.value), error, n, file.path))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{run_folder / file.path}: damaged: {error!r}; {AGAIN}") from None
+                    rows.append((*model, *where, float(number.value), error, number.n, file.path))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     integers = {"training_seed": "int64", "sampling_seed": "Int64", "n": "Int64"}
     return frame.astype(integers | {"value": "float64", "error": "float64"})
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """UserError naming the file if what the block reads of its JSON is missing or of the wrong type."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: damaged: {error!r}; {AGAIN}") from None
+
+
+def _check_types(number: Measured) -> None:
+    """TypeError for a float where a count is meant, a text or bool for a number, and what is over 64 bits."""
+    for name, kind in (("value", (int, float)), ("error", (int, float)), ("n", int), ("sampling_seed", int)):
+        value = getattr(number, name)
+        # An error may be infinite, or NaN.
+        if value is not None and not isinstance(value, float) and not readers.is_a(value, kind):
+            raise TypeError(f"{name} of {number.metric}: {value!r}")
+        if isinstance(value, float) and kind is int:
+            raise TypeError(f"{name} of {number.metric}: {value!r} is not an integer")
 
 
 def seeds_pooled(values: Sequence[float], errors: Sequence[float | None]) -> Value | None:
@@ -129,6 +140,7 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    check_scores(content)
     yield from _mean(kind, content)
     n = content.get("n")
     yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), n)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any
 
 from minillm.config.strict import hint
 from minillm.errors import UserError
-from minillm.files import write_json
+from minillm.files import settings_hash, sha256, write_json
 from minillm.publish.item_results import ItemResults
 from minillm.publish.origins import origins
 from minillm.publish.published_numbers import numbers
 from minillm.publish.registry import ITEMS
 from minillm.publish.settings import PublishSettings
+
+# Endings of the files that an item is written as.
+KINDS = {"table": ("csv", "md", "tex"), "figure": ("png", "pdf")}
 
 
 def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
@@ -45,7 +49,8 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
             raise UserError(f"--config: style: missing; '{name}' is a figure and needs one")
         with fonts(settings.style):
             made = make(results)
-            save(made.figure, settings.style, Path(out), name)
+            note = save(made.figure, settings.style, Path(out), name)
+        made = dataclasses.replace(made, caption=f"{made.caption} {note}".strip())
     write_json(
         Path(out) / f"{name}.json",
         {
@@ -55,6 +60,8 @@ def run_stage(settings: PublishSettings, *, run_folder: Path, out: Path, paper: 
             "n": made.n,
             "missing": made.missing,
             "sources": results.sources,
+            "settings_sha256": settings_hash(dataclasses.asdict(settings)),
+            "files": {f"{name}.{kind}": sha256(Path(out) / f"{name}.{kind}") for kind in KINDS[item.kind]},
             **origins(Path(run_folder), results.sources),
         },
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from typing import Any
 
 from minillm.config import layout
 from minillm.publish.item_results import RunResults, Trained
+from minillm.publish.origins import number_of, table_row
+from minillm.publish.results import damage
+from minillm.readers import all_are, is_a
 
 COSTS = ("wall_hours", "total_hours", "cpu_hours", "gpu_hours", "memory_gb", "updates", "tokens")
 
@@ -17,9 +18,20 @@ def costs_of(results: RunResults, model: Trained, weights: str) -> dict[str, flo
 
     total_hours include the stages that the model's own needs.  gpu_hours are wall hours x processes.
     """
-    provenance = results.json(f"{layout.model(weights)}/provenance.json")
+    path = f"{layout.model(weights)}/provenance.json"
+    provenance = results.json(path)
     if provenance is None:
         return None
+    with damage(results.folder / path):
+        return _costs(results, model, weights, provenance)
+
+
+def _costs(
+    results: RunResults, model: Trained, weights: str, provenance: dict[str, Any]
+) -> dict[str, float | None]:
+    for key in ("wall_seconds", "world_size", "steps"):
+        if key in provenance and not is_a(provenance[key], (int, float)):
+            raise TypeError(f"{key}: {provenance[key]!r}")
     bench = _numbers(results, layout.benchmark_of(layout.model(weights)))
     gpu = "gpu" in provenance.get("peak_memory_mb", {})
     wall = provenance.get("wall_seconds")
@@ -54,15 +66,9 @@ def _prerequisites(results: RunResults, model: Trained, weights: str) -> list[st
 def _numbers(results: RunResults, path: str) -> dict[str, float]:
     """Seconds, memory and processor time from a benchmark file, as far as it has them."""
     text = results.text(path)
-    row = next(csv.DictReader((text or "").splitlines(), delimiter="\t"), {})
-    numbers = {}
-    for key in ("s", "max_rss", "cpu_time"):
-        try:
-            numbers[key] = float(row[key])
-        # Absent, or Snakemake's "-".
-        except (KeyError, ValueError, TypeError):
-            continue
-    return numbers
+    row = table_row(text or "")
+    numbers = {key: number_of(row.get(key)) for key in ("s", "max_rss", "cpu_time")}
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def _tokens(results: RunResults, model: Trained, weights: str, provenance: dict[str, Any]) -> float | None:
@@ -71,11 +77,13 @@ def _tokens(results: RunResults, model: Trained, weights: str, provenance: dict[
     if "rollouts" in training:
         collections = [entry for entry in results.log(weights) if "response_length" in entry]
         sampled = [entry["sampled_tokens"] for entry in collections if "sampled_tokens" in entry]
+        if not all_are(sampled, (int, float)):
+            raise TypeError("sampled_tokens of metrics.jsonl is not a number")
         return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
     length = _answer_length(results, model)
     if not length or "steps" not in provenance or "batch" not in training:
         return None
-    return provenance["steps"] * training["batch"] * length
+    return float(provenance["steps"] * training["batch"] * length)
 
 
 def _answer_length(results: RunResults, model: Trained) -> float | None:
@@ -83,8 +91,9 @@ def _answer_length(results: RunResults, model: Trained) -> float | None:
     tokenizer = results.settings.models[model.name].tokenizer
     if model.method != "seqkd":
         card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}
-        return (card.get("train", {}).get("response_tokens") or {}).get("mean")
-    text = results.text(layout.pseudo_answers(tokenizer, model.teacher)) or ""
-    answers = [json.loads(line) for line in text.split("\n") if line]
+        mean = (card.get("train", {}).get("response_tokens") or {}).get("mean")
+        return mean if is_a(mean, (int, float)) else None
+    path = layout.pseudo_answers(tokenizer, model.teacher)
+    answers = results.lines(path, "make it again", {"split": str, "response_tokens": list})
     lengths = [len(answer["response_tokens"]) for answer in answers if answer["split"] == "train"]
     return sum(lengths) / len(lengths) if lengths else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from minillm.config.sections import Sampling
 
 METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
@@ -45,8 +48,15 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """`text` with LaTeX's special characters escaped."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """`text` as one line of LaTeX, its special characters escaped."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.splitlines()))
+
+
+def latex_row(cells: Iterable[str]) -> str:
+    """The row of a LaTeX table with these cells, which are LaTeX."""
+    row = " & ".join(cells) + r" \\"
+    # Such a character would belong to the line break before it.
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def bold(text: str, yes: bool = True) -> str:
@@ -55,8 +65,10 @@ def bold(text: str, yes: bool = True) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` escaped for a cell of a Markdown table."""
-    return "".join(f"\\{character}" if character in "\\|*_<`[" else character for character in text)
+    """`text` escaped for a cell of a Markdown table or a paragraph; its lines stay lines."""
+    # "&" only where it would begin a name like &lt;
+    marks = r"[\\|*_<`\[$~]|&(?=#?\w+;)"
+    return "<br>".join(re.sub(marks, r"\\\g<0>", line) for line in text.splitlines())
 
 
 def number(mean: float | None, error: float | None) -> str:

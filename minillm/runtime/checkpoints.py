@@ -6,6 +6,7 @@ and a manifest with the hash of every file.  The folder gets its name only once 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.errors import UserError
 from minillm.files import sha256
+from minillm.readers import checked, parse_json
+from minillm.runtime import trust
 from minillm.runtime.processes import World, leave
 
 # The newest, and the one before it in case the newest is damaged.
@@ -53,7 +57,8 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
             free = shutil.disk_usage(folder).free
             if free < needed:
                 raise OSError(f"a checkpoint needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
-            partial.mkdir(parents=True)
+            with trust.only_ours():
+                partial.mkdir(parents=True)
 
     def finish() -> None:
         if world.rank == 0:
@@ -66,7 +71,8 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
         world.together(begin, advice)
         failures: list[Exception] = []
         try:
-            yield partial
+            with trust.only_ours():
+                yield partial
         except (OSError, RuntimeError) as error:
             # The others wait for this rank inside DeepSpeed: torchrun ends them.
             if world.size > 1:
@@ -105,7 +111,9 @@ def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
                 "zero": zero,
                 "files": dict(sorted(every.items())),
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
+            with trust.only_ours():
+                (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     world.together(write, advice)
 
@@ -124,9 +132,12 @@ def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint
         if not problem:
             return Checkpoint(path, manifest["step"], manifest["processes"], manifest["zero"])
         say(f"{path}: damaged checkpoint ({problem}); it is removed")
-        if world.rank == 0:
-            shutil.rmtree(path)
-        world.barrier()
+
+        def remove(path: Path = path) -> None:
+            if world.rank == 0:
+                shutil.rmtree(path)
+
+        world.together(remove, f"{path}: cannot be removed; delete it, or the folder around it to start over")
     return None
 
 
@@ -157,7 +168,35 @@ def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
                 problems.append(f"{name}: is missing")
 
     world.together(read, advice)
+    if folder.name != f"step-{manifest['step']:07d}":
+        problems.append(f"{MANIFEST}: is of step {manifest['step']}")
+    # DeepSpeed loads whatever has the right name.
+    foreign = {name for name in _names(folder) if name.endswith(".pt")} - set(manifest["files"])
+    problems += [f"{name}: was not saved with it" for name in sorted(foreign) if "universal/" not in name]
     return manifest, next((text for part in world.gather(problems) for text in part), "")
+
+
+def check_resumable(saved: Checkpoint, zero: int, world: World) -> None:
+    """UserError on every rank if `saved` must not be loaded, or cannot be under the ZeRO stage `zero`."""
+    over = f"delete {saved.folder.parent} to start this stage over"
+    if saved.zero != zero and not {saved.zero, zero} <= {1, 2}:
+        raise UserError(
+            f"launch.zero: {saved.folder} was saved under ZeRO {saved.zero}, which {zero} cannot resume; "
+            f"set zero: {saved.zero}, or {over}"
+        )
+    problem = ""
+    if world.rank == 0:
+        try:
+            if (saved.folder / "state.pt").exists():
+                raise UserError(
+                    f"{saved.folder}: an earlier version saved it as a pickle, which is not loaded since it "
+                    f"could run code; finish the run with that version, or {over}"
+                )
+            trust.check(saved.folder)
+        except (UserError, OSError) as error:
+            problem = str(error)
+    if problem := world.gather(problem)[0]:
+        raise UserError(problem)
 
 
 def steps(folder: Path) -> list[int]:
@@ -178,14 +217,16 @@ def _trash(folder: Path) -> Path:
 def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) -> str:
     """Tag of the checkpoint in DeepSpeed's universal format, which any number of processes can load.
 
-    Rank 0 converts it, once.
+    Rank 0 converts it.
     """
     tag = "universal"
     target = checkpoint.folder / tag
 
     def convert() -> None:
-        if world.rank != 0 or target.exists():
+        if world.rank != 0:
             return
+        # One of an earlier attempt is in no manifest.
+        shutil.rmtree(target, ignore_errors=True)
         partial = checkpoint.folder / f".{tag}"
         shutil.rmtree(partial, ignore_errors=True)
         # In a separate process: the converter starts others and must not take itself for a rank.
@@ -193,9 +234,10 @@ def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) 
         environment = {key: value for key, value in os.environ.items() if key not in dropped}
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
         folders = ["--input_folder", str(checkpoint.folder / "deepspeed"), "--output_folder", str(partial)]
-        result = subprocess.run(
-            [*command, *folders], env=environment, capture_output=True, text=True, check=False
-        )
+        with trust.only_ours():
+            result = subprocess.run(
+                [*command, *folders], env=environment, capture_output=True, text=True, check=False
+            )
         if result.returncode:
             shutil.rmtree(partial, ignore_errors=True)
             raise RuntimeError(
@@ -220,10 +262,20 @@ def _share(names: list[str], world: World) -> list[str]:
     return names[world.rank :: world.size]
 
 
+def _digest(manifest: dict[str, Any]) -> str:
+    """Hash of all that a manifest says."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest; None if it is missing, or not what was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
         kinds = {"step": int, "processes": int, "zero": int, "files": dict}
-        return manifest if all(isinstance(manifest[key], kind) for key, kind in kinds.items()) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        manifest = checked(parse_json(text, folder), kinds, folder)
+    # Not through read_json, for which a disk that does not answer is an error of the file.
+    except (FileNotFoundError, UnicodeDecodeError, UserError):
         return None
+    # Manifests of earlier versions have no hash.
+    return manifest if manifest.get("sha256", _digest(manifest)) == _digest(manifest) else None

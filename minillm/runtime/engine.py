@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -33,11 +31,13 @@ from minillm.errors import UserError
 from minillm.models import compiling
 from minillm.models.head import keep_head
 from minillm.models.loading import attention, decoder_blocks, without_dropout
-from minillm.runtime import checkpoints, precisions
+from minillm.runtime import checkpoints, precisions, state, trust
 from minillm.runtime.processes import World, seed_all
 from minillm.runtime.schedule import learning_rate, share
+from minillm.runtime.skipped import SkippedSteps
 
 METRICS = "metrics.jsonl"
+STATE = "state.safetensors"
 T = TypeVar("T")
 # The loss of a micro-batch, and by name what is logged with it.
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -70,11 +70,16 @@ class Engine:
         self.settings, self.launch, self.world = settings, launch, world
         self.folder, self.steps = folder, steps
         self.share = share(settings.batch, world.size)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with trust.only_ours():
+            folder.mkdir(exist_ok=True)
         if warning := precisions.remark(precision, world.device):
             self.say(warning)
-        self.checkpoint = checkpoints.newest(folder, world, self.say)
-        self._check_zero()
+        saved = self.checkpoint = checkpoints.newest(folder, world, self.say)
+        if saved:
+            checkpoints.check_resumable(saved, launch.zero, world)
+        # Under ZeRO 0 every process holds everything, and any number of them loads it as it is.
+        self._universal = saved is not None and saved.processes != world.size and saved.zero > 0
         self._precision = {
             "bf16": {"enabled": precision == "bf16"},
             # For GPUs without bf16 (V100): DeepSpeed searches for a loss scale that does not overflow and
@@ -106,20 +111,12 @@ class Engine:
             model=model, optimizer=optimizer, config=self.deepspeed_config, dist_init_required=False
         )
         self.model: PreTrainedModel = self.engine.module
+        self.skipped = SkippedSteps(self.engine, steps)
         # All models that updates run.
         self._computing = [self.model]
         self._compiled = self._blocks(self.model) if launch.zero < 3 else []
         # Engines whose weights are sharded.
         self._sharded = [self.engine] if launch.zero == 3 else []
-
-    def _check_zero(self) -> None:
-        """Raises UserError if the checkpoint's ZeRO stage cannot be resumed under the one of now."""
-        saved, zero = self.checkpoint, self.launch.zero
-        if saved and (saved.zero == 3) != (zero == 3):
-            raise UserError(
-                f"launch.zero: {saved.folder} was saved under ZeRO {saved.zero}, which {zero} cannot resume; "
-                f"set zero: {saved.zero}, or delete {self.folder} to start over"
-            )
 
     def _template(self, zero: int) -> dict[str, Any]:
         template = files("minillm.runtime") / "deepspeed" / f"zero{zero}.json"
@@ -143,11 +140,7 @@ class Engine:
             # torch's AdamW even if the optimizer is offloaded.
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,
-            **(
-                {"checkpoint": {"load_universal": True}}
-                if self.checkpoint and self.checkpoint.processes != self.world.size
-                else {}
-            ),
+            **({"checkpoint": {"load_universal": True}} if self._universal else {}),
         }
 
     def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -199,11 +192,14 @@ class Engine:
         )
         return [[rows[rank] for rows in part] for part in parts]
 
-    def update(self, parts: Sequence[T], loss: Callable[[T], Losses]) -> dict[str, torch.Tensor]:
+    def update(
+        self, parts: Sequence[T], loss: Callable[[T], Losses], rows: Sequence[object] = ()
+    ) -> dict[str, torch.Tensor]:
         """One optimizer step from this rank's micro-batches; all ranks' losses must sum to the batch's loss.
 
         Returns sums over this rank's micro-batches of the loss and of everything that `loss` returns with
-        it.  They stay on the device; call `summed` on those that are looked at.
+        it.  They stay on the device; call `summed` on those that are looked at.  Raises UserError if
+        gradients are NaN or infinite several steps in a row; it names `rows`, the ids of the batch.
         """
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
@@ -217,13 +213,23 @@ class Engine:
                 value, terms = loss(part)
                 # DeepSpeed averages over ranks, but these losses are parts of one sum.
                 self.engine.backward(value * self.world.size)
-                self.engine.step()
+                self._optimizer_step(rows)
                 for name, number in {"loss": value.detach(), **terms}.items():
                     sums[name] = sums[name] + number if name in sums else number
         self.engine.eval()
         self.step += 1
         self.world.at(f"step {self.step}")
+        self.skipped.check(self.step, rows, look=self.logs)
         return sums
+
+    def _optimizer_step(self, rows: Sequence[object]) -> None:
+        """DeepSpeed's step; its error for a loss scale that cannot fall further is a line on every rank."""
+        try:
+            self.engine.step()
+        except Exception as error:
+            if "loss scale" not in str(error):
+                raise
+            raise self.skipped.error(self.step + 1, rows) from None
 
     def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """What `update` returned, summed over the ranks, with learning rate and unclipped gradient norm.
@@ -237,8 +243,9 @@ class Engine:
             "lr": learning_rate(self.settings, self.step - 1, self.steps),
             "grad_norm": float(norm) if norm is not None else math.nan,
         }
-        if self.engine.fp16_enabled():
-            numbers["skipped_steps"] = float(self.engine.skipped_steps)
+        skipped = self.skipped.total()
+        if skipped or self.engine.fp16_enabled():
+            numbers["skipped_steps"] = float(skipped)
         return numbers
 
     @property
@@ -247,8 +254,10 @@ class Engine:
         return self.step % self.launch.log_every == 0 or self.step == self.steps
 
     # --- checkpoints
-    def save(self, state: dict[str, Any]) -> None:
-        """Save atomically all that is needed to resume; `state` is the loop's own (any picklable value)."""
+    def save(self, loop: dict[str, Any]) -> None:
+        """Save atomically all that is needed to resume; `loop` is the loop's own state (see state.write)."""
+        # Counted before DeepSpeed saves the count.
+        self.skipped.total()
         with checkpoints.saving(
             self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world
         ) as partial:
@@ -258,19 +267,18 @@ class Engine:
                 client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
                 save_latest=False,
             )
-            rng = {
-                "torch": torch.get_rng_state(),
-                "numpy": np.random.get_state(),
-                "python": random.getstate(),
-            }
-            if torch.cuda.is_available():
-                rng["cuda"] = torch.cuda.get_rng_state()
-            torch.save(rng, partial / f"random-{self.world.rank}.pt")
+            state.write(partial / f"random-{self.world.rank}.safetensors", state.random_states())
             if self.world.rank == 0:
                 log = self.folder / METRICS
                 logged = log.stat().st_size if log.exists() else 0
-                entry = {"step": self.step, "seconds": self.elapsed(), "logged": logged, "loop": state}
-                torch.save(entry, partial / "state.pt")
+                entry = {
+                    "step": self.step,
+                    "seconds": self.elapsed(),
+                    "logged": logged,
+                    "in_a_row": self.skipped.in_a_row,
+                    "loop": loop,
+                }
+                state.write(partial / STATE, entry)
 
     def resume(self) -> dict[str, Any] | None:
         """Load the newest complete checkpoint and return the loop's state, or None if there is no checkpoint.
@@ -281,28 +289,25 @@ class Engine:
         saved = self.checkpoint
         if saved is None:
             return None
-        same = saved.processes == self.world.size
-        tag = "deepspeed" if same else checkpoints.universal(saved, self.world, self.say)
+        tag = checkpoints.universal(saved, self.world, self.say) if self._universal else "deepspeed"
         path, _ = self.engine.load_checkpoint(str(saved.folder), tag=tag)
         if path is None:
             raise UserError(
                 f"{saved.folder}: DeepSpeed cannot load it; delete this folder to resume from the one before"
             )
-        state = torch.load(saved.folder / "state.pt", weights_only=False)
-        if same:
-            rng = torch.load(saved.folder / f"random-{self.world.rank}.pt", weights_only=False)
-            torch.set_rng_state(rng["torch"])
-            np.random.set_state(rng["numpy"])
-            random.setstate(rng["python"])
-            if "cuda" in rng and torch.cuda.is_available():
-                torch.cuda.set_rng_state(rng["cuda"])
+        entry = state.read(saved.folder / STATE)
+        self.skipped.resumed(entry["in_a_row"])
+        if saved.processes == self.world.size:
+            name = f"random-{self.world.rank}.safetensors"
+            state.restore_random_states(state.read(saved.folder / name))
         else:
+            seed_all(entry["step"] * 1000 + self.world.rank)
+        if self._universal:
             self._fix_universal()
-            seed_all(state["step"] * 1000 + self.world.rank)
-        self.step, self.seconds, self._since = state["step"], state["seconds"], time.monotonic()
-        self.logged = state["logged"]
+        self.step, self.seconds, self._since = entry["step"], entry["seconds"], time.monotonic()
+        self.logged = entry["logged"]
         self.say(f"resumes from step {self.step} of {self.steps}")
-        loop: dict[str, Any] = state["loop"]
+        loop: dict[str, Any] = entry["loop"]
         return loop
 
     def _fix_universal(self) -> None:

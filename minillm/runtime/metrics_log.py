@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from minillm.runtime.engine import METRICS, Engine
 
 
 class MetricsLog:
-    """metrics.jsonl: one object per logged step, written by rank 0.
+    """metrics.jsonl: one object per logged step, written by rank 0; NaN and infinity, no JSON, become null.
 
     Resuming cuts it to what it held when the checkpoint was saved.  Step numbers do not tell which lines
     these are, since what a step begins with is logged after the checkpoint of the same number.
@@ -34,8 +35,12 @@ class MetricsLog:
         if self.engine.world.rank != 0:
             return
         entry = {"step": self.engine.step, "seconds": round(self.engine.elapsed(), 1), **values}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in entry.items()
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, float | int))
         self.engine.say(f"{self.name}  step {self.engine.step}/{self.engine.steps}  {shown}")
         if self.writer is not None:

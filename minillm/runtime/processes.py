@@ -24,6 +24,8 @@ from minillm.errors import UserError
 
 # Exit status of a rank that waited in vain.
 GONE = 70
+# Programs that oneDNN and torch's layer above it keep, instead of 1,024.
+PROGRAMS = 128
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -150,6 +152,16 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def keep_few_programs() -> None:
+    """Bound what oneDNN keeps: on a CPU it compiles a program for each shape of a product, 0.1 MB each.
+
+    Batches of sampling have another shape whenever rows end, so that by default a stage grows by some hundred
+    MB in its first thousands of steps (docs/performance.md).  Values set in the environment stay.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(PROGRAMS))
+
+
 def start(seed: int, patience: float = 600) -> World:
     """Join the processes that torchrun started (or be the only one) by nccl on GPUs, gloo on CPUs; seed them.
 
@@ -162,6 +174,7 @@ def start(seed: int, patience: float = 600) -> World:
     cuda = torch.cuda.is_available()
     if not cuda:
         keep_freed_memory()
+        keep_few_programs()
     size = int(os.environ["WORLD_SIZE"])
     # NCCL's default of ten minutes may pass while another rank writes a checkpoint.
     timeout = timedelta(seconds=max(1800.0, 3 * patience))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import resource
 import subprocess
 from collections.abc import Mapping
@@ -14,36 +12,31 @@ from typing import Any
 
 import torch
 
-from minillm.files import PROVENANCE, sha256
+from minillm.files import PROVENANCE, hashes, model_content, settings_hash, write_json
 
 PACKAGES = ("minillm", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "numpy", "snakemake")
-
-
-def content(folder: Path) -> str:
-    """Hash of a model folder's weights, configuration and tokenizer, not of how or when it was made."""
-    names = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.suffix == ".safetensors" or p.name in ("config.json", "tokenizer.json")
-    )
-    return hashlib.sha256("".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()).hexdigest()
 
 
 def write(
     folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], run: Mapping[str, Any]
 ) -> None:
-    """Write provenance.json: settings, content hashes of inputs and result, `run` (launch values, time)."""
+    """Write provenance.json: settings, content hashes of inputs and result, `run` (launch values, time).
+
+    All other files of the folder have to be there: the hash of each is recorded.
+    """
+    found = hashes(folder)
     record = {
-        "content": content(folder),
+        "content": model_content(found),
         "settings": settings,
-        "settings_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "settings_sha256": settings_hash(settings),
         "inputs": inputs,
         "git": revision(),
         "packages": {name: _version(name) for name in PACKAGES},
         "peak_memory_mb": peak_memory_mb(),
         **run,
+        "files": found,
     }
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + "\n")
+    write_json(folder / PROVENANCE, record)
 
 
 def revision() -> str:

@@ -17,10 +17,17 @@ from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.batching import by_length
 from minillm.data.sources import read_tests
-from minillm.files import identity, stage_key, whole_file, write_json
+from minillm.data.tokenizers import vocabulary_size
+from minillm.errors import UserError
+from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
+from minillm.readers import Kind, are_tokens, read_json_lines
 from minillm.runtime.processes import World, start
-from minillm.sampling.sample import sample
+from minillm.sampling.sample import check_room, sample
+
+AGAIN = "remove this file; the answers in it are sampled again"
+# Keys of a line of a journal.
+ENTRY: dict[str, Kind] = {"key": list, "response": str, "response_tokens": list, "finished": bool}
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,17 @@ def answer_all(
     Each rank writes finished answers to its own `journal` file as it goes, so that an interrupted job resumes
     from there.
     """
-    eos, pad = special_tokens(tokenizer)
+    (eos, pad), vocabulary = special_tokens(tokenizer), vocabulary_size(tokenizer)
     mine = sorted(questions, key=lambda q: q.key)[world.rank :: world.size]
     my_journal = journal.with_name(f"{journal.name}.{world.rank}of{world.size}")
+    check_room(model, [q.prompt for q in questions], sampling)
     my_journal.parent.mkdir(parents=True, exist_ok=True)
     done = _read_journal(my_journal)
     left = [q for q in mine if json.dumps(q.key) not in done]
     bar = tqdm(
         total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True
     )
-    with open(my_journal, "a") as file:
+    with open(my_journal, "a", encoding="utf-8") as file:
         for seed, step in sorted({(q.seed, q.step) for q in left}):
             group = [q for q in left if (q.seed, q.step) == (seed, step)]
             for part in by_length(
@@ -76,7 +84,7 @@ def answer_all(
                     step=step,
                     eos=eos,
                     pad=pad,
-                    vocabulary=len(tokenizer),
+                    vocabulary=vocabulary,
                     batch=len(part),
                 )
                 for question, response in zip(part, responses, strict=True):
@@ -102,13 +110,24 @@ def answer_all(
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Finished answers; a last line that a kill cut short is removed, from the file too."""
+    """Finished answers; a last line that a kill cut short is removed, from the file too.
+
+    Raises UserError if another line is damaged.
+    """
     if not path.exists():
         return {}
-    whole = [line for line in path.read_text().split("\n")[:-1]]
-    path.write_text("".join(line + "\n" for line in whole))
-    entries = [json.loads(line) for line in whole]
-    return {json.dumps(entry.pop("key")): entry for entry in entries}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    if not whole:
+        return {}
+    done = {}
+    for number, entry in read_json_lines(path, ENTRY, again=AGAIN):
+        if not are_tokens(entry["response_tokens"]):
+            raise UserError(f"{path}:{number}: 'response_tokens' is not a list of token ids; {AGAIN}")
+        done[json.dumps(entry.pop("key"))] = entry
+    return done
 
 
 def remove_journals(journal: Path) -> None:
@@ -136,7 +155,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
     answers = answer_all(loaded, tokenizer, questions, settings.sampling, launch, world, journal)
     if answers is not None:
         by_id = {row["id"]: row for row in rows}
-        with whole_file(out) as partial, open(partial, "w") as file:
+        with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 row = by_id[question.row]
                 shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
@@ -149,6 +168,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
             "seeds": list(settings.seeds),
             "sampling": dataclasses.asdict(settings.sampling),
             "precision": settings.precision,
+            "content": sha256(out),
         }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)

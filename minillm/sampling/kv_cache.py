@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from minillm.data.batching import least_padding
 from minillm.models.head import head_of
@@ -120,10 +120,15 @@ class Decoder:
         return torch.cat(states)[order.argsort()]
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Continue with only these rows, without the positions before `first`, padding in all of them."""
-        if not self.croppable:
-            self.cache.batch_select_indices(rows)
-            return
+        """Continue with only these rows, without the positions before `first`, padding in all of them.
+
+        `first` is 0 unless the cache is `croppable`: a layer with a sliding window drops positions itself.
+        """
+        assert self.croppable or not first
         for layer in self.cache.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.keep(rows, first)
+            if isinstance(layer, RoomyLayer):
+                layer.keep(rows, first)
+            else:
+                # The only other kind that models/checks.py lets in.
+                assert isinstance(layer, DynamicSlidingWindowLayer)
+                layer.batch_select_indices(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from minillm.config.sections import Launch
 from minillm.config.stage_settings import PseudoSettings
 from minillm.data.rows import Rows
-from minillm.files import identity, stage_key, whole_file
+from minillm.files import identity, settings_hash, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
 from minillm.runtime.processes import start
 from minillm.sampling.generate import Request, answer_all, remove_journals
@@ -20,7 +20,7 @@ def run_stage(
 ) -> None:
     """The teacher's answers to the first `rows` training prompts and the first `dev_rows` dev prompts.
 
-    The latter only serve to measure SeqKD's own objective.
+    The latter only serve to measure SeqKD's own objective.  FILE.meta.json says what they were made of.
     """
     world = start(settings.seed, launch.patience)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -38,9 +38,12 @@ def run_stage(
     loaded = load_model(teacher, settings.precision, world.device)
     answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
     if answers is not None:
-        with whole_file(out) as partial, open(partial, "w") as file:
+        with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 split, row = question.key
                 file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
+        settings_sha256 = settings_hash(dataclasses.asdict(settings))
+        meta = {**inputs, "rows": len(answers), "settings_sha256": settings_sha256, "content": sha256(out)}
+        write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()

@@ -21,6 +21,7 @@ from minillm.config.sections import Sampling
 from minillm.data.batching import at_once, by_length
 from minillm.errors import UserError
 from minillm.models.onednn_layout import packed
+from minillm.models.positions import check_positions
 from minillm.sampling.kv_cache import Decoder
 from minillm.sampling.logit_filters import Filters
 
@@ -124,6 +125,8 @@ def sample(
     """
     if (mixture or record) and Filters(sampling, ()):
         raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
+    for each in [model, mixture.teacher] if mixture else [model]:
+        check_room(each, prompts, sampling)
     responses: dict[int, Response] = {}
     with packed([model, mixture.teacher] if mixture else [model]):
         for chunk in by_length(
@@ -134,6 +137,14 @@ def sample(
             done = _sample_batch(model, together, numbers, sampling, eos, pad, vocabulary, mixture, record)
             responses.update(zip(chunk, done, strict=True))
     return [responses[i] for i in range(len(prompts))]
+
+
+def check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], sampling: Sampling) -> None:
+    """Raises UserError if the longest prompt and response are more than the model takes."""
+    longest = max(map(len, prompts), default=0)
+    what = f"a prompt has {longest} tokens and max_tokens is {sampling.max_tokens}"
+    # The last token is sampled and not read.
+    check_positions(model, longest + sampling.max_tokens - 1, what)
 
 
 def _sample_batch(

@@ -21,6 +21,7 @@ from minillm.runtime.processes import start
 from minillm.runtime.schedule import count_steps
 from minillm.training.dev_set import Dev, Example
 from minillm.training.export import export
+from minillm.training.lengths import check_limits
 from minillm.training.supervised import fit, plain_sequences
 
 
@@ -42,6 +43,7 @@ def run_stage(
     inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
     raw = dataclasses.asdict(settings)
     model = base_model(spec, tokenizer, settings.seed, parent)
+    check_limits(model, data, spec.path or spec.source)
     if spec.source != "scratch":
         compare_tokenizers(spec, tokenizer, parent)
     if spec.training is None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import at_once, collate, least_padding, moved
 from minillm.data.rows import Rows
+from minillm.data.tokenizers import vocabulary_size
 from minillm.files import whole_folder
 from minillm.models.head import (
     head_of,
@@ -75,7 +76,7 @@ class Dev:
             [rows.records[i] for i in range(count)],
             tokenizer,
             sampling,
-            len(tokenizer),
+            vocabulary_size(tokenizer),
             launch.eval_batch,
             seed,
             launch.eval_tokens,
@@ -185,8 +186,9 @@ class Candidates:
         return self.engine.folder / "candidates" / f"step-{step:07d}"
 
     def chosen(self, history: list[dict[str, Any]]) -> set[int]:
-        """The steps that the rules choose, one or more."""
-        return {selection.choose(history, rule)["step"] for rule in self.rules}
+        """The steps that the rules choose; none while every evaluation is NaN or infinite."""
+        usable = [rule for rule in self.rules if selection.finite(history, selection.RULES[rule][0])]
+        return {selection.choose(history, rule)["step"] for rule in usable}
 
     def offer(self, history: list[dict[str, Any]]) -> None:
         """Keep the current model if a rule chooses the last entry; earlier choices stay until `prune`."""
@@ -216,7 +218,8 @@ class Candidates:
     def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
         """Copy the model that `rule` chooses, selection.json and the run's metrics into `folder`."""
         shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
-        (folder / "selection.json").write_text(json.dumps(selection.evidence(history, rule), indent=1) + "\n")
+        text = json.dumps(selection.evidence(history, rule), indent=1)
+        (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
         if self.engine.launch.tensorboard:
             shutil.copytree(self.engine.folder / "tensorboard", folder / "tensorboard")

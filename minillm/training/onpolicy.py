@@ -9,7 +9,7 @@ mini-batch.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
+from minillm.training.lengths import check_rows
 from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
@@ -39,13 +40,19 @@ INNER = 2**40
 def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, Any]]:
     """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations."""
     s = task.settings
-    state = engine.resume() or {"history": [], "rollouts": None, "memory": Memory(s.student_share)}
-    history, rollouts, memory = state["history"], state["rollouts"], state["memory"]
+    saved = engine.resume()
+    history: list[dict[str, Any]] = saved["history"] if saved else []
+    # Drawn at the first step of each collection.
+    rollouts: Any = Rollouts(**saved["rollouts"]) if saved else None
+    memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
     per_collection = s.inner_epochs * updates
     due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
+
+    def save() -> None:
+        engine.save({"history": history, "rollouts": vars(rollouts), "memory": memory.saved()})
 
     engine.engine.eval()
     if engine.step == 0:
@@ -62,7 +69,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
-            sums = engine.update(*micro_batches(engine, task, rollouts, chosen))
+            sums = engine.update(
+                *micro_batches(engine, task, rollouts, chosen), rows=[rollouts.ids[i] for i in chosen]
+            )
             bar.update()
             if engine.logs:
                 log.write(engine.summed(sums))
@@ -71,11 +80,10 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 memory.look(history[-1]["dev_loss"], s)
                 log.write({key: value for key, value in history[-1].items() if key != "step"})
                 candidates.offer(history)
-            state = {"history": history, "rollouts": rollouts, "memory": memory}
             if engine.step in due or engine.step % engine.launch.save_every == 0:
-                engine.save(state)
+                save()
                 candidates.prune(history)
-            engine.stop_if_asked(partial(engine.save, state))
+            engine.stop_if_asked(save)
     return history
 
 
@@ -129,6 +137,9 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
         if not value or key not in rollouts.summary:
             continue
         now = rollouts.summary[key]
+        # Broken numbers are no measure for later ones; gradients that follow from them end the run.
+        if not math.isfinite(now):
+            continue
         # The first collection may have no samples of the student.
         first = memory.first.setdefault(key, now)
         if now > value * first or (limit == "stop_length" and now * value < first):
@@ -164,8 +175,10 @@ def run_stage(
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
     inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
     raw = dataclasses.asdict(settings)
+    student = load_model(init, "fp32")
+    check_rows(student, data, training.max_tokens)
     engine = Engine(
-        load_model(init, "fp32"),
+        student,
         training,
         launch,
         world,
@@ -175,7 +188,9 @@ def run_stage(
     )
 
     def frozen(folder: Path) -> Any:
-        return engine.frozen(load_model(folder, settings.precision))
+        model = load_model(folder, settings.precision)
+        check_rows(model, data, training.max_tokens)
+        return engine.frozen(model)
 
     anchor = frozen(init) if training.init_kl else None
     task = Task(frozen(teacher), anchor, Corpus.open(data), dev, training, settings.seed)

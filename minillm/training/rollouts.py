@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,8 @@ class Memory:
 
     def look(self, dev_loss: float, settings: OnPolicy) -> None:
         """Raise the student's share if the dev loss has risen since the last time (DistiLLM's scheduler)."""
+        if not math.isfinite(dev_loss):
+            return
         if self.dev_loss is None:
             self.dev_loss = dev_loss
         elif settings.adaptive and dev_loss >= self.dev_loss + ADAPTIVE_EPS:
@@ -64,16 +68,27 @@ class Memory:
         kept = [Entry(e.row, e.response, e.finished) for e in entries if e.record is not None]
         self.buffer = [*self.buffer, *kept][-capacity:] if capacity else []
 
+    def saved(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint."""
+        entries = [{"row": e.row, "response": e.response, "finished": bool(e.finished)} for e in self.buffer]
+        return {**vars(self), "buffer": entries}
+
+    @classmethod
+    def restored(cls, values: dict[str, Any]) -> Memory:
+        """From what `saved` returned."""
+        return cls(**{**values, "buffer": [Entry(**entry) for entry in values["buffer"]]})
+
 
 @dataclass(frozen=True)
 class Rollouts:
-    """One collection, the same on every rank: prompts, responses, and recorded values, (rows, time).
+    """One collection, the same on every rank: row ids, prompts, responses, and recorded values, (rows, time).
 
     `mask` is 1 on response tokens, right-padded.  Recorded values are 0 for responses that were not sampled
     just now.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
     recompute the teacher's logits from it at the cost of only the output matrix.
     """
 
+    ids: list[int]
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
     mask: Tensor
@@ -205,6 +220,7 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
         if watched:
             summary["rollout_reverse_kl"] = objectives.masked_mean(reverse, fresh).item()
     return Rollouts(
+        [int(rows.ids[e.row]) for e in entries],
         [rows.prompt(e.row) for e in entries],
         [e.response for e in entries],
         mask,

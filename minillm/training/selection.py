@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from minillm.errors import UserError
+
 # Rule -> (key, the sign that makes higher better).
 RULES = {"best_rouge": ("dev_rouge", 1.0), "lowest_loss": ("dev_loss", -1.0)}
 
@@ -16,9 +18,9 @@ RULES = {"best_rouge": ("dev_rouge", 1.0), "lowest_loss": ("dev_loss", -1.0)}
 def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
     """The entry of `history` ("step", "dev_rouge", "dev_loss") that `rule` picks, the earliest on a tie.
 
-    rule: "best_rouge" (highest "dev_rouge") or "lowest_loss" (lowest "dev_loss").  NaN, None and missing
-    values are never picked.  Raises ValueError for an unknown rule, nothing to pick from, or a key that
-    starts with "test" (test sets choose no checkpoint).
+    rule: "best_rouge" (highest "dev_rouge") or "lowest_loss" (lowest "dev_loss").  NaN, infinity, None and
+    missing values are never picked.  Raises UserError if nothing is left to pick from, ValueError for an
+    unknown rule or a key that starts with "test" (test sets choose no checkpoint).
     """
     if rule not in RULES:
         raise ValueError(f"unknown selection rule '{rule}'; known: {', '.join(RULES)}")
@@ -30,10 +32,18 @@ def choose(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
                     "test results choose no checkpoint"
                 )
     key, sign = RULES[rule]
-    usable = [entry for entry in history if entry.get(key) is not None and not math.isnan(entry[key])]
+    usable = finite(history, key)
     if not usable:
-        raise ValueError(f"none of {len(history)} evaluations has a number as {key}; nothing to choose")
+        raise UserError(
+            f"{key}: none of {len(history)} dev evaluations has a finite value, so no model can be chosen; "
+            "look at the models' weights, or lower lr"
+        )
     return min(usable, key=lambda entry: (-sign * entry[key], entry["step"]))
+
+
+def finite(history: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The entries that have a finite number as `key`."""
+    return [entry for entry in history if entry.get(key) is not None and math.isfinite(entry[key])]
 
 
 def evidence(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:

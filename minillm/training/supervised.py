@@ -8,7 +8,6 @@ and teacher.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +41,8 @@ from minillm.runtime.processes import host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
 from minillm.training.dev_set import Candidates, Dev, Example, answer, losses
 from minillm.training.export import export
+from minillm.training.lengths import check_rows
+from minillm.training.teacher_answers import read_answers
 from minillm.training.teacher_cache import TeacherCache
 
 RULES = ("best_rouge", "lowest_loss")
@@ -206,10 +207,12 @@ def fit(
     seed: int,
     teacher: PreTrainedModel | None = None,
     own_dev: Sequence[Example] = (),
+    ids: Sequence[int] = (),
     rouge: bool = True,
 ) -> list[dict[str, Any]]:
     """Train to the end, resuming from the newest checkpoint if there is one; returns the dev evaluations.
 
+    `ids` are the examples' row ids, for messages; without them they are named by place: #0, #1 ...
     Each evaluation has "dev_loss" (cross-entropy on the dev references), "dev_objective" (the training loss,
     on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
     """
@@ -233,7 +236,8 @@ def fit(
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
             chosen = batch_of_step(len(examples), settings.batch, engine.step, seed)
-            sums = engine.update(*work.micro_batches(chosen))
+            named = [ids[i] if ids else f"#{i}" for i in chosen]
+            sums = engine.update(*work.micro_batches(chosen), rows=named)
             bar.update()
             if engine.logs:
                 log.write(engine.summed(sums))
@@ -254,23 +258,11 @@ def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], l
 
     The gold answers (and no dev examples), or with `pseudo` the teacher's answers to the same prompts.
     """
+    if pseudo is not None:
+        answers = read_answers(pseudo, data)
+        return answers["train"], answers["dev"]
     rows = Rows.open(data, "train")
-    if pseudo is None:
-        return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
-    parts = {"train": rows, "dev": Rows.open(data, "dev")}
-    places = {split: {int(row): i for i, row in enumerate(part.ids)} for split, part in parts.items()}
-    examples: dict[str, list[Example]] = {"train": [], "dev": []}
-    for number, line in enumerate(pseudo.read_text().removesuffix("\n").split("\n"), 1):
-        answer_ = json.loads(line)
-        split = answer_["split"]
-        if answer_["id"] not in places[split]:
-            raise UserError(
-                f"{pseudo}:{number}: no {split} row has the id {answer_['id']}; "
-                "make the teacher's answers again"
-            )
-        prompt = parts[split].prompt(places[split][answer_["id"]])
-        examples[split].append((prompt, np.asarray(answer_["response_tokens"], dtype=np.int32)))
-    return examples["train"], examples["dev"]
+    return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
 
 
 def run_stage(
@@ -305,8 +297,10 @@ def run_stage(
     examples, own_dev = training_examples(data, pseudo)
     dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     raw = dataclasses.asdict(settings)
+    student = load_model(base, "fp32")
+    check_rows(student, data, settings.sampling.max_tokens, examples)
     engine = Engine(
-        load_model(base, "fp32"),
+        student,
         settings.training,
         launch,
         world,
@@ -314,9 +308,11 @@ def run_stage(
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
     )
-    teacher_model = (
-        engine.frozen(load_model(teacher, settings.precision)) if needs_teacher and teacher else None
-    )
+    teacher_model = None
+    if needs_teacher and teacher:
+        loaded = load_model(teacher, settings.precision)
+        check_rows(loaded, data, 0, examples)
+        teacher_model = engine.frozen(loaded)
     history = fit(
         engine,
         examples,
@@ -326,6 +322,8 @@ def run_stage(
         seed=settings.seed,
         teacher=teacher_model,
         own_dev=own_dev,
+        # The teacher's answers are named by their place.
+        ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
     )
     outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
     export(engine, dev, history, outputs, raw, inputs, settings.seed)

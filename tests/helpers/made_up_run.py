@@ -23,6 +23,7 @@ SIZES = {
     "j": ("GPT-J", "6B"),
     "base": ("GPT-2", "120M"),
     "medium": ("GPT-2", "340M"),
+    "j-small": ("GPT-J", "350M"),
 }
 BENCHMARK = "s\th:m:s\tmax_rss\tcpu_time\n7200.0\t2:00:00\t2048.0\t10800.0\n"
 JUDGE = {"kind": "openai", "model": "some-judge"}
@@ -50,7 +51,13 @@ def config(*, small: bool = False, **changed: Any) -> Experiment:
     raw = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())
     model = raw["models"]["big"]
     raw["models"] = {
-        name: {**model, "family": family, "size": size} for name, (family, size) in SIZES.items()
+        name: {
+            **model,
+            "architecture": model["architecture"] | {"num_hidden_layers": layers},
+            "family": family,
+            "size": size,
+        }
+        for layers, (name, (family, size)) in enumerate(SIZES.items(), 1)
     }
     raw["pairs"] = [{"teacher": "xl", "students": ["base", "medium"]}]
     raw["pairs"] += [{"teacher": name, "students": ["base"]} for name in ("large", "j")]

@@ -64,8 +64,8 @@ class Tokenizer:
     eos_token_id: int = EOS
     pad_token_id: int = EOS
 
-    def __len__(self) -> int:
-        return VOCABULARY
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(VOCABULARY)}
 
 
 @dataclass

@@ -40,6 +40,11 @@ def metric(folder: Path, weights: str, test: str, values: tuple[float, ...], **c
     value |= changed
     if isinstance(value["per_seed"], dict) and not value["scores"]:
         value["scores"] = {seed: [mean] * len(value["ids"]) for seed, mean in value["per_seed"].items()}
+    if "scores" in changed and "per_seed" not in changed:
+        # Scores whose means are the values.
+        for seed, mean in value["per_seed"].items():
+            scores = value["scores"][seed]
+            value["scores"][seed] = [score + mean - sum(scores) / len(scores) for score in scores]
     path.write_text(json.dumps(value))
     return path
 

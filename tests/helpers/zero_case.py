@@ -5,6 +5,7 @@ from minillm.config.sections import Training
 STEPS = 20
 KINDS = ("sft", "kd", "minillm")
 LAUNCH = {
+    "0": {"zero": 0},
     "1": {"zero": 1},
     "2": {"zero": 2},
     "3": {"zero": 3},
@@ -14,10 +15,12 @@ LAUNCH = {
     "3-sharded-teacher": {"zero": 3, "shard_teacher": True},
 }
 CASES = [
-    *((kind, name) for kind in ("sft", "minillm") for name in ("1", "2", "3")),
+    *((kind, name) for kind in ("sft", "minillm") for name in ("0", "1", "2", "3")),
     *(("sft", name) for name in ("2-offload", "3-offload")),
     *((kind, name) for kind in ("kd", "minillm") for name in ("1-sharded-teacher", "3-sharded-teacher")),
 ]
+# Saved under one stage, taken up under another.
+CHANGED = [("1", "2"), ("2", "1")]
 
 
 def supervised() -> Training:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, pair, rollouts, settings, task
-from zero_case import CASES, LAUNCH, STEPS, supervised
+from zero_case import CASES, CHANGED, LAUNCH, STEPS, supervised
 
 from minillm.config.sections import Launch
 from minillm.data.batching import collate
@@ -43,12 +43,12 @@ def supervised_parts(engine, teacher):
     return engine.mine(examples, length=lambda e: len(e[0]) + len(e[1])), loss
 
 
-def case(world, kind, name, place, saved_by):
-    """(losses, weights) of one kind under one set of launch values."""
+def case(world, kind, name, place, saved_by, now=None):
+    """(losses, weights) of one kind under one set of launch values; it goes on under those of `now`."""
     student, teacher = (model.float() for model in pair())
     chosen = settings("paper", lr=1e-3, warmup=2) if kind == "minillm" else supervised()
     made = rollouts(student, teacher, chosen) if kind == "minillm" else None
-    launch = Launch(**LAUNCH[name], micro_batch=COUNT // world.size // 2)
+    launch = Launch(**LAUNCH[now or name], micro_batch=COUNT // world.size // 2)
     engine = Spread(
         student, chosen, launch, world, "fp32", place / f"{kind}-{name}-of-{saved_by or world.size}", STEPS
     )
@@ -80,6 +80,9 @@ def case(world, kind, name, place, saved_by):
 def main(out, folder, saved_by=None):
     world = start(0)
     results = {(kind, name): case(world, kind, name, Path(folder), saved_by) for kind, name in CASES}
+    if saved_by:
+        for name, now in CHANGED:
+            results["sft", f"{name} to {now}"] = case(world, "sft", name, Path(folder), saved_by, now)
     if world.rank == 0:
         torch.save(results, out)
 

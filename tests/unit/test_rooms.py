@@ -10,7 +10,7 @@ REPO = Path(__file__).resolve().parents[2]
 FLOORS = (
     ("errors",),
     ("readers",),
-    ("files", "counts", "scores", "objectives"),
+    ("files", "counts", "scores", "objectives", "redact"),
     ("config",),
     ("data",),
     ("models",),
@@ -19,7 +19,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("publish",),
-    ("plan", "workflow"),
+    ("plan", "workflow", "verify"),
     ("cli",),
     ("__main__",),
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from minillm.scores import exact_match, rouge_l
+from minillm.scores import _tokenizer, exact_match, has_tokens, rouge_l
 
 
 def by_hand(response: str, reference: str) -> float:
@@ -89,3 +90,42 @@ def test_equal_to_the_package_on_real_rows() -> None:
         scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
         expected = max(scorer.score(text, response.strip())["rougeL"].fmeasure for text in (first, second))
         assert rouge_l(response, [first, second]) == pytest.approx(100 * expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\u4f60\u597d\uff0c\u4e16\u754c", ["\u4f60", "\u597d", "\u4e16", "\u754c"]),
+        (
+            "\u041f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440",
+            ["\u043f\u0440\u0438\u0432\u0435\u0442", "\u043c\u0438\u0440"],
+        ),
+        # Vowel signs are marks: they belong to their word.
+        (
+            "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941",
+            ["\u0928\u092e\u0938\u094d\u0924\u0947", "\u0926\u0941"],
+        ),
+        ("Gr\u00f6\u00dfe, gro\u0308\u00dfer!", ["gr\u00f6\u00dfe", "gr\u00f6\u00dfer"]),
+        ("GPT-4\u306f running", ["gpt", "4", "\u306f", "run"]),
+        ("\u0e2a\u0e27\u0e31\u0e2a", ["\u0e2a", "\u0e27\u0e31", "\u0e2a"]),
+        ("... \u2026 \U0001f600", []),
+    ],
+)
+def test_words_of_all_scripts(text: str, words: list[str]) -> None:
+    assert _tokenizer("unicode").tokenize(text) == words
+    assert has_tokens([text], "unicode") == bool(words)
+    assert rouge_l(text, [text], "unicode") == (100 if words else 0)
+
+
+def test_the_papers_scorer_knows_no_other_script() -> None:
+    text = "\u4f60\u597d"
+    assert rouge_l(text, [text]) == 0 and rouge_l(text, [text], "unicode") == 100
+    assert not has_tokens([text, "\u2026"]) and has_tokens([text, "a"])
+
+
+def test_ascii_text_scores_the_same_with_both() -> None:
+    random = Random(0)
+    letters = string.printable + "abcdefgs  '" * 10
+    for _ in range(200):
+        a, b = ("".join(random.choices(letters, k=60)) for _ in range(2))
+        assert rouge_l(a, [b]) == rouge_l(a, [b], "unicode")

@@ -17,6 +17,8 @@ from minillm.cli import parser
 from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.schema import text
+from minillm.errors import UserError
+from minillm.plan import plan
 
 REPO = Path(__file__).resolve().parents[2]
 PLAN = "tests/config/plan.yaml"
@@ -292,7 +294,7 @@ def test_slurm_profile_plans_without_slurm(checkout):
     of_a_node = ["--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1"]
     # a dry run has one core; in a job these are the rule's threads
     srun = ["srun", "--nodes=2", "--ntasks=2", *of_a_node, "workflow/scripts/per_node.sh"]
-    assert starts(two)["teacher"][2:] == [*srun, *torchrun(4), "--nnodes=2"]
+    assert starts(two)["teacher"][2:] == [*srun, *torchrun(4)[1:], "--nnodes=2"]
 
 
 def test_rules_need_no_number_of_cores_on_a_cluster(checkout):
@@ -382,3 +384,39 @@ def test_a_mistake_in_a_catalogue_names_the_catalogue(checkout):
         run.returncode
         and "Error: config/models.yaml: models.opt-1.3b.pth: unknown key; did you mean 'path'?" in run.stdout
     )
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("run: again\n", r":\d+: not YAML: the key 'run' is there twice; remove one"),
+        (
+            "lengths: {tests: [2024-05-01]}\n",
+            ": lengths.tests.0: YAML reads this as the date 2024-05-01; put",
+        ),
+        ("lengths: &x [*x]\n", ": lengths.*: nesting too deep, or anchors that contain themselves"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_meant_is_one_line(checkout, added, message):
+    """Snakemake keeps the last of two equal keys and says nothing of dates and anchors in themselves."""
+    (checkout.root / "wrong.yaml").write_text((checkout.root / PLAN).read_text() + added, encoding="utf-8")
+    run = checkout.snakemake("-n", "--cores", "2", "--configfile", "wrong.yaml", check=False)
+    assert run.returncode != 0 and "Traceback" not in run.stdout
+    assert re.match(f"Error: wrong.yaml{message}", run.stdout.splitlines()[-1]), run.stdout
+    with pytest.raises(UserError, match=f"wrong.yaml{message}"):
+        plan([checkout.root / "wrong.yaml"])
+
+
+def test_rouge_has_a_settings_file_only_if_it_differs(checkout):
+    """Results from before there were settings of ROUGE-L are not scored again."""
+    name = checkout.write("unicode.yaml", lambda c: c.update(rouge={"tokenizer": "unicode"}))
+    more = checkout.planned(config=name) - checkout.planned()
+    assert more == {"settings key=rouge"}
+    words = next(
+        w for w in commands(checkout.snakemake("-n", "-p", "--configfile", name).stdout) if "rouge" in w
+    )
+    assert vars(parser().parse_args(words[words.index("rouge") :]))["config"].name == "rouge.json"
+    words = next(
+        w for w in commands(checkout.snakemake("-n", "-p", "--configfile", PLAN).stdout) if "rouge" in w
+    )
+    assert vars(parser().parse_args(words[words.index("rouge") :]))["config"] is None

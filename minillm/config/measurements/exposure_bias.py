@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config.sections import Precision, Sampling
-from minillm.config.strict import STRICT, Count, Name, Natural, must_be_one_of
+from minillm.config.strict import STRICT, Count, Name, Natural, Seed, must_be_one_of
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,7 +43,7 @@ class ExposureBias:
         description="Bootstrap resamples over prompts, for the error band.",
     )
     level: float = Field(default=0.95, gt=0, lt=1, description="Confidence level of the band.")
-    seed: Natural = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
+    seed: Seed = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
 
     def check(self, config: Any, where: str) -> None:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""
@@ -58,7 +58,7 @@ class SamplesSettings:
     stage: Literal["samples"]
     prompts: Natural
     responses: Count
-    seed: Natural
+    seed: Seed
     precision: Precision
     sampling: Sampling
 

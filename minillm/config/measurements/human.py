@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Count, Natural, must_be_one_of
+from minillm.config.strict import STRICT, Count, Seed, must_be_one_of
 from minillm.errors import UserError
 
 
@@ -20,7 +20,7 @@ class Human:
         description="Test set to compare on, of `data.tests`; empty makes no pages. The paper: SelfInst.",
     )
     prompts: Count = Field(default=50, description="Number of prompts, drawn with `seed`. The paper: 50.")
-    seed: Natural = Field(default=10, description="Seed of the prompts, of their order and of the sides.")
+    seed: Seed = Field(default=10, description="Seed of the prompts, of their order and of the sides.")
     answers: tuple[str, ...] = Field(
         default=(),
         description="Answer files that annotators sent back, to be counted.",
@@ -31,9 +31,12 @@ class Human:
         if self.test:
             must_be_one_of(self.test, config.data.tests, where, "human.test")
         for i, path in enumerate(self.answers):
-            # Braces would be wildcards for Snakemake, a leading dash an option of the command.
-            if not path or path.startswith("-") or not path.isprintable() or set("{}") & set(path):
-                problem = "a path cannot be empty, begin with '-', or contain braces or control characters"
+            # Braces would be wildcards for Snakemake, a leading dash an option of the command, and "<" might
+            # end the script in which the report lists its inputs.
+            if not path or path.startswith("-") or not path.isprintable() or set("{}<") & set(path):
+                problem = (
+                    "a path cannot be empty, begin with '-', or contain braces, '<' or control characters"
+                )
                 raise UserError(f"{where}: human.answers.{i}: {path!r}: {problem}; rename the file")
 
     @property

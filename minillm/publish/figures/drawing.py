@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +18,20 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 
 from minillm.config.sections import Style
 from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.publish.style import COLOURS, HATCHES, LINES, MARKERS, MORE, MORE_LINES, MORE_MARKERS
+
+# Fonts for what matplotlib's own lacks, Chinese, Japanese and Korean above all; those that are installed are
+# used, for the missing characters only.
+MORE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP",
+    "Noto Sans KR", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC",
+    "Droid Sans Fallback", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS",
+)  # fmt: skip
 
 # Method -> colour, hatch.
 Looks = dict[str, tuple[str, str]]
@@ -37,12 +49,15 @@ class Drawing:
 
 @contextmanager
 def fonts(style: Style) -> Iterator[None]:
-    """matplotlib without a display, with the style's font sizes."""
+    """matplotlib without a display, with the style's font sizes; `$` is a character like any other."""
     matplotlib.use("Agg")
     size = style.font_size
+    installed = {font.name for font in fontManager.ttflist}
     with matplotlib.rc_context(
         {
             "font.size": size,
+            "font.family": ["sans-serif", *(name for name in MORE_FONTS if name in installed)],
+            "text.parse_math": False,
             "axes.titlesize": size,
             "axes.labelsize": size,
             "xtick.labelsize": 0.9 * size,
@@ -58,12 +73,30 @@ def fonts(style: Style) -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, style: Style, out: Path, name: str) -> None:
-    """Write NAME.png and NAME.pdf to `out`, without a date: the same input gives the same bytes."""
-    for kind in ("png", "pdf"):
-        with whole_file(out / f"{name}.{kind}") as partial:
-            metadata = {"CreationDate": None} if kind == "pdf" else None
-            figure.savefig(partial, format=kind, dpi=style.dpi, metadata=metadata)
+def save(figure: Figure, style: Style, out: Path, name: str) -> str:
+    """Write NAME.png and NAME.pdf to `out`, without a date: the same input gives the same bytes.
+
+    Returns a sentence about characters that no font here has, for the caption, or nothing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kind in ("png", "pdf"):
+            with whole_file(out / f"{name}.{kind}") as partial:
+                metadata = {"CreationDate": None} if kind == "pdf" else None
+                figure.savefig(partial, format=kind, dpi=style.dpi, metadata=metadata)
+    missing: dict[str, None] = {}
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+) .*missing from font", str(warning.message)):
+            missing[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not missing:
+        return ""
+    note = f"No font of this machine has {''.join(missing)}, drawn as boxes."
+    print(
+        f"{out / name}.png: {note} Install one (Noto Sans CJK has most) and make it again.", file=sys.stderr
+    )
+    return note
 
 
 def looks_of(style: Style, methods: Sequence[str]) -> Looks:
@@ -130,13 +163,19 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     # In points; in units of the font size a letter is about 0.6 wide, the sample with its gaps 5.
     def width(rows: int) -> float:
         columns = (labels[i : i + rows] for i in range(0, len(labels), rows))
-        return sum((0.6 * max(map(len, column)) + 5) * size for column in columns)
+        return sum((0.6 * max(map(_letters, column)) + 5) * size for column in columns)
 
     room = 72 * figure.get_figwidth()
     rows = next((rows for rows in range(1, len(labels)) if width(rows) <= room), len(labels))
     columns = -(-len(labels) // rows)
     figure.legend(handles=list(unique.values()), loc="outside upper center", ncols=columns, frameon=False)
     figure.set_figheight(figure.get_figheight() + (rows - 1) * 1.6 * size / 72)
+
+
+def _letters(label: str) -> int:
+    """Width of a label in letters: Chinese characters are two wide."""
+    lines = label.splitlines() or [""]
+    return max(sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in lines)
 
 
 def label_left(grid: Sequence[Axes], text: str) -> None:

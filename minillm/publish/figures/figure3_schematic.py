@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
@@ -14,7 +15,12 @@ BOX = {"teacher": ("0.85", "-"), "student": ("#FBE0CF", "-"), "text": ("white", 
 
 
 def schematic(results: ItemResults) -> Drawing:
-    """Two panels of boxes and arrows."""
+    """Two panels of boxes and arrows; their texts are ours, with formulas."""
+    with matplotlib.rc_context({"text.parse_math": True}):
+        return _drawn(results)
+
+
+def _drawn(results: ItemResults) -> Drawing:
     style = results.settings.style
     assert style is not None
     figure, (left, right) = panels(style, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from minillm.config.stage_settings import TableSettings
 from minillm.files import whole_file
 from minillm.publish.published_numbers import BRACKETS, Published, bracketed, numbers
-from minillm.publish.style import DASH, FEWER, bold, latex, markdown, number, sampling_text
+from minillm.publish.style import DASH, FEWER, bold, latex, latex_row, markdown, number, sampling_text
 from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
 
 
@@ -25,12 +25,13 @@ def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Pa
     texts = {"main.md": _markdown(settings, cells, notes), "main.tex": _latex(settings, cells, notes)}
     for name, text in texts.items():
         with whole_file(Path(out) / name) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
 
 
 def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     """The table's notes: what the numbers are, what standard errors range over, how responses were drawn."""
     notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
+    notes += _words(cells)
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
         notes.append(
@@ -67,6 +68,24 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
         )
     if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
         notes.append(f"{DASH}: not evaluated.")
+    return notes
+
+
+def _words(cells: list[Cell]) -> list[str]:
+    """What counts as a word, if it is not what the paper counts; test sets that hold text without any."""
+    notes = []
+    if any(c.tokenizer == "unicode" for c in cells):
+        notes.append(
+            "ROUGE-L counts words of all scripts (rouge.tokenizer: unicode), not only a-z and 0-9 as in the "
+            "paper."
+        )
+    rows = {c.test_label: (c.without_tokens, c.n) for c in cells if c.without_tokens}
+    if rows:
+        sets = ", ".join(f"{label} ({count} of {n} rows)" for label, (count, n) in rows.items())
+        notes.append(
+            f"In {sets} no reference has a word that ROUGE-L's tokenizer knows: they score 0 whatever the "
+            "response (docs/evaluation.md, rouge.tokenizer)."
+        )
     return notes
 
 
@@ -215,7 +234,7 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
         r"\centering",
         rf"\begin{{tabular}}{{ll{'r' * len(labels)}}}",
         r"\toprule",
-        " & ".join(["Model", "Method", *map(latex, labels)]) + r" \\",
+        latex_row(["Model", "Method", *map(latex, labels)]),
         *([_latex_counts(blocks[0])] if same_counts else []),
     ]
     for block in blocks:
@@ -226,7 +245,7 @@ def _latex(settings: TableSettings, cells: list[Cell], notes: list[str]) -> str:
                 lines.append(r"\addlinespace")
             shown = latex(label) if label != before else ""
             columns = (bold(latex(text), best) for text, best in values)
-            lines.append(" & ".join([shown, latex(method), *columns]) + r" \\")
+            lines.append(latex_row([shown, latex(method), *columns]))
             before = label
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize"]
     lines += [latex(note) for note in notes]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ from minillm.publish.results import MODEL, frame_of, over_training_seeds, read_j
 from minillm.publish.run_models import MetricFile, declared, labels, main_table_asks, models
 from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.sheet import table_of
-from minillm.readers import read_object
+from minillm.readers import all_are, is_a, read_object, read_text
 
 # Significance level of all comparisons of a table together.
 LEVEL = 0.05
@@ -78,6 +79,9 @@ class Cell:
     exact_match: float | None = None  # percentage of responses that equal one of the references
     # Over training seeds if there are several, else over sampling seeds.
     exact_match_error: float | None = None
+    # Only for the notes: rows whose references have no word that ROUGE-L counts, and how it counts words.
+    without_tokens: int = 0
+    tokenizer: str = ""
 
     @property
     def training_seeds(self) -> int:
@@ -85,7 +89,7 @@ class Cell:
         return sum("metrics/rouge/" in source for source in self.sources.split(";"))
 
 
-COLUMNS = [field.name for field in dataclasses.fields(Cell)]
+COLUMNS = [f.name for f in dataclasses.fields(Cell) if f.name not in ("without_tokens", "tokenizer")]
 NUMBERS = [
     *("mean", "standard_error", "low", "high", "between_variance", "within_variance", "published"),
     *("judged", "judged_error", "judged_published", "exact_match", "exact_match_error"),
@@ -185,6 +189,8 @@ def _with_rouge(
         exact_match=exact_match,
         exact_match_error=exact_match_error,
         sources=";".join(rouge["source"].unique()),
+        without_tokens=answers[0].get("without_tokens", {"count": 0})["count"],
+        tokenizer=answers[0].get("tokenizer", ""),
     )
     return cell, scores, training
 
@@ -287,10 +293,9 @@ def write_csv(cells: list[Cell], path: Path) -> None:
 
 def read_csv(path: Path) -> list[Cell]:
     """The cells that `write_csv` wrote.  Raises UserError, one line naming file and line."""
+    text = read_text(path, "no such table; make it first", "make the table again")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such table; make it first") from None
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise UserError(f"{path}: {error}; make the table again") from None
     missing = [column for column in COLUMNS if column not in frame]
@@ -319,12 +324,16 @@ def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any
     metric = read_object(
         path, keys, "no such metric file; score the generations", "remove it and score again"
     )
-    values = metric["per_seed"].values()
-    finite = (isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not metric["ids"] or not all(finite):
+    numbers = (int, float)
+    if not metric["ids"] or not all(is_a(value, numbers) for value in metric["per_seed"].values()):
         raise UserError(f"{path}: no rows, or a score that is not a number; remove it and score again")
-    if any(len(scores) != len(metric["ids"]) for scores in metric["scores"].values()):
+    if not all(
+        all_are(scores, numbers) and len(scores) == len(metric["ids"]) for scores in metric["scores"].values()
+    ):
         raise UserError(f"{path}: not every row has a score; remove it and score again")
+    without = metric.get("without_tokens", {"count": 0})
+    if not isinstance(without, dict) or not is_a(without.get("count"), int):
+        raise UserError(f"{path}: 'without_tokens' is of the wrong type; remove it and score again")
     if metric["dataset"] != test:
         problem = f"is for the test set '{metric['dataset']}', not '{test}'; remove it and score again"
         raise UserError(f"{path}: {problem}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
 from minillm.config import layout
 from minillm.errors import UserError
+from minillm.evaluation.rouge import AGAIN, ROW
 from minillm.publish.item_results import ItemResults, Trained
 from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.ablations import STRATEGIES
 from minillm.publish.tables.sheet import Sheet, merged_labels
+from minillm.readers import all_are
 
 # Prompts per test set.
 ROWS = 2
@@ -74,13 +75,10 @@ def _shown(results: ItemResults, model: Trained) -> bool:
 def _answers(results: ItemResults, weights: str, test: str, seed: int) -> dict[int, dict[str, Any]]:
     """Row id -> generation of one sampling seed; empty if there are none."""
     path = layout.generations(weights, test)
-    text = results.text(path)
-    try:
-        lines = [json.loads(line) for line in (text or "").split("\n") if line]
-        return {line["id"]: line for line in lines if line["seed"] == seed}
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"damaged: {error!r}; remove it and generate again"
-        raise UserError(f"{results.folder / path}: {problem}") from None
+    rows = results.lines(path, AGAIN, ROW | {"prompt": str})
+    if not all(all_are(row["references"], str) for row in rows):
+        raise UserError(f"{results.folder / path}: a reference that is not text; {AGAIN}")
+    return {row["id"]: row for row in rows if row["seed"] == seed}
 
 
 def _drawn(answers: dict[Any, dict[int, Any]], seed: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from minillm.files import whole_file
-from minillm.publish.style import DASH, latex, markdown
+from minillm.publish.style import DASH, latex, latex_row, markdown
 
 # Rows that fit on a page.
 PAGE = 45
@@ -43,7 +43,7 @@ def write(sheet: Sheet, out: Path, name: str) -> None:
         table_of(sheet.records, columns).to_csv(partial, index=False)
     for kind, text in (("md", as_markdown(sheet)), ("tex", as_latex(sheet))):
         with whole_file(out / f"{name}.{kind}") as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
 
 
 def table_of(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -58,15 +58,11 @@ def as_markdown(sheet: Sheet) -> str:
         lines += [f"*{markdown(sheet.missing)}*", ""]
     if sheet.rows:
         left = [i < sheet.left or i in sheet.texts for i in range(len(sheet.columns))]
-        lines.append("| " + " | ".join(map(_cell, sheet.columns)) + " |")
+        lines.append("| " + " | ".join(map(markdown, sheet.columns)) + " |")
         lines.append("|" + "|".join(":--" if is_left else "--:" for is_left in left) + "|")
-        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in sheet.rows]
+        lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in sheet.rows]
         lines.append("")
     return "\n".join([*lines, "  \n".join(map(markdown, sheet.notes)), ""])
-
-
-def _cell(text: str) -> str:
-    return "<br>".join(map(markdown, text.split("\n")))
 
 
 def as_latex(sheet: Sheet) -> str:
@@ -90,7 +86,7 @@ def as_latex(sheet: Sheet) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join(latex(cell).replace("\n", r"\newline ") for cell in cells) + r" \\"
+    return latex_row(r"\newline ".join(map(latex, cell.splitlines())) for cell in cells)
 
 
 def decimals(value: tuple[float, float | None] | None, places: int, scale: float = 1.0) -> str:

@@ -21,14 +21,14 @@ NO_PATHS = (
     "tables",
     "figures",
 )
-NO_PATHS += ("benchmark_of", "is_metric", "is_generations")
+NO_PATHS += ("benchmark_of", "is_metric", "is_generations", "place_of")
 FUNCTIONS = {
     name: function
     for name, function in inspect.getmembers(layout, inspect.isfunction)
     if name not in NO_PATHS
 }
 BELOW = (
-    r"(?:configs|hub|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
+    r"(?:configs|hub|local|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
     r"|logs|benchmarks)"
 )
 

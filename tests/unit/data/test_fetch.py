@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,66 @@ def test_one_file_of_a_data_set(tmp_path: Path) -> None:
     assert record["commit"] == COMMIT and list(record["files"]) == ["deep/valid.jsonl"]
 
 
+def test_a_revision_that_moved_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The download itself, which needs a network, is replaced: it finds that "main" is another commit now."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    from minillm.config.stage_settings import FetchSettings
+    from minillm.data.fetch import run_stage
+
+    folder = cached(tmp_path, "dataset", "owner/set", {"valid.jsonl": b"{}"})
+    moved = folder.with_name("f" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings = FetchSettings("fetch", "dataset", "owner/set/valid.jsonl", "main", "", "")
+    for commit in (COMMIT, moved.name):
+        found = str(folder.with_name(commit) / "valid.jsonl")
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, found=found, **__: found)
+        run_stage(settings, out=tmp_path / "record.json")
+        record = json.loads((tmp_path / "record.json").read_text())
+        assert record["commit"] == commit and record.get("moved_from") in (None, COMMIT)
+        folder.rename(moved) if commit == COMMIT else None
+    assert record["moved_from"] == COMMIT
+    said = capfd.readouterr().out
+    assert said.count("\n") == 1 and f"revision 'main' moved from commit {COMMIT} to {moved.name}; " in said
+
+
+def test_a_token_is_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from minillm.config.stage_settings import FetchSettings
+    from minillm.data.fetch import run_stage
+    from minillm.errors import UserError
+
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError(f"401 for 'authorization: Bearer {token.upper()}'")
+
+    token = "hf_abcdefghijklmnop"
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuses)
+    settings = FetchSettings("fetch", "dataset", "owner/set/valid.jsonl", "main", "", "")
+    with pytest.raises(UserError, match=r"cannot be fetched \(401 for 'authorization: Bearer \*\*\*'\)"):
+        run_stage(settings, out=tmp_path / "record.json")
+
+
+def test_every_catalogue_entry_names_a_commit_or_is_listed_as_open() -> None:
+    """An entry that may change under a run has to be named in docs/data.md."""
+    import yaml
+
+    open_ones = {"datasets.self_inst", "datasets.vicuna", "datasets.sni", "datasets.sst2", "datasets.boolq"}
+    open_ones |= {"subsets.sni"}
+    found, listed = set(), (REPO / "docs/data.md").read_text(encoding="utf-8")
+    for file in ("models", "datasets"):
+        for section, entries in yaml.safe_load((REPO / f"config/{file}.yaml").read_text()).items():
+            for name, entry in entries.items():
+                if entry["source"] == "hub" and not re.fullmatch("[0-9a-f]{40}", entry.get("revision", "")):
+                    found.add(f"{section}.{name}")
+    assert found == open_ones
+    assert not [name for name in open_ones if f"`{name.split('.')[1]}`" not in listed]
+
+
 def test_the_folders_by_length_of_a_data_set(tmp_path: Path) -> None:
     """Fetched, and made into one file from the cache, with the hub switched off."""
     row = b'{"instruction": "a", "output": "b"}\n'
@@ -106,11 +167,12 @@ def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> Non
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from minillm.data.tokenizers import train_tokenizer
+    from minillm.files import data_content, hashes, write_json
 
     tokenizer = train_tokenizer(["a b c"], 300)
     data = tmp_path / "data"
     tokenizer.save_pretrained(data / "tokenizer")
-    (data / "card.json").write_text('{"content": "x"}')
+    write_json(data / "card.json", {"content": data_content(hashes(data))})
     made = GPT2LMHeadModel(
         GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=64)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,77 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
     assert "no train rows here" in message(
         lambda: prepare_test(TEST, data=tmp_path, out=tmp_path / "x.jsonl")
     )
+
+
+def test_rows_without_a_reference_eos_in_prompts_and_other_scripts(prepared: Path, tmp_path: Path) -> None:
+    dataset = rows_file(
+        tmp_path / "t.jsonl",
+        row("Empty.", ""),
+        row("All empty.", [" ", ""]),
+        row("One is not.", ["", "a"]),
+        row(f"Say {END} twice."),
+        row("Chinese.", ["\u4f60\u597d", "\u4e16\u754c"]),
+        row("Both.", ["\u4f60\u597d", "hello"]),
+    )
+    prepare_test(dataclasses.replace(TEST, dataset=dataset), data=prepared, out=tmp_path / "a.jsonl")
+    found = card(tmp_path / "a.card.json")
+    assert (found["read"], found["kept"], found["dropped"]) == (6, 4, {"empty_references": 2})
+    assert [json.loads(line)["id"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert found["eos_in_prompt"] == {"count": 1, "first_ids": [3]}
+    assert found["without_rouge_tokens"] == {"count": 1, "first_ids": [4]}
+    empty = dataclasses.replace(TEST, dataset=rows_file(tmp_path / "e.jsonl", row("Empty.", "")))
+    said = message(lambda: prepare_test(empty, data=prepared, out=tmp_path / "x.jsonl"))
+    assert said.startswith("datasets.tests: every row was dropped (empty_references 1); ")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_an_eos_in_a_training_prompt_is_counted(tmp_path: Path) -> None:
+    train = rows_file(tmp_path / "t.jsonl", row("Say it."), row(f"Say {END} twice."))
+    prepare(dataclasses.replace(BASE, train=train), out=tmp_path / "out")
+    found = card(tmp_path / "out/card.json")
+    assert (found["train"]["eos_in_prompt"], found["dev"]["eos_in_prompt"]) == (1, 0)
+
+
+def test_damaged_arrays_are_one_line(prepared: Path, tmp_path: Path) -> None:
+    """Truncated, of another type or shape, no array at all, or not those of the other file."""
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    tokens, lengths = folder / "train.tokens.npy", folder / "train.lengths.npy"
+    whole, counts = tokens.read_bytes(), lengths.read_bytes()
+    numbers = np.load(lengths)
+
+    def said() -> str:
+        return message(lambda: Rows.open(folder, "train"))
+
+    for damage in (
+        whole[:-4],
+        whole[:50],
+        b"",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        whole.replace(b"<i4", b"|O8"),
+        b"{}",
+    ):
+        tokens.write_bytes(damage)
+        assert said().startswith(f"{tokens}: ") and said().endswith("run the data stage again")
+    tokens.write_bytes(whole)
+    for array in (numbers.astype(np.int64), numbers.astype(np.float32), np.zeros((1, 1, 2), dtype=np.int32)):
+        np.save(lengths, array)
+        assert said().startswith(f"{lengths}: not an array of int32")
+    for array in (numbers[:-1], numbers[:, :1], numbers[:0], numbers.reshape(-1), numbers * [[1, -1]]):
+        np.save(lengths, array.astype(np.int32))
+        assert said().startswith(f"{lengths}: does not fit train.tokens.npy")
+    lengths.write_bytes(counts)
+    assert len(Rows.open(folder, "train").records) == 80
+    rows = folder / "train.jsonl"
+    rows.write_text("".join(rows.read_text(encoding="utf-8").splitlines(True)[:-1]), encoding="utf-8")
+    assert "79 rows, but tokens of 80" in message(lambda: Rows.open(folder, "train").records)
+    (folder / "corpus.lengths.npy").write_bytes(counts)
+    assert "does not fit corpus.tokens.npy" in message(lambda: Corpus.open(folder))
 
 
 # --- real data

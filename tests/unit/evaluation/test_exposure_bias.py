@@ -141,8 +141,8 @@ def bias(drawn, **changes):
 class Tokenizer:
     eos_token_id = pad_token_id = EOS
 
-    def __len__(self):
-        return VOCABULARY
+    def get_vocab(self):
+        return {str(i): i for i in range(VOCABULARY)}
 
     def decode(self, tokens, **_):
         return " ".join(map(str, tokens))
@@ -367,7 +367,7 @@ def test_samples_of_others_are_refused(made, tmp_path):
     ):
         run_stage(bias(settings(responses=1, seed=9)), Launch(), **paths)
     samples.write_text(samples.read_text()[:-20] + "\n")
-    with pytest.raises(UserError, match=r"s.jsonl:3: damaged \(.*\); remove it"):
+    with pytest.raises(UserError, match=r"s.jsonl:3: not JSON .*; remove it"):
         run_stage(bias(drawn), Launch(), **paths)
     with pytest.raises(UserError, match="gone.meta.json: no such file; run the samples stage first"):
         read_samples(tmp_path / "gone.jsonl", drawn)

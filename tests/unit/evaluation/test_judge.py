@@ -5,6 +5,7 @@ No verdict is paid for twice.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from evaluation_case import generations
@@ -38,7 +41,34 @@ KEY = "sk-secret-0123456789"
         ("8 7\nBoth are good.", (8, 7)),
         ("\n  7.5 10 \n", (7.5, 10)),
         ("8, 7", (8, 7)),
-        ("Assistant 1: 8, Assistant 2: 7", None),
+        ("**8 7**\nBoth are good.", (8, 7)),
+        ("**8** **7**", (8, 7)),
+        ("`8 7`", (8, 7)),
+        ("```\n8 7\n```\nBoth are good.", (8, 7)),
+        ("```text\n\n8 7\n```", (8, 7)),
+        ("8/10 9/10\nWhy.", (8, 9)),
+        ("**8.5 / 10**, **9 / 10**", (8.5, 9)),
+        ("Assistant 1: 8, Assistant 2: 7", (8, 7)),
+        ("**Assistant 1:** 8/10; **Assistant 2:** 7/10", (8, 7)),
+        ("<think>\n3 4 at first sight\n</think>\n\n8 7\nBoth are good.", (8, 7)),
+        ("<think>\n3 4\n</think>\n**8/10 7/10**", (8, 7)),
+        ("The first is better. So:\n</think>\n8 7", (8, 7)),
+        ("8 7\nThe first ends in </think>\nfor no reason.", (8, 7)),
+        # Which line the scores are is not clear: none.
+        ("3 4\n</think>\n8 7", None),
+        ("<think>\n8 7\nand so on", None),
+        # Other numbers, or numbers whose order is not the one asked for.
+        ("Assistant 2: 7, Assistant 1: 8", None),
+        ("Assistant 1: 8", None),
+        ("8/9", None),
+        ("8 9/10", None),
+        ("8/10 9", None),
+        ("8/100 9/100", None),
+        ("1*0 7", None),
+        ("Of 10 points, 8 and 7.", None),
+        ("I give 8 7", None),
+        ("Scores\n8 7", None),
+        ("-8 7", None),
         ("0 7", None),
         ("8 11", None),
         ("8", None),
@@ -95,7 +125,10 @@ def test_the_stand_in_says_that_it_is_one(tmp_path: Path) -> None:
 
 # --- an endpoint
 class Server(ThreadingHTTPServer):
-    """Answers the n-th request with what `script` says ("ok" after its end) and remembers the requests."""
+    """Answers the n-th request with what `script` says ("ok" after its end) and remembers the requests.
+
+    A prompt that holds `unwanted` is always refused by a filter.
+    """
 
     daemon_threads = True
 
@@ -105,6 +138,8 @@ class Server(ThreadingHTTPServer):
         self.prompts: list[str] = []
         self.paid: list[str] = []
         self.keys: set[str] = set()
+        self.bodies: list[dict[str, Any]] = []
+        self.unwanted = ""
         self.lock = threading.Lock()
 
     @property
@@ -124,10 +159,35 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.prompts.append(prompt)
             self.server.keys.add(self.headers["authorization"])
+            self.server.bodies.append(body)
             what = self.server.script.pop(0) if self.server.script else "ok"
             if what in ("ok", "words"):
                 self.server.paid.append(prompt)
-        if what == "ok":
+        if self.server.unwanted and self.server.unwanted in prompt:
+            error = {"message": "The response was filtered.", "code": "content_filter", "param": "prompt"}
+            self._reply(400, json.dumps({"error": error}))
+        elif "max_tokens" in body and what == "new":
+            said = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            error = {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}
+            self._reply(400, json.dumps({"error": error}))
+        elif what == "parts":
+            parts = [{"type": "thinking", "text": "2 2"}, {"type": "text", "text": "4 "}]
+            message = {"content": [*parts, {"type": "text", "text": "8\nWhy."}]}
+            self._reply(200, json.dumps({"choices": [{"message": message}]}))
+        elif what == "withheld":
+            choice = {"message": {"content": None}, "finish_reason": "content_filter"}
+            self._reply(200, json.dumps({"choices": [choice]}))
+        elif what == "forms":
+            raw = KEY.encode()
+            said = " ".join(
+                [KEY.upper(), quote(self.headers["authorization"]), KEY[:12], raw.hex(), KEY[3:].title()]
+                + [base64.b64encode(start + raw).decode() for start in (b"", b":", b"me:", b"Bearer ")]
+            )
+            self._reply(200, json.dumps({"choices": [{"message": {"content": f"4 8\n{said}"}}]}))
+        elif what == "400 forms":
+            said = f"{base64.b64encode(b'user:' + KEY.encode()).decode()} {KEY.upper()} {KEY[2:-2]}"
+            self._reply(400, json.dumps({"error": {"message": said}}))
+        elif what == "ok":
             # The reference is worth 8, any response 4.
             first = prompt.split("Assistant 1's Answer]\n")[1]
             scores = "8 4" if first.startswith("red blue green") else "4 8"
@@ -181,9 +241,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def asked(server: Server, **values: Any) -> JudgeSettings:
     patience = {"backoff": 0.01, "timeout": 0.5, "retries": 4, "concurrency": 3}
-    return settings(
-        kind="openai", model="m", base_url=server.url, key_variable="JUDGE_KEY", **{**patience, **values}
-    )
+    address = {"base_url": server.url, "key_variable": "JUDGE_KEY"}
+    return settings(kind="openai", model="m", **{**patience, **address, **values})
 
 
 def no_key(folder: Path, *texts: str) -> None:
@@ -226,11 +285,105 @@ def test_a_reply_that_repeats_the_key_is_kept_without_it(server: Server, tmp_pat
         assert KEY[:6] not in text
 
 
+def no_form_of_the_key(text: str) -> None:
+    """Eight characters in a row of it in no case, nor of what base64 and others make of it."""
+    raw = KEY.encode()
+    forms = [KEY, quote(KEY), raw.hex(), *(base64.b64encode(b"x" * i + raw).decode()[2:-3] for i in range(3))]
+    for form in (form.lower() for form in forms):
+        assert not [form[i : i + 8] for i in range(len(form) - 7) if form[i : i + 8] in text.lower()]
+
+
+def test_the_key_is_kept_in_no_form(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    server.script = ["forms"] * 50
+    evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    kept = [reply for path in (tmp_path / "cache").rglob("*.json") for reply in read(path)["replies"]]
+    assert len(kept) == 8 and all(reply.startswith("4 8\n***") for reply in kept)
+    server.script = ["400 forms"]
+    with pytest.raises(UserError, match=r"status 400 for the model 'm': .*\*\*\*") as refused:
+        evaluate(asked(server), generations=file, cache=tmp_path / "other", out=tmp_path / "m2.json")
+    written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    trace = "".join(traceback.format_exception(refused.value))
+    for text in (*written, *capfd.readouterr(), str(refused.value), trace):
+        no_form_of_the_key(text)
+
+
+@pytest.mark.parametrize("key", ["sk-secret-0123456789\n", "sk-secret 0123", "sk-geheimnis-ä"])
+def test_a_key_that_no_header_can_carry_is_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    with pytest.raises(
+        UserError, match=r"^judge.key_variable: the key in \$JUDGE_KEY has a space"
+    ) as refused:
+        evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    assert (
+        server.prompts == [] and "secret" not in str(refused.value) and "geheimnis" not in str(refused.value)
+    )
+
+
+def test_a_key_in_the_address_is_refused(server: Server, tmp_path: Path) -> None:
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    judge = asked(server, base_url=f"{server.url}/{KEY}")
+    with pytest.raises(UserError, match=r"^judge.base_url: contains the key in \$JUDGE_KEY; take it out"):
+        evaluate(judge, generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    assert server.prompts == []
+
+
 def test_an_endpoint_without_a_key_may_say_none() -> None:
     endpoint = Endpoint(Judge(kind="openai", model="m", key_variable=""))
     pytest.importorskip("openai", reason="openai is not installed here")
     endpoint._client()
-    assert endpoint._blanked("4 8\nnone is better") == "4 8\nnone is better"
+    assert endpoint._key == ""
+
+
+def test_a_reply_in_parts(server: Server, tmp_path: Path) -> None:
+    server.script = ["parts"] * 50
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    evaluate(asked(server), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    found = read(tmp_path / "m.json")
+    assert (found["n"], found["missing"], len(server.prompts)) == (4, [], 8)
+    assert {(*row["response"], *row["reference"]) for row in found["rows"]} == {(4, 8, 8, 4)}
+
+
+def test_an_endpoint_with_the_other_name_for_the_longest_reply(server: Server, tmp_path: Path) -> None:
+    server.script = ["new"] + ["ok"] * 50
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    evaluate(
+        asked(server, concurrency=1, retries=0),
+        generations=file,
+        cache=tmp_path / "cache",
+        out=tmp_path / "m.json",
+    )
+    assert read(tmp_path / "m.json")["mean"] == 50
+    # Refused once, then remembered.
+    assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in server.bodies] == [
+        (True, None),
+        *[(False, 512)] * 8,
+    ]
+
+
+@pytest.mark.parametrize("how", ["status", "withheld"])
+def test_a_prompt_that_a_filter_refuses_is_a_missing_verdict(
+    server: Server, tmp_path: Path, how: str
+) -> None:
+    """The others are judged, and it is not asked for again, in this run or the next."""
+    if how == "status":
+        server.unwanted = "pink"
+    else:
+        server.script = ["ok", "ok", "withheld", "withheld"]
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    for _ in range(2):
+        evaluate(
+            asked(server, concurrency=1), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json"
+        )
+        found = read(tmp_path / "m.json")
+        assert (found["n"], found["mean"], len(server.prompts)) == (3, 50, 8)
+        assert [(entry["id"], entry["order"]) for entry in found["missing"]] == [
+            (1, "response_first"),
+            (1, "reference_first"),
+        ]
 
 
 def test_another_fine_tuning_is_another_judge(tmp_path: Path) -> None:
@@ -375,15 +528,52 @@ def test_waits_grow_and_follow_the_endpoint() -> None:
     assert endpoint._wait(0, "Wed, 21 Oct 2026 07:28:00 GMT") < 2
 
 
-def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda v: "{", "a damaged verdict; remove it"),
+        (lambda v: "[" * 10_000, "nesting too deep; a damaged verdict; remove it"),
+        (lambda v: {**v, "replies": "8 7"}, "'replies' is missing or of the wrong type; a damaged verdict"),
+        (lambda v: {**v, "replies": [8]}, "a reply that is not a text; a damaged verdict"),
+        (lambda v: {**v, "scores": [99, 7]}, r"scores \[99, 7\] are not those of its reply; remove it"),
+        (lambda v: {**v, "scores": v["scores"][::-1]}, "are not those of its reply; remove it"),
+        (lambda v: {**v, "scores": [[1], 7]}, "are not those of its reply; remove it"),
+        (lambda v: {**v, "replies": []}, "are not those of its reply; remove it"),
+        (lambda v: {**v, "prompt": v["prompt"] + "?"}, "a verdict on another question or by another judge"),
+        (lambda v: {**v, "key": "0" * 64}, "a verdict on another question or by another judge"),
+        (lambda v: {**v, "judge": {"kind": "openai"}}, "a verdict on another question or by another judge"),
+    ],
+)
+def test_a_verdict_that_is_not_the_judges_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], problem: str
+) -> None:
     file = generations(tmp_path / "t.jsonl", ["red"])
-    evaluate(settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json")
+    paths = {"generations": file, "cache": tmp_path / "cache", "out": tmp_path / "m.json"}
+    evaluate(settings(kind="stand-in"), **paths)
+    before = (tmp_path / "m.json").read_bytes()
     verdict = next((tmp_path / "cache").rglob("*.json"))
-    verdict.write_text("{")
-    with pytest.raises(UserError, match=f"^{re.escape(str(verdict))}: a damaged verdict; remove it"):
-        evaluate(
-            settings(kind="stand-in"), generations=file, cache=tmp_path / "cache", out=tmp_path / "m.json"
-        )
+    changed = change(read(verdict))
+    verdict.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(UserError, match=f"^{re.escape(str(verdict))}: .*{problem}") as refused:
+        evaluate(settings(kind="stand-in"), **paths)
+    assert "\n" not in str(refused.value)
+    verdict.unlink()
+    evaluate(settings(kind="stand-in"), **paths)
+    assert (tmp_path / "m.json").read_bytes() == before
+
+
+def test_scores_that_are_understood_now_are_not_paid_for_again(server: Server, tmp_path: Path) -> None:
+    """A verdict kept as missing by a version that did not read "8/10 4/10"."""
+    file = generations(tmp_path / "t.jsonl", RESPONSES)
+    paths = {"generations": file, "cache": tmp_path / "cache", "out": tmp_path / "m.json"}
+    evaluate(asked(server), **paths)
+    before = (tmp_path / "m.json").read_bytes()
+    for path in (tmp_path / "cache").rglob("*.json"):
+        verdict = read(path)
+        a, b = verdict["scores"]
+        path.write_text(json.dumps({**verdict, "scores": None, "replies": [f"{a:g}/10 {b:g}/10"] * 3}))
+    evaluate(asked(server), **paths)
+    assert (tmp_path / "m.json").read_bytes() == before and len(server.prompts) == 8
 
 
 def test_a_local_model_judges_alike_in_any_batch(tmp_path: Path) -> None:

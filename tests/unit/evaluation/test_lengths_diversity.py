@@ -13,6 +13,7 @@ from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import distinct, repetition, token_counter
 from minillm.errors import UserError
 from minillm.evaluation import diversity, lengths, reference_loss, rouge
+from minillm.files import write_json
 
 WORDS = {"a": 3, "b": 4, "c": 5, "d": 6}
 
@@ -109,10 +110,15 @@ def test_scores_of_other_rows_are_refused(data, tmp_path):
         ({"scores": {"10": whole["scores"]["10"]}}, "its rows or seeds are not those of"),
         ({"ids": [1]}, "not one score per row"),
         ({"scores": None}, "'scores' is missing or of the wrong type"),
+        ({"per_seed": whole["per_seed"] | {"10": 1.0}}, "damaged: .*per_seed of 10 is 1.0"),
+        ({"mean": 1.0}, "damaged: .*mean is 1.0, but"),
     ):
-        metric.write_text(json.dumps(whole | change))
+        write_json(metric, whole | change)
         with pytest.raises(UserError, match=f"rouge.json: {said}.*score again"):
             lengths.run_stage(settings, metric=metric, **rest)
+    metric.write_text(json.dumps(whole | {"mean": 1.0}))
+    with pytest.raises(UserError, match="rouge.json: changed since it was written"):
+        lengths.run_stage(settings, metric=metric, **rest)
     with pytest.raises(UserError, match="tokenizer.json is missing"):
         token_counter(tmp_path)
 
@@ -158,7 +164,7 @@ def test_generations_without_tokens_are_refused(tmp_path):
     path = generations(tmp_path)
     path.write_text(path.read_text().replace('"response_tokens"', '"other"'))
     with pytest.raises(
-        UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing; generate again"
+        UserError, match="t.jsonl: seed 10, id 1: 'response_tokens' or 'finished' is missing or of the wrong"
     ):
         diversity.run_stage(
             DiversitySettings("diversity", 2, "tokens"), generations=path, out=tmp_path / "d.json"
@@ -226,12 +232,14 @@ def test_the_stage_from_files_to_a_metric(tmp_path):
     from minillm.config.sections import Launch
     from minillm.data.tokenizers import train_tokenizer
     from minillm.models.loading import save_model
+    from minillm.runtime import provenance
 
     tokenizer = train_tokenizer(["a few words of text, over and over"] * 5, 280)
     model = make("gpt2", 1)
     model.resize_token_embeddings(len(tokenizer))
     (tmp_path / "model").mkdir()
     save_model(model, tokenizer, tmp_path / "model")
+    provenance.write(tmp_path / "model", {}, {}, {})
     rows = [
         {
             "id": i,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
 from minillm.evaluation.rouge import run_stage as evaluate
+from minillm.files import record_hash
 
 
 def row(seed: int, id_: int, response: str) -> dict:
@@ -56,6 +58,7 @@ def test_metric_by_hand(tmp_path: Path) -> None:
         "exact_match_error": 0,
         "sampling": {"temperature": 1.0},
         "sources": [str(path)],
+        "record_sha256": record_hash(metric),
     }
 
 
@@ -87,12 +90,12 @@ def without(key: str) -> dict:
         (
             [ROWS[0], '{"id": 7, "resp', *ROWS[2:]],
             {},
-            "FILE:2: not a line of JSON: .*; remove it and generate again",
+            "FILE:2: not JSON .*; remove it and generate again",
         ),
         (
             [ROWS[0], "[]", *ROWS[2:]],
             {},
-            "FILE:2: 'id' is missing or of the wrong type; remove it and generate again",
+            "FILE:2: not a JSON object, .*; remove it and generate again",
         ),
         (
             [ROWS[0], without("response"), *ROWS[2:]],
@@ -164,3 +167,32 @@ def test_missing_and_damaged_meta(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="no such generations file"):
         evaluate(generations=path, out=tmp_path / "m.json")
+
+
+def test_rows_in_other_scripts_are_counted_and_scored_on_request(tmp_path: Path) -> None:
+    text = "\u4f60\u597d"
+    rows = [r if r["id"] == 3 else {**r, "references": [text], "response": text} for r in ROWS]
+    path = write(tmp_path, rows)
+    evaluate(generations=path, out=tmp_path / "a.json")
+    metric = json.loads((tmp_path / "a.json").read_text())
+    assert metric["without_tokens"] == {"count": 1, "first_ids": [7]} and "tokenizer" not in metric
+    assert metric["scores"]["10"] == [100, 0]
+    evaluate(RougeSettings("rouge", "unicode"), generations=path, out=tmp_path / "b.json")
+    metric = json.loads((tmp_path / "b.json").read_text())
+    assert metric["scores"]["10"] == [100, 100]
+    assert metric["tokenizer"] == "unicode" and "without_tokens" not in metric
+
+
+@pytest.mark.parametrize(
+    ("meta", "key"),
+    [
+        ({"seeds": ["10", "20"]}, "seeds"),
+        ({"seeds": [10, 10]}, "seeds"),
+        ({"rows": 2.0}, "rows"),
+        ({"rows": True}, "rows"),
+    ],
+)
+def test_a_damaged_meta_file_is_one_line(tmp_path: Path, meta: dict, key: str) -> None:
+    path = write(tmp_path, ROWS, meta)
+    with pytest.raises(UserError, match=rf"t\.meta\.json: '{key}' .*; remove it and generate again$"):
+        evaluate(generations=path, out=tmp_path / "out.json")

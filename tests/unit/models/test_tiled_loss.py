@@ -27,6 +27,7 @@ from minillm.config.sections import Launch
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models import tiled_loss
+from minillm.models.checks import check_head
 from minillm.models.head import (
     logits_by_tile,
     response_logits,
@@ -34,7 +35,6 @@ from minillm.models.head import (
     response_tokens,
     token_logprobs,
 )
-from minillm.models.loading import check_head
 from minillm.models.tiled_loss import Head
 from minillm.training import rollouts as rollouts_module
 

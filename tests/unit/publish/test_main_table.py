@@ -192,7 +192,7 @@ def test_cut_metric_and_other_rows(metrics: Path, tmp_path: Path) -> None:
         write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
     assert str(error.value) == f"{path}: its rows are not those of {first}; generate and score both again"
     path.write_text(path.read_text()[:30])
-    with pytest.raises(UserError, match="not JSON: .*; remove it and score again$"):
+    with pytest.raises(UserError, match=r"not JSON \(.*\); remove it and score again$"):
         write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "out")
 
 
@@ -345,3 +345,27 @@ def test_the_judges_columns_hold_a_real_judges_scores_alone(metrics: Path, tmp_p
         draw_main(
             FigureSettings(stage="figure", style=Style(dpi=40)), table=tmp_path / "main.csv", out=tmp_path
         )
+
+
+def test_notes_say_which_rows_no_tokenizer_knows(metrics: Path, tmp_path: Path) -> None:
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "a")
+    before = (tmp_path / "a/main.md").read_text()
+    assert "tokenizer" not in before
+    for path in metrics.glob("rouge/**/easy.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"without_tokens": {"count": 3, "first_ids": [1, 2, 4]}}))
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "b")
+    after = (tmp_path / "b/main.md").read_text()
+    note = "In Easy & plain (3 of 150 rows) no reference has a word that ROUGE-L's tokenizer knows"
+    assert markdown(note) in after
+    assert (tmp_path / "a/main.csv").read_bytes() == (tmp_path / "b/main.csv").read_bytes()
+    path.write_text(json.dumps(content | {"without_tokens": 3}))
+    with pytest.raises(UserError, match="'without_tokens' is of the wrong type; remove it and score again"):
+        write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "c")
+
+
+def test_a_note_says_that_words_of_all_scripts_count(metrics: Path, tmp_path: Path) -> None:
+    for path in metrics.glob("rouge/**/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "unicode"}))
+    write_main_table(SETTINGS, run_folder=metrics.parent, out=tmp_path / "a")
+    assert "ROUGE-L counts words of all scripts" in (tmp_path / "a/main.md").read_text()

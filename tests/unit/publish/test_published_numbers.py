@@ -118,7 +118,15 @@ LLAMA = {"xl": ("LLaMA", "13B"), "base": ("LLaMA", "7B")}
 def llama_run(folder: Path, **changed: object) -> tuple[Path, dict]:
     """A run of the paper's Tables 2 and 3: LLaMA, and the keys of its configuration."""
     big = yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["models"]["big"]
-    models = {name: {**big, "family": family, "size": size} for name, (family, size) in LLAMA.items()}
+    models = {
+        name: {
+            **big,
+            "architecture": big["architecture"] | {"num_hidden_layers": layers},
+            "family": family,
+            "size": size,
+        }
+        for layers, (name, (family, size)) in enumerate(LLAMA.items(), 1)
+    }
     keys = {"small": True, "models": models, "diversity": {"tests": ["dolly", "sni"]}, **changed}
     return make(folder, config(**keys)), keys
 
@@ -167,7 +175,12 @@ def test_a_published_mean_stands_beside_one_over_the_same_sets(papers: bool, tmp
     keys = {
         "models": {
             "xl": {**model, "family": "OPT", "size": "13B"},
-            "base": {**model, "family": "OPT", "size": "1.3B"},
+            "base": {
+                **model,
+                "architecture": {**model["architecture"], "num_hidden_layers": 1},
+                "family": "OPT",
+                "size": "1.3B",
+            },
         },
         "pairs": [{"teacher": "xl", "students": ["base"]}],
         "datasets": {**raw["datasets"], **dict.fromkeys(("sni", *sets), rows)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from docutils.core import publish_parts
 from minillm.config.layout import benchmark_of
 from minillm.publish.origins import origins
 from minillm.publish.report_texts import captions, details, main_table
+
+REPO = Path(__file__).resolve().parents[3]
 
 
 def html(text: str) -> str:
@@ -58,7 +61,7 @@ def test_an_item_says_its_n_sources_and_settings(tmp_path: Path) -> None:
         and ">metrics/diversity/m/seed499</tt>: a_b.json, c.json" in found
     )
     assert (
-        found.count("<details>") == found.count("</details>") == 2
+        found.count('<div class="max-h-40 overflow-y-auto docutils container">') == 2
         and ">generations/m/seed0</tt>: c.jsonl" in found
     )
     assert "</strong>: top_k 0; sampling seeds 10, 20" in found and "generate 27:46:40 (2 jobs)" in found
@@ -72,9 +75,104 @@ def test_an_item_says_its_n_sources_and_settings(tmp_path: Path) -> None:
     assert "(1000)" in html(details(tmp_path, "table", "table3"))
 
 
+# Each would be markup, or end what it stands in, if it were not escaped.
+HOSTILE = [
+    "x\n\n.. raw:: html\n\n   <script>alert(1)</script>\n",
+    ".. include:: /etc/hostname",
+    ".. image:: http://example.org/a.png",
+    "<script>alert(1)</script> <img src=x onerror=alert(1)>",
+    "`x <javascript:alert(1)>`_ Workflow_ `Statistics`_ http://example.org a@example.org",
+    "*a* **b** ``c`` |d| :sup:`e` [1]_ _`f` ::",
+    "- a\n- b",
+    "x\u2028.. raw:: html\u2028\u2028   <b>x</b>",
+    "x\x85.. raw:: html\x85\x85   <b>x</b>",
+    "\0<b>\0",
+    "====\nTitle\n====",
+    "costs $5 {x} 100% | \\ & 中文 עברית",
+]
+ALLOWED = {"a", "p", "strong", "tt", "em", "pre", "ul", "li", "div"}
+ALLOWED |= {"table", "colgroup", "col", "thead", "tbody", "tr", "th", "td"}
+
+
+class Elements(HTMLParser):
+    """The elements of a page, its links, and its text as a reader sees it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.links += [value or "" for name, value in attributes if name in ("href", "src")]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def shown(page: str, text: str) -> bool:
+    return " ".join(text.replace("\0", "").split()) in " ".join(Elements(page).text.split())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_users_is_no_markup(tmp_path: Path, text: str) -> None:
+    """Wherever it stands; with docutils as it comes, which reads files and takes HTML as it is."""
+    sidecar = {"caption": text, "n": text, "missing": "", "sources": [f"metrics/{text}/a.json", text]}
+    sidecar |= {"origins": [text], "sampling": [text], "seconds": {text: {"jobs": 1, "seconds": 2}}}
+    put(tmp_path / "tables/table2.json", sidecar)
+    put(tmp_path / "configs/publish/table2.json", {text: [text]})
+    page = html(details(tmp_path, "table", "table2"))
+    found = Elements(page)
+    assert found.names <= ALLOWED and not found.links
+    assert shown(page, text)
+    sidecar["missing"] = text
+    put(tmp_path / "tables/table2.json", sidecar)
+    assert shown(html(details(tmp_path, "table", "table2")), text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_labels_of_the_main_table_are_no_markup(tmp_path: Path, text: str) -> None:
+    from minillm.publish.style import markdown
+
+    cell = markdown(text)
+    put(
+        tmp_path / "tables/main.md",
+        f"**Teacher: {cell}**\n\n| Model | Method | {cell}<br>n = 9 |\n|:--|:--|--:|\n"
+        f"| {cell} | {cell} | **1.0** |\n\n{cell}  \n{cell}\n",
+    )
+    page = html(main_table(tmp_path))
+    found = Elements(page)
+    assert found.names <= ALLOWED and not found.links and "<strong>1.0</strong>" in page
+    seen = " ".join(found.text.split())
+    assert seen.count(" ".join(text.replace("\0", "").split())) == 6
+
+
+def test_a_main_table_that_somebody_wrote_is_no_markup(tmp_path: Path) -> None:
+    for text in HOSTILE:
+        put(tmp_path / "tables/main.md", f"{text}\n\n| {text} |\n|:--|\n| **{text}** |\n")
+        found = Elements(html(captions(tmp_path, {})["main_table"]))
+        assert found.names <= ALLOWED and not found.links
+
+
+def test_the_report_takes_no_html_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the escapes: what rules/common.smk tells docutils."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("host file")
+    text = f".. raw:: html\n\n   <b>x</b>\n\n.. include:: {secret}\n\n.. csv-table::\n   :file: {secret}\n"
+    before = publish_parts(text, writer_name="html", settings_overrides={"report_level": 5})["body"]
+    assert "<b>x</b>" in before and before.count("host file") == 2
+    monkeypatch.setenv("DOCUTILSCONFIG", str(REPO / "workflow/report/docutils.conf"))
+    after = publish_parts(text, writer_name="html", settings_overrides={"report_level": 5})["body"]
+    assert "<b>" not in after and "host file" not in after
+
+
 def put(path: Path, text: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    content = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    path.write_text(content, encoding="utf-8", newline="")
 
 
 def test_what_an_item_came_from(tmp_path: Path) -> None:

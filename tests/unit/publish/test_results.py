@@ -132,8 +132,8 @@ def test_lengths_and_people(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "content", "line"),
     [
-        ("rouge", "{", "not JSON: .*"),
-        ("rouge", "[]", "not a JSON object"),
+        ("rouge", "{", r"not JSON \(.*\)"),
+        ("rouge", "[]", r"not a JSON object, \{...\}"),
         ("words", {"mean": "many"}, "damaged: .*"),
         ("diversity", {"ngram": 4, "per_seed": {"10": {}}}, "damaged: KeyError\\('N'\\)"),
     ],

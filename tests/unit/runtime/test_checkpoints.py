@@ -4,6 +4,7 @@ Also the models that a run which went back still chooses from.
 """
 
 import errno
+import json
 import types
 
 import pytest
@@ -102,6 +103,22 @@ def test_a_run_that_goes_back_still_has_the_model_that_it_then_chooses(candidate
     assert (tmp_path / "out" / "weights").read_text() == "three"
 
 
+def test_evaluations_that_are_no_number(candidates, tmp_path):
+    """They are never chosen, and one later that is a number still is."""
+    history = []
+    evaluated(candidates, history, 3, float("nan"), "three")
+    save(tmp_path, 3)
+    candidates.prune(history)
+    with pytest.raises(UserError, match="dev_rouge: none of 1 dev evaluations has a finite value"):
+        candidates.export("best_rouge", history, tmp_path / "out")
+    evaluated(candidates, history, 6, 0.4, "six")
+    save(tmp_path, 6)
+    candidates.prune(history)
+    candidates.export("best_rouge", history, tmp_path / "out")
+    assert (tmp_path / "out" / "weights").read_text() == "six"
+    assert json.loads((tmp_path / "out" / "selection.json").read_text())["history"][0]["dev_rouge"] is None
+
+
 def test_only_what_a_checkpoint_chooses_is_kept(candidates, tmp_path):
     history = []
     for step, rouge in ((2, 0.1), (4, 0.5), (6, 0.6), (8, 0.2), (10, 0.3)):
@@ -110,3 +127,36 @@ def test_only_what_a_checkpoint_chooses_is_kept(candidates, tmp_path):
         candidates.prune(history)
         kept = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "candidates").iterdir())]
         assert kept == {2: [2], 4: [2, 4], 6: [4, 6], 8: [6], 10: [6]}[step]
+
+
+@pytest.mark.parametrize(("old", "new"), [('"zero": 1', '"zero": 3'), ('"processes": 1', '"processes": 2')])
+def test_the_manifest_protects_what_it_says_itself(tmp_path, capsys, old, new):
+    save(tmp_path, 3)
+    manifest = tmp_path / "step-0000003" / checkpoints.MANIFEST
+    text = manifest.read_text()
+    assert old in text
+    manifest.write_text(text.replace(old, new))
+    assert checkpoints.newest(tmp_path, WORLD, print) is None
+    assert "manifest.json is missing or damaged" in capsys.readouterr().out
+
+
+def test_a_checkpoint_under_the_name_of_another_step(tmp_path, capsys):
+    save(tmp_path, 3)
+    (tmp_path / "step-0000003").rename(tmp_path / "step-0000009")
+    assert checkpoints.newest(tmp_path, WORLD, print) is None
+    assert "is of step 3" in capsys.readouterr().out
+
+
+def test_a_file_that_was_not_saved_with_it(tmp_path, capsys):
+    save(tmp_path, 3)
+    (tmp_path / "step-0000003" / "zero_pp_rank_9_mp_rank_00_optim_states.pt").write_text("more")
+    assert checkpoints.newest(tmp_path, WORLD, print) is None
+    assert "was not saved with it" in capsys.readouterr().out
+
+
+def test_manifests_of_earlier_versions_have_no_hash(tmp_path):
+    save(tmp_path, 3)
+    manifest = tmp_path / "step-0000003" / checkpoints.MANIFEST
+    values = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "sha256"}
+    manifest.write_text(json.dumps(values))
+    assert checkpoints.newest(tmp_path, WORLD, print).step == 3

@@ -92,3 +92,9 @@ def test_the_log_is_cut_to_what_the_checkpoint_knows_of(tmp_path):
     assert steps() == [0]
     MetricsLog(Running(tmp_path), "test")  # killed before the first checkpoint
     assert path.read_bytes() == b""
+
+
+def test_the_log_holds_json_only(tmp_path):
+    MetricsLog(Running(tmp_path), "test").write({"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 0, "seconds": 0.0, "loss": null, "grad_norm": null, "lr": 0.1}\n'

@@ -1,4 +1,4 @@
-"""ZeRO 1 to 3 on one and two processes.
+"""ZeRO 0 to 3 on one and two processes.
 
 With an optimizer on the CPU's side, and with a teacher that is spread over the processes: losses of a loop
 without DeepSpeed, exact resuming, another number of processes.
@@ -24,7 +24,7 @@ from onpolicy_case import (
     task,
 )
 from torch.testing import assert_close
-from zero_case import CASES, KINDS, STEPS, supervised
+from zero_case import CASES, CHANGED, KINDS, STEPS, supervised
 
 from minillm.data.batching import collate
 from minillm.runtime.schedule import learning_rate
@@ -150,5 +150,23 @@ def test_resuming_is_exact(whole, resumed, processes, kind, name):
 def test_another_number_of_processes_goes_on(whole, resumed, saved, then, kind, name):
     losses, weights = whole[then][kind, name]
     again, found = resumed[saved, then][kind, name]
+    same_losses(again, losses[STEPS // 2 :])
+    assert_close(found, weights, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+@pytest.mark.parametrize(("before", "now"), CHANGED)
+def test_another_zero_stage_goes_on_exactly(whole, resumed, processes, before, now):
+    losses, weights = whole[processes]["sft", now]
+    again, found = resumed[processes, processes]["sft", f"{before} to {now}"]
+    assert again == losses[STEPS // 2 :]
+    assert torch.equal(found, weights)
+
+
+@pytest.mark.parametrize(("saved", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "now"), CHANGED)
+def test_another_zero_stage_and_number_of_processes(whole, resumed, saved, then, before, now):
+    losses, weights = whole[then]["sft", now]
+    again, found = resumed[saved, then]["sft", f"{before} to {now}"]
     same_losses(again, losses[STEPS // 2 :])
     assert_close(found, weights, atol=1e-4, rtol=1e-3)

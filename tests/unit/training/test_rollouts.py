@@ -162,11 +162,19 @@ def test_the_guard_stops(limits, summary, message):
         guard(after, memory, settings("default", **limits), engine)
 
 
+def test_a_dev_loss_that_is_no_number_is_not_remembered():
+    chosen = settings("default", **KD, student_share=0.0, adaptive=True)
+    memory = Memory(0.0)
+    for loss in (float("nan"), 2.0, float("inf"), 2.2):
+        memory.look(loss, chosen)
+    assert memory.dev_loss == 2.2 and memory.student_share == pytest.approx(0.1)
+
+
 def test_the_guard_begins_with_the_first_value_that_there_is():
     """A first collection of gold responses alone has no reverse KL of samples."""
     engine, memory = types.SimpleNamespace(step=5, folder=Path("run")), Memory(0.0)
     chosen = settings("default", **KD, student_share=0.0, stop_kl=1.5)
-    for reverse_kl in (None, 1.0, 1.4):
+    for reverse_kl in (None, float("nan"), 1.0, 1.4):
         summary = {"response_length": 10.0} | (
             {} if reverse_kl is None else {"rollout_reverse_kl": reverse_kl}
         )

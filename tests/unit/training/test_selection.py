@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from minillm.errors import UserError
 from minillm.training.selection import choose, evidence
 
 HISTORY = [
@@ -29,17 +30,18 @@ def test_the_rules_look_at_their_own_key() -> None:
     assert choose(history, "lowest_loss")["step"] == 1
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 @pytest.mark.parametrize("place", [0, 1])
-def test_nan_is_never_chosen(place: int) -> None:
+def test_what_is_no_number_is_never_chosen(place: int, value: float | None) -> None:
     for rule, key in (("best_rouge", "dev_rouge"), ("lowest_loss", "dev_loss")):
         history: list[dict] = [{"step": 1, key: 1.0}]
-        history.insert(place, {"step": 2 * place, key: math.nan})
+        history.insert(place, {"step": 2 * place, key: value})
         assert choose(history, rule)["step"] == 1
 
 
 @pytest.mark.parametrize("history", [[], [{"step": 1, "dev_rouge": math.nan}], [{"step": 1}]])
 def test_nothing_to_choose(history: list) -> None:
-    with pytest.raises(ValueError, match="nothing to choose"):
+    with pytest.raises(UserError, match=f"^dev_rouge: none of {len(history)} dev evaluations .*; look at"):
         choose(history, "best_rouge")
 
 

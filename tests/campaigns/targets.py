@@ -1,0 +1,415 @@
+"""Every reader of the package, with valid files to damage.
+
+A target's `read` gets a folder that holds its files and returns what they hold, in a form that compares.
+Stages that only read and write small files are run as a whole, so that partial output would be noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import made_up_run
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from table_case import SETTINGS, metrics_of_one_pair
+
+from minillm import plan, readers
+from minillm.cli import _launch
+from minillm.config.derive import canonical, stage_settings
+from minillm.config.experiment import experiment
+from minillm.config.measurements.diversity import DiversitySettings
+from minillm.config.measurements.exposure_bias import SamplesSettings
+from minillm.config.measurements.judge import Judge, JudgeSettings
+from minillm.config.sections import Dataset, Sampling, Tokenizer
+from minillm.config.stages import STAGES
+from minillm.config.strict import load
+from minillm.data import length_subsets
+from minillm.data.rows import Corpus, Rows
+from minillm.data.sources import read_entries, read_rows, read_tests, read_texts
+from minillm.data.tokenizers import make_tokenizer
+from minillm.evaluation import diversity, human, judge, lengths, rouge
+from minillm.evaluation.answers import read_answers
+from minillm.evaluation.teacher_samples import read_samples
+from minillm.files import identity
+from minillm.publish import index, report_texts, run_costs
+from minillm.publish.item_results import RunResults
+from minillm.publish.origins import origins
+from minillm.publish.published_numbers import published
+from minillm.publish.registry import ITEMS
+from minillm.publish.results import read_frame
+from minillm.publish.settings import MetricsSettings
+from minillm.publish.tables.main import run_stage as main_table
+from minillm.publish.tables.main_cells import read_csv
+from minillm.publish.tables.sample_answers import _answers
+from minillm.runtime.checkpoints import _manifest
+from minillm.sampling.generate import _read_journal
+from minillm.training.supervised import training_examples
+
+REPO = Path(__file__).resolve().parents[2]
+PLAN = REPO / "tests/config/plan.yaml"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader: the files that it reads, those of them that are damaged, and how it is called."""
+
+    name: str
+    files: dict[str, bytes]
+    read: Callable[[Path], Any]
+    damaged: tuple[str, ...] = ()
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def lines(*entries: Any) -> bytes:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+
+
+def targets() -> list[Target]:
+    """All of them."""
+    return [*configurations(), *data(), *answers(), *results()]
+
+
+# --- configurations
+def configurations() -> Iterator[Target]:
+    yield Target(
+        "configuration",
+        {"config.yaml": PLAN.read_bytes()},
+        lambda folder: experiment(readers.read_yaml(folder / "config.yaml"), str(folder / "config.yaml")),
+    )
+    names: dict[str, dict[str, Any]] = {
+        "data": {"tokenizer": "letters"},
+        "testset": {"test": "easy"},
+        "base": {"model": "big"},
+        "teacher": {"model": "big"},
+        "kd": {"model": "small", "teacher": "big", "seed": 10},
+        "pseudo": {"teacher": "big"},
+        "minillm": {"model": "small", "teacher": "big", "seed": 10},
+        "lengths": {"test": "easy"},
+    }
+    config = experiment(readers.read_yaml(PLAN))
+    for stage in (*names, "generate", "rouge", "samples", "diversity", "judge", "human", "table", "metrics"):
+        settings = canonical(stage_settings(config, stage, **names.get(stage, {})))
+        cls: Any = STAGES[stage].settings_class()
+        yield Target(
+            f"settings of {stage}",
+            {"settings.json": settings.encode()},
+            lambda folder, cls=cls: load(cls, folder / "settings.json"),
+        )
+    yield Target(
+        "launch values",
+        {"launch.json": json.dumps({"zero": 1, "micro_batch": 4, "offload": False}).encode()},
+        lambda folder: _launch((folder / "launch.json").read_bytes().decode("utf-8", "replace")),
+    )
+
+
+# --- data
+ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in range(5)]
+
+
+def data() -> Iterator[Target]:
+    table = "instruction,input,output\n" + "".join(f"Say {i}.,,{i}.\n" for i in range(5))
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), sink)
+    held = {
+        "rows.jsonl": lines(*ROWS),
+        "rows.json": json.dumps(ROWS).encode(),
+        "rows.csv": table.encode(),
+        "rows.tsv": table.replace(",", "\t").encode(),
+        "rows.parquet": sink.getvalue().to_pybytes(),
+        "rows.jsonl.gz": gzip.compress(lines(*ROWS), mtime=0),
+    }
+    for name, content in held.items():
+        yield Target(
+            f"rows from {name}",
+            {name: content},
+            lambda folder, name=name: [
+                read_rows(Dataset(source="folder", path=str(folder / name)), "datasets.a"),
+                read_entries(Dataset(source="folder", path=str(folder / name)), "datasets.a")[0][0],
+            ],
+        )
+    texts = {"a.txt": b"One , two .\nThree\n", "a.jsonl": lines({"text": "One"}, {"text": "two"})}
+    for name, content in texts.items():
+        yield Target(
+            f"texts from {name}",
+            {name: content},
+            lambda folder, name=name: read_texts(Dataset(source="folder", path=str(folder / name)), "d"),
+        )
+    held = _data_folder()
+    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) or name == "card.json"]
+    yield Target(
+        "data folder", held, _read_data, damaged=tuple(name for name in tokens if name != "pseudo.jsonl")
+    )
+    yield Target("answers of a teacher", held, _read_pseudo, damaged=("pseudo.jsonl",))
+    test = {"dataset": "t", "prompt": "p", "prompt_tokens": [1, 2], "references": ["a"]}
+    yield Target(
+        "test set",
+        {"t.jsonl": lines(*({"id": i, **test} for i in range(3)))},
+        lambda f: read_tests(f / "t.jsonl"),
+    )
+    task = {
+        "Definition": ["Add."],
+        "Instances": [{"input": "1", "output": ["2"]}, {"input": "2", "output": "3"}],
+    }
+    yield Target(
+        "tasks of S-NI",
+        {"tasks/a.json": json.dumps(task).encode(), "test_tasks.txt": b"a\n"},
+        lambda folder: _stage(
+            folder, lambda out: length_subsets.run_stage(None, source=folder, out=out / "all.jsonl"), "source"
+        ),
+        damaged=("tasks/a.json",),
+    )
+
+
+def _data_folder() -> dict[str, bytes]:
+    record = {"instruction": "a", "input": "", "prompt": "p", "response": "r", "references": ["r"]}
+    answer = {"response": "r", "response_tokens": [1, 2], "finished": True}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split in ("train", "dev"):
+            np.save(folder / f"{split}.tokens.npy", np.arange(12, dtype=np.int32))
+            np.save(folder / f"{split}.lengths.npy", np.full((3, 2), 2, dtype=np.int32))
+            (folder / f"{split}.jsonl").write_bytes(lines(*({"id": i, **record} for i in range(3))))
+        np.save(folder / "corpus.tokens.npy", np.arange(16, dtype=np.int32))
+        np.save(folder / "corpus.lengths.npy", np.full(2, 8, dtype=np.int32))
+        tokenizer = make_tokenizer(Tokenizer(source="train", vocabulary=260), lambda: ["a b"])
+        tokenizer.save_pretrained(folder / "tokenizer")
+        held = files_below(folder)
+    held["card.json"] = json.dumps({"content": "abc", "train": {}}).encode()
+    held["pseudo.jsonl"] = lines(
+        *({"id": i, "split": split, **answer} for split in ("train", "dev") for i in range(3))
+    )
+    return held
+
+
+def _read_data(folder: Path) -> Any:
+    parts = [Rows.open(folder, split) for split in ("train", "dev")]
+    corpus = Corpus.open(folder)
+    return [
+        identity(folder),
+        [(part.ids, [part.prompt(i).tolist() for i in range(len(part))]) for part in parts],
+        [corpus.chunk(i).tolist() for i in range(len(corpus))],
+    ]
+
+
+def _read_pseudo(folder: Path) -> Any:
+    parts = training_examples(folder, folder / "pseudo.jsonl")
+    return [[(prompt.tolist(), answer.tolist()) for prompt, answer in part] for part in parts]
+
+
+# --- responses
+def answers() -> Iterator[Target]:
+    row = {
+        "dataset": "t",
+        "prompt": "p",
+        "references": ["a b"],
+        "response": "a b",
+        "response_tokens": [1, 2, 3],
+    }
+    rows = lines(*({"id": i, **row, "finished": True, "seed": seed} for seed in (10, 20) for i in range(3)))
+    meta = {"dataset": "t", "rows": 3, "seeds": [10, 20], "sampling": {"temperature": 1.0}, "model": "m"}
+    files = {"t.jsonl": rows, "t.meta.json": json.dumps(meta).encode()}
+    yield Target("generations for ROUGE-L", files, _score)
+    yield Target("generations for diversity", files, _count)
+    settings = SamplesSettings("samples", 0, 2, 0, "fp32", Sampling())
+    sample = {"prompt_tokens": [1], "responses": [[1, 2], [3]], "finished": [True, False]}
+    meta = {"model": "m", "dataset": "t", "rows": 2, "settings": dataclasses.asdict(settings)}
+    yield Target(
+        "samples",
+        {
+            "t.jsonl": lines(*({"id": i, **sample} for i in range(2))),
+            "t.meta.json": json.dumps(meta).encode(),
+        },
+        lambda folder: repr(read_samples(folder / "t.jsonl", settings)),
+    )
+    entry = {"response": "r", "response_tokens": [1], "finished": True}
+    yield Target(
+        "journal of answers",
+        {".journal.jsonl": lines(*({"key": [10, i], **entry} for i in range(3)))},
+        _read_copied_journal,
+    )
+    pairs = {f"p{i}": {"ours": "left", "against": "g/sft/t.jsonl", "row": i} for i in range(4)}
+    page = {"format": "minillm-human-1", "study": "s"}
+    key = {**page, "dataset": "t", "ours": "g/minillm/t.jsonl", "against": ["g/sft/t.jsonl"], "prompts": 4}
+    answered = {
+        **page,
+        "annotator": "anna",
+        "answers": dict(zip(pairs, ("left", "tie", "right", "left"), strict=True)),
+    }
+    yield Target(
+        "answers of annotators",
+        {"a.json": json.dumps(answered).encode(), "key.json": json.dumps({**key, "pairs": pairs}).encode()},
+        lambda folder: _stage(
+            folder,
+            lambda out: human.run_stage(
+                answers=[folder / "a.json"], key=folder / "key.json", out=out / "m.json"
+            ),
+            "sources",
+        ),
+    )
+    yield Target("verdicts of a judge", files | _verdicts(files), _judged, damaged=tuple(_verdicts(files)))
+
+
+JUDGE = JudgeSettings("judge", Judge(kind="stand-in", tests=("t",)), "fp32")
+
+
+def _verdicts(files: dict[str, bytes]) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in files.items():
+            (folder / path).write_bytes(content)
+        _judge(folder, folder)
+        return {name: content for name, content in files_below(folder).items() if name.startswith("cache/")}
+
+
+def _judge(folder: Path, out: Path) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        judge.run_stage(JUDGE, generations=folder / "t.jsonl", cache=out / "cache", out=out / "m.json")
+    metric = json.loads((out / "m.json").read_bytes())
+    return {key: value for key, value in metric.items() if key != "sources"}
+
+
+def _judged(folder: Path) -> Any:
+    """The cache is copied first: the stage completes it."""
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(folder / "cache", Path(name) / "cache")
+        return _judge(folder, Path(name))
+
+
+def _read_copied_journal(folder: Path) -> Any:
+    """The reader cuts off a line that a kill cut short, in the file too."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "journal"
+        path.write_bytes((folder / ".journal.jsonl").read_bytes())
+        return _read_journal(path)
+
+
+def _score(folder: Path) -> Any:
+    path = folder / "t.jsonl"
+    metric = _stage(folder, lambda out: rouge.run_stage(generations=path, out=out / "m.json"), "sources")
+    return metric, str(dataclasses.replace(read_answers(path), path=Path()))
+
+
+def _count(folder: Path) -> Any:
+    settings = DiversitySettings("diversity", 2, "tokens")
+    path = folder / "t.jsonl"
+    return _stage(
+        folder, lambda out: diversity.run_stage(settings, generations=path, out=out / "d.json"), "sources"
+    )
+
+
+def _stage(folder: Path, run: Callable[[Path], object], where: str = "") -> Any:
+    """What a stage wrote, without the key `where`, which names the folder."""
+    out = folder / "out"
+    out.mkdir()
+    run(out)
+    written = {}
+    for name, content in files_below(out).items():
+        value = json.loads(content) if name.endswith(".json") and where else content.decode()
+        if isinstance(value, dict):
+            json.dumps(value, allow_nan=False)
+            value.pop(where, None)
+        written[name] = value
+    return written
+
+
+# --- results
+def results() -> Iterator[Target]:
+    config = made_up_run.config(small=True)
+    with tempfile.TemporaryDirectory() as name:
+        run = made_up_run.make(Path(name), config)
+        sidecar = {"shows": "s", "n": "3", "missing": "", "sources": ["metrics.csv"], "caption": "c"}
+        made_up_run.put(run, "tables/table2.json", sidecar)
+        made_up_run.put(run, "configs/publish/table2.json", {"stage": "publish"})
+        held = files_below(run)
+        metrics = metrics_of_one_pair(Path(name) / "other")
+        main = files_below(metrics.parent)
+        main_table(SETTINGS, run_folder=metrics.parent, out=Path(name) / "tables")
+        csv_files = files_below(Path(name) / "tables")
+    settings = MetricsSettings.of(config)
+    student = "base/minillm/xl/seed10"
+    chosen = [name for name in held if f"/{student}/" in name or f"/{student}." in name]
+    files = settings.files()
+    kept = {
+        name: held[name] for name in (*chosen, "data/letters/training/card.json", "benchmarks/base/base.tsv")
+    }
+    yield Target(
+        "metrics",
+        kept,
+        lambda folder: [read_frame(folder, files).to_csv(), _contents(RunResults(settings, folder))],
+        damaged=tuple(name for name in kept if name.startswith("metrics/")),
+    )
+    yield Target(
+        "records of a training",
+        kept,
+        lambda folder: _records(RunResults(settings, folder), student),
+        damaged=tuple(name for name in kept if not name.startswith("metrics/")),
+    )
+    made = ("tables/table2.json", "configs/publish/table2.json")
+    yield Target(
+        "sidecars",
+        {name: held[name] for name in made},
+        lambda folder: [
+            _stage(folder, lambda out: index.run_stage(run_folder=folder, out=out / "index.md"))[
+                "index.md"
+            ].split("\n", 1)[1],
+            report_texts.captions(folder, {name: item.kind for name, item in ITEMS.items()}),
+        ],
+    )
+    yield Target(
+        "main table",
+        main,
+        lambda folder: _stage(folder, lambda out: main_table(SETTINGS, run_folder=folder, out=out)),
+        damaged=tuple(name for name in main if "minillm" in name),
+    )
+    lengths_of = next(name for name in main if "minillm" in name and "easy" in name)
+    yield Target(
+        "ROUGE-L for lengths", {"m.json": main[lengths_of]}, lambda f: lengths.read_metric(f / "m.json")
+    )
+    yield Target("main.csv", {"main.csv": csv_files["main.csv"]}, lambda f: read_csv(f / "main.csv"))
+    paper = REPO / "config/paper"
+    yield Target("published numbers", {"table1.csv": (paper / "table1.csv").read_bytes()}, published)
+    yield Target(
+        "benchmarks",
+        {"b.tsv": made_up_run.BENCHMARK.encode()},
+        lambda folder: [plan._seconds(folder / "b.tsv"), origins(folder, ["b.tsv"])],
+    )
+    manifest = {"step": 3, "processes": 1, "zero": 1, "files": {"a": "b"}}
+    yield Target(
+        "manifest", {"manifest.json": json.dumps(manifest).encode()}, lambda folder: _manifest(folder)
+    )
+
+
+def _contents(results: RunResults) -> Any:
+    """What figures read of metric files, besides the frame."""
+    kinds = results.settings.asked
+    found = [
+        results.contents(k, m, name) for k in kinds for m in results.models() for name in results.names(k)
+    ]
+    return repr([found, results.comparisons()])
+
+
+def _records(results: RunResults, weights: str) -> Any:
+    model = next(m for m in results.models() if weights in m.weights.values())
+    return [
+        run_costs.costs_of(results, model, weights),
+        results.dev_score(weights),
+        results.dev_rows(model),
+        results.log(weights),
+        _answers(results, weights, "dolly", 10),
+        origins(results.folder, list(results.sources)),
+    ]

@@ -1,0 +1,147 @@
+"""What a whole configuration may not say: one name, seed or model in two roles."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minillm.config.experiment import experiment
+from minillm.errors import UserError
+from minillm.readers import read_yaml
+
+PLAN: dict[str, Any] = read_yaml(Path(__file__).parents[2] / "config/plan.yaml")
+TASK = {"dataset": "dev", "prompt": "{text}", "labels": {"a": "yes", "b": "no"}}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """plan.yaml with `value` in the place that `key` names."""
+    raw = copy.deepcopy(PLAN)
+    node: Any = raw
+    *parts, last = key.split(".")
+    for part in parts:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    node[last] = value
+    return raw
+
+
+def line(raw: Any) -> str:
+    with pytest.raises(UserError) as error:
+        experiment(raw)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_plan_itself_is_right() -> None:
+    assert experiment(copy.deepcopy(PLAN)).run == PLAN["run"]
+
+
+TEST = PLAN["data"]["tests"][0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("training_seeds", [10, 20, 10], "training_seeds.2: 10"),
+        ("sampling_seeds", [1, 1], "sampling_seeds.1: 1"),
+        ("methods", ["sft", "kd", "sft"], "methods.2: 'sft'"),
+        ("data.tests", [TEST, TEST], f"data.tests.1: '{TEST}'"),
+        ("pairs.0.students", ["small", "small"], "pairs.0.students.1: 'small'"),
+        ("pairs.0.methods", ["kd", "kd"], "pairs.0.methods.1: 'kd'"),
+        ("exposure_bias.tests", [TEST, TEST], f"exposure_bias.tests.1: '{TEST}'"),
+        ("diversity.tests", [TEST, TEST], f"diversity.tests.1: '{TEST}'"),
+        ("lengths.tests", [TEST, TEST], f"lengths.tests.1: '{TEST}'"),
+        ("lengths.figure15", [TEST, TEST], f"lengths.figure15.1: '{TEST}'"),
+        ("judge.tests", [TEST, TEST], f"judge.tests.1: '{TEST}'"),
+        ("human.answers", ["a.json", "a.json"], "human.answers.1: 'a.json'"),
+        ("estimators.seeds", [1, 2, 1], "estimators.seeds.2: 1"),
+        ("estimators.alphas", [0.5, 0.5], "estimators.alphas.1: 0.5"),
+        ("models.big.layers", [0, 1, 1], "models.big.layers.2: 1"),
+    ],
+)
+def test_nothing_is_named_twice(key: str, value: Any, place: str) -> None:
+    assert line(changed(key, value)) == f"config: {place} is there twice; remove one"
+
+
+def test_equal_decay_rates_are_no_list() -> None:
+    assert experiment(changed("stages.sft.betas", [0.9, 0.9])).stages.sft.betas == (0.9, 0.9)
+
+
+def test_no_student_is_trained_twice_by_one_method() -> None:
+    said = line(changed("pairs", [*PLAN["pairs"], PLAN["pairs"][0]]))
+    assert said.startswith(f"config: pairs.{len(PLAN['pairs'])}: ")
+    assert said.endswith(" is in pairs.0 already; remove it from one of the two")
+
+
+@pytest.mark.parametrize("key", ["training_seeds", "sampling_seeds", "estimators.seeds"])
+def test_seeds_fit_into_the_generators(key: str) -> None:
+    for seed in (2**32, 2**62, -1):
+        assert line(changed(key, [seed])).startswith(f"config: {key}.0: input should be ")
+    assert "below 2^63" in line(changed(key, [10**30]))
+    assert experiment(changed(key, [2**32 - 1]))
+
+
+@pytest.mark.parametrize("key", ["methods", "pairs", "pairs.0.students", "data.tests", "training_seeds"])
+def test_lists_that_a_run_needs_are_not_empty(key: str) -> None:
+    assert line(changed(key, [])).startswith(f"config: {key}: ")
+
+
+def test_a_model_is_not_its_own_teacher_under_any_name() -> None:
+    teacher = PLAN["pairs"][0]["teacher"]
+    raw = changed("pairs.0.students", [teacher])
+    assert line(raw).startswith(f"config: pairs.0.students.0: {teacher} is the same model as its teacher")
+    raw = changed("pairs.0.students", ["twin"])
+    raw["models"]["twin"] = {**raw["models"][teacher], "family": "Twin", "size": "1"}
+    assert line(raw).startswith("config: pairs.0.students.0: twin is the same model as its teacher")
+    # A finished teacher is not what the student starts from.
+    raw["checkpoints"] = {f"{teacher}/teacher": {"source": "hub", "path": "a/b", "tokenizer": "bpe"}}
+    raw["checkpoints"][f"{teacher}/teacher"]["tokenizer"] = raw["models"][teacher]["tokenizer"]
+    assert experiment(raw).pairs[0].students == ("twin",)
+
+
+def test_a_model_is_not_pruned_of_itself() -> None:
+    model = {
+        **PLAN["models"]["small"],
+        "source": "pruned",
+        "layers": [0],
+        "parent": "small",
+        "architecture": {},
+    }
+    assert "models.small.parent: a model cannot be pruned of itself (small -> small)" in line(
+        changed("models.small", model)
+    )
+    raw = changed("models.small", {**model, "parent": "other"})
+    raw["models"]["other"] = model
+    assert "a model cannot be pruned of itself (small -> other -> small)" in line(raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (float("nan"), "nan is not a finite number"),
+        (float("inf"), "inf is not a finite number"),
+        (10**400, "the number is too large; it must be below 2^63"),
+        ("\ud800", "half a surrogate pair (\\ud800 to \\udfff) is not text"),
+        ({("a", "b"): 1}, "the key \"('a', 'b')\" is not text; put it in quotes"),
+        ({1, 2}, "a value of the type set is not text, number, list or mapping"),
+    ],
+)
+def test_values_that_no_key_takes_are_named(value: Any, problem: str) -> None:
+    assert (
+        line(changed("models.big.architecture.x", value)) == f"config: models.big.architecture.x: {problem}"
+    )
+
+
+def test_what_contains_itself_is_one_line() -> None:
+    raw = changed("models.big.architecture", {})
+    raw["models"]["big"]["architecture"]["x"] = raw["models"]["big"]
+    assert "nesting too deep, or anchors that contain themselves" in line(raw)
+
+
+def test_a_message_is_one_short_line() -> None:
+    said = line(changed("models.big.a\nb", "x" * 10_000))
+    assert "unknown key" in said and len(said) < 1100
+    said = line(changed("precision", "x\n" * 10_000))
+    assert len(said) < 1100
