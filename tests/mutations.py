@@ -193,6 +193,20 @@ MUTATIONS = [
         "tests/unit/sampling/test_kv_cache.py::test_groups_are_one_pass",
     ),
     Mutation(
+        "finished rows stay in layers of all positions if others have a window",
+        "sampling/kv_cache.py",
+        "            if isinstance(layer, RoomyLayer):",
+        "            if isinstance(layer, RoomyLayer) and self.croppable:",
+        "tests/unit/sampling/test_architectures.py::test_rows_together_are_rows_alone_and_those_of_no_cache",
+    ),
+    Mutation(
+        "tensors that are missing are made up",
+        "models/weights.py",
+        '"missing": missing, ',
+        "",
+        "tests/unit/models/test_weights.py::test_tensors_are_named_and_counted",
+    ),
+    Mutation(
         "bins count alike, however full",
         "evaluation/calibration.py",
         "return float(np.abs(gaps).sum() / len(right))",
