@@ -283,6 +283,27 @@ MUTATIONS = [
         "np.random.Philox(key=[seed, int(student.kl.sum() * 1e3)])",
         "tests/unit/evaluation/test_exposure_bias.py::test_draws_of_two_students_are_of_the_same_prompts",
     ),
+    Mutation(
+        "a name twice in a list counts once",
+        "config/experiment.py",
+        "    check_lists(config, where)\n",
+        "",
+        "tests/unit/config/test_experiment.py::test_nothing_is_named_twice",
+    ),
+    Mutation(
+        "a test row without a reference is kept",
+        "data/test_set.py",
+        "if not any(output.strip() for output in row.outputs):",
+        "if False:",
+        "tests/unit/data/test_prepare.py::test_rows_without_a_reference_eos_in_prompts_and_other_scripts",
+    ),
+    Mutation(
+        "lengths need not fit their tokens",
+        "data/rows.py",
+        "starts[-1] == len(tokens)",
+        "True",
+        "tests/unit/data/test_prepare.py::test_damaged_arrays_are_one_line",
+    ),
 ]
 
 

@@ -241,7 +241,7 @@ def test_a_folder_that_is_not_there(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
-    def fail(**paths):
+    def fail(*settings, **paths):
         raise problem
 
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
 
 
 def test_other_errors_are_not_a_full_disk(monkeypatch):
-    def fail(**paths):
+    def fail(*settings, **paths):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b")
 
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
