@@ -16,7 +16,7 @@ from minillm.config.stages import MEASUREMENTS, STAGES, Stage
 from minillm.files import RECORD
 from minillm.readers import read_object
 from minillm.verify.findings import Findings
-from minillm.verify.records import each
+from minillm.verify.records import METRICS, each
 from minillm.verify.run_folder import AGAIN, LEFT, Run, metric_of
 
 # Keys that say where a metric comes from; records.py compares them.
@@ -28,7 +28,7 @@ ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 def check_metrics(run: Run, findings: Findings, models: bool) -> None:
     """Every metric file of the run; those computed with a model only if `models`."""
-    each(findings, run.files("metrics/**/*.json"), lambda path: _metric(run, findings, path, models))
+    each(findings, run.files(METRICS), lambda path: _metric(run, findings, path, models))
     if run.asked is None:
         findings.differs(run.folder / layout.settings_file("metrics"), "is missing or damaged")
     for file in run.asked or ():
