@@ -24,6 +24,8 @@ ORIGIN = ("sources", "sources_sha256", "settings_sha256", RECORD)
 # Largest relative difference; models are computed here on the CPU, maybe elsewhere before, in that precision.
 EXACT = 1e-9
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+# Exposure bias is in percent, and of the difference of two nearly equal numbers.
+PERCENT = 100
 
 
 def check_metrics(run: Run, findings: Findings, models: bool) -> None:
@@ -68,6 +70,7 @@ def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
     findings.checked[f"metrics of {stage}"] += 1
     # Exposure bias has the settings of its samples.
     tolerance = ROUNDING[getattr(settings, "samples", settings).precision] if entry.launched else EXACT
+    tolerance *= PERCENT if kind == "exposure_bias" else 1
     differing = list(compare(recorded, found, tolerance))
     if differing:
         others = len(differing) - 1
