@@ -271,10 +271,24 @@ MUTATIONS = [
     ),
     Mutation(
         "replies are kept as they come",
-        "evaluation/judges.py",
-        'return text.replace(self._key, "***") if self.settings.key_variable else text',
-        "return text",
+        "redact.py",
+        "if not key or not text:",
+        "if True:",
         "tests/unit/evaluation/test_judge.py::test_a_reply_that_repeats_the_key_is_kept_without_it",
+    ),
+    Mutation(
+        "only the key itself is blanked",
+        "redact.py",
+        'forms = {key, quote(key, safe=""), raw.hex()}',
+        "return {key.lower()}",
+        "tests/unit/evaluation/test_judge.py::test_the_key_is_kept_in_no_form",
+    ),
+    Mutation(
+        "a label is markup in the report",
+        "publish/report_texts.py",
+        'return re.sub(r"([^\\w\\s]|_)", r"\\\\\\1", text.replace("\\0", ""))',
+        "return text",
+        "tests/unit/publish/test_report_texts.py::test_text_of_users_is_no_markup",
     ),
     Mutation(
         "each student draws other prompts",
