@@ -359,6 +359,7 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
     path = rng.choice(sorted(path for path in case.run.glob(pattern) if path.is_file()))
     name = path.relative_to(case.run).as_posix()
     what = damage(path, rng)
+    damaged = path.read_bytes() if path.is_file() else None
     if READ_BY[pattern]:
         case.clear()
     ended = case.snakemake()
@@ -367,6 +368,8 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
         raise Failed(f"{what}: ends with {ended.status} and no clear line")
     if not ended.status:
         different = differences(case.expected, contents(case.run))
+        if not different and damaged is not None and path.read_bytes() == damaged:
+            different = [f"{name} differs in times or memory"]
         if not different:
             return Outcome(EXACT, what)
         line = noticed(case, name)
@@ -380,12 +383,13 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
 
 
 def noticed(case: Case, name: str) -> str:
-    """What `minillm verify` says of a result, if it is there and names it."""
+    """What `minillm verify` says of a result; "" if it does not name it, or there is no such command."""
     command = [case.checkout.python, "-m", "minillm", "verify", str(case.run)]
     done = subprocess.run(
         command, cwd=case.checkout.folder, env=case.checkout.environment, capture_output=True, text=True
     )
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if name in line]
+    names = (name, made_with(case, name).relative_to(case.run).as_posix())
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if any(n in line for n in names)]
     return f"verify: {lines[0]}"[:400] if done.returncode and lines else ""
 
 
@@ -404,7 +408,23 @@ def made_with(case: Case, name: str) -> Path:
 
 def damaged_state(case: Case, rng: random.Random) -> Outcome:
     """What a killed stage left to resume from (checkpoints, journal) is damaged."""
-    case.clear()
+    path = rng.choice(killed_with_state(case, rng))
+    what = damage(path, rng)
+    case.noted(case.checkout.snakemake("--unlock"))
+    ended = case.snakemake()
+    if not ended.status:
+        case.compare()
+        return Outcome(EXACT, what)
+    line = line_of(ended.output)
+    if not line:
+        raise Failed(f"{what}: ends with {ended.status} and no clear line")
+    remove(path)
+    how, seen = case.again(line)
+    return Outcome(how, what, seen)
+
+
+def killed_with_state(case: Case, rng: random.Random) -> list[Path]:
+    """Kill the stage after it has saved something; the files that it left to resume from."""
     folder = (case.run / case.stage.outputs[0]).parent
 
     def states() -> list[Path]:
@@ -412,29 +432,20 @@ def damaged_state(case: Case, rng: random.Random) -> Outcome:
         journals = [*case.run.glob("checkpoints/pseudo*"), *folder.glob(".*of*")]
         return sorted(path for path in saved + journals if path.is_file() and path.stat().st_size)
 
-    process = case.checkout.start(*case.targets)
-    if not case.wait_for(process, states):
-        raise Failed(f"nothing was saved: {line_of(case.noted(case.checkout.finish(process)).output)}")
-    time.sleep(rng.uniform(0, case.seconds / 3))
-    found = states()
-    case.checkout.end_all()
-    process.wait()
-    found = [path for path in found if path.is_file()] or states()
-    if not found:
-        raise Failed("the stage had ended")
-    path = rng.choice(found)
-    what = damage(path, rng)
-    case.noted(case.checkout.snakemake("--unlock"))
-    ended = case.snakemake()
-    if not ended.status:
-        case.compare()
-        return Outcome(EXACT, what, line_of(ended.output))
-    line = line_of(ended.output)
-    if not line:
-        raise Failed(f"{what}: ends with {ended.status} and no clear line")
-    remove(path)
-    how, seen = case.again(line)
-    return Outcome(how, what, seen)
+    longest = case.seconds / 3
+    for _ in range(5):
+        case.clear()
+        process = case.checkout.start(*case.targets)
+        if not case.wait_for(process, states):
+            raise Failed(f"nothing was saved: {line_of(case.noted(case.checkout.finish(process)).output)}")
+        time.sleep(rng.uniform(0, longest))
+        case.checkout.end_all()
+        process.wait()
+        if found := states():
+            return found
+        case.noted(case.checkout.snakemake("--unlock"))
+        longest /= 4
+    raise Failed("every moment was too late")
 
 
 KINDS: dict[str, Callable[..., Outcome]] = {
