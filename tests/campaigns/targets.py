@@ -38,7 +38,7 @@ from minillm.data.tokenizers import make_tokenizer
 from minillm.evaluation import diversity, human, judge, rouge
 from minillm.evaluation.answers import read_answers
 from minillm.evaluation.teacher_samples import read_samples
-from minillm.files import identity
+from minillm.files import data_content, hashes, identity
 from minillm.sampling.generate import _read_journal
 from minillm.training.supervised import training_examples
 from tests.campaigns.run_targets import results
@@ -118,10 +118,11 @@ def data() -> Iterator[Target]:
             lambda folder, name=name: read_texts(Dataset(source="folder", path=str(folder / name)), "d"),
         )
     held = _data_folder()
-    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) or name == "card.json"]
-    yield Target(
-        "data folder", held, _read_data, damaged=tuple(name for name in tokens if name != "pseudo.jsonl")
-    )
+    # Not through its card, which knows the hash of each file: damage would not reach the readers.
+    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) and name != "pseudo.jsonl"]
+    yield Target("data folder", held, _read_data, damaged=tuple(tokens))
+    whole = {name: content for name, content in held.items() if name != "pseudo.jsonl"}
+    yield Target("card of a data folder", whole, identity, damaged=("card.json",))
     yield Target("answers of a teacher", held, _read_pseudo, damaged=("pseudo.jsonl",))
     test = {"dataset": "t", "prompt": "p", "prompt_tokens": [1, 2], "references": ["a"]}
     yield Target(
@@ -159,7 +160,8 @@ def _data_folder() -> dict[str, bytes]:
         tokenizer = make_tokenizer(Tokenizer(source="train", vocabulary=260), lambda: ["a b"])
         tokenizer.save_pretrained(folder / "tokenizer")
         held = files_below(folder)
-    held["card.json"] = json.dumps({"content": "abc", "train": {}}).encode()
+        card = {"content": data_content(hashes(folder)), "train": {}}
+    held["card.json"] = json.dumps(card).encode()
     held["pseudo.jsonl"] = lines(
         *({"id": i, "split": split, **answer} for split in ("train", "dev") for i in range(3))
     )
@@ -170,7 +172,6 @@ def _read_data(folder: Path) -> Any:
     parts = [Rows.open(folder, split) for split in ("train", "dev")]
     corpus = Corpus.open(folder)
     return [
-        identity(folder),
         [(part.ids, [part.prompt(i).tolist() for i in range(len(part))]) for part in parts],
         [corpus.chunk(i).tolist() for i in range(len(corpus))],
     ]
