@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from faults_checkout import REPO, Checkout, contents, copied
-from faults_kinds import EXACT, FAILED, KINDS, SKIPPED, STATED, Case, Failed, a_round, stage_of
+from faults_kinds import EXACT, FAILED, KINDS, SKIPPED, STATED, Case, Failed, a_round, stage_of, unmount
 from faults_stages import STAGES
 from warm_python import warm_python
 
@@ -92,6 +92,7 @@ def attempt(number: int, kind: str, name: str, seed: int, base: Base, folder: Pa
     """One fault in a copy of the finished run; its record."""
     begun, rng = time.monotonic(), random.Random(f"{seed}/{number}")
     stage = stage_of(kind, name)
+    unmount(folder)
     checkout = Checkout(copied(base.checkout.folder, folder), base.checkout.configs, base.checkout.python)
     case = Case(checkout, stage, base.expected, base.seconds(stage.log))
     record: dict[str, object] = {"number": number, "seed": seed, "kind": kind, "stage": name}
