@@ -295,6 +295,14 @@ def mounted(*arguments: str):
             subprocess.run(["umount", "--lazy", arguments[-1]], check=True)
 
 
+def unmount(folder: Path) -> None:
+    """Unmount what a campaign that was killed has left mounted in a folder."""
+    mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    for place in [line.split(" ")[1] for line in mounts]:
+        if Path(place).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", place], check=False)
+
+
 def full_disk(case: Case, rng: random.Random) -> Outcome:
     """The run's folder on a small disk (tmpfs), on which only some KB are left."""
     case.clear()
