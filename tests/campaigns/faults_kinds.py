@@ -69,6 +69,9 @@ class Case:
         if ended.status is None:
             raise Failed(f"did not end within {LIMIT} seconds")
         for frames, error in re.findall(TRACEBACK, ended.output, re.MULTILINE):
+            # torchrun's own report of a process that was killed.
+            if error.startswith("torch.distributed.elastic."):
+                continue
             # Ctrl-C while Python still imports: nothing of ours has begun.
             if error != "KeyboardInterrupt" or "in run_stage" in frames:
                 raise Failed(f"a traceback: {error[:300]}")
