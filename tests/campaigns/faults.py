@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
+from faults_case import EXACT, FAILED, SKIPPED, STATED, Case, Failed
 from faults_checkout import REPO, Checkout, contents, copied
-from faults_kinds import EXACT, FAILED, KINDS, SKIPPED, STATED, Case, Failed, a_round, stage_of, unmount
+from faults_kinds import KINDS, a_round, stage_of, unmount
 from faults_stages import STAGES
 from warm_python import warm_python
 
