@@ -220,7 +220,7 @@ def test_a_model_folder_without_weights(made: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(made / "base", tmp_path / "base"))
     (base / "model.safetensors").unlink()
     config = settings(tmp_path / "c.json", {"stage": "sft", **SUPERVISED})
-    expected = f"{base}: a model folder without weights (*.safetensors); copy or download it again"
+    expected = f"{base}: model.safetensors is gone; make the folder again"
     assert refused(*sft(tmp_path / "results", config, made / "data", base)) == expected
     assert not (tmp_path / "results").exists()
 
