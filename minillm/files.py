@@ -58,11 +58,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def only_one(path: str | Path, patience: float = 120) -> Iterator[None]:
     """While the block runs, no other process makes `path`; one of an earlier start is waited for.
 
-    Raises UserError, one line, if that still runs after `patience` seconds.  Where the file system has no
-    locks, there are none.
+    Raises UserError, one line, if that still runs after `patience` seconds.  There is no lock where the
+    file system has none, or while there is no folder to put it into (Snakemake makes it before a job).
     """
     lock = Path(path).parent / f".{Path(path).name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    if not lock.parent.is_dir():
+        yield
+        return
     end = time.monotonic() + patience
     while True:
         with open(lock, "a", encoding="utf-8") as file:

@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 

@@ -193,6 +193,20 @@ MUTATIONS = [
         "tests/unit/sampling/test_kv_cache.py::test_groups_are_one_pass",
     ),
     Mutation(
+        "finished rows stay in layers of all positions if others have a window",
+        "sampling/kv_cache.py",
+        "            if isinstance(layer, RoomyLayer):",
+        "            if isinstance(layer, RoomyLayer) and self.croppable:",
+        "tests/unit/sampling/test_architectures.py::test_rows_together_are_rows_alone_and_those_of_no_cache",
+    ),
+    Mutation(
+        "tensors that are missing are made up",
+        "models/weights.py",
+        '"missing": missing, ',
+        "",
+        "tests/unit/models/test_weights.py::test_tensors_are_named_and_counted",
+    ),
+    Mutation(
         "bins count alike, however full",
         "evaluation/calibration.py",
         "return float(np.abs(gaps).sum() / len(right))",
@@ -257,10 +271,24 @@ MUTATIONS = [
     ),
     Mutation(
         "replies are kept as they come",
-        "evaluation/judges.py",
-        'return text.replace(self._key, "***") if self.settings.key_variable else text',
-        "return text",
+        "redact.py",
+        "if not key or not text:",
+        "if True:",
         "tests/unit/evaluation/test_judge.py::test_a_reply_that_repeats_the_key_is_kept_without_it",
+    ),
+    Mutation(
+        "only the key itself is blanked",
+        "redact.py",
+        'forms = {key, quote(key, safe=""), raw.hex()}',
+        "return {key.lower()}",
+        "tests/unit/evaluation/test_judge.py::test_the_key_is_kept_in_no_form",
+    ),
+    Mutation(
+        "a label is markup in the report",
+        "publish/report_texts.py",
+        'return re.sub(r"([^\\w\\s]|_)", r"\\\\\\1", text.replace("\\0", ""))',
+        "return text",
+        "tests/unit/publish/test_report_texts.py::test_text_of_users_is_no_markup",
     ),
     Mutation(
         "each student draws other prompts",
@@ -268,6 +296,27 @@ MUTATIONS = [
         "np.random.Philox(key=[seed, prompts])",
         "np.random.Philox(key=[seed, int(student.kl.sum() * 1e3)])",
         "tests/unit/evaluation/test_exposure_bias.py::test_draws_of_two_students_are_of_the_same_prompts",
+    ),
+    Mutation(
+        "a name twice in a list counts once",
+        "config/experiment.py",
+        "    check_lists(config, where)\n",
+        "",
+        "tests/unit/config/test_experiment.py::test_nothing_is_named_twice",
+    ),
+    Mutation(
+        "a test row without a reference is kept",
+        "data/test_set.py",
+        "if not any(output.strip() for output in row.outputs):",
+        "if False:",
+        "tests/unit/data/test_prepare.py::test_rows_without_a_reference_eos_in_prompts_and_other_scripts",
+    ),
+    Mutation(
+        "lengths need not fit their tokens",
+        "data/rows.py",
+        "starts[-1] == len(tokens)",
+        "True",
+        "tests/unit/data/test_prepare.py::test_damaged_arrays_are_one_line",
     ),
 ]
 

@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,6 @@ def _read(path: Path) -> tuple[str, bytes]:
 
 
 def _gunzip(content: bytes) -> bytes:
-    import zlib
-
     try:
         return gzip.decompress(content)
     except zlib.error as error:

@@ -36,6 +36,8 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
     and named; nothing else is changed.
     """
     where = f"datasets.{settings.name}"
+    # First: a damaged folder is named as such, whatever would be read of it.
+    content = identity(data)
     split_rows = {
         split: [_row_of(record) for record in Rows.open(data, split).records] for split in ("train", "dev")
     }
@@ -87,7 +89,7 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
         "without_rouge_tokens": count_and_first([row.id for row, _ in kept if not has_tokens(row.outputs)]),
         "prompt_tokens": statistics([len(ids) for _, ids in kept]),
         "content": hash_of(text),
-        "data": identity(data),
+        "data": content,
         "settings_sha256": settings_hash(dataclasses.asdict(settings)),
     }
     with whole_file(out) as partial:

@@ -48,7 +48,7 @@ class SkippedSteps:
         self._unread.append(engine.optimizer.found_inf)
 
     def resumed(self, in_a_row: int) -> None:
-        """Go on from the count of a checkpoint that DeepSpeed has just loaded, the last `in_a_row` of them."""
+        """Go on from a checkpoint that DeepSpeed has loaded, whose last `in_a_row` steps were left out."""
         self._before, self.in_a_row = int(self.engine.skipped_steps), in_a_row
 
     def total(self) -> int:

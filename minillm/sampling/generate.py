@@ -116,7 +116,10 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
     """
     if not path.exists():
         return {}
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         path.write_bytes(whole)

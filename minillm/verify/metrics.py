@@ -16,7 +16,7 @@ from minillm.config.stages import MEASUREMENTS, STAGES, Stage
 from minillm.files import RECORD
 from minillm.readers import read_object
 from minillm.verify.findings import Findings
-from minillm.verify.records import each
+from minillm.verify.records import METRICS, each
 from minillm.verify.run_folder import AGAIN, LEFT, Run, metric_of
 
 # Keys that say where a metric comes from; records.py compares them.
@@ -24,11 +24,13 @@ ORIGIN = ("sources", "sources_sha256", "settings_sha256", RECORD)
 # Largest relative difference; models are computed here on the CPU, maybe elsewhere before, in that precision.
 EXACT = 1e-9
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+# Exposure bias is in percent, and of the difference of two nearly equal numbers.
+PERCENT = 100
 
 
 def check_metrics(run: Run, findings: Findings, models: bool) -> None:
     """Every metric file of the run; those computed with a model only if `models`."""
-    each(findings, run.files("metrics/**/*.json"), lambda path: _metric(run, findings, path, models))
+    each(findings, run.files(METRICS), lambda path: _metric(run, findings, path, models))
     if run.asked is None:
         findings.differs(run.folder / layout.settings_file("metrics"), "is missing or damaged")
     for file in run.asked or ():
@@ -68,6 +70,7 @@ def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
     findings.checked[f"metrics of {stage}"] += 1
     # Exposure bias has the settings of its samples.
     tolerance = ROUNDING[getattr(settings, "samples", settings).precision] if entry.launched else EXACT
+    tolerance *= PERCENT if kind == "exposure_bias" else 1
     differing = list(compare(recorded, found, tolerance))
     if differing:
         others = len(differing) - 1

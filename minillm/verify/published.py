@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,11 +48,27 @@ def check_published(run: Run, findings: Findings) -> None:
         lambda out, s: _call("metrics", s, run_folder=folder, out=out / layout.metrics_table()),
     )
     _again(run, findings, "estimators", "", lambda out, s: _call("estimators", s, out=out))
+    _index(run, findings)
     findings.skip("report.html and main.png", "Snakemake's report and drawings without a record")
 
 
+def _index(run: Run, findings: Findings) -> None:
+    """The list of results, which has no settings."""
+    ours = run.folder / layout.index()
+    if not ours.exists():
+        return
+    with TemporaryDirectory() as temporary:
+        made = Path(temporary) / layout.index()
+        try:
+            STAGES["index"].entry_point()(run_folder=run.folder, out=made)
+        except Exception as error:
+            findings.failed(ours, error)
+            return
+        _compare(findings, ours, made)
+
+
 def _call(stage: str, settings: Any, **paths: Any) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         STAGES[stage].entry_point()(settings, **paths)
 
 

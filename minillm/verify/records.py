@@ -34,34 +34,43 @@ from minillm.verify.findings import Findings
 from minillm.verify.run_folder import AGAIN, LEFT, Run, content, metric_of
 
 # Our JSON files, which bind their own values.
+METRICS = layout.metric("**", "*", "*")
 RECORDS = (
-    "data/**/*card.json",
+    f"{layout.training_data('*')}/{CARD}",
+    layout.card(layout.test_set("*", "*")),
+    layout.card(layout.subset_rows("*")),
     "**/*.meta.json",
-    "metrics/**/*.json",
-    "human/**/*.key.json",
-    "tables/*.json",
-    "figures/*.json",
-    "hub/**/*.json",
-    "judge-cache/**/*.json",
+    METRICS,
+    layout.key(layout.human_page("**", "*")),
+    layout.table("*", "json"),
+    layout.figure("*", "json"),
+    layout.fetched("**/*"),
+    f"{layout.judge_cache()}/**/*.json",
 )
 
 
 def check_records(run: Run, findings: Findings) -> None:
     """All of them; what differs goes into `findings`."""
-    each(findings, run.files("configs/**/*.json"), lambda path: _settings(run, findings, path))
+    each(findings, run.files(layout.settings_file("**/*")), lambda path: _settings(run, findings, path))
     each(findings, (p for pattern in RECORDS for p in run.files(pattern)), lambda p: _record(findings, p))
-    each(findings, run.files(f"data/*/training/{CARD}"), lambda path: _data(run, findings, path.parent))
-    each(findings, run.files("data/*/tests/*.jsonl"), lambda path: _test_set(run, findings, path))
-    each(findings, run.files("data/subsets/*.card.json"), lambda path: _subsets(run, findings, path))
-    each(findings, run.files("data/*/pseudo/*.jsonl"), lambda path: _pseudo(run, findings, path))
+    each(
+        findings,
+        run.files(f"{layout.training_data('*')}/{CARD}"),
+        lambda path: _data(run, findings, path.parent),
+    )
+    each(findings, run.files(layout.test_set("*", "*")), lambda path: _test_set(run, findings, path))
+    each(
+        findings, run.files(layout.card(layout.subset_rows("*"))), lambda path: _subsets(run, findings, path)
+    )
+    each(findings, run.files(layout.pseudo_answers("*", "*")), lambda path: _pseudo(run, findings, path))
     folders = [run.folder / layout.model(weights) for weights in run.weights()]
     each(findings, folders, lambda path: _model(run, findings, path))
-    each(findings, run.files("generations/**/*.jsonl"), lambda path: _generations(run, findings, path))
-    each(findings, run.files("samples/**/*.jsonl"), lambda path: _samples(run, findings, path))
-    each(findings, run.files("metrics/**/*.json"), lambda path: _sources(run, findings, path))
-    for kind in ("tables", "figures"):
-        each(findings, run.files(f"{kind}/*.json"), lambda path: _sidecar(run, findings, path))
-    each(findings, run.files("local/**/[!.]*.json"), lambda path: _local(run, findings, path))
+    each(findings, run.files(layout.generations("**", "*")), lambda path: _generations(run, findings, path))
+    each(findings, run.files(layout.samples("*", "*")), lambda path: _samples(run, findings, path))
+    each(findings, run.files(METRICS), lambda path: _sources(run, findings, path))
+    for sidecars in (layout.table("*", "json"), layout.figure("*", "json")):
+        each(findings, run.files(sidecars), lambda path: _sidecar(run, findings, path))
+    each(findings, run.files(layout.local("**/[!.]*")), lambda path: _local(run, findings, path))
     for path in run.files("**/*.meta.json"):
         rows = path.with_name(path.name.removesuffix(".meta.json") + ".jsonl")
         if not rows.is_file():
@@ -102,7 +111,7 @@ def _stage(key: str) -> str:
 def _data(run: Run, findings: Findings, folder: Path) -> None:
     card = read_object(folder / CARD, {"content": str}, "no such file", AGAIN)
     _folder(findings, folder, CARD, card)
-    _of_settings(run, findings, folder, f"data/{folder.parent.name}", card.get("settings_sha256"))
+    _of_settings(run, findings, folder, "/".join(("data", folder.parent.name)), card.get("settings_sha256"))
 
 
 def _folder(findings: Findings, folder: Path, name: str, record: dict[str, Any]) -> None:

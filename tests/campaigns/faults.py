@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
+from faults_case import EXACT, FAILED, SKIPPED, STATED, Case, Failed
 from faults_checkout import REPO, Checkout, contents, copied
-from faults_kinds import EXACT, FAILED, KINDS, SKIPPED, STATED, Case, Failed, a_round, stage_of
+from faults_kinds import KINDS, a_round, stage_of, unmount
 from faults_stages import STAGES
 from warm_python import warm_python
 
@@ -92,6 +93,7 @@ def attempt(number: int, kind: str, name: str, seed: int, base: Base, folder: Pa
     """One fault in a copy of the finished run; its record."""
     begun, rng = time.monotonic(), random.Random(f"{seed}/{number}")
     stage = stage_of(kind, name)
+    unmount(folder)
     checkout = Checkout(copied(base.checkout.folder, folder), base.checkout.configs, base.checkout.python)
     case = Case(checkout, stage, base.expected, base.seconds(stage.log))
     record: dict[str, object] = {"number": number, "seed": seed, "kind": kind, "stage": name}
@@ -119,12 +121,13 @@ def table(records: list[dict[str, object]]) -> str:
     """Tried, exact, with a stated loss, failed: by kind and by stage, and each failure in a line."""
     lines = []
     for title, key in (("kind", "kind"), ("stage, or damaged file", "stage")):
-        lines += ["", f"{title:<58}{'tried':>7}{'exact':>7}{'stated':>8}{'failed':>8}{'skipped':>9}"]
+        width = max([len(title), *(len(str(record[key])) for record in records)]) + 1
+        lines += ["", f"{title:<{width}}{'tried':>7}{'exact':>7}{'stated':>8}{'failed':>8}{'skipped':>9}"]
         counts = Counter((record[key], record["how"]) for record in records)
         for name in [*sorted({str(record[key]) for record in records}), "all"]:
             row = [sum(n for (k, h), n in counts.items() if name in (k, "all") and h == how) for how in HOW]
             tried = sum(row) - row[-1]
-            lines.append(f"{name[:57]:<58}{tried:>7}{row[0]:>7}{row[1]:>8}{row[2]:>8}{row[3]:>9}")
+            lines.append(f"{name:<{width}}{tried:>7}{row[0]:>7}{row[1]:>8}{row[2]:>8}{row[3]:>9}")
     lines += ["", "stated: a line says what is damaged or was lost and what to do, and then the run is exact"]
     for record in records:
         if record["how"] in (FAILED, SKIPPED):

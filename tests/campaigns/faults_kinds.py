@@ -14,118 +14,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from faults_checkout import LIMIT, Checkout, Ended, contents, differences
+from faults_case import EXACT, SKIPPED, Case, Failed, Outcome, line_of, remove
+from faults_checkout import Ended, contents, differences
 from faults_stages import OTHERS, READ_BY, STAGES, Stage
 
-EXACT, STATED, FAILED, SKIPPED = "exact", "stated", "failed", "skipped"
-# A clear line: of a stage, or of the workflow; and what Snakemake itself says of locks and clocks.
-LINES = (
-    r"^\s*minillm(?: [\w-]+)?: error: .+",
-    r"^Error: .+",
-    r".*(?:cannot be locked|clock skew|Read-only file system|older than).*",
-)
-TRACEBACK = r"^ *Traceback \(most recent call last\):\n((?: .*\n)+)(\S.*)$"
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-
-
-@dataclass
-class Outcome:
-    """How a fault ended: one of EXACT, STATED, FAILED, SKIPPED; what was done; what was seen."""
-
-    how: str
-    what: str
-    seen: str = ""
-
-
-class Failed(Exception):
-    """The fault ended as it must not."""
-
-
-class Case:
-    """A stage of a copied finished run: what it made is removed, so that it will run."""
-
-    def __init__(self, checkout: Checkout, stage: Stage, expected: dict[str, str], seconds: float) -> None:
-        """`expected`: contents of the undisturbed run; `seconds`: how long the stage takes undisturbed."""
-        self.checkout, self.stage, self.expected, self.seconds = checkout, stage, expected, seconds
-        self.targets = [f"{checkout.run.relative_to(checkout.folder)}/{path}" for path in stage.outputs]
-        self.run = checkout.run
-        self.printed: list[str] = []
-
-    def clear(self) -> None:
-        """Remove what the stage made."""
-        for path in (*self.stage.outputs, self.stage.log):
-            remove(self.run / path)
-
-    def snakemake(self) -> Ended:
-        """The command for this stage, to its end."""
-        return self.noted(self.checkout.snakemake(*self.targets))
-
-    def noted(self, ended: Ended) -> Ended:
-        """`ended`, kept for the report of a failure; raises Failed after a traceback or a hang."""
-        self.printed.append(ended.output)
-        if ended.status is None:
-            raise Failed(f"did not end within {LIMIT} seconds")
-        for frames, error in re.findall(TRACEBACK, ended.output, re.MULTILINE):
-            # Ctrl-C while Python still imports: nothing of ours has begun.
-            if error != "KeyboardInterrupt" or "in run_stage" in frames:
-                raise Failed(f"a traceback: {error[:300]}")
-        return ended
-
-    def begun(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until the stage's process is there; False if the command ended before."""
-        log = self.run / self.stage.log
-        return self.wait_for(process, lambda: log.exists() and self.checkout.stage_processes())
-
-    def wait_for(self, process: subprocess.Popen[bytes], seen: Callable[[], object]) -> bool:
-        """Wait until something is seen; False if the command ended before, or nothing was in time."""
-        end = time.monotonic() + LIMIT
-        while not seen():
-            if process.poll() is not None or time.monotonic() > end:
-                return False
-            time.sleep(0.005)
-        return True
-
-    def again(self, stated: str = "") -> tuple[str, str]:
-        """The same command; (EXACT, or STATED if `stated` says what was lost; what was seen).
-
-        Raises Failed if it does not end well, or files are not those of the undisturbed run.
-        """
-        if not self.checkout.wait_until_idle():
-            raise Failed(f"processes are left: {self.checkout.processes()}")
-        ended = self.snakemake()
-        if ended.status and "cannot be locked" in ended.output:
-            # As the documentation says.
-            self.noted(self.checkout.snakemake("--unlock"))
-            ended = self.snakemake()
-        if ended.status:
-            raise Failed(f"the same command ends with {ended.status}: {line_of(ended.output)}")
-        self.compare()
-        return (STATED, stated) if stated else (EXACT, "")
-
-    def compare(self) -> None:
-        """Raises Failed if files are not those of the undisturbed run."""
-        different = differences(self.expected, contents(self.run))
-        if different:
-            raise Failed(f"{len(different)} files: {'; '.join(different[:4])}")
-
-
-def line_of(output: str) -> str:
-    """The clear line in what a command printed; "" if there is none."""
-    for pattern in LINES:
-        if found := re.findall(pattern, output, re.MULTILINE):
-            return " ".join(found[-1].split())[:400]
-    return ""
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def interrupt(case: Case, rng: random.Random, send: Callable[[int], None]) -> tuple[Ended, float]:
@@ -295,6 +190,14 @@ def mounted(*arguments: str):
             subprocess.run(["umount", "--lazy", arguments[-1]], check=True)
 
 
+def unmount(folder: Path) -> None:
+    """Unmount what a campaign that was killed has left mounted in a folder."""
+    mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    for place in [line.split(" ")[1] for line in mounts]:
+        if Path(place).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", place], check=False)
+
+
 def full_disk(case: Case, rng: random.Random) -> Outcome:
     """The run's folder on a small disk (tmpfs), on which only some KB are left."""
     case.clear()
@@ -359,6 +262,7 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
     path = rng.choice(sorted(path for path in case.run.glob(pattern) if path.is_file()))
     name = path.relative_to(case.run).as_posix()
     what = damage(path, rng)
+    damaged = path.read_bytes() if path.is_file() else None
     if READ_BY[pattern]:
         case.clear()
     ended = case.snakemake()
@@ -367,6 +271,8 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
         raise Failed(f"{what}: ends with {ended.status} and no clear line")
     if not ended.status:
         different = differences(case.expected, contents(case.run))
+        if not different and damaged is not None and path.read_bytes() == damaged:
+            different = [f"{name} differs in times or memory"]
         if not different:
             return Outcome(EXACT, what)
         line = noticed(case, name)
@@ -380,12 +286,13 @@ def damaged_result(case: Case, rng: random.Random, pattern: str) -> Outcome:
 
 
 def noticed(case: Case, name: str) -> str:
-    """What `minillm verify` says of a result, if it is there and names it."""
+    """What `minillm verify` says of a result; "" if it does not name it, or there is no such command."""
     command = [case.checkout.python, "-m", "minillm", "verify", str(case.run)]
     done = subprocess.run(
         command, cwd=case.checkout.folder, env=case.checkout.environment, capture_output=True, text=True
     )
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if name in line]
+    names = (name, made_with(case, name).relative_to(case.run).as_posix())
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if any(n in line for n in names)]
     return f"verify: {lines[0]}"[:400] if done.returncode and lines else ""
 
 
@@ -404,7 +311,23 @@ def made_with(case: Case, name: str) -> Path:
 
 def damaged_state(case: Case, rng: random.Random) -> Outcome:
     """What a killed stage left to resume from (checkpoints, journal) is damaged."""
-    case.clear()
+    path = rng.choice(killed_with_state(case, rng))
+    what = damage(path, rng)
+    case.noted(case.checkout.snakemake("--unlock"))
+    ended = case.snakemake()
+    if not ended.status:
+        case.compare()
+        return Outcome(EXACT, what)
+    line = line_of(ended.output)
+    if not line:
+        raise Failed(f"{what}: ends with {ended.status} and no clear line")
+    remove(path)
+    how, seen = case.again(line)
+    return Outcome(how, what, seen)
+
+
+def killed_with_state(case: Case, rng: random.Random) -> list[Path]:
+    """Kill the stage after it has saved something; the files that it left to resume from."""
     folder = (case.run / case.stage.outputs[0]).parent
 
     def states() -> list[Path]:
@@ -412,29 +335,20 @@ def damaged_state(case: Case, rng: random.Random) -> Outcome:
         journals = [*case.run.glob("checkpoints/pseudo*"), *folder.glob(".*of*")]
         return sorted(path for path in saved + journals if path.is_file() and path.stat().st_size)
 
-    process = case.checkout.start(*case.targets)
-    if not case.wait_for(process, states):
-        raise Failed(f"nothing was saved: {line_of(case.noted(case.checkout.finish(process)).output)}")
-    time.sleep(rng.uniform(0, case.seconds / 3))
-    found = states()
-    case.checkout.end_all()
-    process.wait()
-    found = [path for path in found if path.is_file()] or states()
-    if not found:
-        raise Failed("the stage had ended")
-    path = rng.choice(found)
-    what = damage(path, rng)
-    case.noted(case.checkout.snakemake("--unlock"))
-    ended = case.snakemake()
-    if not ended.status:
-        case.compare()
-        return Outcome(EXACT, what, line_of(ended.output))
-    line = line_of(ended.output)
-    if not line:
-        raise Failed(f"{what}: ends with {ended.status} and no clear line")
-    remove(path)
-    how, seen = case.again(line)
-    return Outcome(how, what, seen)
+    longest = case.seconds / 3
+    for _ in range(5):
+        case.clear()
+        process = case.checkout.start(*case.targets)
+        if not case.wait_for(process, states):
+            raise Failed(f"nothing was saved: {line_of(case.noted(case.checkout.finish(process)).output)}")
+        time.sleep(rng.uniform(0, longest))
+        case.checkout.end_all()
+        process.wait()
+        if found := states():
+            return found
+        case.noted(case.checkout.snakemake("--unlock"))
+        longest /= 4
+    raise Failed("every moment was too late")
 
 
 KINDS: dict[str, Callable[..., Outcome]] = {

@@ -36,7 +36,8 @@ sys.path[:0] = [
 
 from minillm.errors import UserError  # noqa: E402
 from tests.campaigns.damage import Damage, damaged  # noqa: E402
-from tests.campaigns.targets import Target, files_below, targets  # noqa: E402
+from tests.campaigns.target import Target, files_below  # noqa: E402
+from tests.campaigns.targets import targets  # noqa: E402
 
 # Seconds that one reader may take for a small file.
 LONGEST = 20

@@ -13,18 +13,15 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import made_up_run
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from table_case import SETTINGS, metrics_of_one_pair
 
-from minillm import plan, readers
+from minillm import readers
 from minillm.cli import _launch
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
@@ -38,45 +35,16 @@ from minillm.data import length_subsets
 from minillm.data.rows import Corpus, Rows
 from minillm.data.sources import read_entries, read_rows, read_tests, read_texts
 from minillm.data.tokenizers import make_tokenizer
-from minillm.evaluation import diversity, human, judge, lengths, rouge
+from minillm.evaluation import diversity, human, judge, rouge
 from minillm.evaluation.answers import read_answers
 from minillm.evaluation.teacher_samples import read_samples
-from minillm.files import identity
-from minillm.publish import index, report_texts, run_costs
-from minillm.publish.item_results import RunResults
-from minillm.publish.origins import origins
-from minillm.publish.published_numbers import published
-from minillm.publish.registry import ITEMS
-from minillm.publish.results import read_frame
-from minillm.publish.settings import MetricsSettings
-from minillm.publish.tables.main import run_stage as main_table
-from minillm.publish.tables.main_cells import read_csv
-from minillm.publish.tables.sample_answers import _answers
-from minillm.runtime.checkpoints import _manifest
+from minillm.files import data_content, hashes, identity
 from minillm.sampling.generate import _read_journal
 from minillm.training.supervised import training_examples
+from tests.campaigns.run_targets import results
+from tests.campaigns.target import REPO, Target, files_below, lines, stage_output
 
-REPO = Path(__file__).resolve().parents[2]
 PLAN = REPO / "tests/config/plan.yaml"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader: the files that it reads, those of them that are damaged, and how it is called."""
-
-    name: str
-    files: dict[str, bytes]
-    read: Callable[[Path], Any]
-    damaged: tuple[str, ...] = ()
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def lines(*entries: Any) -> bytes:
-    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
 
 
 def targets() -> list[Target]:
@@ -150,10 +118,11 @@ def data() -> Iterator[Target]:
             lambda folder, name=name: read_texts(Dataset(source="folder", path=str(folder / name)), "d"),
         )
     held = _data_folder()
-    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) or name == "card.json"]
-    yield Target(
-        "data folder", held, _read_data, damaged=tuple(name for name in tokens if name != "pseudo.jsonl")
-    )
+    # Not through its card, which knows the hash of each file: damage would not reach the readers.
+    tokens = [name for name in held if name.endswith((".npy", ".jsonl")) and name != "pseudo.jsonl"]
+    yield Target("data folder", held, _read_data, damaged=tuple(tokens))
+    whole = {name: content for name, content in held.items() if name != "pseudo.jsonl"}
+    yield Target("card of a data folder", whole, identity, damaged=("card.json",))
     yield Target("answers of a teacher", held, _read_pseudo, damaged=("pseudo.jsonl",))
     test = {"dataset": "t", "prompt": "p", "prompt_tokens": [1, 2], "references": ["a"]}
     yield Target(
@@ -168,8 +137,10 @@ def data() -> Iterator[Target]:
     yield Target(
         "tasks of S-NI",
         {"tasks/a.json": json.dumps(task).encode(), "test_tasks.txt": b"a\n"},
-        lambda folder: _stage(
-            folder, lambda out: length_subsets.run_stage(None, source=folder, out=out / "all.jsonl"), "source"
+        lambda folder: stage_output(
+            folder,
+            lambda out: length_subsets.run_stage(None, source=folder, out=out / "all.jsonl"),
+            "source",
         ),
         damaged=("tasks/a.json",),
     )
@@ -189,7 +160,8 @@ def _data_folder() -> dict[str, bytes]:
         tokenizer = make_tokenizer(Tokenizer(source="train", vocabulary=260), lambda: ["a b"])
         tokenizer.save_pretrained(folder / "tokenizer")
         held = files_below(folder)
-    held["card.json"] = json.dumps({"content": "abc", "train": {}}).encode()
+        card = {"content": data_content(hashes(folder)), "train": {}}
+    held["card.json"] = json.dumps(card).encode()
     held["pseudo.jsonl"] = lines(
         *({"id": i, "split": split, **answer} for split in ("train", "dev") for i in range(3))
     )
@@ -200,7 +172,6 @@ def _read_data(folder: Path) -> Any:
     parts = [Rows.open(folder, split) for split in ("train", "dev")]
     corpus = Corpus.open(folder)
     return [
-        identity(folder),
         [(part.ids, [part.prompt(i).tolist() for i in range(len(part))]) for part in parts],
         [corpus.chunk(i).tolist() for i in range(len(corpus))],
     ]
@@ -253,7 +224,7 @@ def answers() -> Iterator[Target]:
     yield Target(
         "answers of annotators",
         {"a.json": json.dumps(answered).encode(), "key.json": json.dumps({**key, "pairs": pairs}).encode()},
-        lambda folder: _stage(
+        lambda folder: stage_output(
             folder,
             lambda out: human.run_stage(
                 answers=[folder / "a.json"], key=folder / "key.json", out=out / "m.json"
@@ -300,116 +271,17 @@ def _read_copied_journal(folder: Path) -> Any:
 
 def _score(folder: Path) -> Any:
     path = folder / "t.jsonl"
-    metric = _stage(folder, lambda out: rouge.run_stage(generations=path, out=out / "m.json"), "sources")
+    metric = stage_output(
+        folder, lambda out: rouge.run_stage(generations=path, out=out / "m.json"), "sources"
+    )
     return metric, str(dataclasses.replace(read_answers(path), path=Path()))
 
 
 def _count(folder: Path) -> Any:
     settings = DiversitySettings("diversity", 2, "tokens")
     path = folder / "t.jsonl"
-    return _stage(
-        folder, lambda out: diversity.run_stage(settings, generations=path, out=out / "d.json"), "sources"
+    return stage_output(
+        folder,
+        lambda out: diversity.run_stage(settings, generations=path, out=out / "d.json"),
+        "sources",
     )
-
-
-def _stage(folder: Path, run: Callable[[Path], object], where: str = "") -> Any:
-    """What a stage wrote, without the key `where`, which names the folder."""
-    out = folder / "out"
-    out.mkdir()
-    run(out)
-    written = {}
-    for name, content in files_below(out).items():
-        value = json.loads(content) if name.endswith(".json") and where else content.decode()
-        if isinstance(value, dict):
-            json.dumps(value, allow_nan=False)
-            value.pop(where, None)
-        written[name] = value
-    return written
-
-
-# --- results
-def results() -> Iterator[Target]:
-    config = made_up_run.config(small=True)
-    with tempfile.TemporaryDirectory() as name:
-        run = made_up_run.make(Path(name), config)
-        sidecar = {"shows": "s", "n": "3", "missing": "", "sources": ["metrics.csv"], "caption": "c"}
-        made_up_run.put(run, "tables/table2.json", sidecar)
-        made_up_run.put(run, "configs/publish/table2.json", {"stage": "publish"})
-        held = files_below(run)
-        metrics = metrics_of_one_pair(Path(name) / "other")
-        main = files_below(metrics.parent)
-        main_table(SETTINGS, run_folder=metrics.parent, out=Path(name) / "tables")
-        csv_files = files_below(Path(name) / "tables")
-    settings = MetricsSettings.of(config)
-    student = "base/minillm/xl/seed10"
-    chosen = [name for name in held if f"/{student}/" in name or f"/{student}." in name]
-    files = settings.files()
-    kept = {
-        name: held[name] for name in (*chosen, "data/letters/training/card.json", "benchmarks/base/base.tsv")
-    }
-    yield Target(
-        "metrics",
-        kept,
-        lambda folder: [read_frame(folder, files).to_csv(), _contents(RunResults(settings, folder))],
-        damaged=tuple(name for name in kept if name.startswith("metrics/")),
-    )
-    yield Target(
-        "records of a training",
-        kept,
-        lambda folder: _records(RunResults(settings, folder), student),
-        damaged=tuple(name for name in kept if not name.startswith("metrics/")),
-    )
-    made = ("tables/table2.json", "configs/publish/table2.json")
-    yield Target(
-        "sidecars",
-        {name: held[name] for name in made},
-        lambda folder: [
-            _stage(folder, lambda out: index.run_stage(run_folder=folder, out=out / "index.md"))[
-                "index.md"
-            ].split("\n", 1)[1],
-            report_texts.captions(folder, {name: item.kind for name, item in ITEMS.items()}),
-        ],
-    )
-    yield Target(
-        "main table",
-        main,
-        lambda folder: _stage(folder, lambda out: main_table(SETTINGS, run_folder=folder, out=out)),
-        damaged=tuple(name for name in main if "minillm" in name),
-    )
-    lengths_of = next(name for name in main if "minillm" in name and "easy" in name)
-    yield Target(
-        "ROUGE-L for lengths", {"m.json": main[lengths_of]}, lambda f: lengths.read_metric(f / "m.json")
-    )
-    yield Target("main.csv", {"main.csv": csv_files["main.csv"]}, lambda f: read_csv(f / "main.csv"))
-    paper = REPO / "config/paper"
-    yield Target("published numbers", {"table1.csv": (paper / "table1.csv").read_bytes()}, published)
-    yield Target(
-        "benchmarks",
-        {"b.tsv": made_up_run.BENCHMARK.encode()},
-        lambda folder: [plan._seconds(folder / "b.tsv"), origins(folder, ["b.tsv"])],
-    )
-    manifest = {"step": 3, "processes": 1, "zero": 1, "files": {"a": "b"}}
-    yield Target(
-        "manifest", {"manifest.json": json.dumps(manifest).encode()}, lambda folder: _manifest(folder)
-    )
-
-
-def _contents(results: RunResults) -> Any:
-    """What figures read of metric files, besides the frame."""
-    kinds = results.settings.asked
-    found = [
-        results.contents(k, m, name) for k in kinds for m in results.models() for name in results.names(k)
-    ]
-    return repr([found, results.comparisons()])
-
-
-def _records(results: RunResults, weights: str) -> Any:
-    model = next(m for m in results.models() if weights in m.weights.values())
-    return [
-        run_costs.costs_of(results, model, weights),
-        results.dev_score(weights),
-        results.dev_rows(model),
-        results.log(weights),
-        _answers(results, weights, "dolly", 10),
-        origins(results.folder, list(results.sources)),
-    ]

@@ -120,6 +120,11 @@ def attend(connection: socket.socket) -> dict[str, Any]:
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
+        # The server's own streams know whether its files can be sought, not whether these can.
+        sys.stdout, sys.stderr = (
+            open(number, "w", encoding="utf-8", errors=errors, buffering=1, closefd=False)  # noqa: SIM115
+            for number, errors in ((1, "strict"), (2, "backslashreplace"))
+        )
         request: dict[str, Any] = json.loads(body)
         return request
     for file in files:

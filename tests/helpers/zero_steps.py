@@ -80,7 +80,7 @@ def case(world, kind, name, place, saved_by, now=None):
 def main(out, folder, saved_by=None):
     world = start(0)
     results = {(kind, name): case(world, kind, name, Path(folder), saved_by) for kind, name in CASES}
-    if saved_by:
+    if saved_by and int(saved_by) == world.size:
         for name, now in CHANGED:
             results["sft", f"{name} to {now}"] = case(world, "sft", name, Path(folder), saved_by, now)
     if world.rank == 0:

@@ -5,8 +5,9 @@ import random
 import pytest
 from determinism import compared
 from faults import plan, table
+from faults_case import line_of
 from faults_checkout import contents, differences
-from faults_kinds import DAMAGE, KINDS, SAVING, a_round, damage, line_of, stage_of
+from faults_kinds import DAMAGE, KINDS, SAVING, a_round, damage, stage_of
 from faults_stages import READ_BY, STAGES
 
 

@@ -220,7 +220,7 @@ def test_a_model_folder_without_weights(made: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(made / "base", tmp_path / "base"))
     (base / "model.safetensors").unlink()
     config = settings(tmp_path / "c.json", {"stage": "sft", **SUPERVISED})
-    expected = f"{base}: a model folder without weights (*.safetensors); copy or download it again"
+    expected = f"{base}: model.safetensors is gone; make the folder again"
     assert refused(*sft(tmp_path / "results", config, made / "data", base)) == expected
     assert not (tmp_path / "results").exists()
 
@@ -241,7 +241,7 @@ def test_a_folder_that_is_not_there(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
-    def fail(**paths):
+    def fail(*settings, **paths):
         raise problem
 
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
 
 
 def test_other_errors_are_not_a_full_disk(monkeypatch):
-    def fail(**paths):
+    def fail(*settings, **paths):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b")
 
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)

@@ -102,7 +102,7 @@ def test_the_commands_are_ones_that_the_package_takes(checkout):
             {"lengths": {"edges": [10, 5]}},
             r"lengths.edges: \[10, 5\] do not increase; write them from small to large",
         ),
-        ({"lengths": {"per_test": {"hard": [3, 3]}}}, r"lengths.per_test.hard: \[3, 3\] do not increase"),
+        ({"lengths": {"per_test": {"hard": [3, 2]}}}, r"lengths.per_test.hard: \[3, 2\] do not increase"),
         (
             {"diversity": {"unit": "letters"}},
             "diversity.unit: input should be 'tokens' or 'words', not 'letters'",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LEFT_OUT, Checkout
+from checkout import LEFT_OUT, Checkout
 
 from minillm.cli import parser
 from minillm.publish.style import markdown

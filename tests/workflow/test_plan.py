@@ -205,6 +205,7 @@ def test_a_checkpoint_stands_for_one_training_alone(checkout):
     assert before - after == {"kd student=small teacher=big seed=10", "settings key=kd/small/big/10"}
     assert after - before == {
         "checkpoint taken=small/kd/big/seed10",
+        "local source=checkpoints/small/kd/big/seed10",
         "settings key=checkpoint/small/kd/big/seed10",
     }
 

@@ -33,7 +33,7 @@ from minillm.evaluation.statistics import (
     t_interval,
     t_test,
 )
-from minillm.files import whole_file
+from minillm.files import check_record, whole_file
 from minillm.publish.published_numbers import GPT4, Key, Published
 from minillm.publish.results import MODEL, frame_of, over_training_seeds, read_json
 from minillm.publish.run_models import MetricFile, declared, labels, main_table_asks, models
@@ -324,6 +324,7 @@ def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any
     metric = read_object(
         path, keys, "no such metric file; score the generations", "remove it and score again"
     )
+    check_record(metric, path, "remove it and score again")
     numbers = (int, float)
     if not metric["ids"] or not all(is_a(value, numbers) for value in metric["per_seed"].values()):
         raise UserError(f"{path}: no rows, or a score that is not a number; remove it and score again")

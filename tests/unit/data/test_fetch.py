@@ -188,4 +188,4 @@ def test_other_stages_use_the_cache_and_never_the_network(tmp_path: Path) -> Non
         done = stage(tmp_path / "home", "base", "--config", config, "--data", data, *out, offline=False)
         assert done.returncode == code, done.stderr
     assert (tmp_path / "base/model.safetensors").is_file()
-    assert "cannot load 'owner/other' from the hub" in done.stderr
+    assert "'owner/other' of the hub: no model here (config.json is missing)" in done.stderr

@@ -133,12 +133,12 @@ def test_other_endings_are_refused_by_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "held", "problem"),
     [
-        ("a.jsonl", gzip.compress(b"{}"), "this is a gzip file; end its name in .gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "this is a gzip file; end its name in .gz"),
         ("a.txt", zstd(b"{}"), "this is a Zstandard file; end its name in .zst"),
         ("a.csv", b"PK\x03\x04", "this is a zip archive or an Office file; unpack it, or save it as CSV"),
         ("a.txt", "text".encode("utf-16"), "this is UTF-16; convert the file to UTF-8"),
         ("a.jsonl.gz", json_lines(ROWS), "cannot be decompressed (Not a gzipped file (b'{\"'))"),
-        ("a.jsonl.gz", gzip.compress(json_lines(ROWS))[:-9], "cannot be decompressed ("),
+        ("a.jsonl.gz", gzip.compress(json_lines(ROWS), mtime=0)[:-9], "cannot be decompressed ("),
         ("a.jsonl.xz", lzma.compress(json_lines(ROWS))[:-9], "cannot be decompressed ("),
         ("a.jsonl.bz2", bz2.compress(json_lines(ROWS))[:-9], "cannot be decompressed ("),
         ("a.jsonl.zst", b"no zstd", "cannot be decompressed ("),

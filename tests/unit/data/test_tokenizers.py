@@ -124,16 +124,17 @@ def test_a_model_with_fewer_positions_than_the_data_is_refused_when_it_comes_in(
     data, spec = Path(shutil.copytree(made, tmp_path / "made")) / "data", Model("folder", "t")
     spec = dataclasses.replace(spec, path=str(made / "fits"))
     np.save(data / "corpus.lengths.npy", np.array([16, 16, 9]))
-    (data / "card.json").write_text('{"content": "0", "max_prompt": 10, "max_response": 6}')
+    content = data_content(hashes(data))
+    write_json(data / "card.json", {"content": content, "max_prompt": 10, "max_response": 6})
     base(data.parent, tmp_path / "fits", spec)
-    (data / "card.json").write_text('{"content": "0", "max_prompt": 10, "max_response": 7}')
+    write_json(data / "card.json", {"content": content, "max_prompt": 10, "max_response": 7})
     end = "; lower that, or take a model with a longer context"
     assert message(lambda: base(data.parent, tmp_path / "out", spec)) == (
         f"{made / 'fits'}: the model has 16 positions, but data.max_prompt + data.max_response is "
         f"10 + 7 = 17{end}"
     )
-    (data / "card.json").write_text('{"content": "0"}')
     np.save(data / "corpus.lengths.npy", np.array([17, 4]))
+    write_json(data / "card.json", {"content": data_content(hashes(data))})
     said = message(lambda: base(data.parent, tmp_path / "out", spec))
     assert said == f"{made / 'fits'}: the model has 16 positions, but data.corpus_length is 17{end}"
     assert not (tmp_path / "out").exists()

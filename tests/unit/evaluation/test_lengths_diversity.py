@@ -107,7 +107,14 @@ def test_scores_of_other_rows_are_refused(data, tmp_path):
     )
     for change, said in (
         ({"ids": [1, 2, 3, 5]}, "its rows or seeds are not those of"),
-        ({"scores": {"10": whole["scores"]["10"]}}, "its rows or seeds are not those of"),
+        (
+            {
+                "scores": {"10": whole["scores"]["10"]},
+                "per_seed": {"10": whole["per_seed"]["10"]},
+                "mean": whole["per_seed"]["10"],
+            },
+            "its rows or seeds are not those of",
+        ),
         ({"ids": [1]}, "not one score per row"),
         ({"scores": None}, "'scores' is missing or of the wrong type"),
         ({"per_seed": whole["per_seed"] | {"10": 1.0}}, "damaged: .*per_seed of 10 is 1.0"),

@@ -53,7 +53,7 @@ def rows_of(folder: Path, lengths) -> Path:
     """A data folder with rows of these (prompt, response) lengths."""
     for split in ("train", "dev"):
         part = np.asarray(lengths[split])
-        np.save(folder / f"{split}.lengths.npy", part)
+        np.save(folder / f"{split}.lengths.npy", part.astype(np.int32))
         np.save(folder / f"{split}.tokens.npy", np.ones(part.sum(), dtype=np.int32))
     return folder
 

@@ -13,6 +13,7 @@ from made_up_run import config, make
 from matplotlib.container import ErrorbarContainer
 
 from minillm.evaluation.statistics import sign_test
+from minillm.files import write_json
 from minillm.publish.figures.figure2_toy import TARGET, Mixture, fit_forward, fit_reverse, reverse_kl
 
 
@@ -93,7 +94,7 @@ def test_human_comparisons_have_a_sign_test(run: Path, tmp_path: Path) -> None:
     metric = json.loads(page.read_text())
     for comparison in metric["comparisons"]:
         comparison["annotators"]["ben"] = {"win": 1}
-    page.write_text(json.dumps(metric))
+    write_json(page, metric)
     assert (
         "Several annotators judged, so judgements of one prompt are not independent"
         in published_item("figure4", copy, tmp_path)["caption"]

@@ -220,7 +220,8 @@ def test_the_error_of_a_mean_score_is_over_training_seeds(tmp_path: Path) -> Non
     run = make(tmp_path / "run", config(**changed))
     for seed, mean in ((10, 20.0), (20, 22.0)):
         for path in sorted((run / f"metrics/rouge/base/minillm/xl/seed{seed}").glob("*.json")):
-            path.write_text(json.dumps({**json.loads(path.read_text()), "mean": mean}))
+            value = json.loads(path.read_text()) | {"mean": mean, "per_seed": {}, "scores": {}}
+            path.write_text(json.dumps(value))
     published_item("cost", run, tmp_path, **changed)
     assert "| 21.0 ± 1.0 |" in (tmp_path / "cost.md").read_text()
 

@@ -156,6 +156,7 @@ CHANGES = {
     "per seed": (check_metrics, rewritten(ROUGE, per_seed={"10": 1.0, "20": 2.0}), ROUGE),
     "metric gone": (check_metrics, lambda run: (run / ROUGE).unlink(), ROUGE),
     "table's cell": (check_published, cell, "tables/main.md"),
+    "list of results": (check_published, one_bit("index.md"), "index.md"),
     "another table's": (check_published, in_text("tables/table5.csv", "10", "11"), "tables/table5.csv"),
     "metrics.csv": (check_published, in_text("metrics.csv", "rouge,", "rouge,1"), "metrics.csv"),
     "figure": (check_records, one_bit("figures/figure6.png"), "figures/figure6.png"),
