@@ -15,10 +15,7 @@ from minillm.config.experiment import Experiment
 from minillm.config.sections import Launch
 from minillm.config.stages import entry_of
 from minillm.config.strict import parse
-
-# Keys that a settings file has only if the configuration sets them, so that a key that is newer than a run's
-# results re-runs none of it.
-NEWER = ("forms",)
+from minillm.files import without_unset
 
 
 def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, Any]:
@@ -30,15 +27,8 @@ def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, An
     cls = entry.settings_class() if entry else None
     if cls is None:
         raise ValueError(f"the stage '{stage}' has no settings")
-    settings: dict[str, Any] = _without_unset(dataclasses.asdict(cls.of(config, stage, **names)))
+    settings: dict[str, Any] = without_unset(dataclasses.asdict(cls.of(config, stage, **names)))
     return settings
-
-
-def _without_unset(value: Any) -> Any:
-    """`value` without the keys in `NEWER` that are None, at any depth."""
-    if isinstance(value, dict):
-        return {k: _without_unset(v) for k, v in value.items() if k not in NEWER or v is not None}
-    return [_without_unset(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def canonical(settings: dict[str, Any]) -> str:

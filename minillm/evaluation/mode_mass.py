@@ -20,8 +20,9 @@ from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.reference_loss import Example, losses
 from minillm.evaluation.statistics import mean_and_error
 from minillm.evaluation.validity import normal
-from minillm.files import write_json
+from minillm.files import identity, origin, write_json
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
+from minillm.models.positions import check_positions
 from minillm.runtime.processes import start
 
 # No right answer is cut.
@@ -37,6 +38,7 @@ def run_stage(settings: ModeMassSettings, launch: Launch, *, test: Path, model: 
     Standard errors are over prompts; "logprobs" has each prompt's right answers in the references' order.
     """
     rows = sorted(read_tests(test), key=lambda row: row["id"])
+    sources = {test: identity(test), model: identity(model)}
     world = start(0, launch.patience)
     tokenizer = load_tokenizer(model)
     loaded = load_model(model, settings.precision, world.device)
@@ -48,6 +50,8 @@ def run_stage(settings: ModeMassSettings, launch: Launch, *, test: Path, model: 
         for answer in answers:
             prompt, response, _ = encode(tokenizer, row["prompt"], answer, ENDLESS)
             examples.append((np.asarray(prompt, dtype=np.int32), np.asarray(response, dtype=np.int32)))
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    check_positions(loaded, longest, f"a prompt and a right answer have {longest} tokens")
     how = {"pad": special_tokens(tokenizer)[1], "batch": launch.micro_batch, "budget": launch.micro_tokens}
     mine = examples[world.rank :: world.size]
     parts = world.gather(losses(loaded, mine, vocabulary=vocabulary_size(tokenizer), **how))
@@ -64,7 +68,7 @@ def run_stage(settings: ModeMassSettings, launch: Launch, *, test: Path, model: 
                 "draws": settings.draws,
                 "ids": [row["id"] for row in rows],
                 "logprobs": per_prompt,
-                "sources": [str(test), str(model)],
+                **origin(settings, sources),
             },
         )
     world.barrier()
