@@ -138,12 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minillm {args.command}: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        # Each library has its own exception for a full disk.
-        if not is_full_disk(error):
+        # Each library has its own exception for a full disk, and for a process that is gone.
+        if is_full_disk(error):
+            message = "the disk is full; free some space and run"
+        elif is_lost_process(error):
+            message = "another process of this job ended, and its line says why if it could; run"
+        else:
             raise
-        message = (
-            "the disk is full; free some space and run the same command again: it resumes from what is saved"
-        )
+        message += " the same command again: it resumes from what is saved"
         print(f"minillm {args.command}: error: {message} ({str(error).splitlines()[0]})", file=sys.stderr)
         return 2
     return 0
@@ -182,6 +184,12 @@ def _launch(text: str) -> Any:
     from minillm.readers import parse_json
 
     return parse(Launch, parse_json(text, "--launch"), "--launch")
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether gloo or NCCL lost the connection to another process of the job."""
+    said = ("Connection reset by peer", "Connection closed by peer", "remote process has exited")
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in said)
 
 
 def is_full_disk(error: Exception) -> bool:

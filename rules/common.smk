@@ -57,7 +57,7 @@ except UserError as error:
 validate(config, "../workflow/schemas/config.schema.yaml", set_default=False)
 
 # Captions are rendered in this process, whoever asks for the report.
-os.environ["DOCUTILSCONFIG"] = f"{FOLDER}/report/docutils.conf"
+report_texts.restrict(f"{FOLDER}/report/docutils.conf")
 
 FLOW = Workflow(EXPERIMENT, Path(os.path.relpath(Path(workflow.basedir).parent)))
 # Folders that shell commands name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,11 @@ from typing import Any
 from minillm.config import layout
 from minillm.errors import UserError
 from minillm.readers import Kind, read_json, read_object, read_text
+
+
+def restrict(configuration: str) -> None:
+    """Render captions with docutils' settings in the file `configuration`: no raw HTML, no other files."""
+    os.environ["DOCUTILSCONFIG"] = configuration
 
 
 def captions(run: Path, items: Mapping[str, str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ LEFT_OUT = (".git", ".venv", ".faults", ".snakemake", "__pycache__", ".*_cache",
 LIMIT = 300
 # What tells when or where something was made, or what it took.
 VOLATILE = {"seconds", "wall_seconds", "peak_memory_mb", "hosts"}
+# Hashes of what holds these, in the files that do.
+VOLATILE |= {"record_sha256", "metrics.jsonl"}
 COSTS = re.compile(rb",(?:\w+_hours|memory_gb|tokens_per_second),")
 
 

@@ -252,6 +252,28 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, problem):
     )
 
 
+@pytest.mark.parametrize(("processes", "status"), [("2", 2), ("1", None)])
+def test_a_process_that_lost_another_ends_in_one_line(monkeypatch, capsys, processes, status):
+    """As gloo says it; alone, it is an error of something else, and shown whole."""
+    problem = RuntimeError("[pair.cc:537] Read error [127.0.0.1]:4796: Connection reset by peer. GLHF!")
+
+    def fail(*settings, **paths):
+        raise problem
+
+    monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    command = ["rouge", "--generations", "a", "--out", "b"]
+    if status is None:
+        with pytest.raises(RuntimeError, match="Connection reset"):
+            main(command)
+        return
+    assert main(command) == status
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "another process of this job ended" in said
+    assert "the same command again: it resumes from what is saved" in said
+
+
 def test_other_errors_are_not_a_full_disk(monkeypatch):
     def fail(*settings, **paths):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "b")
