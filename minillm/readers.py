@@ -84,7 +84,7 @@ def checked(value: Any, keys: Mapping[str, Kind], where: object, again: str = ""
     if not isinstance(value, dict):
         raise UserError(_line(where, "not a JSON object, {...}", again))
     for key, kind in keys.items():
-        if not is_a(value.get(key), kind):
+        if key not in value or not is_a(value[key], kind):
             raise UserError(_line(where, f"'{key}' is missing or of the wrong type", again))
     return value
 

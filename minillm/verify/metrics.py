@@ -38,6 +38,16 @@ def check_metrics(run: Run, findings: Findings, models: bool) -> None:
             findings.differs(run.folder / file.path, "is missing")
 
 
+def _settings(run: Run, entry: Stage, path: Path) -> Any:
+    """The settings of a metric; None if the stage has none, or only a configuration that sets them has."""
+    if not entry.settings:
+        return None
+    key = _key(entry, path)
+    if "config" in entry.optional and not (run.folder / layout.settings_file(key)).exists():
+        return None
+    return run.settings(key)
+
+
 def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
     kind, weights, name, teacher = metric_of(run, path)
     if not run.is_asked(weights, name):
@@ -52,7 +62,7 @@ def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
         return
     recorded = read_object(path, {}, "no such file", AGAIN)
     stage = entry.name if kind != "human" else "human"
-    settings: Any = run.settings(_key(entry, path)) if entry.settings else None
+    settings: Any = _settings(run, entry, path)
     if kind == "judge" and settings.judge.kind != "stand-in":
         findings.skip("metrics of judge", "a judge is not asked again")
         return

@@ -78,7 +78,7 @@ def test_objects_have_their_keys_and_kinds(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"n": true, "x": 1}')
     assert readers.read_object(path, {"x": (int, float), "n": bool}, "", "") == {"n": True, "x": 1}
-    for kinds in ({"n": int}, {"x": str}, {"y": int}):
+    for kinds in ({"n": int}, {"x": str}, {"y": int}, {"y": (list, type(None))}):
         with pytest.raises(UserError, match="is missing or of the wrong type; again"):
             readers.read_object(path, kinds, "", "again")
     path.write_text("[1]")

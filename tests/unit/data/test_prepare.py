@@ -347,7 +347,7 @@ def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Pat
         f"e.g. row 1 is row 3 of the training rows of {prepared}; remove them from one of the two"
     )
     assert not list(tmp_path.glob("*x.*"))
-    assert "no train rows here" in message(
+    assert "neither a model folder (provenance.json) nor a data folder" in message(
         lambda: prepare_test(TEST, data=tmp_path, out=tmp_path / "x.jsonl")
     )
 
