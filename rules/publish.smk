@@ -188,7 +188,6 @@ rule index:
 rule page:
     input:
         index=at(layout.index()),
-        metrics=at(layout.metrics_table()),
         tables=[
             at(layout.table(name, "md"))
             for name, item in FLOW.items.items()
