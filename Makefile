@@ -80,7 +80,8 @@ endef
 # Makes tables, figures and report, then prints the main table.
 define pipeline
 $(RUN) snakemake --cores $(CORES) --configfile $(2) --show-failed-logs && \
-echo && cat results/$(1)/tables/main.md && echo && echo 'Report: results/$(1)/report.html'
+echo && cat results/$(1)/tables/main.md && echo && \
+echo 'Report: results/$(1)/report.html' && echo 'Read: results/$(1)/index.html'
 endef
 
 verify: $(SETUP) ## whether a finished run is what its records say: RUN=results/demo [MODELS=1]

@@ -23,6 +23,9 @@ CARD = "card.json"
 TOKENIZER = "tokenizer/"
 # Key of a JSON file that holds the hash of its other keys.
 RECORD = "record_sha256"
+# Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
+# results re-runs none of it.
+NEWER = ("forms",)
 
 
 @contextmanager
@@ -222,5 +225,12 @@ def stage_key(settings: object, inputs: Mapping[str, str]) -> str:
 
 
 def settings_hash(settings: object) -> str:
-    """SHA-256 of settings, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of settings, whatever the order of their keys, without those that are newer and not set."""
+    return hashlib.sha256(json.dumps(without_unset(settings), sort_keys=True).encode()).hexdigest()
+
+
+def without_unset(value: Any) -> Any:
+    """`value` without the keys in `NEWER` that are None, at any depth; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {k: without_unset(v) for k, v in value.items() if k not in NEWER or v is not None}
+    return [without_unset(v) for v in value] if isinstance(value, list | tuple) else value

@@ -24,8 +24,8 @@ from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
 from minillm.data.local_files import content_of, is_local
 from minillm.errors import UserError
-from minillm.publish.registry import ITEMS
-from minillm.publish.settings import main_table_files, metric_files
+from minillm.publish.registry import ITEMS, Item
+from minillm.publish.settings import items_of, main_table_files, metric_files
 from minillm.readers import read_json
 
 # Wildcards that name a model, its teacher first.
@@ -142,6 +142,11 @@ class Workflow:
             return start(stage, values, resources, threads, self.root / "workflow/scripts/per_node.sh")
 
         return command
+
+    @cached_property
+    def items(self) -> dict[str, Item]:
+        """The tables and figures that the configuration makes, next to the main ones."""
+        return items_of(self.config)
 
     # --- inputs of the pipeline's jobs
     def _tokenizer(self, model: str) -> str:

@@ -118,6 +118,48 @@ rule reference_loss:
         " --out {output:q} > {log:q} 2>&1"
 
 
+# Right answers where all of them are known: of the responses, and by the model's own probabilities.
+rule validity:
+    input:
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
+        code=FLOW.code("validity"),
+    output:
+        at(layout.metric("validity", "{weights}", "{test}")),
+    log:
+        at(layout.log("validity/{weights}/{test}")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    shell:
+        "python -m minillm validity --generations {input.answers:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule mode_mass:
+    input:
+        config=at(layout.settings_file("mode_mass")),
+        test=FLOW.test,
+        model=at(layout.model("{weights}")),
+        code=FLOW.code("mode_mass"),
+    output:
+        at(layout.metric("mode_mass", "{weights}", "{test}")),
+    log:
+        at(layout.log("mode_mass/{weights}/{test}")),
+    benchmark:
+        at(layout.benchmark("mode_mass/{weights}/{test}"))
+    conda:
+        "../environment.yml"
+    threads: threads_of("mode_mass")
+    resources:
+        mem_mb=16000,
+        runtime="2h",
+    params:
+        command=FLOW.launch("mode_mass"),
+    shell:
+        "{params.command} --config {input.config:q} --test {input.test:q} --model {input.model:q}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
 # More measurements: calibration, a judge's scores of the answers, comparisons by people.
 rule calibration:
     input:

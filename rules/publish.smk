@@ -165,7 +165,7 @@ rule index:
                 if item.kind == "table"
                 else layout.figure(name, "json")
             )
-            for name, item in ITEMS.items()
+            for name, item in FLOW.items.items()
         ],
         main=at(layout.table("main", "md")),
         figure=at(layout.figure("main", "png")),
@@ -182,6 +182,34 @@ rule index:
         run=lambda wildcards: RUN,
     shell:
         "python -m minillm index --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
+
+
+# What people open: one page without network.
+rule page:
+    input:
+        index=at(layout.index()),
+        tables=[
+            at(layout.table(name, "md"))
+            for name, item in FLOW.items.items()
+            if item.kind == "table"
+        ],
+        figures=[
+            at(layout.figure(name, "png"))
+            for name, item in FLOW.items.items()
+            if item.kind == "figure"
+        ],
+        code=FLOW.code("page"),
+    output:
+        at(layout.page()),
+    log:
+        at(layout.log("page")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
+    shell:
+        "python -m minillm page --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
 # Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one

@@ -15,6 +15,7 @@ from minillm.config.experiment import Experiment
 from minillm.config.sections import Launch
 from minillm.config.stages import entry_of
 from minillm.config.strict import parse
+from minillm.files import without_unset
 
 
 def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, An
     cls = entry.settings_class() if entry else None
     if cls is None:
         raise ValueError(f"the stage '{stage}' has no settings")
-    return dataclasses.asdict(cls.of(config, stage, **names))
+    settings: dict[str, Any] = without_unset(dataclasses.asdict(cls.of(config, stage, **names)))
+    return settings
 
 
 def canonical(settings: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from minillm.config.measurements.human import Human
 from minillm.config.measurements.judge import Judge
 from minillm.config.measurements.lengths import Lengths
 from minillm.config.measurements.rouge import Rouge
+from minillm.config.measurements.validity import Validity
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sections import (
     Data,
@@ -135,6 +136,10 @@ class Experiment:
     diversity: Diversity = Field(
         default_factory=Diversity,
         description="Measurement: distinct n-grams, and the loss on the references.",
+    )
+    validity: Validity = Field(
+        default_factory=Validity,
+        description="Measurement: right answers where all of them are known.",
     )
     calibration: Calibration = Field(
         default_factory=Calibration,

@@ -155,6 +155,11 @@ def index() -> str:
     return "index.md"
 
 
+def page() -> str:
+    """What the run measured, on one page."""
+    return "index.html"
+
+
 def report() -> str:
     """Snakemake's report."""
     return "report.html"

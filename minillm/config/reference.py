@@ -41,6 +41,7 @@ PARTS = (
     ("ExposureBias", "Exposure bias", "`exposure_bias`"),
     ("Lengths", "ROUGE-L by length", "`lengths`"),
     ("Diversity", "Diversity", "`diversity`"),
+    ("Validity", "Right answers", "`validity`"),
     ("Calibration", "Calibration", "`calibration`"),
     ("ClassificationTask", "Classification tasks", "`calibration.tasks.NAME`"),
     ("Judge", "Judge", "`judge`"),

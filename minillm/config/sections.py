@@ -70,7 +70,14 @@ class Dataset:
     split: str = Field(
         default="",
         description="Split of a hub data set; empty is `train`. For `embedded`: `train`, `dev`, `test` or "
-        "`test_hard`, or the classification tasks `colour` and `kind`; plain text ignores it.",
+        "`test_hard`; of the tasks with many right answers `open_train`, `open_dev` or `open_test`; rows of "
+        "either kind in turn `both_train` or `both_dev`; the classification tasks `colour` and `kind`; as "
+        "plain text `open_text` and `both_text`, and any other split for that of the first.",
+    )
+    forms: Literal[1, 2, 4, 8, 16] | None = Field(
+        default=None,
+        description="`embedded`, splits `open_*` and `both_*`: number of right answers of each prompt; empty "
+        "is 8.",
     )
     revision: str = Field(
         default="",

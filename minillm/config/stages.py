@@ -221,6 +221,22 @@ _ENTRIES = (
         sets="diversity.tests",
     ),
     Stage(
+        "validity",
+        "share of responses that are right answers, and of the right answers that are reached",
+        target="minillm.evaluation.validity:run_stage",
+        required=("generations", "out"),
+        sets="validity.tests",
+    ),
+    Stage(
+        "mode_mass",
+        "probability of all right answers under a model",
+        target="minillm.evaluation.mode_mass:run_stage",
+        settings=f"{_MEASURE}.validity:ModeMassSettings",
+        required=("config", "test", "model", "out"),
+        launched=True,
+        sets="validity.tests",
+    ),
+    Stage(
         "calibration",
         "accuracy and calibration on a classification task",
         target="minillm.evaluation.calibration:run_stage",
@@ -293,6 +309,12 @@ _ENTRIES = (
         "index",
         "list of the results",
         target="minillm.publish.index:run_stage",
+        required=("run-folder", "out"),
+    ),
+    Stage(
+        "page",
+        "what the run measured, on one page",
+        target="minillm.publish.page:run_stage",
         required=("run-folder", "out"),
     ),
     Stage(

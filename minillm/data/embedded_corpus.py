@@ -54,7 +54,7 @@ def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
     """
     if split not in SPLITS:
         raise ValueError(f"the embedded corpus has the splits {', '.join(SPLITS)}, not {split!r}")
-    rng = random.Random(_number(f"instructions {split} {seed}"))
+    rng = random.Random(number_of(f"instructions {split} {seed}"))
     hard = split == "test_hard"
     entries: list[Entry] = []
     seen: set[tuple[str, str]] = set()
@@ -64,7 +64,7 @@ def instructions(split: str, rows: int, seed: int = 0) -> list[Entry]:
         name, task = rng.choice(TASKS)
         entry = task(rng, hard) | {"category": name}
         key = (entry["instruction"], entry["input"])
-        if key not in seen and _belongs(key) == split:
+        if key not in seen and belongs(key) == split:
             seen.add(key)
             entries.append(entry)
     raise ValueError(f"the embedded corpus has fewer than {rows} different rows in '{split}'; ask for fewer")
@@ -82,30 +82,33 @@ def classification(task: str) -> list[Entry]:
             f"the embedded corpus has the classification tasks {', '.join(questions)}, not {task!r}"
         )
     question, property_ = questions[task]
-    sentences = [(thing, f"{person} sees {_a(thing)}.") for thing in sorted(THINGS) for person in PEOPLE]
-    sentences += [(thing, f"There is {_a(thing)}.") for thing in sorted(THINGS)]
+    sentences = [
+        (thing, f"{person} sees {with_article(thing)}.") for thing in sorted(THINGS) for person in PEOPLE
+    ]
+    sentences += [(thing, f"There is {with_article(thing)}.") for thing in sorted(THINGS)]
     entries = [
         {"sentence": sentence, "thing": thing, "label": THINGS[thing][property_]}
         for thing, sentence in sentences
-        if _belongs((question, sentence)) == "test" and (task == "colour" or THINGS[thing][0] != "animal")
+        if belongs((question, sentence)) == "test" and (task == "colour" or THINGS[thing][0] != "animal")
     ]
-    random.Random(_number(f"classification {task}")).shuffle(entries)
+    random.Random(number_of(f"classification {task}")).shuffle(entries)
     return entries
 
 
 def plain_text(documents: int, seed: int = 0) -> list[str]:
     """`documents` short texts from the same world, for the pre-training corpus."""
-    rng = random.Random(_number(f"text {seed}"))
+    rng = random.Random(number_of(f"text {seed}"))
     return [rng.choice(TEXTS)(rng) for _ in range(documents)]
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
+    """A number of 64 bits from a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _belongs(key: tuple[str, str]) -> str:
+def belongs(key: tuple[str, str]) -> str:
     """The split of a row, by its text only: 70% train, 10% each of the others."""
-    place = _number(" | ".join(key)) % 10
+    place = number_of(" | ".join(key)) % 10
     return "train" if place < 7 else SPLITS[place - 6]
 
 
@@ -113,7 +116,8 @@ def _entry(instruction: str, context: str, output: str) -> Entry:
     return {"instruction": instruction, "input": context, "output": output}
 
 
-def _a(word: str) -> str:
+def with_article(word: str) -> str:
+    """ "a" or "an", and the word."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
@@ -149,17 +153,19 @@ def _fact(rng: random.Random, hard: bool) -> Entry:
     thing = rng.choice(sorted(THINGS))
     kind, colour, place = THINGS[thing]
     person = rng.choice(PEOPLE)
-    asked = f"{person} sees {_a(thing)}." if rng.random() < 0.7 else f"There is {_a(thing)}."
+    asked = (
+        f"{person} sees {with_article(thing)}." if rng.random() < 0.7 else f"There is {with_article(thing)}."
+    )
     if hard:
         return _entry(
             "What kind of thing is it, what colour is it, and where is it found?",
             asked,
-            f"It is {_a(kind)}, it is {colour}, and it is found in the {place}.",
+            f"It is {with_article(kind)}, it is {colour}, and it is found in the {place}.",
         )
     question, answer = rng.choice(
         (
             ("What colour is it?", f"The {thing} is {colour}."),
-            ("What kind of thing is it?", f"The {thing} is {_a(kind)}."),
+            ("What kind of thing is it?", f"The {thing} is {with_article(kind)}."),
             ("Where is it found?", f"The {thing} is found in the {place}."),
         )
     )
@@ -192,10 +198,12 @@ def _who(rng: random.Random, hard: bool) -> Entry:
     count = 4 if hard else rng.randint(2, 3)
     people, things = rng.sample(PEOPLE, count), rng.sample(sorted(THINGS), count)
     asked = rng.randrange(count)
-    story = " ".join(f"{p} has {_a(t)}." for p, t in zip(people, things, strict=True))
+    story = " ".join(f"{p} has {with_article(t)}." for p, t in zip(people, things, strict=True))
     if rng.random() < 0.5:
         return _entry(f"Who has the {things[asked]}?", story, f"{people[asked]} has the {things[asked]}.")
-    return _entry(f"What does {people[asked]} have?", story, f"{people[asked]} has {_a(things[asked])}.")
+    return _entry(
+        f"What does {people[asked]} have?", story, f"{people[asked]} has {with_article(things[asked])}."
+    )
 
 
 def _describe(rng: random.Random, hard: bool) -> Entry:
@@ -221,15 +229,15 @@ def _text_facts(rng: random.Random) -> str:
     thing = rng.choice(sorted(THINGS))
     kind, colour, place = THINGS[thing]
     person = rng.choice(PEOPLE)
-    seen = f"{person} sees {_a(colour)} {thing} in the {place}."
-    return f"The {thing} is {_a(kind)}. The {thing} is {colour}. It is found in the {place}. {seen}"
+    seen = f"{person} sees {with_article(colour)} {thing} in the {place}."
+    return f"The {thing} is {with_article(kind)}. The {thing} is {colour}. It is found in the {place}. {seen}"
 
 
 def _text_story(rng: random.Random) -> str:
     a, b = rng.sample(PEOPLE, 2)
     first, second = rng.sample(sorted(THINGS), 2)
     return (
-        f"{a} has {_a(first)}. {b} has {_a(second)}. {a} gives the {first} to {b}. "
+        f"{a} has {with_article(first)}. {b} has {with_article(second)}. {a} gives the {first} to {b}. "
         f"Now {b} has the {first} and the {second}."
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config.sections import Dataset
-from minillm.data import embedded_corpus
+from minillm.data import embedded_corpus, open_world
 from minillm.data.file_formats import entries, is_plain_text, lines
 from minillm.errors import UserError
 from minillm.readers import Kind, all_are, are_tokens, read_json_lines
@@ -121,7 +121,7 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
     _check_fields(dataset, where, ("text",))
     end = _end(dataset)
     if dataset.source == "embedded":
-        texts = embedded_corpus.plain_text(end or 0)
+        texts = _embedded_text(dataset.split, end or 0)
     elif dataset.source == "folder" and is_plain_text(Path(dataset.path)):
         texts = [line for _, line in lines(_existing(dataset, where))]
     else:
@@ -195,11 +195,28 @@ def _entries(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]
     """(place for errors, columns) of each row, whatever the source."""
     if dataset.source == "embedded":
         try:
-            generated = embedded_corpus.instructions(dataset.split, _end(dataset) or 0)
+            generated = _embedded_rows(dataset, _end(dataset) or 0)
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split and rows") from None
         return iter([(f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated)])
     return entries(_existing(dataset, where)) if dataset.source == "folder" else _hub(dataset, where)
+
+
+def _embedded_rows(dataset: Dataset, rows: int) -> list[dict[str, Any]]:
+    """Raises ValueError for a split that the embedded world does not have."""
+    if dataset.split in (*open_world.SPLITS, *open_world.BOTH):
+        return open_world.instructions(dataset.split, rows, dataset.forms or open_world.USUAL_FORMS)
+    return [dict(entry) for entry in embedded_corpus.instructions(dataset.split, rows)]
+
+
+def _embedded_text(split: str, documents: int) -> list[str]:
+    if split not in ("open_text", "both_text"):
+        return embedded_corpus.plain_text(documents)
+    if split == "open_text":
+        return open_world.plain_text(documents)
+    half = -(-documents // 2)
+    pairs = zip(embedded_corpus.plain_text(half), open_world.plain_text(half), strict=True)
+    return [text for pair in pairs for text in pair][:documents]
 
 
 def _existing(dataset: Dataset, where: str) -> Path:

@@ -16,6 +16,7 @@ class Item:
     (config/paper).
     knob: the key of the on-policy settings that it ranges over (settings.alike).
     sweeps: whether it uses every model of the run, not only the main table's.
+    if_asked: whether it is only made if the configuration asks for one of its metrics.
     """
 
     kind: str  # "table" or "figure"
@@ -25,6 +26,7 @@ class Item:
     needs: tuple[str, ...] = ()
     knob: str = ""
     sweeps: bool = False
+    if_asked: bool = False
 
 
 def _table(module: str, function: str, shows: str, *needs: str, knob: str = "", sweeps: bool = False) -> Item:
@@ -60,6 +62,9 @@ ITEMS = {
     "table8": _table("tables.sample_answers", "samples",
                      "Table 8: answers of several models to the same prompts",
                      "generations", sweeps=True),
+    "modes": Item("table", "tables.modes", "modes",
+                  "Precision, coverage and probability of the right answers, where all are known",
+                  ("validity", "mode_mass"), if_asked=True),
     "cost": _table("tables.costs", "costs",
                    "What each method cost, next to its score",
                    "rouge", "models", sweeps=True),
@@ -104,6 +109,9 @@ ITEMS = {
     "size-gap": _figure("figures.scaling", "size_gap",
                         "Share of the teacher's score against how much larger the teacher is",
                         "rouge", sweeps=True),
+    "modes-plot": Item("figure", "figures.modes", "modes",
+                       "Precision of the responses against their coverage of the right answers",
+                       ("validity",), if_asked=True),
     "divergences": _figure("figures.curves", "divergences",
                            "Forward and reverse KL as objectives under the same sampler",
                            "models", knob="objective", sweeps=True),
@@ -149,6 +157,14 @@ READING = {
         "One line per published number. Read the difference together with the interval. An unverified "
         "value was never compared with its source and measures no fidelity; a digitised one was read off "
         "a figure. A dash: not measured in this run."
+    ),
+    "modes": (
+        "A method that keeps only what the teacher finds likely has a high precision and mass; one that "
+        "keeps all of it has a high coverage and many forms. The columns to the right say what goes wrong."
+    ),
+    "modes-plot": (
+        "Up: more responses are right. To the right: more of the right answers are reached. Above the dashed "
+        "line a method gives up answers for precision."
     ),
     "figure1": (
         "Higher is better; the dashed line is the teacher. A method that distils well comes near that "

@@ -203,6 +203,24 @@ def _human(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
             yield Measured(name, comparison[outcome]["share"], None, comparison["n"])
 
 
+def _validity(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    """Precision, coverage, and the share of each other verdict, in percent: `validity_wrong_fact`."""
+    yield from _mean(kind, content)
+    n = content.get("n")
+    for name in ("coverage", "coverage_uniform"):
+        yield Measured(f"{kind}_{name}", content[name], content.get(f"{name}_error"), n)
+    for verdict, count in content["verdicts"].items():
+        if verdict != "right":
+            yield Measured(f"{kind}_{verdict.replace(' ', '_')}", 100 * count / content["responses"], None, n)
+
+
+def _mode_mass(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    """The mass of the right answers, the coverage expected of it, and their effective number."""
+    yield from _mean(kind, content)
+    for name in ("coverage", "forms"):
+        yield Measured(f"{kind}_{name}", content[name], content[f"{name}_error"], content.get("n"))
+
+
 FLATTEN: dict[str, Callable[[str, Mapping[str, Any]], Iterator[Measured]]] = {
     "rouge": _rouge,
     "judge": _judge,
@@ -210,6 +228,8 @@ FLATTEN: dict[str, Callable[[str, Mapping[str, Any]], Iterator[Measured]]] = {
     "diversity": _diversity,
     "reference_loss": _reference_loss,
     "lengths": _lengths,
+    "validity": _validity,
+    "mode_mass": _mode_mass,
     "human": _human,
 }
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from minillm.config.sections import Style
 from minillm.config.stage_settings import TableSettings
 from minillm.config.strict import STRICT
-from minillm.publish.registry import ITEMS, RECORDS
+from minillm.publish.registry import ITEMS, RECORDS, Item
 from minillm.publish.run_models import MetricFile, declared, main_table_asks
 
 # Not a dependency for the rules: a table does not change with sections that it does not show.
@@ -127,6 +127,15 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
         both = {"forward_kl", "reverse_kl"}
         return next((group for group in groups.values() if both <= set(group.values())), {})
     return next((group for group in groups.values() if "minillm" in group), {})
+
+
+def items_of(config: Experiment) -> dict[str, Item]:
+    """The items of registry.py that `config` makes."""
+    return {
+        name: item
+        for name, item in ITEMS.items()
+        if not item.if_asked or any(asked_by(config, name).values())
+    }
 
 
 def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:

@@ -40,6 +40,7 @@ SECTIONS: dict[str, Any] = {
     "exposure_bias": {"tests": list(N)},
     "lengths": {"tests": list(N), "figure15": ["sni"]},
     "diversity": {"tests": list(N)},
+    "validity": {"tests": ["dolly"]},
     "calibration": {"tasks": {"boolq": {**TASK, "label": "BoolQ"}, "sst2": {**TASK, "label": "SST-2"}}},
     "judge": {"kind": "openai", "model": "some-judge", "tests": ["dolly"]},
     "human": {"test": "dolly", "answers": ["anna.json"]},
@@ -137,6 +138,13 @@ def make(folder: Path, config: Experiment) -> Path:
                     f"metrics/reference_loss/{weights}/{test}.json",
                     {"n": n, "loss": "tokens", "mean": 3.5, "standard_error": 0.1, "reference_tokens": 20.0},
                 )
+            put(folder, f"metrics/validity/{weights}/dolly.json", validity(strength))
+            put(
+                folder,
+                f"metrics/mode_mass/{weights}/dolly.json",
+                {"n": 12, "mean": 40.0 + strength, "standard_error": 1.0}
+                | {"coverage": 30.0, "coverage_error": 2.0, "forms": 3.0, "forms_error": 0.1},
+            )
             judged = {
                 "n": 12,
                 "mean": 40 + strength,
@@ -215,6 +223,24 @@ def exposure(strength: float) -> dict[str, Any]:
     }  # the prompts that were drawn move every method alike
     kept = {"mean_at": 80, "ids": list(range(12)), "draws": draws}
     return {"n": 12, "responses": 10, "lengths": lengths, "ex_acc_err": [None, *curve[1:]], **band, **kept}
+
+
+def validity(strength: float) -> dict[str, Any]:
+    """Two responses to each of 12 prompts with four right answers."""
+    verdicts = dict.fromkeys(("unfinished", "wrong fact", "form broken off", "forms mixed", "other"), 1)
+    return {
+        "n": 12,
+        "mean": 60.0 + strength,
+        "standard_error": 1.0,
+        "per_seed": {"10": 59.0 + strength, "20": 61.0 + strength},
+        "coverage": 30.0 + strength,
+        "coverage_error": 2.0,
+        "coverage_uniform": 43.75,
+        "verdicts": {"right": 19, **verdicts},
+        "responses": 24,
+        "right_answers": [4] * 12,
+        "seeds": [10, 20],
+    }
 
 
 def lengths(strength: float) -> dict[str, Any]:

@@ -227,9 +227,21 @@ def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
 
 
 @pytest.mark.parametrize(
-    "name", ["table2", "table3", "table5", "table8", "cost", "figure6", "figure7", "reliability"]
+    "name",
+    [
+        "table2",
+        "table3",
+        "table5",
+        "table8",
+        "cost",
+        "figure6",
+        "figure7",
+        "reliability",
+        "modes",
+        "modes-plot",
+    ],
 )
 def test_what_the_configuration_measures_is_published(finished, name):
-    kind = "table" if name.startswith("table") or name == "cost" else "figure"
+    kind = "table" if name.startswith("table") or name in ("cost", "modes") else "figure"
     sidecar = json.loads((finished.run / f"{kind}s" / f"{name}.json").read_text())
     assert not sidecar["missing"] and sidecar["sources"] and sidecar["n"]

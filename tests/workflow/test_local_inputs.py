@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 CONFIG = "local.yaml"
-ENDS = {"index", "report"}
+ENDS = {"index", "page", "report"}
 STUDENTS = ("small/sft/seed10", "small/minillm/big/seed10")
 ALL = ("big/teacher", *STUDENTS)
 
@@ -104,7 +104,7 @@ def rules_of(jobs: set[str]) -> set[str]:
     return {
         job
         for job in jobs
-        if not job.startswith(("publish_", "index", "report", "table", "figure", "metrics"))
+        if not job.startswith(("publish_", "index", "page", "report", "table", "figure", "metrics"))
     }
 
 

@@ -57,6 +57,8 @@ def test_measurements_say_on_which_sets_they_are_made() -> None:
             "lengths",
             "diversity",
             "reference_loss",
+            "validity",
+            "mode_mass",
             "calibration",
             "judge",
             "human",

@@ -185,7 +185,7 @@ def test_unknown_split_and_too_many_rows_are_refused() -> None:
     ):
         only = {"instruction": "a", "input": "", "output": "b"}
         patch.setattr(embedded_corpus, "TASKS", (("one", lambda rng, hard: dict(only)),))
-        embedded_corpus.instructions(embedded_corpus._belongs(("a", "")), 3)
+        embedded_corpus.instructions(embedded_corpus.belongs(("a", "")), 3)
 
 
 def test_plain_text_is_one_line_each() -> None:
