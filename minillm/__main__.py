@@ -14,7 +14,7 @@ def run() -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("minillm: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print("minillm: interrupted; the same command resumes from what is saved", file=sys.stderr)
         return 130
     except SystemExit as stop:
         if isinstance(stop.code, str):

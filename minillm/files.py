@@ -94,7 +94,8 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass
+        # A file system without locks: nothing can be waited for.
+        return True
     return True
 
 

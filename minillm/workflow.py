@@ -234,6 +234,7 @@ class Workflow:
                 recorded = read_json(run / layout.local(wildcards.source))
                 if recorded["path"] == path:
                     return canonical(recorded)
+            # No record, or a damaged one: it is written anew.
             except (UserError, KeyError, TypeError):
                 pass
         return canonical(found or {"path": path, "content": None})

@@ -137,7 +137,7 @@ def _check_configuration(config: dict[str, Any], tensors: int, where: object) ->
                 "a version of it for a model type of transformers"
             )
         raise UserError(
-            f"{where}: the model_type of config.json, {kind!r}, is no causal language model that "
+            f"{where}: the model_type of config.json, {kind!r}, is not a causal language model that "
             "transformers knows; check it, or take another model"
         )
     for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
@@ -226,6 +226,6 @@ def _check_types(model: PreTrainedModel, types: dict[str, str], where: object) -
     ]
     if whole:
         raise UserError(
-            f"{where}: {len(whole)} tensors hold whole numbers ({some(whole)}), which are no weights of a "
+            f"{where}: {len(whole)} tensors hold whole numbers ({some(whole)}), which are not weights of a "
             "trained model; take one that is not quantised"
         )

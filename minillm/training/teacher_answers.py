@@ -63,7 +63,7 @@ def _lines(path: Path, vocabulary: int) -> Iterator[tuple[str, dict[str, Any]]]:
         where, tokens = f"{path}:{number}", answer["response_tokens"]
         wrong = [t for t in tokens if type(t) is not int or not 0 <= t < vocabulary]
         if wrong or not tokens:
-            what = f"{wrong[0]!r} is no token of a vocabulary of {vocabulary}" if wrong else "no tokens"
+            what = f"{wrong[0]!r} is not a token of a vocabulary of {vocabulary}" if wrong else "no tokens"
             raise UserError(f"{where}: {what}; {AGAIN}")
         yield where, answer
 

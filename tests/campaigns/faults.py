@@ -1,7 +1,7 @@
 """A seeded campaign of faults over a tiny configuration: `make faults`.
 
 After each fault the same command is run again, and every file must be that of an undisturbed run.  Results
-go to FOLDER/faults.jsonl as they come, and a second start goes on from there.
+go to FOLDER/faults.jsonl as they come, and a second start resumes from there.
 
     python tests/campaigns/faults.py [--faults N] [--seed N] [--only WORD] [--folder FOLDER]
 """
