@@ -98,7 +98,7 @@ SUM = (
 def instructions(split: str, rows: int, forms: int = USUAL_FORMS, seed: int = 0) -> list[Entry]:
     """`rows` rows (instruction, input, output, category) of a split, with `forms` right answers a prompt.
 
-    "open_train" has each prompt in half of its forms (at least one), a row each; in "open_dev" and
+    "open_train" has each prompt in a quarter of its forms (at least one), a row each; in "open_dev" and
     "open_test" a prompt occurs once, and `output` lists all of its right answers, shuffled.  Prompts of the
     splits are disjoint, and fewer rows are the first of more.  "both_train" and "both_dev" have rows of the
     closed tasks (embedded_corpus) and of the open ones in turn.  Raises ValueError for an unknown split or
@@ -128,7 +128,7 @@ def instructions(split: str, rows: int, forms: int = USUAL_FORMS, seed: int = 0)
             continue
         seen.add(instruction)
         rng.shuffle(answers)
-        shown: list[Any] = answers[: max(1, forms // 2)] if split == "open_train" else [answers]
+        shown: list[Any] = answers[: max(1, forms // 4)] if split == "open_train" else [answers]
         entries += [
             {"instruction": instruction, "input": "", "output": output, "category": name} for output in shown
         ]
@@ -157,7 +157,7 @@ def _thing(rng: random.Random) -> Facts:
 
 
 def _sum(rng: random.Random) -> Facts:
-    first, second = rng.randint(1, 10), rng.randint(1, 10)
+    first, second = rng.randint(1, 6), rng.randint(1, 6)
     words = {"first": NUMBERS[first - 1], "second": NUMBERS[second - 1], "total": NUMBERS[first + second - 1]}
     return {"person": rng.choice(PEOPLE), "units": rng.choice(UNITS), **words}
 

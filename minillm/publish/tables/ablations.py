@@ -130,8 +130,10 @@ def plain_text(results: ItemResults) -> Sheet:
     for _, students in results.pairs():
         without = {m.method for m in students if chosen.get(m.student, {}).get(m.method) == 0.0}
         for model in students if without else ():
-            coefficient = chosen.get(model.student, {}).get(model.method)
-            if coefficient is None or (coefficient != 0 and model.method != "minillm"):
+            of_student = chosen.get(model.student, {})
+            coefficient = of_student.get(model.method)
+            # Where MiniLLM itself has no plain text, a variant is the one that has.
+            if coefficient is None or (coefficient and model.method != "minillm" and of_student.get("minillm")):
                 continue
             values, paper = _plain_text_values(results, model)
             compared = compared or any(value and paper[name] for name, value in values.items())
