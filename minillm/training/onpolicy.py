@@ -43,7 +43,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
     saved = engine.resume()
     history: list[dict[str, Any]] = saved["history"] if saved else []
     # Drawn at the first step of each collection.
-    rollouts: Any = Rollouts(**saved["rollouts"]) if saved else None
+    rollouts: Any = Rollouts.restored(saved["rollouts"], engine.world) if saved else None
     memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
