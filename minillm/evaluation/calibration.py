@@ -206,7 +206,9 @@ def label_logprobs(
         part = passes[first : first + batch]
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
         logprobs = response_logits(model, inputs, vocabulary).log_softmax(-1)
-        asked, places, tokens, first_token = [], [], [], 0
+        asked, first_token = [], 0
+        places: list[int] = []
+        tokens: list[int] = []
         for i, context in part:
             for label, word in enumerate(questions[i].words):
                 if label not in by_label[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:

@@ -228,8 +228,8 @@ def test_calibration_reads_once_a_batch():
         for word, value in zip(words, row, strict=True):
             ids = torch.tensor([[*question.prompt, *word]])
             logs = model(input_ids=ids).logits[0, :, :VOCABULARY].double().log_softmax(-1)
-            expected = sum(logs[len(question.prompt) - 1 + k, token] for k, token in enumerate(word))
-            assert value == pytest.approx(float(expected), abs=1e-4)
+            expected = sum(logs[len(question.prompt) - 1 + k, token].item() for k, token in enumerate(word))
+            assert value == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_looked_for_is_found():
