@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,14 @@ class Checkpoint:
 
 
 @contextmanager
-def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Iterator[Path]:
+def saving(
+    folder: Path, step: int, zero: int, needed: int, world: World, hashes: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """A folder that every rank writes its files to; it becomes `step`'s checkpoint if the block succeeds.
 
-    `needed` bytes must be free.  Raises UserError on every rank if the disk is full or any rank could not
-    write; earlier checkpoints are kept.
+    `needed` bytes must be free.  `hashes`, by name, of files that this rank has hashed while it wrote them:
+    the block adds to it, and all other files are read again.  Raises UserError on every rank if the disk is
+    full or any rank could not write; earlier checkpoints are kept.
     """
     final, partial = folder / f"step-{step:07d}", folder / f".partial-{step:07d}"
     advice = (
@@ -86,22 +89,24 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
                 raise failures[0]
 
         world.together(report, advice)
-        seal(partial, step, zero, world, advice)
+        seal(partial, step, zero, world, advice, hashes or {})
         world.together(finish, advice)
     finally:
         if world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
-    """Write the manifest with the hashes of all files; the ranks share the hashing."""
+def seal(folder: Path, step: int, zero: int, world: World, advice: str, written: Mapping[str, str]) -> None:
+    """Write the manifest with the hashes of all files: `written`, and the others, which the ranks share."""
+    every = {name: digest for part in world.gather(dict(written)) for name, digest in part.items()}
     hashes: dict[str, str] = {}
 
     def read() -> None:
-        hashes.update({name: sha256(folder / name) for name in _share(_names(folder), world)})
+        rest = [name for name in _names(folder) if name not in every]
+        hashes.update({name: sha256(folder / name) for name in _share(rest, world)})
 
     world.together(read, advice)
-    every = {name: digest for part in world.gather(hashes) for name, digest in part.items()}
+    every |= {name: digest for part in world.gather(hashes) for name, digest in part.items()}
 
     def write() -> None:
         if world.rank == 0:

@@ -43,7 +43,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
     saved = engine.resume()
     history: list[dict[str, Any]] = saved["history"] if saved else []
     # Drawn at the first step of each collection.
-    rollouts: Any = Rollouts.restored(saved["rollouts"], engine.world) if saved else None
+    rollouts: Any = None
+    if saved and saved["rollouts"]:
+        rollouts = Rollouts.restored(saved["rollouts"], engine.world)
     memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
@@ -52,7 +54,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
     due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
 
     def save() -> None:
-        engine.save({"history": history, "rollouts": vars(rollouts), "memory": memory.saved()})
+        # After a collection's last step its samples are not needed again.
+        kept = vars(rollouts) if engine.step % per_collection else None
+        engine.save({"history": history, "rollouts": kept, "memory": memory.saved()})
 
     engine.engine.eval()
     if engine.step == 0:
@@ -80,7 +84,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 memory.look(history[-1]["dev_loss"], s)
                 log.write({key: value for key, value in history[-1].items() if key != "step"})
                 candidates.offer(history)
-            if engine.step in due or engine.step % engine.launch.save_every == 0:
+            if engine.step in due or engine.save_due():
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)

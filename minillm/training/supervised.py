@@ -246,7 +246,7 @@ def fit(
                 history.append({"step": engine.step, **values})
                 log.write(values)
                 candidates.offer(history)
-            if engine.step in due or engine.step % engine.launch.save_every == 0:
+            if engine.step in due or engine.save_due():
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
