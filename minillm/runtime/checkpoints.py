@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,8 +145,11 @@ def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint
     return None
 
 
-def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
-    """(manifest, what is wrong with the checkpoint or ""); each rank reads a share of the files."""
+def check(folder: Path, world: World, named: bool = True) -> tuple[dict[str, Any], str]:
+    """(manifest, what is wrong with the checkpoint or ""); each rank reads a share of the files.
+
+    `named`: whether the folder has the name of its step.
+    """
     on_rank_0: dict[str, Any] = {}
     problems: list[str] = []
 
@@ -173,7 +175,7 @@ def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
                 problems.append(f"{name}: is missing")
 
     world.together(read, advice)
-    if folder.name != f"step-{manifest['step']:07d}":
+    if named and folder.name != f"step-{manifest['step']:07d}":
         problems.append(f"{MANIFEST}: is of step {manifest['step']}")
     # DeepSpeed loads whatever has the right name.
     foreign = {name for name in _names(folder) if name.endswith(".pt")} - set(manifest["files"])
@@ -217,46 +219,6 @@ def discard(folder: Path) -> None:
 
 def _trash(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.finished")
-
-
-def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) -> str:
-    """Tag of the checkpoint in DeepSpeed's universal format, which any number of processes can load.
-
-    Rank 0 converts it.
-    """
-    tag = "universal"
-    target = checkpoint.folder / tag
-
-    def convert() -> None:
-        if world.rank != 0:
-            return
-        # One of an earlier attempt is in no manifest.
-        shutil.rmtree(target, ignore_errors=True)
-        partial = checkpoint.folder / f".{tag}"
-        shutil.rmtree(partial, ignore_errors=True)
-        # In a separate process: the converter starts others and must not take itself for a rank.
-        dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        environment = {key: value for key, value in os.environ.items() if key not in dropped}
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        folders = ["--input_folder", str(checkpoint.folder / "deepspeed"), "--output_folder", str(partial)]
-        with trust.only_ours():
-            result = subprocess.run(
-                [*command, *folders], env=environment, capture_output=True, text=True, check=False
-            )
-        if result.returncode:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RuntimeError(
-                (result.stderr.strip() or result.stdout.strip() or "no message").split("\n")[-1]
-            )
-        os.replace(partial, target)
-
-    say(f"{checkpoint.folder.name}: saved by {checkpoint.processes} processes, converted for {world.size}")
-    world.together(
-        convert,
-        f"{checkpoint.folder}: cannot be converted for {world.size} processes; "
-        f"use {checkpoint.processes} again",
-    )
-    return tag
 
 
 def _names(folder: Path) -> list[str]:

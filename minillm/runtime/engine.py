@@ -36,6 +36,7 @@ from minillm.runtime.optimizer import fix_universal, parameter_groups
 from minillm.runtime.processes import World, seed_all
 from minillm.runtime.schedule import learning_rate, share
 from minillm.runtime.skipped import SkippedSteps
+from minillm.runtime.universal import universal
 
 METRICS = "metrics.jsonl"
 STATE = "state.safetensors"
@@ -308,7 +309,7 @@ class Engine:
         saved = self.checkpoint
         if saved is None:
             return None
-        tag = checkpoints.universal(saved, self.world, self.say) if self._universal else "deepspeed"
+        tag = universal(saved, self.world, self.say) if self._universal else "deepspeed"
         # Not strict: weights that follow from others are not there (saving.without_weights).
         path, _ = self.engine.load_checkpoint(str(saved.folder), tag=tag, load_module_strict=False)
         if path is None:
@@ -318,8 +319,7 @@ class Engine:
         entry = state.read(saved.folder / STATE)
         self.skipped.resumed(entry["in_a_row"])
         if saved.processes == self.world.size:
-            name = f"random-{self.world.rank}.safetensors"
-            state.restore_random_states(state.read(saved.folder / name))
+            state.restore_random_states(state.read(saved.folder / f"random-{self.world.rank}.safetensors"))
         else:
             seed_all(entry["step"] * 1000 + self.world.rank)
         if self._universal:
