@@ -22,8 +22,9 @@ from minillm.config.stage_settings import OnPolicySettings
 from minillm.data.rows import Corpus, Rows
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
-from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.engine import Engine
+from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
@@ -179,7 +180,7 @@ def run_stage(
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
     inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
     raw = dataclasses.asdict(settings)
-    student = load_model(init, "fp32")
+    student = load_once(init, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, training.max_tokens)
     engine = Engine(
         student,
@@ -192,7 +193,7 @@ def run_stage(
     )
 
     def frozen(folder: Path) -> Any:
-        model = load_model(folder, settings.precision)
+        model = load_once(folder, settings.precision, world, launch.shard_teacher)
         check_rows(model, data, training.max_tokens)
         return engine.frozen(model)
 
