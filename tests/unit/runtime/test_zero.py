@@ -178,6 +178,13 @@ def pieces(out):
     return found
 
 
+def same_tensors(found, expected):
+    """Whether all tensors of what a file of the universal form holds are equal."""
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(same_tensors(found[k], expected[k]) for k in found)
+    return not isinstance(found, torch.Tensor) or torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("zero", ["1", "3"])
 def test_an_interrupted_conversion_is_resumed(whole, folder, zero, tmp_path, monkeypatch):
     """It fails at one weight: what is finished by then is not made again, and the result is the same."""
@@ -214,7 +221,7 @@ def test_an_interrupted_conversion_is_resumed(whole, folder, zero, tmp_path, mon
     for name, (values, written) in after.items():
         if name in before:
             assert written == before[name][1]
-        assert_close(values, expected[name][0], atol=0, rtol=0)
+        assert same_tensors(values, expected[name][0]), name
     # Finished: nothing to do.
     convert.main(saved / "deepspeed", tmp_path / "out")
     assert {name: written for name, (_, written) in pieces(tmp_path / "out").items()} == {
