@@ -223,8 +223,8 @@ MUTATIONS = [
     Mutation(
         "a word's first token is its probability",
         "evaluation/calibration.py",
-        "torch.from_numpy(word)].double().sum()",
-        "torch.from_numpy(word)].double()[0]",
+        "numbers.double().sum()",
+        "numbers.double()[0]",
         "tests/unit/evaluation/test_calibration.py::test_words_against_one_row_at_a_time",
     ),
     Mutation(
