@@ -1,0 +1,227 @@
+"""Bytes of a job's tensors on each device and in the CPU's memory, part by part.
+
+What each part is follows the code that allocates it: runtime/engine.py with DeepSpeed's templates (weights,
+gradients, optimizer, buckets), sampling/ (caches, positions), models/tiled_loss.py (tiles), training/ (what
+is kept of the teacher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from minillm.data.batching import CPU_POSITIONS
+from minillm.fits import passes
+from minillm.fits.passes import How, Rows
+from minillm.fits.sizes import Size, bytes_of, kind_of
+from minillm.fits.work import Draw, Work
+from minillm.runtime.schedule import share
+
+# runtime/deepspeed/: numbers of a bucket of gradients, and DeepSpeed's defaults of how many gathered weights
+# live at once under ZeRO 3 and how many are updated together.
+BUCKET, GATHERED, GROUP = 200_000_000, 1_000_000_000, 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device; `host` and `store` are in the CPU's memory, for one process.
+
+    weights, teacher, gradients, optimizer (float32 weights and two moments) and buckets are there throughout
+    training.  On top of them come one after the other: an update (activations and tiles), the optimizer's
+    step, and sampling with dev sets (gathered weights, caches, positions).  store: the teacher's hidden
+    states.
+    """
+
+    weights: int = 0
+    teacher: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    buckets: int = 0
+    activations: int = 0
+    tiles: int = 0
+    step: int = 0
+    gathered: int = 0
+    caches: int = 0
+    positions: int = 0
+    host: int = 0
+    store: int = 0
+
+    @property
+    def held(self) -> int:
+        """What is there at any time after the first step."""
+        return self.weights + self.teacher + self.optimizer
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """Bytes at each of the three moments."""
+        return {
+            "update": self.held + self.gradients + self.buckets + self.activations + self.tiles,
+            "step": self.held + self.gradients + self.step,
+            "sampling": self.held + self.gathered + self.caches + self.positions,
+        }
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the device at the largest moment."""
+        return max(self.moments.values())
+
+
+def memory(work: Work, device: str = "cuda") -> Memory:
+    """Bytes for each process of `work`; on a CPU all of it shares one memory, `store` and `host` included.
+
+    Raises UserError if the processes do not divide the batch.
+    """
+    number, launch = bytes_of(work.precision), work.launch
+    teacher = sum(m.parameters for m in work.in_use)
+    sharded = launch.processes if launch.shard_teacher else 1
+    trained = _training(work, device) if work.steps else {}
+    weights = number * work.student.parameters
+    parts = {
+        "weights": weights,
+        "teacher": number * teacher // sharded,
+        **trained,
+        **_sampling(work, device),
+        "store": int(work.kept * number * (work.teacher.width if work.teacher else 0)),
+    }
+    if sharded > 1 and work.teacher:
+        # Every process keeps a copy of the output matrix (models.head.keep_head).
+        parts["teacher"] += number * work.teacher.head
+    gathered = number * teacher if sharded > 1 and work.draws else 0
+    if work.steps and launch.zero == 3:
+        gathered += weights
+    return Memory(**(parts | {"gathered": gathered}))
+
+
+def _training(work: Work, device: str) -> dict[str, int]:
+    """weights, gradients, optimizer, buckets, activations, tiles, step and host of a training."""
+    number, launch, size = bytes_of(work.precision), work.launch, work.student
+    n, processes = size.parameters, launch.processes
+    rows = share(work.batch, processes)
+    update = _update(work, device, rows)
+    several = rows > launch.micro_batch
+    # Of one process: DeepSpeed's ranks share masters and moments from ZeRO 1 on, gradients from 2, weights
+    # from 3.
+    own = n // processes if launch.zero else n
+    half = work.precision != "fp32"
+    # ZeRO 0 in float32 has no second copy of the weights.
+    masters = 4 * own if half or launch.zero else 0
+    parts = {
+        "optimizer": masters + 8 * own,
+        "gradients": number * n,
+        "buckets": 0,
+        "activations": update.activations,
+        "tiles": update.tiles + update.backward,
+        "step": _step(size.decaying // (processes if launch.zero else 1), number),
+        "host": 0,
+    }
+    if launch.zero in (1, 2):
+        parts["buckets"] = 2 * BUCKET * number
+    if launch.zero >= 2:
+        # Those of a micro-batch are added to those of the ones before.
+        parts["gradients"] = number * own * (2 if several else 1)
+    if launch.zero == 3:
+        parts["weights"] = number * own + number * min(n, GATHERED)
+        parts["buckets"] = BUCKET * number
+        parts["step"] = _step(min(own, GROUP), number)
+    if not several and launch.zero < 2:
+        # They grow only while activations go: whichever is larger.
+        parts["gradients"] = max(0, number * n - update.peak)
+    if launch.offload and launch.zero >= 2:
+        # Gradients in float32 too.
+        parts |= {"host": parts["optimizer"] + 4 * own, "optimizer": 0, "step": 0, "gradients": 0}
+    return parts
+
+
+def _step(numbers: int, number: int) -> int:
+    """A flat copy of the gradients, and a second one in float32 if they are not."""
+    return numbers * (number + (4 if number < 4 else 0))
+
+
+def _update(work: Work, device: str, share_of_rank: int) -> passes.Update:
+    """The largest micro-batch."""
+    launch, found = work.launch, []
+    how = How(
+        kind_of(work.precision),
+        device,
+        work.dropout,
+        launch.gradient_checkpointing,
+        launch.attention,
+    )
+    for part in work.parts:
+        rows = min(launch.micro_batch, share_of_rank)
+        if launch.micro_tokens:
+            rows = max(1, min(rows, launch.micro_tokens // part.width))
+        found.append(passes.update(work.student, Rows(rows, part.width, part.targets), how, part.loss))
+    return max(found, key=lambda update: update.peak)
+
+
+def _sampling(work: Work, device: str) -> dict[str, int]:
+    """caches and positions of the largest sampling or dev set."""
+    found = [_draw(draw, work, device) for draw in work.draws] or [(0, 0)]
+    caches, positions = max(found, key=sum)
+    how = How(kind_of(work.precision), device)
+    number = bytes_of(work.precision)
+    for read in work.reads:
+        rows = _rows(work, read.rows, read.longest)
+        if device == "cpu":
+            rows = max(1, min(rows, CPU_POSITIONS // read.longest))
+        passed = passes.without_gradient(read.model, Rows(rows, read.longest, 1), how)
+        # Tiles are no larger than those of a position's logits; hidden states wait for them.
+        waiting = rows * read.longest * read.model.width * number
+        if passed + waiting > caches + positions:
+            caches, positions = 0, passed + waiting
+    return {"caches": caches, "positions": positions}
+
+
+def _rows(work: Work, rows: int, width: int) -> int:
+    """Rows that are computed at once without gradients."""
+    launch = work.launch
+    own = max(1, -(-rows // launch.processes))
+    at_once = min(launch.eval_batch, own)
+    return max(1, min(at_once, launch.eval_tokens // width)) if launch.eval_tokens else at_once
+
+
+def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
+    """(KV caches of all models, what a position or reading the prompts takes on top).
+
+    On a CPU weights are laid out a second time while they do not change (models/onednn_layout.py).
+    """
+    number = bytes_of(work.precision)
+    width = draw.longest + draw.horizon
+    rows = _rows(work, draw.rows, width)
+    caches = sum(number * model.cache for model in draw.models) * rows * width
+    how = How(kind_of(work.precision), device)
+    prompts = Rows(rows, draw.longest, 1)
+    extra = 0
+    if device == "cpu":
+        if rows * draw.longest > CPU_POSITIONS:
+            at_once = max(1, CPU_POSITIONS // draw.longest)
+            prompts = Rows(at_once, draw.longest, 1)
+            extra += max(number * m.cache for m in draw.models) * at_once * draw.longest
+        extra += sum(number * (m.matrices + m.head) for m in draw.models if _laid_out(work.precision))
+    read = max(passes.without_gradient(model, prompts, how) for model in draw.models)
+    # Logits of models that read along are in the vocabulary that they share.
+    vocabulary = min(model.vocabulary for model in draw.models)
+    drawn = passes.position(rows, vocabulary, len(draw.models) > 1, draw.alpha, draw.record)
+    kept = 0
+    if draw.record and len(draw.models) > 1:
+        # Each position's hidden states, then all of them as one tensor; on a CPU each row's own at last.
+        kept = rows * draw.horizon * draw.models[1].width * number * (3 if device == "cpu" else 2)
+    return caches, extra + max(read, drawn, kept)
+
+
+def _laid_out(precision: str) -> bool:
+    return precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def table(memory: Memory, names: Sequence[str]) -> list[str]:
+    """Parts as text in GB, by name."""
+    values = asdict(memory)
+    return [f"{values[name] / 1e9:.1f}" for name in names]
+
+
+def model_bytes(size: Size, precision: str) -> int:
+    """Bytes of a model's files."""
+    return bytes_of(precision) * size.parameters
