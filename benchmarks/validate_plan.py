@@ -149,13 +149,15 @@ def planned(stage: str, precision: str, shape: Shape, changes: dict[str, Any]) -
         texts = Part(rows, 1, shape.text - 1, shape.text, shape.text - 1, loss, float(ratio > 0), ratio > 0)
         draw = Draw((student, teacher), **prompts, horizon=response, alpha=chosen.alpha, record=True)
         return Work(
-            stage, student, teacher, **common, batch=2 * rows, parts=(samples, texts), draws=(draw,),
+            stage, student, (teacher,), **common, batch=2 * rows, parts=(samples, texts), draws=(draw,),
             kept=rows * response,
         )  # fmt: skip
     kd = stage == "kd"
-    part = Part(rows, prompt, response, shape.width, response, Loss(teacher, 0.5) if kd else Loss(), kd, kd)
+    loss = Loss(teacher, 0.5) if kd else Loss()
+    part = Part(rows, prompt, response, shape.width, response, loss, float(kd), kd)
     draw = Draw((student,), **prompts, horizon=response)
-    return Work(stage, student, teacher if kd else None, **common, batch=rows, parts=(part,), draws=(draw,))
+    frozen = (teacher,) if kd else ()
+    return Work(stage, student, frozen, **common, batch=rows, parts=(part,), draws=(draw,))
 
 
 def gpt2(size: Size, shape: Shape) -> dict[str, Any]:

@@ -34,11 +34,14 @@ def read(size: Size, rows: float, width: float) -> float:
 
 
 def update(part: Part, student: Size, recomputed: bool) -> float:
-    """Forward and backward pass of a step's part; with `recomputed` activations one forward pass more."""
+    """Forward and backward pass of a step's part; with `recomputed` activations one more forward pass.
+
+    That ends before each block's last product, whose result nothing needs.
+    """
     width = part.prompt + part.response
-    passes = (LINEAR + recomputed, ATTENTION + recomputed)
-    total = passes[0] * linear(student, part.rows * width)
-    total += passes[1] * part.rows * attention(student, width, width)
+    total = LINEAR * linear(student, part.rows * width)
+    total += (ATTENTION + recomputed) * part.rows * attention(student, width, width)
+    total += 2.0 * recomputed * (student.matrices - student.last) * part.rows * width
     total += 3 * head(student, part.rows * part.response)
     if part.loss.teacher is not None:
         total += part.reads * read(part.loss.teacher, part.rows, width)

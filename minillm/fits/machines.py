@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -44,6 +45,13 @@ class Machine:
     def room(self) -> int:
         """Bytes for tensors."""
         return self.memory - (RESERVED if self.device == "cuda" else 0)
+
+    def shared(self, processes: int) -> Machine:
+        """What one of several processes has of it."""
+        flops = {name: value / processes for name, value in self.flops.items()}
+        return dataclasses.replace(
+            self, flops=MappingProxyType(flops), bandwidth=self.bandwidth / processes, link=self.link / processes
+        )
 
 
 def _gpu(name: str, half: float, full: float, mebibytes: int, bandwidth: float, link: float) -> Machine:

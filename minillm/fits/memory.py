@@ -7,15 +7,14 @@ is kept of the teacher).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from minillm.data.batching import CPU_POSITIONS
 from minillm.fits import passes
 from minillm.fits.passes import How, Rows
-from minillm.fits.sizes import Size, bytes_of, kind_of
+from minillm.fits.sizes import bytes_of, kind_of
 from minillm.fits.work import Draw, Work
 from minillm.runtime.schedule import share
 
@@ -28,10 +27,10 @@ BUCKET, GATHERED, GROUP = 200_000_000, 1_000_000_000, 1_000_000_000
 class Memory:
     """Bytes of one device; `host` and `store` are in the CPU's memory, for one process.
 
-    weights, teacher, gradients, optimizer (float32 weights and two moments) and buckets are there throughout
-    training.  On top of them come one after the other: an update (activations and tiles), the optimizer's
-    step, and sampling with dev sets (gathered weights, caches, positions).  store: the teacher's hidden
-    states.
+    weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them come
+    one after the other: an update (gradients; buckets: what is sent and gathered; activations; tiles), the
+    optimizer's step (gradients and copies of them), and sampling with dev sets (gathered weights, caches,
+    positions).  store: the teacher's hidden states; host: what `offload` moves.
     """
 
     weights: int = 0
@@ -67,6 +66,10 @@ class Memory:
         """Bytes of the device at the largest moment."""
         return max(self.moments.values())
 
+    def on(self, device: str, processes: int) -> int:
+        """Bytes that one device has to hold: on a CPU those of all processes, and what is kept there."""
+        return self.peak if device == "cuda" else (self.peak + self.host + self.store) * processes
+
 
 def memory(work: Work, device: str = "cuda") -> Memory:
     """Bytes for each process of `work`; on a CPU all of it shares one memory, `store` and `host` included.
@@ -74,7 +77,7 @@ def memory(work: Work, device: str = "cuda") -> Memory:
     Raises UserError if the processes do not divide the batch.
     """
     number, launch = bytes_of(work.precision), work.launch
-    teacher = sum(m.parameters for m in work.in_use)
+    teacher = sum(m.parameters for m in work.frozen)
     sharded = launch.processes if launch.shard_teacher else 1
     trained = _training(work, device) if work.steps else {}
     weights = number * work.student.parameters
@@ -85,9 +88,9 @@ def memory(work: Work, device: str = "cuda") -> Memory:
         **_sampling(work, device),
         "store": int(work.kept * number * (work.teacher.width if work.teacher else 0)),
     }
-    if sharded > 1 and work.teacher:
+    if sharded > 1:
         # Every process keeps a copy of the output matrix (models.head.keep_head).
-        parts["teacher"] += number * work.teacher.head
+        parts["teacher"] += number * sum(model.head for model in work.frozen)
     gathered = number * teacher if sharded > 1 and work.draws else 0
     if work.steps and launch.zero == 3:
         gathered += weights
@@ -122,9 +125,11 @@ def _training(work: Work, device: str) -> dict[str, int]:
         # Those of a micro-batch are added to those of the ones before.
         parts["gradients"] = number * own * (2 if several else 1)
     if launch.zero == 3:
-        parts["weights"] = number * own + number * min(n, GATHERED)
-        parts["buckets"] = BUCKET * number
+        parts["weights"] = number * own
+        parts["buckets"] = number * (BUCKET + min(n, GATHERED))
         parts["step"] = _step(min(own, GROUP), number)
+    if launch.shard_teacher and processes > 1 and any(part.reads for part in work.parts):
+        parts["buckets"] += number * min(sum(m.parameters for m in work.frozen), GATHERED)
     if not several and launch.zero < 2:
         # They grow only while activations go: whichever is larger.
         parts["gradients"] = max(0, number * n - update.peak)
@@ -214,14 +219,3 @@ def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
 
 def _laid_out(precision: str) -> bool:
     return precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def table(memory: Memory, names: Sequence[str]) -> list[str]:
-    """Parts as text in GB, by name."""
-    values = asdict(memory)
-    return [f"{values[name] / 1e9:.1f}" for name in names]
-
-
-def model_bytes(size: Size, precision: str) -> int:
-    """Bytes of a model's files."""
-    return bytes_of(precision) * size.parameters

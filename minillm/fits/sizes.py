@@ -30,8 +30,8 @@ ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
 class Size:
     """Numbers of a model, counted on its own class; `shape` makes it again (JSON, so that it can be a key).
 
-    matrices: numbers of the linear weights of all blocks, what a token is multiplied by.  decaying: weights
-    with two dimensions and more, the optimizer's larger group.  attention: features of all heads together.
+    matrices: numbers of the linear weights of all blocks, what a token is multiplied by; last: of those, the
+    blocks' last ones.  decaying: weights with two dimensions and more, the optimizer's larger group.  attention: features of all heads together.
     cache: numbers that the KV cache holds of a token, all layers.
     """
 
@@ -39,6 +39,7 @@ class Size:
     parameters: int
     decaying: int
     matrices: int
+    last: int
     vocabulary: int
     width: int
     layers: int
@@ -93,6 +94,7 @@ def size_of(shape: str) -> Size:
         parameters=sum(p.numel() for p in every),
         decaying=sum(p.numel() for p in every if p.ndim > 1),
         matrices=sum(p.numel() for p in blocks if p.ndim > 1),
+        last=[p.numel() for p in blocks if p.ndim > 1][-1] * config.num_hidden_layers,
         vocabulary=int(rows),
         width=int(width),
         layers=config.num_hidden_layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minillm.config.sections import Launch
 from minillm.fits.passes import Loss
@@ -59,16 +59,15 @@ class Read:
 
 @dataclass(frozen=True)
 class Work:
-    """One job.  Without `steps` nothing is trained.
+    """One job.  Without `steps` nothing is trained; `frozen` are the other models that it holds, teacher first.
 
-    kept: tokens whose teacher's hidden states lie in the CPU's memory, by rows of a collection and dev sets;
-    cached: those that lie on the disk.  trained: whether the stage writes models; answers: responses that it
-    writes.
+    batch: rows of an optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
+    cached: those that lie on the disk.  outputs: models that the stage writes; answers: its responses.
     """
 
     stage: str
     student: Size
-    teacher: Size | None
+    frozen: tuple[Size, ...]
     launch: Launch
     precision: str
     steps: int = 0
@@ -82,14 +81,8 @@ class Work:
     cached: float = 0.0
     outputs: int = 0
     answers: int = 0
-    notes: tuple[str, ...] = field(default=())
 
     @property
-    def models(self) -> tuple[Size, ...]:
-        """Every model whose weights the job holds."""
-        return (self.student, self.teacher) if self.teacher else (self.student,)
-
-    @property
-    def in_use(self) -> tuple[Size, ...]:
-        """Models without a gradient."""
-        return (self.teacher,) if self.teacher else ()
+    def teacher(self) -> Size | None:
+        """The first of the frozen models."""
+        return self.frozen[0] if self.frozen else None
