@@ -12,7 +12,7 @@ from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.fits.hours import seconds
 from minillm.fits.machines import Machine
-from minillm.fits.memory import memory
+from minillm.fits.memory import least, memory
 from minillm.fits.work import Work
 
 # How many changes are shown.
@@ -34,8 +34,11 @@ class Change:
 
 def fits(work: Work, machine: Machine) -> bool:
     """Whether the tensors of `work` have room."""
-    needed = memory(work, machine.device).on(machine.device, work.launch.processes)
-    return needed <= machine.room
+    launch = work.launch
+    if machine.device == "cpu" and launch.processes * least(work) > machine.room:
+        # Without a look at its activations, which take longer to find.
+        return False
+    return memory(work, machine.device).on(machine.device, launch.processes) <= machine.room
 
 
 def cheapest(plan: Callable[[Launch], Work], launch: Launch, machine: Machine) -> list[Change]:

@@ -80,9 +80,9 @@ def memory(work: Work, device: str = "cuda") -> Memory:
     teacher = sum(m.parameters for m in work.frozen)
     sharded = launch.processes if launch.shard_teacher else 1
     trained = _training(work, device) if work.steps else {}
-    weights = number * work.student.parameters
+    own = number * work.student.parameters
     parts = {
-        "weights": weights,
+        "weights": own,
         "teacher": number * teacher // sharded,
         **trained,
         **_sampling(work, device),
@@ -93,8 +93,15 @@ def memory(work: Work, device: str = "cuda") -> Memory:
         parts["teacher"] += number * sum(model.head for model in work.frozen)
     gathered = number * teacher if sharded > 1 and work.draws else 0
     if work.steps and launch.zero == 3:
-        gathered += weights
+        gathered += own
     return Memory(**(parts | {"gathered": gathered}))
+
+
+def least(work: Work) -> int:
+    """Bytes that a process has at least: all weights, and the optimizer's unless it is offloaded."""
+    number, launch = bytes_of(work.precision), work.launch
+    own = work.student.parameters // (launch.processes if launch.zero else 1)
+    return number * sum(m.parameters for m in (work.student, *work.frozen)) + 8 * own * bool(work.steps)
 
 
 def _training(work: Work, device: str) -> dict[str, int]:
@@ -145,21 +152,20 @@ def _step(numbers: int, number: int) -> int:
 
 
 def _update(work: Work, device: str, share_of_rank: int) -> passes.Update:
-    """The largest micro-batch."""
-    launch, found = work.launch, []
+    """The largest micro-batch: rows of different parts go together, so its rows are as long as the longest.
+
+    They all get the loss of the part that takes most: one to the teacher, if there is one.
+    """
+    launch = work.launch
+    width, targets = (max(getattr(part, name) for part in work.parts) for name in ("width", "targets"))
+    loss = max((part.loss for part in work.parts), key=lambda loss: (loss.teacher is not None))
+    rows = min(launch.micro_batch, share_of_rank)
+    if launch.micro_tokens:
+        rows = max(1, min(rows, launch.micro_tokens // width))
     how = How(
-        kind_of(work.precision),
-        device,
-        work.dropout,
-        launch.gradient_checkpointing,
-        launch.attention,
+        kind_of(work.precision), device, work.dropout, launch.gradient_checkpointing, launch.attention
     )
-    for part in work.parts:
-        rows = min(launch.micro_batch, share_of_rank)
-        if launch.micro_tokens:
-            rows = max(1, min(rows, launch.micro_tokens // part.width))
-        found.append(passes.update(work.student, Rows(rows, part.width, part.targets), how, part.loss))
-    return max(found, key=lambda update: update.peak)
+    return passes.update(work.student, Rows(rows, width, targets), how, loss)
 
 
 def _sampling(work: Work, device: str) -> dict[str, int]:

@@ -87,8 +87,7 @@ class Update:
 def _faked(how: How) -> Iterator[TensorBytes]:
     """Fake tensors, followed.  They are on a CPU, since no other can be made everywhere: a GPU's tiles are
     taken over."""
-    tile = tiled_loss.TILE_GPU if how.device == "cuda" else tiled_loss.TILE
-    with FakeTensorMode(), mock.patch.object(tiled_loss, "TILE", tile), TensorBytes() as live:
+    with FakeTensorMode(), mock.patch.object(tiled_loss, "TILE", _tile(how)), TensorBytes(inputs=False) as live:
         yield live
 
 
@@ -110,15 +109,15 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 module._parameters[name] = new
 
 
-def _batch(rows: Rows) -> Any:
-    """What models.head reads of a data.batching.Batch."""
+def _batch(rows: Rows, tokens: int) -> Any:
+    """What models.head reads of a data.batching.Batch with so many tokens in the loss."""
     shape = rows.count, rows.width
     return SimpleNamespace(
         tokens=torch.zeros(shape, dtype=torch.long),
         attention=torch.ones(shape, dtype=torch.long),
         positions=torch.zeros(shape, dtype=torch.long),
         start=rows.width - rows.targets,
-        places=torch.zeros(rows.tokens, dtype=torch.long),
+        places=torch.zeros(tokens, dtype=torch.long),
     )
 
 
@@ -167,29 +166,68 @@ class Loss:
 @functools.cache
 def update(size: Size, rows: Rows, how: How, loss: Loss) -> Update:
     """What a micro-batch takes; gradients are dropped as soon as they are complete."""
-    if size.layers <= MORE:
-        return _update(size, size.layers, rows, how, loss)
-    few, more = (_update(size, n, rows, how, loss) for n in (FEW, MORE))
+    few = min(size.layers, FEW)
+    found = _update(size, few, rows, how, loss)
+    a_block = _kept(size, MORE, rows, how) - _kept(size, FEW, rows, how) if size.layers > few else 0
+    # Hidden states of tokens that no tile needed, their gradient, and the teacher's.
+    number = how.dtype.itemsize
+    left = (rows.tokens - _tokens(rows, how, loss.vocabulary(size))) * size.width * number
+    theirs = rows.tokens * loss.teacher.width * number if loss.teacher else 0
+    return Update(
+        found.activations + left + (size.layers - few) * a_block, found.tiles + left + theirs, found.backward
+    )
 
-    def at(name: str) -> int:
-        first, second = getattr(few, name), getattr(more, name)
-        return int(first + (size.layers - FEW) * (second - first) / (MORE - FEW))
 
-    return Update(at("activations"), at("tiles"), max(0, at("backward")))
+@functools.cache
+def _kept(size: Size, layers: int, rows: Rows, how: How) -> int:
+    """Bytes that autograd keeps of so many blocks and what is before them."""
+    with _faked(how) as live:
+        model = _ready(size, layers, how)
+        batch = _batch(rows, 0)
+        before = live.now
+        output = model.base_model(
+            input_ids=batch.tokens,
+            attention_mask=batch.attention,
+            position_ids=batch.positions,
+            use_cache=False,
+        )
+        # Which holds the graph.
+        del batch
+        kept = live.now - before
+        del output
+        return kept
+
+
+def _ready(size: Size, layers: int, how: How) -> PreTrainedModel:
+    """A model as runtime/engine.py trains it."""
+    model = _model(size, layers, how)
+    model.train(how.dropout or how.checkpointing)
+    if how.checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        if not how.dropout:
+            without_dropout(model)
+    return model
+
+
+def _tokens(rows: Rows, how: How, vocabulary: int) -> int:
+    """Tokens that are run through the loss: those of one block and a tile more, since all blocks are alike."""
+    tile = max(1, _tile(how) // vocabulary)
+    block = max(1, tiled_loss.BLOCK // (tile * vocabulary)) * tile
+    return min(rows.tokens, block + tile)
+
+
+def _tile(how: How) -> int:
+    return tiled_loss.TILE_GPU if how.device == "cuda" else tiled_loss.TILE
 
 
 def _update(size: Size, layers: int, rows: Rows, how: How, loss: Loss) -> Update:
     with _faked(how) as live:
-        model = _model(size, layers, how)
+        model = _ready(size, layers, how)
         for values in model.parameters():
             values.register_post_accumulate_grad_hook(_drop)
-        model.train(how.dropout or how.checkpointing)
-        if how.checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-            if not how.dropout:
-                without_dropout(model)
         vocabulary = loss.vocabulary(size)
-        function, constants = loss.made(rows.tokens, vocabulary, how.dtype)
+        tokens = _tokens(rows, how, vocabulary)
+        function, constants = loss.made(tokens, vocabulary, how.dtype)
         constants(slice(0, 1))
         live.follow(list(model.parameters()))
         before = live.restart()
@@ -201,7 +239,7 @@ def _update(size: Size, layers: int, rows: Rows, how: How, loss: Loss) -> Update
 
         tile = Compilable(function, given, lambda _: None, compile=False)
         asked = [(slice(None), tile, head_of(model, vocabulary))]
-        total = response_losses(model, _batch(rows), asked).sum()
+        total = response_losses(model, _batch(rows, tokens), asked).sum()
         forward = live.peak
         total.backward()  # type: ignore[no-untyped-call]
         kept = at_head[0] - before
@@ -219,7 +257,7 @@ def without_gradient(size: Size, rows: Rows, how: How) -> int:
         model = _model(size, min(FEW, size.layers), how).eval()
         live.follow(list(model.parameters()))
         before = live.restart()
-        batch = _batch(rows)
+        batch = _batch(rows, 0)
         model.base_model(
             input_ids=batch.tokens,
             attention_mask=batch.attention,
@@ -246,7 +284,7 @@ def kernels(size: Size) -> float:
     for layers in (FEW, MORE):
         with _faked(how) as live, torch.no_grad():
             model = _model(size, layers, how).eval()
-            batch, before = _batch(rows), sum(live.operations.values())
+            batch, before = _batch(rows, 0), sum(live.operations.values())
             model.base_model(
                 input_ids=batch.tokens,
                 attention_mask=batch.attention,

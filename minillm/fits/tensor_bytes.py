@@ -18,11 +18,13 @@ from torch.utils._pytree import tree_leaves
 class TensorBytes(TorchDispatchMode):
     """Inside, `now` and `peak` are bytes that are alive; storages of exactly `apart` bytes are left out.
 
+    Without `inputs` only what operations make is counted, and what is given to `follow`: faster.
     `operations` counts those by name that make a storage: a GPU starts about one kernel for each.
     """
 
-    def __init__(self, apart: tuple[int, ...] = ()) -> None:
+    def __init__(self, apart: tuple[int, ...] = (), inputs: bool = True) -> None:
         super().__init__()
+        self.inputs = inputs
         self.now = self.peak = 0
         self.apart: Counter[int] = Counter(dict.fromkeys(apart, 0))
         self.operations: Counter[str] = Counter()
@@ -31,7 +33,8 @@ class TensorBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self._follow((args, kwargs))
+        if self.inputs:
+            self._follow((args, kwargs))
         result = func(*args, **(kwargs or {}))
         before = len(self._alive)
         self._follow(result)
@@ -52,7 +55,7 @@ class TensorBytes(TorchDispatchMode):
         return self.now
 
     def _follow(self, values: Any) -> None:
-        for leaf in tree_leaves(values):
+        for leaf in [values] if isinstance(values, torch.Tensor) else tree_leaves(values):
             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
                 self._add(leaf)
 
