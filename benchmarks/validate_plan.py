@@ -40,29 +40,29 @@ from minillm.training.supervised import Supervision
 
 LIMITS = {"memory": 0.15, "flops": 0.05}
 # Stage, precision, shape, and launch values that differ.
-SMALL, MIDDLE, LARGE = Size(4, 256), Size(8, 512), Size(12, 768)
+SMALL, MIDDLE, LARGE = Size(4, 256), Size(6, 512), Size(8, 640)
 RUNS: dict[str, tuple[str, str, Shape, dict[str, Any]]] = {
     "sft, tiny": ("sft", "fp32", Shape(4096, 8, 4, 32, 32, student=Size(2, 128)), {}),
     "sft, recomputed": (
         "sft",
         "bf16",
-        Shape(50257, 16, 4, 128, 128, student=MIDDLE),
+        Shape(16384, 8, 4, 64, 64, student=Size(6, 384)),
         {"gradient_checkpointing": True},
     ),
-    "sft, 124M": ("sft", "bf16", Shape(50257, 8, 4, 64, 64, student=LARGE), {"zero": 2}),
-    "kd, small": ("kd", "fp32", Shape(8192, 16, 8, 64, 64, student=SMALL, teacher=MIDDLE), {}),
-    "kd, wide rows": ("kd", "bf16", Shape(50257, 8, 8, 128, 128, student=SMALL, teacher=LARGE), {}),
+    "sft, ZeRO 2": ("sft", "bf16", Shape(32768, 4, 2, 32, 32, student=MIDDLE), {"zero": 2}),
+    "kd": ("kd", "fp32", Shape(8192, 8, 4, 64, 64, student=SMALL, teacher=MIDDLE), {}),
+    "kd, wide": ("kd", "bf16", Shape(16384, 4, 4, 128, 128, student=SMALL, teacher=Size(6, 384)), {}),
     "minillm, tiny": (
         "minillm",
         "fp32",
         Shape(4096, 8, 4, 32, 32, 64, student=Size(2, 128), teacher=SMALL),
         {},
     ),
-    "minillm, small": ("minillm", "bf16", Shape(50257, 16, 8, 64, 64, 128), {}),
-    "minillm, 124M": (
+    "minillm": ("minillm", "bf16", Shape(16384, 8, 4, 32, 32, 64), {}),
+    "minillm, ZeRO 2": (
         "minillm",
         "bf16",
-        Shape(50257, 8, 4, 64, 64, 128, student=MIDDLE, teacher=LARGE),
+        Shape(32768, 4, 2, 32, 32, 64, student=MIDDLE, teacher=LARGE),
         {"zero": 2},
     ),
 }

@@ -210,10 +210,10 @@ def _ready(size: Size, layers: int, how: How) -> PreTrainedModel:
 
 
 def _tokens(rows: Rows, how: How, vocabulary: int) -> int:
-    """Tokens that are run through the loss: those of one block and a tile more, since all blocks are alike."""
+    """Tokens that are run through the loss: those of two blocks, since further ones are like the second."""
     tile = max(1, _tile(how) // vocabulary)
     block = max(1, tiled_loss.BLOCK // (tile * vocabulary)) * tile
-    return min(rows.tokens, block + tile)
+    return min(rows.tokens, 2 * block)
 
 
 def _tile(how: How) -> int:

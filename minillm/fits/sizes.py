@@ -58,49 +58,63 @@ def build(shape: str, layers: int = 0, fused_dropout: bool = False) -> PreTraine
 
     With `fused_dropout` attention has none of its own, since a GPU's kernels keep no mask of it.
     """
-    arguments = json.loads(shape)
-    layers = layers or arguments.pop(KEPT, 0)
-    arguments.pop(KEPT, None)
+    config = _configuration(shape, layers)
+    for name in ATTENTION_DROPOUT if fused_dropout else ():
+        if getattr(config, name, None):
+            setattr(config, name, 0.0)
     try:
-        config = AutoConfig.for_model(**arguments)
-        if layers:
-            config.num_hidden_layers = layers
-            for name in ("layer_types", "attention_layers"):
-                if getattr(config, name, None):
-                    setattr(config, name, getattr(config, name)[:layers])
-        for name in ATTENTION_DROPOUT if fused_dropout else ():
-            if getattr(config, name, None):
-                setattr(config, name, 0.0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise UserError(f"shapes: {in_one_line(error)} ({shape})") from None
     return model
 
 
+def _configuration(shape: str, layers: int = 0) -> Any:
+    arguments = json.loads(shape)
+    kept = arguments.pop(KEPT, 0)
+    layers = layers or kept
+    try:
+        config = AutoConfig.for_model(**arguments)
+        if layers:
+            config.num_hidden_layers = layers
+        for name in ("layer_types", "attention_layers"):
+            if layers and getattr(config, name, None):
+                setattr(config, name, getattr(config, name)[:layers])
+    except Exception as error:
+        raise UserError(f"shapes: {in_one_line(error)} ({shape})") from None
+    return config
+
+
 @functools.cache
 def size_of(shape: str) -> Size:
-    """The sizes of a shape; UserError if transformers makes no model of it."""
+    """The sizes of a shape; UserError if transformers makes no model of it.
+
+    One block and two are made: the others are like them.
+    """
+    config: Any = _configuration(shape)
+    layers = config.num_hidden_layers
     with FakeTensorMode():
-        model = build(shape)
-    config: Any = model.config
-    blocks = list(decoder_blocks(model).parameters())
-    every = list(model.parameters())
+        one, two = _counts(build(shape, 1)), _counts(build(shape, 2))
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     cached = getattr(config, "num_key_value_heads", None) or heads
-    rows, width = model.get_output_embeddings().weight.shape
+    every = {name: one[name] + (layers - 1) * (two[name] - one[name]) for name in one}
     return Size(
-        shape,
-        parameters=sum(p.numel() for p in every),
-        decaying=sum(p.numel() for p in every if p.ndim > 1),
-        matrices=sum(p.numel() for p in blocks if p.ndim > 1),
-        last=[p.numel() for p in blocks if p.ndim > 1][-1] * config.num_hidden_layers,
-        vocabulary=int(rows),
-        width=int(width),
-        layers=config.num_hidden_layers,
-        attention=heads * head_width,
-        cache=2 * cached * head_width * config.num_hidden_layers,
+        shape, **every, layers=layers, attention=heads * head_width, cache=2 * cached * head_width * layers
     )
+
+
+def _counts(model: PreTrainedModel) -> dict[str, int]:
+    blocks = decoder_blocks(model)
+    rows, width = model.get_output_embeddings().weight.shape
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "decaying": sum(p.numel() for p in model.parameters() if p.ndim > 1),
+        "matrices": sum(p.numel() for p in blocks.parameters() if p.ndim > 1),
+        "last": sum([p.numel() for p in block.parameters() if p.ndim > 1][-1] for block in blocks),
+        "vocabulary": int(rows),
+        "width": int(width),
+    }
 
 
 def text_of(shape: Mapping[str, Any]) -> str:
