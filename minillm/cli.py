@@ -43,8 +43,8 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
         "--machine",
         default="",
         metavar="NAME",
-        help="search changes for what does not fit into it: V100-32G, A100-40G, A100-80G (default), H100, H200, "
-        "'this CPU'",
+        help="search changes for what does not fit into it: V100-32G, A100-40G, A100-80G (default), H100, "
+        "H200, 'this CPU'",
     )
     sub.add_argument("targets", nargs="*", metavar="TARGET", help="files or rules, as for snakemake (all)")
 

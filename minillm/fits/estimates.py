@@ -1,4 +1,4 @@
-"""What `minillm plan` prints of a configuration's jobs before the first of them: one line for jobs that are alike."""
+"""What `minillm plan` prints of jobs before they run: one line for those that are alike."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Estimates:
     def _memory(self) -> list[str]:
         head = ["Jobs", "n", "GPUs", "parameters", *COLUMNS, "**a GPU**", "host", "disk"]
         lines = [
-            "GB a GPU by part, of the largest job of each line; host: a process's memory on the CPU; disk: what "
-            "stays + while it runs.",
+            "GB a GPU by part, of the largest job of each line; host: a process's memory on the CPU; disk: "
+            "what stays + while it runs.",
             "",
             f"| {' | '.join(head)} |",
             f"|:--|{'--:|' * (len(head) - 1)}",

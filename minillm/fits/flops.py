@@ -1,7 +1,7 @@
 """Operations of a job: those of matrix products and of attention, two for each multiplication.
 
-Attention counts whole squares of positions, as torch's counter does, although a causal kernel may skip half of
-them.  Padding is not counted.
+Attention counts whole squares of positions, as torch's counter does, although a causal kernel may skip half
+of them.  Padding is not counted.
 """
 
 from __future__ import annotations

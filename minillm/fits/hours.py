@@ -62,7 +62,7 @@ def _optimizer(work: Work, machine: Machine) -> float:
 
 
 def _draw(draw: Draw, work: Work, machine: Machine) -> float:
-    """Batches one after the other; a position takes what is slowest: operations, memory or starting kernels."""
+    """Batches one after the other; a position takes the slowest of operations, memory and starting kernels."""
     launch, number = work.launch, bytes_of(work.precision)
     own = -(-draw.rows // launch.processes)
     width = draw.longest + draw.horizon
@@ -71,9 +71,7 @@ def _draw(draw: Draw, work: Work, machine: Machine) -> float:
         rows = max(1, min(rows, launch.eval_tokens // width))
     batches = -(-own // rows)
     context = draw.prompt + draw.response / 2
-    read = sum(
-        number * (m.matrices + m.head) + rows * number * m.cache * context for m in draw.models
-    )
+    read = sum(number * (m.matrices + m.head) + rows * number * m.cache * context for m in draw.models)
     products = sum(
         flops.linear(m, rows) + flops.attention(m, rows, context) + flops.head(m, rows) for m in draw.models
     )
@@ -118,7 +116,7 @@ def saves(work: Work) -> int:
 
 
 def disk(work: Work) -> tuple[int, int]:
-    """(bytes that stay: models and responses, bytes while the stage runs: two checkpoints, candidates, cache)."""
+    """Bytes that stay (models, responses), and while the stage runs (two checkpoints, candidates, cache)."""
     model = bytes_of(work.precision) * work.student.parameters
     kept = work.outputs * model + work.answers * ANSWER
     if not work.steps:

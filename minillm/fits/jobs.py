@@ -97,7 +97,7 @@ class Planner:
         rows = (
             f"lengths of the prepared data ({', '.join(prepared)})"
             if prepared
-            else f"prompts of {PROMPT:g} and responses of {RESPONSE:g} tokens on average (no data is prepared yet)"
+            else f"prompts of {PROMPT:g} and responses of {RESPONSE:g} tokens (no data is prepared yet)"
         )
         return (
             f"Estimates from the models' shapes: bytes of tensors at the longest rows; hours with {rows}, "
@@ -161,9 +161,7 @@ class Planner:
 
         def draws(rows: int, times: int, sampling: Sampling) -> Draw:
             response = min(lengths.response, sampling.max_tokens)
-            return Draw(
-                (bare.student,), rows, times, lengths.prompt, response, longest, sampling.max_tokens
-            )
+            return Draw((bare.student,), rows, times, lengths.prompt, response, longest, sampling.max_tokens)
 
         def reads(model: Size, rows: int, response: float, most: int) -> Read:
             return Read(model, rows, 1, lengths.prompt + response, response, longest + most)
@@ -222,9 +220,7 @@ def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple
     if teacher:
         times = 1 if launch.teacher_cache else settings.evaluations + 1
         reads.append(Read(teacher, dev, times, tokens, lengths.response, sum(longest)))
-    drawn = Draw(
-        (bare.student,), dev, settings.evaluations, lengths.prompt, lengths.response, *longest
-    )
+    drawn = Draw((bare.student,), dev, settings.evaluations, lengths.prompt, lengths.response, *longest)
     return dataclasses.replace(
         bare,
         steps=steps,

@@ -50,7 +50,10 @@ class Machine:
         """What one of several processes has of it."""
         flops = {name: value / processes for name, value in self.flops.items()}
         return dataclasses.replace(
-            self, flops=MappingProxyType(flops), bandwidth=self.bandwidth / processes, link=self.link / processes
+            self,
+            flops=MappingProxyType(flops),
+            bandwidth=self.bandwidth / processes,
+            link=self.link / processes,
         )
 
 

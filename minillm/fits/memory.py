@@ -158,13 +158,11 @@ def _update(work: Work, device: str, share_of_rank: int) -> passes.Update:
     """
     launch = work.launch
     width, targets = (max(getattr(part, name) for part in work.parts) for name in ("width", "targets"))
-    loss = max((part.loss for part in work.parts), key=lambda loss: (loss.teacher is not None))
+    loss = max((part.loss for part in work.parts), key=lambda loss: loss.teacher is not None)
     rows = min(launch.micro_batch, share_of_rank)
     if launch.micro_tokens:
         rows = max(1, min(rows, launch.micro_tokens // width))
-    how = How(
-        kind_of(work.precision), device, work.dropout, launch.gradient_checkpointing, launch.attention
-    )
+    how = How(kind_of(work.precision), device, work.dropout, launch.gradient_checkpointing, launch.attention)
     return passes.update(work.student, Rows(rows, width, targets), how, loss)
 
 

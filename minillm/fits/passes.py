@@ -87,7 +87,11 @@ class Update:
 def _faked(how: How) -> Iterator[TensorBytes]:
     """Fake tensors, followed.  They are on a CPU, since no other can be made everywhere: a GPU's tiles are
     taken over."""
-    with FakeTensorMode(), mock.patch.object(tiled_loss, "TILE", _tile(how)), TensorBytes(inputs=False) as live:
+    with (
+        FakeTensorMode(),
+        mock.patch.object(tiled_loss, "TILE", _tile(how)),
+        TensorBytes(inputs=False) as live,
+    ):
         yield live
 
 

@@ -57,9 +57,7 @@ def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengt
     folder = root / layout.run_folder(config.run) / layout.training_data(tokenizer)
     data = config.data
     try:
-        train, dev, chunks = (
-            np.load(folder / f"{name}.lengths.npy") for name in ("train", "dev", "corpus")
-        )
+        train, dev, chunks = (np.load(folder / f"{name}.lengths.npy") for name in ("train", "dev", "corpus"))
         prompt, response = train.reshape(-1, 2).mean(0)
         return Lengths(
             len(train), len(dev), float(prompt), float(response), len(chunks), int(chunks.max()), False

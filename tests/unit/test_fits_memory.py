@@ -113,7 +113,11 @@ def test_float32_weighs_twice_and_has_its_own_copy_of_the_weights():
 def test_smaller_micro_batches_and_recomputing_keep_less():
     large, half, recomputed = (
         memory(on_policy(**changes)).activations
-        for changes in ({"micro_batch": 4}, {"micro_batch": 2}, {"micro_batch": 4, "gradient_checkpointing": True})
+        for changes in (
+            {"micro_batch": 4},
+            {"micro_batch": 2},
+            {"micro_batch": 4, "gradient_checkpointing": True},
+        )
     )
     assert half * 2 == pytest.approx(large, rel=0.02)
     assert recomputed < large / 2
