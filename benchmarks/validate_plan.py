@@ -1,10 +1,10 @@
 """What a plan says of eight small runs against what they take: `python -m benchmarks.validate_plan`.
 
-Each run is a process of its own: models, DeepSpeed's engine, rounds of sampling and updates.  Measured are the
-bytes of tensors at the largest moment of the second round (minillm/fits/tensor_bytes.py), without DeepSpeed's
-two buckets, which no setting here changes and which would hide all else; and of a third round the operations
-that the benchmark's counter sees.  docs/scale.md has the table.  Exit status 1 if the bytes of a run are off
-by more than 15%, or its operations by more than 5%.
+Each run is a process of its own: models, DeepSpeed's engine, rounds of sampling and updates.  Measured are
+the bytes of tensors at the largest moment of the second round (minillm/fits/tensor_bytes.py), without
+DeepSpeed's two buckets, which no setting here changes and which would hide all else; and of a third round the
+operations that the benchmark's counter sees.  docs/scale.md has the table.  Exit status 1 if the bytes of a
+run are off by more than 15%, or its operations by more than 5%.
 """
 
 from __future__ import annotations

@@ -159,8 +159,9 @@ def _seconds(path: Path) -> float | None:
 def plan(configfiles: Sequence[Path], targets: Sequence[str] = (), machine: str = "") -> None:
     """Print what Snakemake would run for these configurations (none: the paper's); call it in the checkout.
 
-    Then what these jobs need, with changes for what does not fit into `machine` (a name in fits.machines.GPUS,
-    "" for `MACHINE`).  Raises UserError with Snakemake's error, or else its last line, if it cannot plan.
+    Then what these jobs need, with changes for what does not fit into `machine` (a name in
+    fits.machines.GPUS; "" is `MACHINE`).  Raises UserError with Snakemake's error, or else its last line, if
+    it cannot plan.
     """
     # Snakemake shows a damaged configuration as a traceback, and takes the last of two equal keys.
     for path in configfiles:

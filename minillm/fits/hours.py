@@ -62,7 +62,7 @@ def _optimizer(work: Work, machine: Machine) -> float:
 
 
 def _draw(draw: Draw, work: Work, machine: Machine) -> float:
-    """Batches one after the other; a position takes the slowest of operations, memory and starting kernels."""
+    """Batches one after the other; a position takes what is slowest: operations, memory or kernels."""
     launch, number = work.launch, bytes_of(work.precision)
     own = -(-draw.rows // launch.processes)
     width = draw.longest + draw.horizon

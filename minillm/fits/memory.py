@@ -27,9 +27,9 @@ BUCKET, GATHERED, GROUP = 200_000_000, 1_000_000_000, 1_000_000_000
 class Memory:
     """Bytes of one device; `host` and `store` are in the CPU's memory, for one process.
 
-    weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them come
-    one after the other: an update (gradients; buckets: what is sent and gathered; activations; tiles), the
-    optimizer's step (gradients and copies of them), and sampling with dev sets (gathered weights, caches,
+    weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them
+    come one after the other: an update (gradients; buckets: what is sent and gathered; activations; tiles),
+    the optimizer's step (gradients and copies of them), and sampling with dev sets (gathered weights, caches,
     positions).  store: the teacher's hidden states; host: what `offload` moves.
     """
 

@@ -1,8 +1,8 @@
 """Bytes and kernels of single passes, from the package's own code run on fake tensors.
 
-A fake tensor has a shape and a storage without memory, so a pass over a model of any size takes milliseconds
-and says what autograd keeps, what a tile of the loss takes and what the backward pass adds.  Blocks are alike:
-a few of them are run, the others follow by extrapolation.
+A fake tensor has a shape and a storage without memory, so a pass over a model of any size takes a fraction of
+a second and says what autograd keeps, what a tile of the loss takes and what the backward pass adds.  Blocks
+are alike: one or two of them are run.
 """
 
 from __future__ import annotations

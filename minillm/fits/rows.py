@@ -1,4 +1,4 @@
-"""How many rows there are and how long they are: of the prepared data, else as the configuration lets expect."""
+"""How many rows there are and how long: of the prepared data, else as the configuration lets expect."""
 
 from __future__ import annotations
 

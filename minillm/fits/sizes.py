@@ -31,8 +31,8 @@ class Size:
     """Numbers of a model, counted on its own class; `shape` makes it again (JSON, so that it can be a key).
 
     matrices: numbers of the linear weights of all blocks, what a token is multiplied by; last: of those, the
-    blocks' last ones.  decaying: weights with two dimensions and more, the optimizer's larger group.  attention: features of all heads together.
-    cache: numbers that the KV cache holds of a token, all layers.
+    blocks' last ones.  decaying: weights with two dimensions and more, the optimizer's larger group.
+    attention: features of all heads together.  cache: numbers that the KV cache holds of a token, all layers.
     """
 
     shape: str
@@ -53,8 +53,7 @@ class Size:
 
 
 def build(shape: str, layers: int = 0, fused_dropout: bool = False) -> PreTrainedModel:
-    """The model of a shape with random weights, or inside FakeTensorMode without any; `layers` replaces its
-    number.
+    """The model of a shape, with random weights (inside FakeTensorMode without any), with `layers` blocks.
 
     With `fused_dropout` attention has none of its own, since a GPU's kernels keep no mask of it.
     """

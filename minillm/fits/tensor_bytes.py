@@ -1,7 +1,7 @@
-"""Bytes of all tensors that are alive, and their peak: of real tensors and of fake ones, which hold no values.
+"""Bytes of all tensors that are alive, and their peak: of real tensors, and of fake ones without values.
 
-Unlike resident memory it has no libraries, no compiled kernels and nothing that an allocator keeps.  A storage
-counts from the operation that makes it, or first reads it, to its end.
+Unlike resident memory it has no libraries, no compiled kernels and nothing that an allocator keeps.  A
+storage counts from the operation that makes it, or first reads it, to its end.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Work:
-    """One job.  Without `steps` nothing is trained; `frozen` are the other models that it holds, teacher first.
+    """One job.  Without `steps` nothing is trained; `frozen` are the other models, the teacher first.
 
     batch: rows of an optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
     cached: those that lie on the disk.  outputs: models that the stage writes; answers: its responses.
