@@ -23,7 +23,7 @@ from benchmarks import child
 from benchmarks.breakdown import executed_flops
 from benchmarks.shapes import Shape, Size
 from benchmarks.sides import Ours
-from benchmarks.workload import Setting, make_model
+from benchmarks.workload import EOS, Setting, make_model, settings
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Launch, Sampling, Training
 from minillm.files import write_json
@@ -126,8 +126,6 @@ def launched(shape: Shape, changes: dict[str, Any]) -> Launch:
 
 def on_policy(shape: Shape) -> OnPolicy:
     """The settings that benchmarks.sides.Ours takes for this shape."""
-    from benchmarks.workload import settings
-
     return settings(shape)
 
 
@@ -165,8 +163,8 @@ def gpt2(size: Size, shape: Shape) -> dict[str, Any]:
         "n_embd": size.width,
         "n_layer": size.layers,
         "n_head": max(1, size.width // 64),
-        "bos_token_id": 0,
-        "eos_token_id": 0,
+        "bos_token_id": EOS,
+        "eos_token_id": EOS,
     }
 
 

@@ -129,7 +129,7 @@ class Planner:
                 (config.data.max_prompt, config.data.max_response),
             )
         if key.stage == "minillm":
-            assert teacher is not None
+            teacher = self.size(key.teacher)
             settings = config.on_policy(key.method, key.model)
             frozen = (teacher, student) if settings.init_kl else (teacher,)
             return _on_policy(
@@ -238,8 +238,7 @@ def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple
 
 def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) -> Work:
     """training/onpolicy.py, rollouts.py and rollout_losses.py."""
-    student, teacher, launch = bare.student, bare.teacher, bare.launch
-    assert teacher is not None
+    student, teacher, launch = bare.student, bare.frozen[0], bare.launch
     response = min(lengths.response, s.max_tokens)
     most, chunk = config.data.max_prompt, config.data.corpus_length
     tokens = lengths.prompt + response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -96,9 +96,8 @@ def this_cpu(precision: str, seconds: float = 0.5) -> Machine:
     )
 
 
-def _fastest(action: object, seconds: float) -> float:
+def _fastest(action: Callable[[], object], seconds: float) -> float:
     """Seconds of one call, the least of those made in `seconds`, after one to warm up."""
-    assert callable(action)
     action()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:

@@ -28,14 +28,17 @@ class Memory:
     """Bytes of one device; `host` and `store` are in the CPU's memory, for one process.
 
     weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them
-    come one after the other: an update (gradients; buckets: what is sent and gathered; activations; tiles),
-    the optimizer's step (gradients and copies of them), and sampling with dev sets (gathered weights, caches,
-    positions).  store: the teacher's hidden states; host: what `offload` moves.
+    come one after the other: an update (waiting: gradients of earlier micro-batches; buckets: what is sent
+    and gathered; activations and tiles, or in their place arriving: new gradients), the optimizer's step
+    (gradients and copies of them), and sampling with dev sets (gathered weights, caches, positions).
+    store: the teacher's hidden states; host: what `offload` moves.
     """
 
     weights: int = 0
     teacher: int = 0
     gradients: int = 0
+    waiting: int = 0
+    arriving: int = 0
     optimizer: int = 0
     buckets: int = 0
     activations: int = 0
@@ -56,7 +59,10 @@ class Memory:
     def moments(self) -> dict[str, int]:
         """Bytes at each of the three moments."""
         return {
-            "update": self.held + self.gradients + self.buckets + self.activations + self.tiles,
+            "update": self.held
+            + self.waiting
+            + self.buckets
+            + max(self.activations + self.tiles, self.arriving),
             "step": self.held + self.gradients + self.step,
             "sampling": self.held + self.gathered + self.caches + self.positions,
         }
@@ -119,7 +125,8 @@ def _training(work: Work, device: str) -> dict[str, int]:
     masters = 4 * own if half or launch.zero else 0
     parts = {
         "optimizer": masters + 8 * own,
-        "gradients": number * n,
+        # From ZeRO 2 on only one process's part stays.
+        "gradients": number * (own if launch.zero >= 2 else n),
         "buckets": 0,
         "activations": update.activations,
         "tiles": update.tiles + update.backward,
@@ -128,21 +135,25 @@ def _training(work: Work, device: str) -> dict[str, int]:
     }
     if launch.zero in (1, 2):
         parts["buckets"] = 2 * BUCKET * number
-    if launch.zero >= 2:
-        # Those of a micro-batch are added to those of the ones before.
-        parts["gradients"] = number * own * (2 if several else 1)
     if launch.zero == 3:
         parts["weights"] = number * own
         parts["buckets"] = number * (BUCKET + min(n, GATHERED))
         parts["step"] = _step(min(own, GROUP), number)
     if launch.shard_teacher and processes > 1 and any(part.reads for part in work.parts):
         parts["buckets"] += number * min(sum(m.parameters for m in work.frozen), GATHERED)
-    if not several and launch.zero < 2:
-        # They grow only while activations go: whichever is larger.
-        parts["gradients"] = max(0, number * n - update.peak)
+    # Those of earlier micro-batches; and what a backward pass makes while activations go, if that is not
+    # added in place.
+    parts["waiting"] = parts["gradients"] if several else 0
+    parts["arriving"] = parts["gradients"] if launch.zero == 2 or not several else 0
     if launch.offload and launch.zero >= 2:
         # Gradients in float32 too.
-        parts |= {"host": parts["optimizer"] + 4 * own, "optimizer": 0, "step": 0, "gradients": 0}
+        parts |= {
+            "host": parts["optimizer"] + 4 * own,
+            "optimizer": 0,
+            "step": 0,
+            "gradients": 0,
+            "waiting": 0,
+        }
     return parts
 
 

@@ -55,7 +55,8 @@ def test_a_small_case_counted_by_hand():
     assert found.weights == 2 * N and found.teacher == 2 * N_TEACHER
     # float32 weights and two moments, half of them.
     assert found.optimizer == 12 * (N // 2)
-    assert found.gradients == 2 * N
+    # Of earlier micro-batches; ZeRO 1 adds new ones in place.
+    assert (found.gradients, found.waiting, found.arriving) == (2 * N, 2 * N, 0)
     assert found.buckets == 2 * 200_000_000 * 2 == 2 * BUCKET * 2
     # The flat copy of the decaying weights' gradients, and it in float32.
     vectors = 2 * 13 * D + 2 * D
@@ -67,7 +68,7 @@ def test_a_small_case_counted_by_hand():
     assert (found.gathered, found.host) == (0, 0)
     held = found.weights + found.teacher + found.optimizer
     assert found.peak == max(
-        held + found.gradients + found.buckets + found.activations + found.tiles,
+        held + found.waiting + found.buckets + found.activations + found.tiles,
         held + found.gradients + found.step,
         held + found.caches + found.positions,
     )
@@ -76,17 +77,25 @@ def test_a_small_case_counted_by_hand():
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_zero_shards_the_optimizer_then_gradients_then_weights(zero):
     found = memory(on_policy(processes=4, zero=zero, micro_batch=1))
-    whole = memory(on_policy(processes=4, zero=0, micro_batch=1))
     assert found.optimizer == 12 * N // (4 if zero else 1)
-    # From ZeRO 2 on; one process has one row of the four, so nothing is accumulated.
-    assert found.gradients == (2 * (N // 4) if zero >= 2 else whole.gradients)
+    # From ZeRO 2 on.
+    assert found.gradients == (2 * (N // 4) if zero >= 2 else 2 * N)
     assert found.weights == 2 * N // (4 if zero == 3 else 1)
     assert found.gathered == (2 * N if zero == 3 else 0)
 
 
-def test_accumulated_gradients_are_held_twice_under_zero_2():
-    one, several = (memory(on_policy(processes=2, zero=2, micro_batch=n)).gradients for n in (2, 1))
-    assert several == 2 * one == 4 * (N // 2)
+@pytest.mark.parametrize(
+    ("zero", "micro_batch", "waiting", "arriving"),
+    # Two rows for each of two processes: one micro-batch, or two.
+    [(1, 2, 0, 2 * N), (1, 1, 2 * N, 0), (2, 2, 0, 2 * (N // 2)), (2, 1, 2 * (N // 2), 2 * (N // 2))],
+)
+def test_gradients_wait_for_the_last_micro_batch_and_arrive_while_activations_go(
+    zero, micro_batch, waiting, arriving
+):
+    found = memory(on_policy(processes=2, zero=zero, micro_batch=micro_batch))
+    assert (found.waiting, found.arriving) == (waiting, arriving)
+    update = dataclasses.replace(found, activations=0, tiles=0).moments["update"]
+    assert update == found.held + waiting + found.buckets + arriving
 
 
 def test_offload_moves_the_optimizer_to_the_host():
