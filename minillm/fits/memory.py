@@ -104,10 +104,16 @@ def memory(work: Work, device: str = "cuda") -> Memory:
 
 
 def least(work: Work) -> int:
-    """Bytes that a process has at least: all weights, and the optimizer's unless it is offloaded."""
-    number, launch = bytes_of(work.precision), work.launch
-    own = work.student.parameters // (launch.processes if launch.zero else 1)
-    return number * sum(m.parameters for m in (work.student, *work.frozen)) + 8 * own * bool(work.steps)
+    """Bytes that a process has at least, without a look at activations: in the optimizer's step."""
+    number, launch, size = bytes_of(work.precision), work.launch, work.student
+    held = number * sum(model.parameters for model in (size, *work.frozen))
+    if not work.steps or launch.offload or launch.zero == 3:
+        return held
+    own = size.parameters // (launch.processes if launch.zero else 1)
+    gradients = own if launch.zero == 2 else size.parameters
+    # Two moments, and float32 weights unless those of the model are.
+    masters = 12 if number < 4 or launch.zero else 8
+    return held + masters * own + number * gradients
 
 
 def _training(work: Work, device: str) -> dict[str, int]:

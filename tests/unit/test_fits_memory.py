@@ -11,7 +11,7 @@ from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.fits import passes
-from minillm.fits.memory import BUCKET, Memory, memory
+from minillm.fits.memory import BUCKET, Memory, least, memory
 from minillm.fits.passes import How, Loss, Rows, Update
 from minillm.fits.sizes import size_of, text_of
 from minillm.fits.tensor_bytes import TensorBytes
@@ -142,6 +142,14 @@ def test_fewer_rows_at_once_have_smaller_caches():
 def test_on_a_cpu_all_processes_and_the_store_share_one_memory():
     found = Memory(weights=10, activations=5, store=3, host=2)
     assert found.on("cuda", 4) == 15 and found.on("cpu", 4) == 80
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_least_is_no_more_than_a_job_takes(zero, precision):
+    work = dataclasses.replace(on_policy(processes=2, zero=zero), precision=precision)
+    needed = memory(work)
+    assert needed.weights < least(work) <= needed.moments["step"] + needed.gathered
 
 
 def test_processes_must_divide_the_batch():
