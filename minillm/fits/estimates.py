@@ -12,6 +12,7 @@ from minillm.fits.hours import disk, seconds
 from minillm.fits.jobs import Key, Planner
 from minillm.fits.machines import GB, Machine
 from minillm.fits.memory import Memory, memory
+from minillm.fits.sizes import bytes_of
 from minillm.fits.work import Work
 
 # Parts of the memory, as columns; caches with what a position takes, updates with what is sent.
@@ -141,14 +142,14 @@ class Estimates:
                 lines.append(f"    {change}: {gigabytes(change.peak)} GB, {change.hours:.3g} h")
             if not found:
                 lines.append(
-                    f"    no launch value helps: models that are whole while sampling take {whole(needed)} GB"
+                    f"    no launch value helps: models that are whole while sampling take {whole(self.works[key])} GB"
                 )
         return lines
 
 
-def whole(memory: Memory) -> str:
-    """GB of the weights that a device holds whole while it samples."""
-    return gigabytes(max(memory.weights + memory.teacher, memory.gathered))
+def whole(work: Work) -> str:
+    """GB of one copy of all models, which a device holds while it samples."""
+    return gigabytes(bytes_of(work.precision) * sum(m.parameters for m in (work.student, *work.frozen)))
 
 
 def gigabytes(value: float) -> str:

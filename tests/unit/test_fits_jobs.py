@@ -11,7 +11,7 @@ from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.fits import flops
 from minillm.fits.changes import cheapest, fits
-from minillm.fits.estimates import Estimates, measured_first
+from minillm.fits.estimates import Estimates, measured_first, whole
 from minillm.fits.hours import disk, saves, seconds, state_bytes
 from minillm.fits.jobs import Key, Planner, key_of
 from minillm.fits.machines import GPUS, this_cpu
@@ -220,6 +220,14 @@ def test_the_report_has_a_line_for_jobs_that_are_alike_and_a_sum():
 def test_the_report_says_what_makes_a_job_fit():
     text = estimated(planned("teacher/llama-13b"), {}, PAPER.config, "A100-40G")
     assert "Does not fit into A100-40G" in text and "offload: true" in text and "no (" in text
+
+
+def test_the_report_says_what_is_too_large_if_nothing_helps():
+    text = estimated(planned("kd/gpt2-xl/gpt-j-6b/seed10"), {}, PAPER.config, "V100-32G")
+    assert "Everything fits into V100-32G" in text
+    work = PAPER.work(LLAMA, Launch())
+    # 13.0 and 6.7 billion weights of two bytes.
+    assert whole(work) == "39.5"
 
 
 def test_what_the_report_cannot_say_is_one_line():
