@@ -142,7 +142,7 @@ class Estimates:
                 lines.append(f"    {change}: {gigabytes(change.peak)} GB, {change.hours:.3g} h")
             if not found:
                 lines.append(
-                    f"    no launch value helps: models that are whole while sampling take {whole(self.works[key])} GB"
+                    f"    no launch value helps: sampling holds all models whole, {whole(self.works[key])} GB"
                 )
         return lines
 
