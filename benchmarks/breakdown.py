@@ -130,6 +130,8 @@ def executed_flops(action: Callable[[], Any]) -> float:
     """GFLOP of the matrix products and attention that `action` runs."""
     aten = torch.ops.aten
     formulas = {
+        # The gradient of the output matrix (tiled_loss.py), of which torch's counter knows only `addmm`.
+        aten.addmm_: lambda _, a, b, *__, **___: 2 * a[0] * a[1] * b[1],
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
             sdpa_backward_flop_count(g, q, k, v)

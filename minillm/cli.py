@@ -39,13 +39,20 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="configurations, as for snakemake (config/config.yaml)",
     )
+    sub.add_argument(
+        "--machine",
+        default="",
+        metavar="NAME",
+        help="search changes for what does not fit into it: V100-32G, A100-40G, A100-80G (default), H100, "
+        "H200, 'this CPU'",
+    )
     sub.add_argument("targets", nargs="*", metavar="TARGET", help="files or rules, as for snakemake (all)")
 
 
 def _plan(args: argparse.Namespace) -> int:
     from minillm.plan import plan
 
-    plan(args.configfile or (), args.targets)
+    plan(args.configfile or (), args.targets, args.machine)
     return 0
 
 
@@ -66,7 +73,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 PEOPLE = {
     "plan": Command(
-        "jobs, hours and critical path of what a configuration would still run", _plan_options, _plan
+        "jobs, hours, critical path and memory of what a configuration would still run", _plan_options, _plan
     ),
     "verify": Command(
         "whether a finished run is what its records say; status 1 if anything differs",

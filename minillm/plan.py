@@ -1,10 +1,10 @@
-"""`minillm plan`: what a run would still do: jobs by rule, hours by stage, and the critical path.
+"""`minillm plan`: what a run would still do: jobs by rule, hours by stage, the critical path, and what fits.
 
 Snakemake itself says what, in a dry run.
 
-Hours are those of earlier runs, from the benchmark files that Snakemake left in the run's folder: of the same
-job, else the mean over the same rule and model, else over the rule.  What never ran has a dash; nothing is
-guessed.
+Hours of the first table are those of earlier runs, from the benchmark files that Snakemake left in the run's
+folder: of the same job, else the mean over the same rule and model, else over the rule.  What never ran has a
+dash.  The tables after it are estimates from the models' shapes (minillm/fits).
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from minillm.config.experiment import Experiment, experiment
+from minillm.config.strict import hint
 from minillm.errors import UserError
 from minillm.publish.origins import number_of
 from minillm.readers import read_text, read_yaml
 
 DASH = "–"
+# What Snakemake reads (workflow/Snakefile).
+CATALOGUES = (Path("config/models.yaml"), Path("config/datasets.yaml"))
+PAPER = Path("config/config.yaml")
+# For which changes are searched, unless another is named: the paper's configuration is made for it.
+MACHINE = "A100-80G"
 
 
 @dataclass(frozen=True)
@@ -148,10 +156,12 @@ def _seconds(path: Path) -> float | None:
         return None
 
 
-def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
+def plan(configfiles: Sequence[Path], targets: Sequence[str] = (), machine: str = "") -> None:
     """Print what Snakemake would run for these configurations (none: the paper's); call it in the checkout.
 
-    Raises UserError with Snakemake's error, or else its last line, if it cannot plan.
+    Then what these jobs need, with changes for what does not fit into `machine` (a name in
+    fits.machines.GPUS; "" is `MACHINE`).  Raises UserError with Snakemake's error, or else its last line, if
+    it cannot plan.
     """
     # Snakemake shows a damaged configuration as a traceback, and takes the last of two equal keys.
     for path in configfiles:
@@ -174,4 +184,55 @@ def plan(configfiles: Sequence[Path], targets: Sequence[str] = ()) -> None:
             (line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output"
         )
         raise UserError(f"snakemake cannot plan this: {problem.removeprefix('Error: ')}")
-    print(report(planned, hours_of(planned, Path())))
+    measured = hours_of(planned, Path())
+    print(report(planned, measured), flush=True)
+    print("\n" + estimated(planned, measured, configuration(configfiles), machine))
+
+
+def configuration(configfiles: Sequence[Path]) -> Experiment:
+    """What Snakemake makes of these files: the catalogues, then each file over the ones before."""
+    merged: dict[str, Any] = {}
+    for path in (*CATALOGUES, *(configfiles or (PAPER,))):
+        _update(merged, read_yaml(path))
+    return experiment(merged)
+
+
+def _update(values: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Mappings are merged, at any depth; all else is replaced."""
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _update(values[key], value)
+        else:
+            values[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def estimated(
+    planned: Sequence[Job], measured: Mapping[int, float], config: Experiment, name: str = ""
+) -> str:
+    """The estimates of the planned jobs, their sum and critical path on each machine.
+
+    Measured hours take the place of estimated ones.  A line instead if a model's shape is not known.
+    """
+    # Imported only here: torch takes seconds.
+    from minillm.fits import estimates, jobs, machines
+
+    every = {**machines.GPUS, "this CPU": machines.this_cpu(config.precision)}
+    if name and name not in every:
+        raise UserError(f"--machine {name}: unknown; {hint(name, every)}")
+    keys = {i: key for i, job in enumerate(planned) if (key := jobs.key_of(config, job.benchmark))}
+    if not keys:
+        return "Nothing is left that works with a model."
+    planner = jobs.Planner(config)
+    try:
+        found = estimates.Estimates(planner, Counter(keys.values()), list(every.values()))
+    except UserError as error:
+        return f"No estimates: {error}"
+    lines = ["| All jobs | " + " | ".join(every) + " |", "|:--|" + "--:|" * len(every)]
+    sums, paths = [], []
+    for machine in every.values():
+        hours = estimates.measured_first(keys, measured, found, machine)
+        sums.append(f"{sum(hours.values()):.3g}")
+        paths.append(f"{sum(hours.get(i, 0.0) for i in critical_path(planned, hours)):.3g}")
+    lines += [f"| hours, one after the other | {' | '.join(sums)} |"]
+    lines += [f"| hours of the critical path | {' | '.join(paths)} |"]
+    return "\n".join([planner.assumptions(), "", found.text(every[name or MACHINE]), "", *lines])

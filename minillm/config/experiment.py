@@ -85,6 +85,11 @@ class Experiment:
         description="Every student of the main table is trained once per seed; teachers and sweeps only with "
         "the first. The paper trains once.",
     )
+    shapes: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Shapes of models whose files come from elsewhere, for `minillm plan` (docs/scale.md): "
+        "model, then keys of its config.json, `model_type` included. No stage reads them.",
+    )
     sampling_seeds: tuple[Seed, ...] = Field(
         default=(10, 20, 30, 40, 50),
         min_length=1,

@@ -57,6 +57,7 @@ FREE = {
     ("Experiment", "per_model"): "model → stage → keys",
     ("Experiment", "launch"): "`default` or stage → [launch values](#launch-values)",
     ("Experiment", "cores"): "stage → integer ≥ 1",
+    ("Experiment", "shapes"): "model → keys of its config.json",
     ("Experiment", "checkpoints"): "path → [model](#models)",
     ("Variant", "settings"): "keys of the [on-policy phase](#on-policy-phase)",
     ("Model", "architecture"): "mapping",

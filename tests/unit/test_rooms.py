@@ -19,6 +19,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("publish",),
+    ("fits",),
     ("plan", "workflow", "verify"),
     ("cli",),
     ("__main__",),

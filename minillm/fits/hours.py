@@ -1,0 +1,125 @@
+"""Seconds of a job on a machine: operations, weights that decoding reads, kernels, links and disk.
+
+Published figures times an assumed share (machines.py), so they tell an afternoon from a week, not ten hours
+from eleven.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.fits import flops, passes
+from minillm.fits.machines import BANDWIDTH, DISK, LINK, STARTUP, Machine
+from minillm.fits.sizes import Size, bytes_of
+from minillm.fits.work import Draw, Work
+
+# A response in a journal: text and tokens (data.md), and its prompt and references next to it.
+ANSWER = 3000
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of each kind of work.  start: imports, and models from and to the disk."""
+
+    update: float = 0.0
+    sampling: float = 0.0
+    reading: float = 0.0
+    links: float = 0.0
+    saving: float = 0.0
+    start: float = 0.0
+
+    @property
+    def hours(self) -> float:
+        """All of them."""
+        parts = (self.update, self.sampling, self.reading, self.links, self.saving, self.start)
+        return sum(parts) / 3600
+
+
+def seconds(work: Work, machine: Machine) -> Seconds:
+    """Of `work` on as many of these machines as it has processes; all processes share a CPU."""
+    processes = work.launch.processes
+    if machine.device == "cpu":
+        machine = machine.shared(processes)
+    speed = machine.flops[work.precision] * machine.share * processes
+    recomputed = work.launch.gradient_checkpointing
+    updates = work.steps * sum(flops.update(part, work.student, recomputed) for part in work.parts)
+    number = bytes_of(work.precision)
+    models = sum(model.parameters for model in (work.student, *work.frozen))
+    return Seconds(
+        # The optimizer reads and writes weights, gradient and both moments.
+        update=updates / speed + work.steps * _optimizer(work, machine),
+        sampling=sum(d.times * _draw(d, work, machine) for d in work.draws),
+        reading=sum(r.times * flops.score(r) for r in work.reads) / speed,
+        links=work.steps * _links(work) / (machine.link * LINK) if processes > 1 else 0.0,
+        saving=saves(work) * state_bytes(work) / DISK,
+        start=STARTUP + number * (models + work.outputs * work.student.parameters) / DISK,
+    )
+
+
+def _optimizer(work: Work, machine: Machine) -> float:
+    own = work.student.parameters / (work.launch.processes if work.launch.zero else 1)
+    return own * 7 * 4 / (machine.bandwidth * BANDWIDTH)
+
+
+def _draw(draw: Draw, work: Work, machine: Machine) -> float:
+    """Batches one after the other; a position takes what is slowest: operations, memory or kernels."""
+    launch, number = work.launch, bytes_of(work.precision)
+    own = -(-draw.rows // launch.processes)
+    width = draw.longest + draw.horizon
+    rows = min(launch.eval_batch, own)
+    if launch.eval_tokens:
+        rows = max(1, min(rows, launch.eval_tokens // width))
+    batches = -(-own // rows)
+    context = draw.prompt + draw.response / 2
+    read = sum(number * (m.matrices + m.head) + rows * number * m.cache * context for m in draw.models)
+    products = sum(
+        flops.linear(m, rows) + flops.attention(m, rows, context) + flops.head(m, rows) for m in draw.models
+    )
+    speed = machine.flops[work.precision] * machine.share
+    position = max(
+        products / speed,
+        read / (machine.bandwidth * BANDWIDTH),
+        sum(_kernels(m) for m in draw.models) * machine.kernel,
+    )
+    prompts = sum(flops.read(m, rows, draw.prompt) for m in draw.models) / speed
+    return batches * (prompts + draw.horizon * position)
+
+
+def _kernels(size: Size) -> float:
+    """Of a position: the blocks', and some thirty for the logits and the draw."""
+    return passes.kernels(size) + 30
+
+
+def _links(work: Work) -> float:
+    """Bytes that a process sends in one optimizer step."""
+    launch, number = work.launch, bytes_of(work.precision)
+    rows = work.batch / launch.processes
+    micro = max(1.0, rows / launch.micro_batch)
+    weights = number * work.student.parameters
+    # Gradients are reduced at every micro-batch from ZeRO 2 on, weights gathered twice under ZeRO 3.
+    sent = weights * (2 if launch.zero < 2 else 1 + micro if launch.zero == 2 else 3 * micro)
+    if launch.shard_teacher:
+        passes_of_teacher = micro * max((part.reads for part in work.parts), default=0.0)
+        sent += number * sum(m.parameters for m in work.frozen) * passes_of_teacher
+    return sent
+
+
+# --- disk
+def state_bytes(work: Work) -> int:
+    """Bytes of a checkpoint: weights, float32 weights and two moments."""
+    return (bytes_of(work.precision) + 12) * work.student.parameters
+
+
+def saves(work: Work) -> int:
+    """Checkpoints of a training."""
+    return work.steps // work.launch.save_every + work.evaluations if work.steps else 0
+
+
+def disk(work: Work) -> tuple[int, int]:
+    """Bytes that stay (models, responses), and while the stage runs (two checkpoints, candidates, cache)."""
+    model = bytes_of(work.precision) * work.student.parameters
+    kept = work.outputs * model + work.answers * ANSWER
+    if not work.steps:
+        return kept, 0
+    width = work.teacher.width if work.teacher else 0
+    return kept, int(2 * state_bytes(work) + 2 * model + work.cached * width * bytes_of(work.precision))

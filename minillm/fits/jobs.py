@@ -1,0 +1,288 @@
+"""From a configuration to the work of each of its jobs: what the stages' own modules do, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.config.derive import launch_values
+from minillm.config.experiment import Experiment
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.stages import STAGES
+from minillm.fits.machines import BANDWIDTH, COMPUTE
+from minillm.fits.passes import Loss
+from minillm.fits.rows import PROMPT, RESPONSE, Lengths, lengths_of, rows_of
+from minillm.fits.sizes import Size, shape_of, size_of
+from minillm.fits.work import Draw, Part, Read, Work
+from minillm.runtime.schedule import count_steps
+
+# Stages whose jobs work with models, by what their benchmark files' paths name after the stage.
+PLACES = {
+    "base": ("model",),
+    "teacher": ("model",),
+    "sft": ("model",),
+    "kd": ("model", "teacher"),
+    "seqkd": ("model", "teacher"),
+    "pseudo": ("tokenizer", "model"),
+    "minillm": ("model", "teacher"),
+    "generate": ("model",),
+    "samples": ("model",),
+    "exposure_bias": ("teacher", "model"),
+    "reference_loss": ("model",),
+    "calibration": ("model",),
+    "mode_mass": ("model",),
+}
+
+# Keys of OnPolicy that the loss on samples depends on.
+LOSS = (
+    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes jobs alike: stage, method (MiniLLM's variants), models, and for an evaluation its set."""
+
+    stage: str
+    method: str
+    model: str
+    teacher: str = ""
+    test: str = ""
+
+
+def key_of(config: Experiment, benchmark: str) -> Key | None:
+    """The key of the job with this benchmark file; None if it works with no model.
+
+    All seeds of a model are alike, and all models of one size that answer one test set.
+    """
+    parts = benchmark.removesuffix(".tsv").split("/")
+    if "benchmarks" not in parts:
+        return None
+    method, *rest = parts[parts.index("benchmarks") + 1 :]
+    stage = "minillm" if method in config.variants else method
+    if stage not in PLACES:
+        return None
+    names = dict(zip(PLACES[stage], rest, strict=False))
+    test = rest[-1] if stage in STAGES and (STAGES[stage].sets or stage in ("generate", "samples")) else ""
+    return Key(stage, method, names["model"], names.get("teacher", ""), test)
+
+
+class Planner:
+    """A configuration, and the checkout whose prepared data and models are looked at, each once."""
+
+    def __init__(self, config: Experiment, root: Path = Path()) -> None:
+        self.config, self.root = config, root
+        self._sizes: dict[str, Size] = {}
+        self._lengths: dict[str, Lengths] = {}
+
+    def size(self, model: str) -> Size:
+        """Sizes of a model of the configuration; UserError if nothing says its shape."""
+        if model not in self._sizes:
+            self._sizes[model] = size_of(shape_of(self.config, model, self.root))
+        return self._sizes[model]
+
+    def lengths(self, model: str) -> Lengths:
+        """Rows and their lengths in a model's tokens."""
+        tokenizer = self.config.models[model].tokenizer
+        if tokenizer not in self._lengths:
+            self._lengths[tokenizer] = lengths_of(self.config, tokenizer, self.root)
+        return self._lengths[tokenizer]
+
+    def assumptions(self) -> str:
+        """One line for what the estimates are made of."""
+        prepared = [name for name, lengths in self._lengths.items() if not lengths.assumed]
+        rows = (
+            f"lengths of the prepared data ({', '.join(prepared)})"
+            if prepared
+            else f"prompts of {PROMPT:g} and responses of {RESPONSE:g} tokens (no data is prepared yet)"
+        )
+        return (
+            f"Estimates from the models' shapes: bytes of tensors at the longest rows; hours with {rows}, "
+            f"{COMPUTE:.0%} of a GPU's published speed and {BANDWIDTH:.0%} of its bandwidth (docs/scale.md)."
+        )
+
+    def launch(self, key: Key) -> Launch:
+        """The launch values that the configuration has for such jobs."""
+        models = [name for name in (key.teacher, key.model) if name]
+        return Launch(**launch_values(self.config, key.stage, models))
+
+    def work(self, key: Key, launch: Launch | None = None) -> Work:
+        """The work of such jobs, under other launch values if they are given.
+
+        Raises UserError if a shape is missing.
+        """
+        config, launch = self.config, launch or self.launch(key)
+        student = self.size(key.model)
+        teacher = self.size(key.teacher) if key.teacher else None
+        bare = Work(key.stage, student, (), launch, config.precision)
+        if key.stage == "base":
+            return self._base(bare, key)
+        if key.stage in ("teacher", "sft", "kd", "seqkd"):
+            training = config.for_model(key.stage, key.model)
+            return _supervised(
+                dataclasses.replace(bare, frozen=(teacher,) if teacher and training.loss == "kd" else ()),
+                training,
+                self.lengths(key.model),
+                (config.data.max_prompt, config.data.max_response),
+            )
+        if key.stage == "minillm":
+            teacher = self.size(key.teacher)
+            settings = config.on_policy(key.method, key.model)
+            frozen = (teacher, student) if settings.init_kl else (teacher,)
+            return _on_policy(
+                dataclasses.replace(bare, frozen=frozen), settings, self.lengths(key.model), config
+            )
+        return self._evaluation(bare, key, teacher)
+
+    def _base(self, bare: Work, key: Key) -> Work:
+        spec, lengths = self.config.models[key.model], self.lengths(key.model)
+        if spec.training is None:
+            return dataclasses.replace(bare, outputs=1)
+        parent = self.size(spec.parent) if spec.parent else None
+        rows = lengths.chunks + (lengths.train if parent else 0)
+        plain = dataclasses.replace(
+            lengths, train=rows, prompt=1, response=lengths.chunk - 1, assumed=lengths.assumed
+        )
+        work = _supervised(
+            dataclasses.replace(bare, frozen=(parent,) if parent and spec.training.loss == "kd" else ()),
+            spec.training,
+            plain,
+            (1, lengths.chunk - 1),
+        )
+        return dataclasses.replace(work, draws=(), outputs=1)
+
+    def _evaluation(self, bare: Work, key: Key, teacher: Size | None) -> Work:
+        """Stages that only sample or read."""
+        config, lengths = self.config, self.lengths(key.model)
+        longest = config.data.max_prompt
+
+        def draws(rows: int, times: int, sampling: Sampling) -> Draw:
+            response = min(lengths.response, sampling.max_tokens)
+            return Draw((bare.student,), rows, times, lengths.prompt, response, longest, sampling.max_tokens)
+
+        def reads(model: Size, rows: int, response: float, most: int) -> Read:
+            return Read(model, rows, 1, lengths.prompt + response, response, longest + most)
+
+        if key.stage == "pseudo":
+            pseudo = config.for_model("pseudo", key.model)
+            rows = min(pseudo.rows or lengths.train, lengths.train)
+            rows += min(pseudo.dev_rows or lengths.dev, lengths.dev)
+            return dataclasses.replace(bare, draws=(draws(rows, 1, pseudo.sampling),), answers=rows)
+        if key.stage == "calibration":
+            task = config.calibration.tasks[key.test]
+            rows = rows_of(config, task.dataset) * len(task.labels)
+            return dataclasses.replace(bare, reads=(reads(bare.student, rows, 2, 2),))
+        rows = rows_of(config, key.test)
+        if key.stage == "generate":
+            seeds = len(config.sampling_seeds)
+            drawn = draws(rows, seeds, config.generate)
+            return dataclasses.replace(bare, draws=(drawn,), answers=rows * seeds)
+        bias = config.exposure_bias
+        if key.stage in ("samples", "exposure_bias"):
+            rows = min(bias.prompts or rows, rows) * bias.responses
+            drawn = draws(rows, 1, Sampling(max_tokens=bias.max_tokens))
+            work = dataclasses.replace(bare, draws=(drawn,), answers=rows)
+            if teacher is None:
+                return work
+            both = tuple(
+                reads(m, 2 * rows, min(lengths.response, bias.max_tokens), bias.max_tokens)
+                for m in (bare.student, teacher)
+            )
+            return dataclasses.replace(work, frozen=(teacher,), reads=both)
+        return dataclasses.replace(
+            bare, reads=(reads(bare.student, rows, lengths.response, config.data.max_response),)
+        )
+
+
+def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple[int, int]) -> Work:
+    """training/supervised.py; `longest` are a prompt's and a response's tokens."""
+    teacher, launch = bare.teacher, bare.launch
+    ratio = settings.kd_ratio if teacher else 0.0
+    steps = count_steps(lengths.train, settings)
+    dev = min(settings.dev_rows or lengths.dev, lengths.dev)
+    sharded = launch.shard_teacher and launch.processes > 1
+    keeps = launch.teacher_cache and settings.epochs > 1 and not sharded
+    tokens = lengths.prompt + lengths.response
+    part = Part(
+        settings.batch,
+        lengths.prompt,
+        lengths.response,
+        sum(longest),
+        longest[1],
+        Loss(teacher, ratio),
+        reads=(1 / settings.epochs if keeps else 1.0) if teacher else 0.0,
+        scored=teacher is not None,
+    )
+    reads = [Read(bare.student, dev, settings.evaluations + 1, tokens, lengths.response, sum(longest))]
+    if teacher:
+        times = 1 if launch.teacher_cache else settings.evaluations + 1
+        reads.append(Read(teacher, dev, times, tokens, lengths.response, sum(longest)))
+    drawn = Draw((bare.student,), dev, settings.evaluations, lengths.prompt, lengths.response, *longest)
+    return dataclasses.replace(
+        bare,
+        steps=steps,
+        batch=settings.batch,
+        dropout=settings.dropout,
+        parts=(part,),
+        draws=(drawn,),
+        reads=tuple(reads),
+        evaluations=settings.evaluations,
+        kept=dev * lengths.response if teacher and launch.teacher_cache else 0.0,
+        cached=lengths.train * lengths.response if teacher and keeps else 0.0,
+        outputs=2 if bare.stage == "sft" else 1,
+    )
+
+
+def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) -> Work:
+    """training/onpolicy.py, rollouts.py and rollout_losses.py."""
+    student, teacher, launch = bare.student, bare.frozen[0], bare.launch
+    response = min(lengths.response, s.max_tokens)
+    most, chunk = config.data.max_prompt, config.data.corpus_length
+    tokens = lengths.prompt + response
+    steps = s.collections * s.inner_epochs * (s.rollouts // s.batch)
+    scored = s.objective != "minillm" or s.single_step
+    keeps = launch.teacher_cache and scored
+    watched = s.alpha > 0 or s.objective == "minillm" or s.stop_kl > 0
+    # Equal losses take equal memory, whatever else differs between variants.
+    of_loss = OnPolicy(**{name: getattr(s, name) for name in LOSS})
+    drawn = round(s.rollouts * s.student_share)
+    parts = [
+        Part(
+            s.batch, lengths.prompt, response, most + s.max_tokens, s.max_tokens, Loss(teacher, 0.0, of_loss),
+            reads=float(scored and not keeps), scored=scored,
+        )
+    ]  # fmt: skip
+    texts = min(s.lm_batch or s.batch, lengths.chunks) if s.lm_coef else 0
+    if texts:
+        ratio = s.lm_kd_ratio
+        loss = Loss(teacher if ratio else None, ratio)
+        parts.append(Part(texts, 1, chunk - 1, chunk, chunk - 1, loss, float(ratio > 0), ratio > 0))
+    dev = min(s.dev_rows or lengths.dev, lengths.dev)
+    looks = s.evaluations + 1
+    prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
+    both = (student, teacher) if watched else (student,)
+    draws = (
+        Draw(both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True),
+        Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
+    )
+    width = most + max(s.max_tokens, config.data.max_response)
+    reads = [Read(student, 2 * dev, looks, tokens, response, width)]
+    reads.append(Read(teacher, dev, looks, tokens, response, width))
+    unread = s.rollouts - drawn if watched else s.rollouts
+    if keeps and unread:
+        reads.append(Read(teacher, unread, s.collections, tokens, response, width))
+    return dataclasses.replace(
+        bare,
+        steps=steps,
+        batch=s.batch + texts,
+        dropout=s.dropout,
+        parts=tuple(parts),
+        draws=draws,
+        reads=tuple(reads),
+        evaluations=s.evaluations,
+        kept=s.rollouts * s.max_tokens if keeps else 0.0,
+        outputs=1,
+    )

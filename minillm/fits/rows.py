@@ -1,0 +1,75 @@
+"""How many rows there are and how long: of the prepared data, else as the configuration lets expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minillm.config import layout
+from minillm.config.experiment import Experiment
+
+# Tokens of a prompt (in the alpaca template) and of a response of databricks-dolly-15k, on average
+# (benchmarks/lengths.py).
+PROMPT, RESPONSE = 58.0, 72.0
+# Rows of published files, as config/datasets.yaml counts them.
+PUBLISHED = {
+    "MiniLLM/dolly/raw.jsonl": 12435,
+    "MiniLLM/dolly/valid.jsonl": 500,
+    "MiniLLM/self-inst/valid.jsonl": 242,
+    "MiniLLM/Vicuna/valid.jsonl": 80,
+    "MiniLLM/sinst/11_/valid.jsonl": 1694,
+    "nyu-mll/glue": 872,
+    "google/boolq": 3270,
+}
+# Of any other file; the embedded generator's default.
+ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rows and mean tokens of the training data of one tokenizer; `chunks` of plain text of `chunk` tokens.
+
+    `assumed`: whether they are expectations, since the data was not prepared yet.
+    """
+
+    train: int
+    dev: int
+    prompt: float
+    response: float
+    chunks: int
+    chunk: int
+    assumed: bool
+
+
+def rows_of(config: Experiment, name: str) -> int:
+    """Rows of a data set, before any are dropped."""
+    spec = config.datasets[name]
+    published = PUBLISHED.get(spec.path, ROWS)
+    left = max(1, published - spec.start) if spec.path in PUBLISHED else published
+    read = min(spec.rows, left) if spec.rows and spec.path in PUBLISHED else spec.rows or left
+    return min(read, spec.sample) if spec.sample and spec.rows else spec.sample or read
+
+
+def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengths:
+    """Of the data folder of a tokenizer, if it is there."""
+    folder = root / layout.run_folder(config.run) / layout.training_data(tokenizer)
+    data = config.data
+    try:
+        train, dev, chunks = (np.load(folder / f"{name}.lengths.npy") for name in ("train", "dev", "corpus"))
+        prompt, response = train.reshape(-1, 2).mean(0)
+        return Lengths(
+            len(train), len(dev), float(prompt), float(response), len(chunks), int(chunks.max()), False
+        )
+    except (OSError, ValueError):
+        pass
+    return Lengths(
+        rows_of(config, data.train),
+        rows_of(config, data.dev),
+        min(PROMPT, data.max_prompt),
+        min(RESPONSE, data.max_response),
+        rows_of(config, data.corpus),
+        data.corpus_length,
+        True,
+    )

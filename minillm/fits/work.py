@@ -1,0 +1,88 @@
+"""What a job does, in numbers: its optimizer steps, what it samples and what it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minillm.config.sections import Launch
+from minillm.fits.passes import Loss
+from minillm.fits.sizes import Size
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one optimizer step that share a loss: `prompt` and `response` tokens on average.
+
+    width, targets: positions, and tokens with a loss, of the longest row.  reads: share of the rows that the
+    teacher reads, the others having its hidden states; scored: whether its output matrix is applied.
+    """
+
+    rows: int
+    prompt: float
+    response: float
+    width: int
+    targets: int
+    loss: Loss
+    reads: float = 0.0
+    scored: bool = False
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Responses drawn `times` times for `rows` prompts, by one model or by two that read along.
+
+    horizon: positions of the longest response; longest: of the longest prompt.
+    """
+
+    models: tuple[Size, ...]
+    rows: int
+    times: int
+    prompt: float
+    response: float
+    longest: int
+    horizon: int
+    alpha: float = 0.0
+    record: bool = False
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows that a model reads without a gradient, `times` times; `targets` of them are scored."""
+
+    model: Size
+    rows: int
+    times: int
+    tokens: float
+    targets: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job.  Without `steps` nothing is trained; `frozen` are the other models, the teacher first.
+
+    batch: rows of an optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
+    cached: those that lie on the disk.  outputs: models that the stage writes; answers: its responses.
+    """
+
+    stage: str
+    student: Size
+    frozen: tuple[Size, ...]
+    launch: Launch
+    precision: str
+    steps: int = 0
+    batch: int = 1
+    dropout: bool = False
+    parts: tuple[Part, ...] = ()
+    draws: tuple[Draw, ...] = ()
+    reads: tuple[Read, ...] = ()
+    evaluations: int = 0
+    kept: float = 0.0
+    cached: float = 0.0
+    outputs: int = 0
+    answers: int = 0
+
+    @property
+    def teacher(self) -> Size | None:
+        """The first of the frozen models."""
+        return self.frozen[0] if self.frozen else None
