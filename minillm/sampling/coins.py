@@ -31,8 +31,10 @@ def coins(seed: int, step: int, groups: Sequence[int], length: int, alpha: float
 
 
 def grouped(lengths: dict[int, int], size: int) -> dict[int, int]:
-    """Row -> its group: `size` rows each (0: all in one) of the most similar prompts, so that they are
-    sampled in one batch.  `lengths`: row -> tokens of its prompt, of all rows of a collection.
+    """Row -> its group, in order: `size` rows each (0: all in one) with prompts of similar length.
+
+    So they are sampled in one batch.  `lengths`: row -> tokens of its prompt, of all rows of a collection, so
+    that groups depend neither on batches nor on the number of processes.
     """
     ordered = sorted(lengths, key=lambda row: (lengths[row], row))
     return {row: place // size if size else 0 for place, row in enumerate(ordered)}
