@@ -74,15 +74,16 @@ def test_the_students_share_grows_when_the_dev_loss_rises():
     assert fixed.student_share == 0.5
 
 
-def test_collections_are_the_same_whatever_the_number_of_ranks():
-    chosen = settings("default", student_share=1.0)
+@pytest.mark.parametrize("coins", [None, 0, 1, 3])
+def test_collections_are_the_same_whatever_the_number_of_ranks_and_of_rows_in_a_batch(coins):
+    chosen = settings("default", student_share=1.0, coins=coins)
     student, teacher = pair()
     dev = Dev([], [], Tokenizer(), Sampling(), 11, 8, 0)
 
-    def run(size):
+    def run(size, batch):
         def rank(r):
             engine = OneProcess(student, WHOLE)
-            engine.model, engine.launch = student, Launch(eval_batch=3)
+            engine.model, engine.launch = student, Launch(eval_batch=batch)
             gathered = []
             engine.world = types.SimpleNamespace(
                 rank=r, size=size, gather=lambda own: gathered.append(own) or [own]
@@ -99,10 +100,13 @@ def test_collections_are_the_same_whatever_the_number_of_ranks():
         engine.world.gather = lambda own: parts
         return collect_rollouts(engine, teacher, Prompts(), dev, chosen, Memory(1.0), 0, 3)
 
-    one, two = run(1), run(2)
-    assert [r.tolist() for r in one.responses] == [r.tolist() for r in two.responses]
-    for name in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl"):
-        assert torch.allclose(getattr(one, name), getattr(two, name), atol=1e-5)
+    one = run(1, 3)
+    for other in (run(2, 3), run(3, 1), run(1, 8)):
+        assert [r.tolist() for r in one.responses] == [r.tolist() for r in other.responses]
+        for name in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl"):
+            assert torch.allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+        for a, b in zip(one.teacher_hidden, other.teacher_hidden, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_what_was_not_sampled_now_is_recorded_as_zero():
