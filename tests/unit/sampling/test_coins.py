@@ -79,14 +79,16 @@ def test_recorded_values_are_those_of_whole_passes_and_rows_those_alone(name):
     student, teacher = (architecture(ARCHITECTURES[name], seed) for seed in (1, 2))
     if name not in SINGLE:
         student, teacher = student.double(), teacher.double()
-    for alpha, groups in itertools.product((0.0, 0.2, 0.9), GROUPS.values()):
+    for alpha, kind in ((0.0, "one"), (0.2, "one"), (0.3, "threes"), (0.9, "rows")):
+        groups = GROUPS[kind]
         found = run(student, teacher, groups, alpha)
         check(student, teacher, found, alpha)
         # Rows leave the caches, some as soon as they begin, and others are sampled beyond a window of 4.
         lengths = sorted(len(r.tokens) for r in found)
         assert lengths[0] <= 2 and lengths[-1] >= 12, lengths
-        alone = [run(student, teacher, groups, alpha, [i])[0] for i in range(COUNT)]
-        assert [r.tokens.tolist() for r in found] == [r.tokens.tolist() for r in alone]
+        if kind == "threes":
+            alone = [run(student, teacher, groups, alpha, [i])[0] for i in range(COUNT)]
+            assert [r.tokens.tolist() for r in found] == [r.tokens.tolist() for r in alone]
 
 
 HEADS = {
