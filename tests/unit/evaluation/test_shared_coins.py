@@ -51,7 +51,7 @@ def test_the_variance_of_two_rows_that_share_their_coins(prompts):
     variance = (square - (mean**2).sum()).item()
     (one, x), (two, y) = (shared_part(FAMILY, *PROMPTS[i], LOSS, ALPHA) for i in prompts)
     assert variance == pytest.approx((one + two) / 4 + (x @ y).item() / 2, rel=1e-6)
-    assert variance != pytest.approx((one + two) / 4, rel=0.01)
+    assert variance != pytest.approx((one + two) / 4, rel=1e-4)
 
 
 def test_groups_of_a_batch():
