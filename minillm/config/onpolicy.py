@@ -56,6 +56,14 @@ class OnPolicy:
         description="The teacher's share in the distribution that responses are sampled from (Eq. 4); 0 "
         "samples only from the student. The paper: 0.2.",
     )
+    # If the default is to be a number: here, and without "coins" in files.NEWER, so that null is written.
+    coins: Natural | None = Field(
+        default=None,
+        description="How teacher and student are mixed. `null`: each token is drawn from the mixture. A "
+        "number: a coin shared by a group of so many rows of a collection (0: by all) says which of the two "
+        "draws, and the teacher reads only where it draws, all tokens since the last time at once. No row's "
+        "distribution changes (docs/estimators.md). With `alpha` 0 the teacher reads once, at the end.",
+    )
     temperature: Positive = Field(
         default=1.0,
         description="Temperature of student and teacher when sampling, and in the losses. The paper: 1.",

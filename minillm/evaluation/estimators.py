@@ -190,10 +190,25 @@ def measure(
     """(exact gradient, mean, variance summed over parameters) of an estimator on samples of the mixture."""
     table = student.clone().requires_grad_()
     exact = torch.autograd.grad(sequence_kl(family, table, teacher), table)[0]
+    probability = sequence_probabilities(family, student, teacher, alpha)
+    gradients = gradient_of_each(family, student, teacher, loss, alpha)
+    mean = (probability[:, None, None] * gradients).sum(0)
+    variance = (probability * ((gradients - mean) ** 2).sum((1, 2))).sum()
+    return exact, mean, variance
+
+
+def sequence_probabilities(family: Family, student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
+    """Of each sequence under the mixture, (count,)."""
+    mixture = (alpha * teacher.softmax(-1) + (1 - alpha) * student.softmax(-1)).log()
+    return family.logprobs(mixture).sum(1).exp()
+
+
+def constants_of(family: Family, student: Tensor, teacher: Tensor, alpha: float) -> Trajectories:
+    """What an estimator may use of every sequence, if samples come from the mixture."""
     q, p = family.logprobs(student), family.logprobs(teacher)
     weights = objectives.importance_weights(q, p, alpha) * family.mask
     reverse = objectives.reverse_kl(student, teacher)[family.prefixes] * family.mask
-    constants = Trajectories(
+    return Trajectories(
         family,
         teacher,
         objectives.token_rewards(q, p, family.mask),
@@ -201,17 +216,18 @@ def measure(
         weights,
         objectives.sequence_weights(weights, family.mask),
     )
-    mixture = (alpha * teacher.softmax(-1) + (1 - alpha) * student.softmax(-1)).log()
-    probability = family.logprobs(mixture).sum(1).exp()
-    gradients = torch.stack(
+
+
+def gradient_of_each(family: Family, student: Tensor, teacher: Tensor, loss: Loss, alpha: float) -> Tensor:
+    """The gradient of every sequence's loss, (count, prefixes, vocabulary)."""
+    table = student.clone().requires_grad_()
+    constants = constants_of(family, student, teacher, alpha)
+    return torch.stack(
         [
             torch.autograd.grad(loss(table, family.logprobs(table), constants, i), table)[0]
             for i in range(len(family.tokens))
         ]
     )
-    mean = (probability[:, None, None] * gradients).sum(0)
-    variance = (probability * ((gradients - mean) ** 2).sum((1, 2))).sum()
-    return exact, mean, variance
 
 
 def pair(family: Family, vocabulary: int, distance: str, size: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,10 @@ class RoomyLayer(DynamicLayer):
             self.length, self.room = self.length - first, None
 
 
+# Finished rows are dropped once at most this share is alive: each drop copies the KV cache.
+COMPACT_AT = 0.75
+
+
 class Decoder:
     """A model that reads a batch position by position, at most `length` positions."""
 
@@ -82,8 +86,11 @@ class Decoder:
         ]
         self.croppable = all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
-    def hidden(self, tokens: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states from which the logits of the next position are made, (batch, width)."""
+    def hidden(self, tokens: Tensor, attention: Tensor, positions: Tensor, last: int = 1) -> Tensor:
+        """Hidden states after each of the `last` tokens, (batch, last, width), that predict the next ones.
+
+        `tokens` and `positions` (batch, tokens) follow what the cache holds; `attention` covers both.
+        """
         output = self.model(
             input_ids=tokens,
             attention_mask=attention,
@@ -91,12 +98,18 @@ class Decoder:
             past_key_values=self.cache,
             use_cache=True,
         )
-        last: Tensor = output.last_hidden_state[:, -1]
+        states: Tensor = output.last_hidden_state[:, -last:]
         # Not a view: it is kept, and the tensor behind a view would be too.
-        return last.contiguous()
+        return states.contiguous()
 
     def prompts(
-        self, tokens: Tensor, attention: Tensor, positions: Tensor, lengths: Sequence[int], budget: int
+        self,
+        tokens: Tensor,
+        attention: Tensor,
+        positions: Tensor,
+        lengths: Sequence[int],
+        budget: int,
+        last: int = 1,
     ) -> Tensor:
         """`hidden` of the prompts, which end at the right edge, at most `budget` positions at once (0: all).
 
@@ -105,12 +118,13 @@ class Decoder:
         """
         groups = least_padding(range(len(lengths)), lengths.__getitem__, len(lengths), budget)
         if len(groups) == 1 or not self.croppable:
-            return self.hidden(tokens, attention, positions)
+            return self.hidden(tokens, attention, positions, last)
         whole, states = self.cache, []
         for group in groups:
             rows, width = torch.tensor(group, device=tokens.device), max(lengths[i] for i in group)
             self.cache = DynamicCache(config=self.model.config)
-            states.append(self.hidden(*(values[rows, -width:] for values in (tokens, attention, positions))))
+            read, visible, places = (values[rows, -width:] for values in (tokens, attention, positions))
+            states.append(self.hidden(read, visible, places, last))
             for layer, part in zip(whole.layers, self.cache.layers, strict=True):
                 assert isinstance(layer, RoomyLayer) and isinstance(part, DynamicLayer)
                 assert part.keys is not None and part.values is not None

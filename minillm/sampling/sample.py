@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from minillm.config.sections import Sampling
@@ -22,21 +21,25 @@ from minillm.data.batching import at_once, by_length
 from minillm.errors import UserError
 from minillm.models.onednn_layout import packed
 from minillm.models.positions import check_positions
-from minillm.sampling.kv_cache import Decoder
+from minillm.sampling.coins import coins
+from minillm.sampling.draw import draw, token_values
+from minillm.sampling.kv_cache import COMPACT_AT, Decoder
 from minillm.sampling.logit_filters import Filters
-
-# Entries of the vocabulary that are summed at once when a token is drawn.
-BLOCK = 256
-# Finished rows are dropped once at most this share is alive: each drop copies the KV cache.
-COMPACT_AT = 0.75
+from minillm.sampling.progress import Progress
+from minillm.sampling.unread import Unread
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The teacher's part in sampling: p~ = alpha p + (1 - alpha) q."""
+    """The teacher's part in sampling: p~ = alpha p + (1 - alpha) q.
+
+    With `groups`, the group of each row, coins shared by a group's rows say which of p and q draws a token
+    (coins.py), and the teacher reads only when it draws; without, tokens are drawn from p~ itself.
+    """
 
     teacher: PreTrainedModel
     alpha: float
+    groups: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,6 @@ def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarr
     )
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token per row by inverse transform: the first whose cumulative probability exceeds u; -1 for NaN.
-
-    Never one of probability 0.  `probabilities` (batch, vocabulary), `uniform` (batch,) float64.  First the
-    block of entries, then the entry in it, so that one pass over the vocabulary is enough and only block sums
-    are in float64.
-    """
-    blocks = functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    sums = blocks.sum(-1).double()
-    cumulative = sums.cumsum(-1)
-    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
-    block = torch.searchsorted(cumulative, target, right=True).clamp(max=sums.shape[-1] - 1)
-    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1)  # (batch, BLOCK)
-    before = cumulative.gather(-1, block) - sums.gather(-1, block)
-    place = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
-    last = torch.where(inside > 0, torch.arange(BLOCK, device=inside.device), -1).amax(-1, keepdim=True)
-    # Rounding may overshoot.
-    token = block * BLOCK + torch.minimum(place, last)
-    return torch.where(target.isnan(), -1, token).squeeze(-1)
-
-
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -128,13 +110,28 @@ def sample(
     for each in [model, mixture.teacher] if mixture else [model]:
         check_room(each, prompts, sampling)
     responses: dict[int, Response] = {}
+    device = next(model.parameters()).device
     with packed([model, mixture.teacher] if mixture else [model]):
         for chunk in by_length(
             range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget
         ):
             numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
-            together = [prompts[i] for i in chunk]
-            done = _sample_batch(model, together, numbers, sampling, eos, pad, vocabulary, mixture, record)
+            heads = None
+            if mixture and mixture.groups is not None:
+                groups = [mixture.groups[i] for i in chunk]
+                heads = coins(seed, step, groups, sampling.max_tokens, mixture.alpha)
+            progress = Progress.of([prompts[i] for i in chunk], sampling.max_tokens, pad, device)
+            done = _sample_batch(
+                model,
+                progress,
+                torch.from_numpy(numbers).to(device),
+                heads,
+                sampling,
+                eos,
+                vocabulary,
+                mixture,
+                record,
+            )
             responses.update(zip(chunk, done, strict=True))
     return [responses[i] for i in range(len(prompts))]
 
@@ -149,55 +146,60 @@ def check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], sampling: 
 
 def _sample_batch(
     model: PreTrainedModel,
-    prompts: Sequence[np.ndarray],
-    numbers: np.ndarray,
+    progress: Progress,
+    uniform: Tensor,
+    heads: np.ndarray | None,
     sampling: Sampling,
     eos: int,
-    pad: int,
     vocabulary: int,
     mixture: Mixture | None,
     record: bool,
 ) -> list[Response]:
-    device = next(model.parameters()).device
-    size, width, horizon = len(prompts), max(map(len, prompts)), sampling.max_tokens
-    history, attention = (values.to(device) for values in _left_padded(prompts, width + horizon, pad))
-    uniform = torch.from_numpy(numbers).to(device)
-    records = torch.zeros((5, size, horizon), device=device)
-    lengths = torch.zeros(size, dtype=torch.long, device=device)
-    finished = torch.zeros(size, dtype=torch.bool, device=device)
-    both = [model, mixture.teacher] if mixture else [model]
-    decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in both]
-    # (rows, the teacher's hidden states) of each position.
-    kept: list[tuple[Tensor, Tensor]] = []
-    filters = Filters(sampling, prompts)
+    device, width, horizon = uniform.device, progress.width, uniform.shape[1]
+    history, attention, places = progress.history, progress.attention, progress.places
+    filters = Filters(sampling, progress.prompts)
+    models = [model, mixture.teacher] if mixture else [model]
+    decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in models]
+    unread = None
+    if mixture and heads is not None:
+        own, other = decoders
+        unread = Unread(progress, own.head, mixture.teacher, other, heads, mixture.alpha, record)
+        decoders = [own]
+    # (rows, positions, the teacher's hidden states).
+    kept: list[tuple[Tensor, Tensor | int, Tensor]] = []
     # Rows of the caches -> rows of the batch.
-    alive = torch.arange(size, device=device)
+    alive = torch.arange(len(history), device=device)
     # The first column that the caches hold.
     start = 0
-    padded = history[:, :width], attention[:, :width], (attention[:, :width].cumsum(-1) - 1).clamp(min=0)
-    hidden = [decoder.prompts(*padded, [len(p) for p in prompts], at_once(device, 0)) for decoder in decoders]
+    padded = history[:, :width], attention[:, :width], places[:, :width]
+    sizes = [len(prompt) for prompt in progress.prompts]
+    hidden = [decoder.prompts(*padded, sizes, at_once(device, 0)) for decoder in decoders]
+    # Rows that have not ended; those of them whose next token the teacher draws.
+    remaining, asked = len(history), 0 if heads is None else int(heads[:, 0].sum())
     for t in range(horizon):
-        end = width + t
-        logits = [decoder.head.logits(values) for decoder, values in zip(decoders, hidden, strict=True)]
-        if filters:
-            logits[0] = filters(alive, logits[0])
-        chosen, recorded = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
-        if recorded is not None:
-            records[:, alive, t] = recorded.to(records.dtype)
-        if record and mixture:
-            kept.append((alive, hidden[1]))
-        if filters:
-            filters.add(alive, chosen)
-        running = ~finished[alive]
-        history[alive, end] = torch.where(running, chosen, pad)
-        still = running & (chosen != eos)
-        lengths[alive] += running
-        finished[alive] = ~still
+        end, states = width + t, [values[:, -1] for values in hidden]
+        if unread is not None:
+            chosen = unread.draw(t, alive, states[0], uniform[alive, t], asked, remaining)
+        else:
+            logits = [decoder.head.logits(x) for decoder, x in zip(decoders, states, strict=True)]
+            if filters:
+                logits[0] = filters(alive, logits[0])
+            chosen, values = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
+            if values is not None:
+                progress.records[:, alive, t] = values.to(progress.records.dtype)
+            if record and mixture:
+                kept.append((alive, t, states[1]))
+            if filters:
+                filters.add(alive, chosen)
+        still = progress.put(t, alive, chosen, eos)
         # The one synchronisation point of a position.
-        remaining, broken = torch.stack([still.sum(), (chosen < 0).sum()]).tolist()
+        counts = [still.sum(), (chosen < 0).sum()]
+        if unread is not None:
+            counts.append(unread.asked(t + 1, alive, still))
+        remaining, broken, *rest = torch.stack(counts).tolist()
+        asked = sum(rest)
         if broken:
-            name = model.name_or_path or type(model).__name__
-            raise UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
+            raise _broken(model)
         if remaining == 0 or t + 1 == horizon:
             break
         if remaining <= COMPACT_AT * len(alive):
@@ -207,39 +209,36 @@ def _sample_batch(
                 decoder.keep(still.nonzero().squeeze(-1), first - start)
             start = first
         tokens, visible = history[alive, end : end + 1], attention[alive, start : end + 1]
-        positions = attention[alive, : end + 1].sum(-1, keepdim=True) - 1
-        hidden = [decoder.hidden(tokens, visible, positions) for decoder in decoders]
+        hidden = [decoder.hidden(tokens, visible, places[alive, end : end + 1]) for decoder in decoders]
 
-    return _responses(history[:, width:], lengths, finished, records if record else None, _by_row(kept, size))
+    if unread is not None:
+        unread.finish()
+        kept = unread.kept
+        if progress.records.isnan().any():
+            raise _broken(unread.teacher)
+    return _responses(progress, record, kept)
 
 
-def _left_padded(prompts: Sequence[np.ndarray], width: int, pad: int) -> tuple[Tensor, Tensor]:
-    """(tokens, attention), (batch, width) each: prompts end at one column.
-
-    The room after it is for the responses, which are attended to.
-    """
-    history = torch.full((len(prompts), width), pad, dtype=torch.long)
-    attention = torch.zeros((len(prompts), width), dtype=torch.long)
-    end = max(map(len, prompts))
-    for i, prompt in enumerate(prompts):
-        history[i, end - len(prompt) : end] = torch.from_numpy(prompt.astype(np.int64))
-        attention[i, end - len(prompt) :] = 1
-    return history, attention
+def _broken(model: PreTrainedModel) -> UserError:
+    name = model.name_or_path or type(model).__name__
+    return UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
 
 
 def _responses(
-    tokens: Tensor, lengths: Tensor, finished: Tensor, records: Tensor | None, states: Tensor | None
+    progress: Progress, record: bool, kept: Sequence[tuple[Tensor, Tensor | int, Tensor]]
 ) -> list[Response]:
     """Each row's part of the tensors, on the CPU."""
-    out, ends = tokens.cpu().numpy().astype(np.int32), zip(lengths.tolist(), finished.tolist(), strict=True)
-    values = None if records is None else records.cpu().numpy()
+    tokens = progress.history[:, progress.width :].cpu().numpy().astype(np.int32)
+    lengths, finished = progress.lengths.tolist(), progress.finished.tolist()
+    values = progress.records.cpu().numpy() if record else None
+    states = _by_row(kept, len(lengths), max(lengths))
     responses = []
-    for i, (length, ended) in enumerate(ends):
+    for i, (length, ended) in enumerate(zip(lengths, finished, strict=True)):
         # Copies here and below: a view would keep, and perhaps send, the arrays of the whole batch.
-        record = None if values is None else Record(*values[:, i, :length].copy())
-        if record is not None and states is not None:
-            record = dataclasses.replace(record, teacher_hidden=states[i, :length].clone())
-        responses.append(Response(out[i, :length].copy(), ended, record))
+        record_of = None if values is None else Record(*values[:, i, :length].copy())
+        if record_of is not None and states is not None:
+            record_of = dataclasses.replace(record_of, teacher_hidden=states[i, :length].clone())
+        responses.append(Response(tokens[i, :length].copy(), ended, record_of))
     return responses
 
 
@@ -261,17 +260,16 @@ def _position(
         return chosen, None
     # -1 if nothing could be drawn because of NaN, which the caller reports.
     at = chosen.clamp(min=0).unsqueeze(-1)
-    of_token = torch.cat([student.gather(-1, at), teacher.gather(-1, at), mixed.gather(-1, at).log()], -1).T
     # All logits are finite: filters are refused here.
-    gap = (q * (student - teacher)).sum(-1)
-    return chosen, torch.cat([of_token, gap[None], -(q * student).sum(-1)[None]])
+    return chosen, token_values(student, teacher, q, mixed.gather(-1, at), at)
 
 
-def _by_row(kept: list[tuple[Tensor, Tensor]], size: int) -> Tensor | None:
-    """Hidden states (rows, positions, width) on the CPU, from those of the rows alive at each position."""
+def _by_row(kept: Sequence[tuple[Tensor, Tensor | int, Tensor]], size: int, length: int) -> Tensor | None:
+    """Hidden states (size, length, width) on the CPU, from those of (rows, positions)."""
     if not kept:
         return None
-    states = kept[0][1].new_zeros(size, len(kept), kept[0][1].shape[-1])
-    for t, (alive, hidden) in enumerate(kept):
-        states[alive, t] = hidden
+    hidden = kept[0][2]
+    states = hidden.new_zeros(size, length, hidden.shape[-1])
+    for rows, positions, hidden in kept:
+        states[rows, positions] = hidden
     return states.cpu()

@@ -25,6 +25,7 @@ from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World
 from minillm.runtime.schedule import batch_of_step
 from minillm.runtime.shared_rows import gathered
+from minillm.sampling.coins import grouped
 from minillm.sampling.sample import Mixture, Record, sample
 from minillm.training.dev_set import Dev
 
@@ -145,10 +146,17 @@ def collect_rollouts(
     """One collection: the ranks share the sampling of what `choose` leaves open, then all is combined."""
     plan = choose(rows, settings, memory, collection, seed)
     asked = [row for row in plan if isinstance(row, int)]
-    mine = asked[engine.world.rank :: engine.world.size]
+    rank, size = engine.world.rank, engine.world.size
+    mine = asked[rank::size]
     eos, pad = special_tokens(dev.tokenizer)
     # The teacher reads along if it has a share in the sampling or its log-probabilities are the rewards.
     watched = settings.alpha > 0 or settings.objective == "minillm" or settings.stop_kl > 0
+    groups = None
+    if watched and settings.coins is not None:
+        # Rows of a group, which need the teacher at the same positions, share a batch where possible.
+        group_of = grouped({row: len(rows.prompt(row)) for row in asked}, settings.coins)
+        mine = list(group_of)[rank * len(asked) // size : (rank + 1) * len(asked) // size]
+        groups = [group_of[row] for row in mine]
     keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
     with engine.whole():
         samples = sample(
@@ -161,7 +169,7 @@ def collect_rollouts(
             eos=eos,
             pad=pad,
             vocabulary=dev.vocabulary,
-            mixture=Mixture(teacher, settings.alpha) if watched else None,
+            mixture=Mixture(teacher, settings.alpha, groups) if watched else None,
             record=True,
             batch=engine.launch.eval_batch,
             budget=engine.launch.eval_tokens,

@@ -148,3 +148,32 @@ def test_a_kill_leaves_no_line_of_the_metrics_twice(finished, tmp_path, moment):
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
         original / "model.safetensors"
     ).read_bytes()
+
+
+def test_going_on_is_exact_by_coins(finished, tmp_path):
+    """Coins follow from the seed and the collection: a checkpoint has nothing of them."""
+    models, weights = [], []
+    for part in ("whole", "killed"):
+        out = tmp_path / part
+        command, uninterrupted = commands(finished, out)["minillm"]
+        place = command.index("--config") + 1
+        settings = json.loads(command[place].read_text())
+        assert "coins" not in settings["training"]
+        settings["training"]["coins"] = 4
+        out.mkdir()
+        command[place] = out / "settings.json"
+        command[place].write_text(json.dumps(settings))
+        process = finished.stage(*command)
+        if part == "killed":
+            wait_for(process, saved, out / "checkpoints")
+            process.send_signal(signal.SIGTERM)
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == 143, output
+            process = finished.stage(*command)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0 and ("resumes from step" in output) == (part == "killed"), output
+        models.append(logged(out / "model", updates=False))
+        weights.append((out / "model" / "model.safetensors").read_bytes())
+    assert models[0] == models[1] and weights[0] == weights[1]
+    original = finished.run / "models" / uninterrupted
+    assert weights[0] != (original / "model.safetensors").read_bytes()

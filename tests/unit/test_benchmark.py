@@ -4,6 +4,7 @@ Its reference computes the loss and gradient that the package computes on the sa
 """
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from onpolicy_case import OneProcess
 from torch.testing import assert_close
 
-from benchmarks import report, stages
+from benchmarks import coins, report, stages
 from benchmarks.reference import Reference
 from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
@@ -209,3 +210,23 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
         "generate": {"before": [3.0, 3.0], "after": [1.5, 1.5]},
     }
     assert capsys.readouterr().out.splitlines()[-1] == "bench: stage generate, fp32 2.00 (met: ≥ 1.5)"
+
+
+def test_rollouts_by_coins_are_measured_in_turns(monkeypatch, capsys):
+    """The first turn is not counted; all rows have groups or none has."""
+    asked = []
+
+    def seconds(self, alpha, shared, step):
+        asked.append((shared, step))
+        return {None: 8.0, 8: 4.0, 0: 2.0}[shared] * (100 if step == 0 else step)
+
+    monkeypatch.setattr(sys, "argv", ["coins", "--tiny", "--rows", "4", "--alphas", "0.2", "--response", "6"])
+    monkeypatch.setattr(coins.Case, "seconds", seconds)
+    coins.main()
+    assert asked == [(shared, step) for step in range(4) for shared in (None, 8, 0)]
+    assert "| 1 x 64 | 4 | 0.2 | 16.00 (1.00) | 8.00 (2.00) | 4.00 (4.00) |" in capsys.readouterr().out
+    monkeypatch.undo()
+    case = coins.Case(
+        coins.TINY["1 x 64"], Shape(300, 4, prompt=64, response=6, real=True), "fp32", torch.device("cpu")
+    )
+    assert all(case.seconds(0.2, shared, 1) > 0 for shared in (None, 8, 0))

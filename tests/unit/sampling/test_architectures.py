@@ -16,7 +16,8 @@ from minillm.models.checks import check_model
 from minillm.models.loading import load_model
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import start
-from minillm.sampling.sample import COMPACT_AT, Mixture, sample
+from minillm.sampling.kv_cache import COMPACT_AT
+from minillm.sampling.sample import Mixture, sample
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Entry, together
 

@@ -8,7 +8,8 @@ from tiny_models import FAMILIES, make
 from minillm.config.sections import Sampling
 from minillm.data import batching
 from minillm.sampling.kv_cache import Decoder
-from minillm.sampling.sample import Mixture, _left_padded, sample
+from minillm.sampling.progress import left_padded
+from minillm.sampling.sample import Mixture, sample
 
 PROMPTS = [
     np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6, 7, 8, 9], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])
@@ -19,7 +20,7 @@ NEXT = torch.tensor([[3], [4], [5], [6], [7]])
 def states(model, budget, keep):
     """Hidden states of the prompts and of two positions after them, the second for the rows `keep`."""
     lengths, width = [len(p) for p in PROMPTS], max(map(len, PROMPTS))
-    tokens, attention = _left_padded(PROMPTS, width + 2, 0)
+    tokens, attention = left_padded(PROMPTS, width + 2, 0)
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     decoder = Decoder(model, 11, 1.0, width + 2)
     parts = (tokens[:, :width], attention[:, :width], positions[:, :width])

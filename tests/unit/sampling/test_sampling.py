@@ -14,8 +14,9 @@ from minillm.config.sections import Sampling
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models.head import response_hidden, response_logits, response_tokens, token_logprobs
+from minillm.sampling.draw import draw
 from minillm.sampling.logit_filters import NgramBlock
-from minillm.sampling.sample import Mixture, draw, sample, uniforms
+from minillm.sampling.sample import Mixture, sample, uniforms
 
 VOCABULARY, EOS = 11, 0
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([3, 4, 5, 6], [7], [1, 2], [9, 8, 7, 6, 5], [0, 4])]

@@ -75,19 +75,22 @@ def test_the_students_share_grows_when_the_dev_loss_rises():
     assert fixed.student_share == 0.5
 
 
-def test_collections_are_the_same_whatever_the_number_of_ranks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("coins", [None, 0, 1, 3])
+def test_collections_are_the_same_whatever_the_number_of_ranks_and_of_rows_in_a_batch(
+    coins, tmp_path, monkeypatch
+):
     """Some rows are gold: the teacher reads those in a pass of its own."""
-    chosen = settings("default", student_share=0.6)
+    chosen = settings("default", student_share=0.6, coins=coins)
     dev = Dev([], [], Tokenizer(), Sampling(), 11, 8, 0)
 
-    def run(size, folder):
+    def run(size, batch, folder=tmp_path):
         # Each rank has its own: while it samples, their layers are replaced.
         pairs = [pair() for _ in range(size)]
 
         def rank(world):
             student, teacher = pairs[world.rank]
             engine = OneProcess(student, WHOLE, world)
-            engine.model, engine.launch = student, Launch(eval_batch=3)
+            engine.model, engine.launch = student, Launch(eval_batch=batch)
             return collect_rollouts(engine, teacher, Prompts(), dev, chosen, Memory(0.6), 0, 3)
 
         monkeypatch.setattr(shared_rows, "FOLDER", folder)
@@ -97,24 +100,25 @@ def test_collections_are_the_same_whatever_the_number_of_ranks(tmp_path, monkeyp
                 assert_close(getattr(other, name), getattr(made[0], name), atol=0, rtol=0)
         return made[0]
 
-    one = run(1, tmp_path)
-    for folder in (tmp_path, tmp_path / "no room"):
-        two = run(2, folder)
-        assert [r.tolist() for r in one.responses] == [r.tolist() for r in two.responses]
+    one = run(1, 3)
+    # The last without room in the folder of shared memory.
+    for other in (run(2, 3), run(3, 1), run(1, 8), run(2, 3, tmp_path / "no room")):
+        assert [r.tolist() for r in one.responses] == [r.tolist() for r in other.responses]
         for name in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl", "teacher_hidden"):
-            assert_close(getattr(two, name), getattr(one, name), atol=1e-5, rtol=1e-5)
+            assert_close(getattr(other, name), getattr(one, name), atol=1e-5, rtol=1e-5)
 
 
-def test_a_response_holds_nothing_of_its_batch():
+@pytest.mark.parametrize("groups", [None, [0] * 40])
+def test_a_response_holds_nothing_of_its_batch(groups):
     """A view would keep the arrays of all rows, and be sent to other processes with them."""
-    short = min(run_sampling(), key=lambda response: len(response.tokens))
+    short = min(run_sampling(groups), key=lambda response: len(response.tokens))
     for values in (short.tokens, short.record.entropy):
         base = values if values.base is None else values.base
         assert base.nbytes <= 5 * values.nbytes
     assert short.record.teacher_hidden.untyped_storage().nbytes() == short.record.teacher_hidden.nbytes
 
 
-def run_sampling():
+def run_sampling(groups):
     student, teacher = pair()
     return sample(
         student,
@@ -126,7 +130,7 @@ def run_sampling():
         eos=EOS,
         pad=EOS,
         vocabulary=11,
-        mixture=Mixture(teacher, 0.3),
+        mixture=Mixture(teacher, 0.3, groups),
         record=True,
         batch=40,
     )
