@@ -199,7 +199,7 @@ def compare(name: str) -> dict[str, Any]:
     needed = memory(work, "cpu")
     # What a plan adds for DeepSpeed's buckets is left out on both sides.
     bare = dataclasses.replace(needed, buckets=0)
-    peak = bare.peak + bare.store + bare.host
+    peak = bare.on("cpu", 1)
     at = max(bare.moments, key=bare.moments.__getitem__)
     gflop = flops.total(work) / 1e9
     return {

@@ -79,8 +79,8 @@ class Estimates:
     def _memory(self) -> list[str]:
         head = ["Jobs", "n", "GPUs", "parameters", *COLUMNS, "**a GPU**", "host", "disk"]
         lines = [
-            "GB a GPU by part, of the largest job of each line; host: a process's memory on the CPU; disk: "
-            "what stays + while it runs.",
+            "GB a GPU by part, of the largest job of each line; host: the CPU's memory of all processes, if "
+            "one machine has them; disk: what stays + while it runs.",
             "",
             f"| {' | '.join(head)} |",
             f"|:--|{'--:|' * (len(head) - 1)}",
@@ -96,7 +96,7 @@ class Estimates:
                 f"{line.largest.student.parameters / 1e9:.3g}B",
                 *(gigabytes(value) for value in values),
                 f"**{gigabytes(line.memory.peak)}**",
-                gigabytes(line.memory.host + line.memory.store),
+                gigabytes(line.memory.of_cpu(line.largest.launch.processes)),
                 f"{gigabytes(stays)} + {gigabytes(meanwhile)}",
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -54,11 +54,21 @@ def draw(draw: Draw) -> float:
     """Sampling, once: the prompts, then one token after the other, the last of which is not read."""
     total = 0.0
     later = draw.response - 1
-    for model in draw.models:
+    for model, times in zip(draw.models, heads(draw), strict=True):
         one = read(model, 1, draw.prompt) + linear(model, later)
-        one += attention(model, later, draw.prompt + draw.response / 2) + head(model, draw.response)
-        total += draw.rows * one
+        one += attention(model, later, draw.prompt + draw.response / 2)
+        total += draw.rows * (one + times * head(model, draw.response))
     return total
+
+
+def heads(draw: Draw) -> list[float]:
+    """How often each model's output matrix is applied to a token.
+
+    With coins both are applied to record it, besides that of the model which draws.
+    """
+    if draw.coins is None or len(draw.models) == 1:
+        return [1.0] * len(draw.models)
+    return [2.0 - draw.alpha, 1.0 + draw.alpha]
 
 
 def score(part: Read) -> float:

@@ -6,12 +6,14 @@ from eleven.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from minillm.fits import flops, passes
 from minillm.fits.machines import BANDWIDTH, DISK, LINK, STARTUP, Machine
 from minillm.fits.sizes import Size, bytes_of
 from minillm.fits.work import Draw, Work
+from minillm.runtime import saving
 
 # A response in a journal: text and tokens (data.md), and its prompt and references next to it.
 ANSWER = 3000
@@ -45,13 +47,16 @@ def seconds(work: Work, machine: Machine) -> Seconds:
     updates = work.steps * sum(flops.update(part, work.student, recomputed) for part in work.parts)
     number = bytes_of(work.precision)
     models = sum(model.parameters for model in (work.student, *work.frozen))
-    return Seconds(
+    working = Seconds(
         # The optimizer reads and writes weights, gradient and both moments.
         update=updates / speed + work.steps * _optimizer(work, machine),
         sampling=sum(d.times * _draw(d, work, machine) for d in work.draws),
         reading=sum(r.times * flops.score(r) for r in work.reads) / speed,
         links=work.steps * _links(work) / (machine.link * LINK) if processes > 1 else 0.0,
-        saving=saves(work) * state_bytes(work) / DISK,
+    )
+    return dataclasses.replace(
+        working,
+        saving=saves(work, working.hours) * state_bytes(work) / DISK,
         start=STARTUP + number * (models + work.outputs * work.student.parameters) / DISK,
     )
 
@@ -71,15 +76,18 @@ def _draw(draw: Draw, work: Work, machine: Machine) -> float:
         rows = max(1, min(rows, launch.eval_tokens // width))
     batches = -(-own // rows)
     context = draw.prompt + draw.response / 2
-    read = sum(number * (m.matrices + m.head) + rows * number * m.cache * context for m in draw.models)
+    # Share of the positions, times the output matrix is applied, model.
+    of_each = list(zip(draw.shares(rows), flops.heads(draw), draw.models, strict=True))
+    read = sum(share * number * (m.matrices + m.head + rows * m.cache * context) for share, _, m in of_each)
     products = sum(
-        flops.linear(m, rows) + flops.attention(m, rows, context) + flops.head(m, rows) for m in draw.models
+        flops.linear(m, rows) + flops.attention(m, rows, context) + times * flops.head(m, rows)
+        for _, times, m in of_each
     )
     speed = machine.flops[work.precision] * machine.share
     position = max(
         products / speed,
         read / (machine.bandwidth * BANDWIDTH),
-        sum(_kernels(m) for m in draw.models) * machine.kernel,
+        sum(share * _kernels(m) for share, _, m in of_each) * machine.kernel,
     )
     prompts = sum(flops.read(m, rows, draw.prompt) for m in draw.models) / speed
     return batches * (prompts + draw.horizon * position)
@@ -106,13 +114,17 @@ def _links(work: Work) -> float:
 
 # --- disk
 def state_bytes(work: Work) -> int:
-    """Bytes of a checkpoint: weights, float32 weights and two moments."""
-    return (bytes_of(work.precision) + 12) * work.student.parameters
+    """Bytes of a checkpoint."""
+    return (saving.BYTES if work.launch.zero else saving.BYTES_ZERO_0) * work.student.parameters
 
 
-def saves(work: Work) -> int:
-    """Checkpoints of a training."""
-    return work.steps // work.launch.save_every + work.evaluations if work.steps else 0
+def saves(work: Work, hours: float) -> int:
+    """Checkpoints of a training that takes so many hours without them."""
+    launch = work.launch
+    if not work.steps:
+        return 0
+    by_time = int(60 * hours // launch.save_minutes) if launch.save_minutes else None
+    return (work.steps // launch.save_every if by_time is None else by_time) + work.evaluations
 
 
 def disk(work: Work) -> tuple[int, int]:

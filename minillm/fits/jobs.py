@@ -265,9 +265,12 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
     both = (student, teacher) if watched else (student,)
     draws = (
-        Draw(both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True),
+        Draw(
+            both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
+            coins=s.coins,
+        ),
         Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
-    )
+    )  # fmt: skip
     width = most + max(s.max_tokens, config.data.max_response)
     reads = [Read(student, 2 * dev, looks, tokens, response, width)]
     reads.append(Read(teacher, dev, looks, tokens, response, width))

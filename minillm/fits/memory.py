@@ -25,13 +25,13 @@ BUCKET, GATHERED, GROUP = 200_000_000, 1_000_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device; `host` and `store` are in the CPU's memory, for one process.
+    """Bytes of one device; in the CPU's memory `host`, for one process, and `store`, for a machine.
 
     weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them
     come one after the other: an update (waiting: gradients of earlier micro-batches; buckets: what is sent
     and gathered; activations and tiles, or in their place arriving: new gradients), the optimizer's step
     (gradients and copies of them), and sampling with dev sets (gathered weights, caches, positions).
-    store: the teacher's hidden states; host: what `offload` moves.
+    store: the teacher's hidden states, which all processes of a machine share; host: what `offload` moves.
     """
 
     weights: int = 0
@@ -74,7 +74,11 @@ class Memory:
 
     def on(self, device: str, processes: int) -> int:
         """Bytes that one device has to hold: on a CPU those of all processes, and what is kept there."""
-        return self.peak if device == "cuda" else (self.peak + self.host + self.store) * processes
+        return self.peak if device == "cuda" else self.peak * processes + self.of_cpu(processes)
+
+    def of_cpu(self, processes: int) -> int:
+        """Bytes that such processes of one machine keep in the CPU's memory beside those of their devices."""
+        return self.host * processes + self.store
 
 
 def memory(work: Work, device: str = "cuda") -> Memory:
@@ -217,7 +221,9 @@ def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
     number = bytes_of(work.precision)
     width = draw.longest + draw.horizon
     rows = _rows(work, draw.rows, width)
-    caches = sum(number * model.cache for model in draw.models) * rows * width
+    # Without a coin the teacher reads all at once, at the end.
+    cached = draw.models if draw.alpha or draw.coins is None else draw.models[:1]
+    caches = sum(number * model.cache for model in cached) * rows * width
     how = How(kind_of(work.precision), device)
     prompts = Rows(rows, draw.longest, 1)
     extra = 0
@@ -225,12 +231,21 @@ def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
         if rows * draw.longest > CPU_POSITIONS:
             at_once = max(1, CPU_POSITIONS // draw.longest)
             prompts = Rows(at_once, draw.longest, 1)
-            extra += max(number * m.cache for m in draw.models) * at_once * draw.longest
+            extra += max(number * m.cache for m in cached) * at_once * draw.longest
         extra += sum(number * (m.matrices + m.head) for m in draw.models if _laid_out(work.precision))
-    read = max(passes.without_gradient(model, prompts, how) for model in draw.models)
+    read = max(passes.without_gradient(model, prompts, how) for model in cached)
+    for model in draw.models[len(cached) :]:
+        at_once = max(1, CPU_POSITIONS // width) if device == "cpu" else rows
+        read = max(read, passes.without_gradient(model, Rows(min(rows, at_once), width, 1), how))
     # Logits of models that read along are in the vocabulary that they share.
     vocabulary = min(model.vocabulary for model in draw.models)
-    drawn = passes.position(rows, vocabulary, len(draw.models) > 1, draw.alpha, draw.record)
+    if draw.coins is None or len(draw.models) == 1:
+        drawn = passes.position(rows, vocabulary, len(draw.models) > 1, draw.alpha, draw.record)
+    else:
+        drawn = passes.by_coin(rows, vocabulary)
+        drawn = max(drawn, passes.recorded(rows * draw.horizon, vocabulary, draw.alpha, device))
+        # The student's hidden states, until the teacher has read.
+        extra += rows * draw.horizon * draw.models[0].width * number
     kept = 0
     if draw.record and len(draw.models) > 1:
         # Each position's hidden states, then all of them as one tensor; on a CPU each row's own at last.

@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 from minillm.config.onpolicy import OnPolicy
 from minillm.fits.sizes import Size, build
 from minillm.fits.tensor_bytes import TensorBytes
-from minillm.models import tiled_loss
+from minillm.models import logit_product, tiled_loss
 from minillm.models.head import head_of, logits_by_tile, response_losses
 from minillm.models.loading import without_dropout
 from minillm.models.tiled_loss import Compilable, Head
+from minillm.sampling.draw import draw
 from minillm.sampling.sample import _position
 from minillm.training.rollout_losses import SampleLoss
 from minillm.training.supervised import TokenLoss
@@ -85,14 +86,20 @@ class Update:
 
 @contextmanager
 def _faked(how: How) -> Iterator[TensorBytes]:
-    """Fake tensors, followed.  They are on a CPU, since no other can be made everywhere: a GPU's tiles are
-    taken over."""
+    """Fake tensors, followed.  They are on a CPU, since no other can be made everywhere: a GPU's tiles and
+    its products with the output matrix, in float32, are taken over."""
     with (
         FakeTensorMode(),
         mock.patch.object(tiled_loss, "TILE", _tile(how)),
+        mock.patch.object(logit_product, "_has_wide", lambda _: how.device == "cuda"),
+        mock.patch.object(logit_product, "_mm", _in_float32),
         TensorBytes(inputs=False) as live,
     ):
         yield live
+
+
+def _in_float32(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(len(a), b.shape[1], dtype=torch.float32)
 
 
 def _model(size: Size, layers: int, how: How) -> PreTrainedModel:
@@ -278,6 +285,23 @@ def position(rows: int, vocabulary: int, teacher: bool, alpha: float, record: bo
         logits = [torch.empty(rows, vocabulary) for _ in range(1 + teacher)]
         _position(logits, alpha, torch.zeros(rows, dtype=torch.float64), record)
         return live.peak
+
+
+@functools.cache
+def by_coin(rows: int, vocabulary: int) -> int:
+    """Bytes of drawing one token for each of `rows` rows, some of them by the teacher's logits."""
+    with _faked(How(torch.float32, "cuda")) as live, torch.no_grad():
+        heads = torch.zeros(rows, 1, dtype=torch.bool)
+        logits = torch.where(heads, torch.empty(rows, vocabulary), torch.empty(rows, vocabulary))
+        draw(logits.softmax(-1), torch.zeros(rows, dtype=torch.float64))
+        return live.peak
+
+
+@functools.cache
+def recorded(tokens: int, vocabulary: int, alpha: float, device: str) -> int:
+    """Bytes of a tile's values of tokens that were drawn by coins: about those of drawing its tokens."""
+    tile = max(1, _tile(How(torch.float32, device)) // vocabulary)
+    return position(min(tokens, tile), vocabulary, True, alpha, True)
 
 
 @functools.cache

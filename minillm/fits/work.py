@@ -31,7 +31,8 @@ class Part:
 class Draw:
     """Responses drawn `times` times for `rows` prompts, by one model or by two that read along.
 
-    horizon: positions of the longest response; longest: of the longest prompt.
+    horizon: positions of the longest response; longest: of the longest prompt.  coins: as in OnPolicy, the
+    rows that share the coins that say which model draws; None: all models read every token at once.
     """
 
     models: tuple[Size, ...]
@@ -43,6 +44,14 @@ class Draw:
     horizon: int
     alpha: float = 0.0
     record: bool = False
+    coins: int | None = None
+
+    def shares(self, rows: int) -> list[float]:
+        """Of each model, the positions at which a batch of `rows` rows waits for it, on average."""
+        if self.coins is None or len(self.models) == 1:
+            return [1.0] * len(self.models)
+        groups = -(-rows // self.coins) if self.coins else 1
+        return [1.0, 1 - (1 - self.alpha) ** groups]
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,22 @@ def test_sampling_reads_each_token_once_and_not_the_last():
     assert flops.draw(draw) == 2 * (linear + heads + rest)
 
 
+def test_by_coins_both_output_matrices_are_applied_again_to_record():
+    student, teacher = small(), small(n_embd=16)
+    draw = Draw((student, teacher), 3, 1, 5, 4, 5, 4, alpha=0.25, record=True)
+    coins = dataclasses.replace(draw, coins=8)
+    more = 3 * (0.75 * flops.head(student, 4) + 0.25 * flops.head(teacher, 4))
+    assert flops.draw(coins) == pytest.approx(flops.draw(draw) + more)
+
+
+def test_a_batch_waits_for_the_teacher_where_any_of_its_groups_asks():
+    model = small()
+    draw = Draw((model, model), 64, 1, 5, 4, 5, 4, alpha=0.25, record=True)
+    shares = {coins: dataclasses.replace(draw, coins=coins).shares(16) for coins in (None, 0, 16, 8)}
+    assert shares == {None: [1, 1], 0: [1, 0.25], 16: [1, 0.25], 8: [1, 1 - 0.75**2]}
+    assert dataclasses.replace(draw, models=(model,), coins=0).shares(16) == [1]
+
+
 def test_all_operations_are_steps_samples_and_reads():
     size = small()
     part, read = Part(2, 1, 3, 4, 3, Loss()), Read(size, 5, 2, 6, 3, 8)
@@ -105,8 +121,26 @@ def test_hours_fall_with_machines_and_rise_with_checkpoints():
     assert twice < hours["V100-32G"]
     often = seconds(on_v100(save_every=10), GPUS["V100-32G"])
     work = on_v100(save_every=10)
-    assert saves(work) == 4992 // 10 + 10
-    assert often.saving == saves(work) * state_bytes(work) / 2e9 > 6 * 3600
+    assert saves(work, 8.0) == 4992 // 10 + 10 and state_bytes(work) == 12 * work.student.parameters
+    assert often.saving == saves(work, 8.0) * state_bytes(work) / 2e9 > 5 * 3600
+
+
+def test_checkpoints_by_time_are_as_many_as_the_hours_have():
+    work = on_v100(save_minutes=30, save_every=10)
+    # Nine looks at the dev set and a last one.
+    assert [saves(work, hours) - 10 for hours in (0.4, 0.6, 8.6)] == [0, 1, 17]
+    found = seconds(work, GPUS["V100-32G"])
+    working = dataclasses.replace(found, saving=0.0, start=0.0).hours
+    assert found.saving == (int(2 * working) + 10) * state_bytes(work) / 2e9
+    assert state_bytes(on_v100(zero=0, processes=1, shard_teacher=False)) == 16 * work.student.parameters
+
+
+def test_coins_shorten_sampling_that_waits_for_weights():
+    work, gpu = on_v100(), GPUS["V100-32G"]
+    draws = [dataclasses.replace(work.draws[0], coins=coins, horizon=256) for coins in (None, 1, 8, 0)]
+    hours = [seconds(dataclasses.replace(work, draws=(draw,)), gpu).sampling for draw in draws]
+    # Of 16 rows at a time; groups of one ask nearly everywhere.
+    assert hours[0] > hours[1] > hours[2] > hours[3] > hours[0] / 3
 
 
 def test_a_cpu_is_shared_by_its_processes():
@@ -123,7 +157,7 @@ def test_disk_holds_two_checkpoints_while_a_stage_runs():
     work = PAPER.work(Key("sft", "sft", "gpt2"))
     stays, meanwhile = disk(work)
     n = work.student.parameters
-    assert stays == 2 * 2 * n and meanwhile == 2 * 14 * n + 2 * 2 * n
+    assert stays == 2 * 2 * n and meanwhile == 2 * 12 * n + 2 * 2 * n
     answers = PAPER.work(Key("generate", "generate", "gpt2", "", "dolly"))
     assert disk(answers) == (500 * 5 * 3000, 0)
 

@@ -139,9 +139,31 @@ def test_fewer_rows_at_once_have_smaller_caches():
     assert memory(on_policy(eval_batch=3, eval_tokens=33)).caches == 2 * one.caches
 
 
-def test_on_a_cpu_all_processes_and_the_store_share_one_memory():
+def test_on_a_cpu_all_processes_share_one_memory_and_the_store():
     found = Memory(weights=10, activations=5, store=3, host=2)
-    assert found.on("cuda", 4) == 15 and found.on("cpu", 4) == 80
+    assert found.on("cuda", 4) == 15 and found.of_cpu(4) == 11 and found.on("cpu", 4) == 71
+
+
+def by_coins(work, coins, **changes):
+    draw = dataclasses.replace(work.draws[0], coins=coins, **changes)
+    return memory(dataclasses.replace(work, draws=(draw,)))
+
+
+def test_coins_keep_the_students_states_and_without_any_the_teacher_has_no_cache():
+    plain = memory(on_policy())
+    coins, none = (by_coins(on_policy(), 0, alpha=alpha) for alpha in (0.2, 0.0))
+    assert coins.caches == plain.caches
+    # Three rows of 16 positions, keys and values of the student alone.
+    assert none.caches == 3 * 16 * 2 * 2 * 2 * D
+    assert none.positions >= passes.without_gradient(TEACHER, Rows(3, 16, 1), How(torch.bfloat16, "cuda"))
+
+
+def test_a_position_by_coins_takes_less_than_a_recorded_one():
+    coin, mixed = passes.by_coin(64, 1000), passes.position(64, 1000, True, 0.2, True)
+    assert 3 * 64 * 1000 * 4 <= coin < mixed
+    # A tile of a CPU has 2**22 logits.
+    few, tile = (passes.recorded(tokens, 1000, 0.2, "cpu") for tokens in (64, 10**6))
+    assert few == mixed and tile == pytest.approx(mixed * 2**22 / 64000, rel=0.01)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -227,6 +249,14 @@ def test_dropout_keeps_masks_and_a_gpu_none_inside_attention():
         for device, dropout in (("cpu", False), ("cpu", True), ("cuda", True))
     )
     assert without < fused < with_masks
+
+
+def test_on_a_gpu_a_tile_of_half_precision_has_its_product_in_float32():
+    with passes._faked(How(torch.bfloat16, "cuda")), torch.no_grad():
+        hidden, weight = (torch.empty(n, 16, dtype=torch.bfloat16) for n in (5, V))
+        assert passes.Head(weight, None, V).project(hidden).dtype == torch.float32
+    with passes._faked(How(torch.bfloat16, "cpu")), torch.no_grad():
+        assert passes.Head(weight, None, V).project(hidden).dtype == torch.bfloat16
 
 
 def test_drawing_takes_logits_and_sampling_one_model_less():
