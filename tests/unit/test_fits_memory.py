@@ -252,11 +252,10 @@ def test_dropout_keeps_masks_and_a_gpu_none_inside_attention():
 
 
 def test_on_a_gpu_a_tile_of_half_precision_has_its_product_in_float32():
-    with passes._faked(How(torch.bfloat16, "cuda")), torch.no_grad():
-        hidden, weight = (torch.empty(n, 16, dtype=torch.bfloat16) for n in (5, V))
-        assert passes.Head(weight, None, V).project(hidden).dtype == torch.float32
-    with passes._faked(How(torch.bfloat16, "cpu")), torch.no_grad():
-        assert passes.Head(weight, None, V).project(hidden).dtype == torch.bfloat16
+    for device, dtype in (("cuda", torch.float32), ("cpu", torch.bfloat16)):
+        with passes._faked(How(torch.bfloat16, device)), torch.no_grad():
+            hidden, weight = (torch.empty(n, 16, dtype=torch.bfloat16) for n in (5, V))
+            assert passes.Head(weight, None, V).project(hidden).dtype == dtype
 
 
 def test_drawing_takes_logits_and_sampling_one_model_less():
