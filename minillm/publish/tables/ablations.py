@@ -120,8 +120,9 @@ def plain_text(results: ItemResults) -> Sheet:
     caption = "MiniLLM with and without the pre-training loss."
     columns = ["Student", "Method", "CLS (%)", "Inst (judge, %)", "Inst (ROUGE-L)"]
     chosen = results.settings.chosen
-    if not any(0.0 in methods.values() for methods in chosen.values()):
-        missing = "not measured: this configuration has no variant that is MiniLLM but for lm_coef 0"
+    # With and without.
+    if not any(0.0 in methods.values() and len(set(methods.values())) > 1 for methods in chosen.values()):
+        missing = "not measured: this configuration has no variant that differs from MiniLLM only in lm_coef"
         return Sheet(caption, columns, [], [], [], "", missing)
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
@@ -133,7 +134,9 @@ def plain_text(results: ItemResults) -> Sheet:
             of_student = chosen.get(model.student, {})
             coefficient = of_student.get(model.method)
             # Where MiniLLM itself has no plain text, a variant is the one that has.
-            if coefficient is None or (coefficient and model.method != "minillm" and of_student.get("minillm")):
+            if coefficient is None or (
+                coefficient and model.method != "minillm" and of_student.get("minillm")
+            ):
                 continue
             values, paper = _plain_text_values(results, model)
             compared = compared or any(value and paper[name] for name, value in values.items())
