@@ -21,6 +21,7 @@ rule minillm:
         at(layout.log("{method}/{student}/{teacher}/seed{seed}")),
     benchmark:
         at(layout.benchmark("{method}/{student}/{teacher}/seed{seed}"))
+    priority: 1
     conda:
         "../environment.yml"
     threads: threads_of("minillm")

@@ -47,6 +47,7 @@ rule kd:
         at(layout.log("kd/{student}/{teacher}/seed{seed}")),
     benchmark:
         at(layout.benchmark("kd/{student}/{teacher}/seed{seed}"))
+    priority: 1
     conda:
         "../environment.yml"
     threads: threads_of("kd")
@@ -73,6 +74,8 @@ rule pseudo:
         at(layout.log("pseudo/{tokenizer}/{teacher}")),
     benchmark:
         at(layout.benchmark("pseudo/{tokenizer}/{teacher}"))
+    # SeqKD, the longest chain of baselines, waits for it.
+    priority: 2
     conda:
         "../environment.yml"
     threads: threads_of("pseudo")
@@ -107,6 +110,7 @@ rule seqkd:
         at(layout.log("seqkd/{student}/{teacher}/seed{seed}")),
     benchmark:
         at(layout.benchmark("seqkd/{student}/{teacher}/seed{seed}"))
+    priority: 1
     conda:
         "../environment.yml"
     threads: threads_of("seqkd")

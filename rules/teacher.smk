@@ -10,6 +10,8 @@ rule teacher:
         at(layout.log("teacher/{model}")),
     benchmark:
         at(layout.benchmark("teacher/{model}"))
+    # Everything below waits for it; evaluations fill the gaps.
+    priority: 2
     conda:
         "../environment.yml"
     threads: threads_of("teacher")

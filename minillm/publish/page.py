@@ -26,6 +26,8 @@ READ_MAIN = (
     "ROUGE-L measures how much of a reference a response has, in order; higher is better. Compare the "
     "students with each other; the teacher is what they imitate, not a limit."
 )
+# Where `sets` of a measurement is not a key but follows from one.
+KEYS = {"judge.asked": "judge.tests", "human.counted": "human.test"}
 # Raw HTML in a result is text, whatever it says.
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -88,8 +90,12 @@ def _section(run: Path, name: str, sidecar: dict[str, Any]) -> str:
 
 
 def _missing(name: str, sidecar: dict[str, Any]) -> str:
+    """What is missing, and the keys that would measure it if that is all that it lacks."""
     keys = [MEASUREMENTS[kind].sets for kind in ITEMS[name].needs if kind in MEASUREMENTS]
-    keys = [key for key in dict.fromkeys(keys) if key != "data.tests"]
+    keys = [KEYS.get(key, key) for key in dict.fromkeys(keys) if key != "data.tests"]
+    if sidecar["missing"].startswith("not measured:"):
+        # Other models, methods or sizes, as that text says.
+        keys = []
     needs = f" Set {' and '.join(f'<code>{key}</code>' for key in keys)} to measure it." if keys else ""
     return f"{_text(sidecar['shows'])}: {_text(sidecar['missing'])}.{needs}"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import make
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -18,7 +19,6 @@ from minillm.evaluation import mode_mass
 from minillm.files import hashes, model_content, write_json
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.sampling.sample import sample
-from tests.helpers.tiny_models import make
 
 WORDS = ["<end>", *"abcdefghijkl"]
 # Prompts of unequal lengths; of the second, a right answer is listed twice.

@@ -49,6 +49,8 @@ def made(run: Path, label: str = "Embedded") -> Elements:
         ("table3", layout.table, ""),
         ("figure8", layout.figure, ""),
         ("figure6", layout.figure, "not measured in this run"),
+        ("figure4", layout.figure, "no annotations"),
+        ("table6", layout.table, "not measured: in this configuration every student is of one family"),
     ):
         sidecar = {"shows": f"Shows {name}", "caption": label, "n": "n = 3", "missing": missing}
         (run / path_of(name, "json")).write_text(json.dumps(sidecar))
@@ -67,6 +69,8 @@ def test_the_page_shows_what_was_measured_in_order_and_then_what_is_missing(tmp_
     assert len(images) == 2
     assert all(image.startswith("data:image/png;base64,") for image in images)
     assert "Shows figure6: not measured in this run. Set exposure_bias.tests to measure it." in elements.text
+    assert "Shows figure4: no annotations. Set human.test to measure it." in elements.text
+    assert "every student is of one family." in elements.text and "judge.tests" not in elements.text
     assert page.READING["table3"] in elements.text
     assert "1.0 ± 0.1" in elements.text
 

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from items_case import published_item, settings, text
-from made_up_run import config, make, put
+from made_up_run import REPO, VARIANTS, config, make, put
 
 from minillm.config.derive import stage_settings
 from minillm.errors import UserError
@@ -114,6 +115,16 @@ def test_ablations(run: Path, tmp_path: Path) -> None:
     found = text("table7", run, tmp_path)
     assert "| GPT-2 120M | MiniLLM | 70.0 ± 3.5 | 44.0 ± 0.5 |" in found and r"| w/o L\_PT | 70.0" in found
     assert "teacher-mixed" not in found
+
+
+def test_plain_text_that_only_a_variant_has(run: Path, tmp_path: Path) -> None:
+    """MiniLLM itself has none; the variant of that name is the one that has."""
+    stages = {**yaml.safe_load((REPO / "tests/config/plan.yaml").read_text())["stages"]}
+    stages["minillm"] = {**stages["minillm"], "lm_coef": 0.0}
+    variants = {**VARIANTS, "no-pt": {"label": "with L_PT", "settings": {"lm_coef": 1.0}}}
+    published_item("table7", run, tmp_path, stages=stages, variants=variants)
+    found = (tmp_path / "table7.md").read_text()
+    assert "| GPT-2 120M | MiniLLM | 70.0" in found and r"| with L\_PT | 70.0" in found
 
 
 def test_sweeps_are_shown_where_settings_and_teachers_are_compared(run: Path, tmp_path: Path) -> None:
