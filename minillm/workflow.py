@@ -20,6 +20,7 @@ from minillm.config import layout
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
 from minillm.config.measurements.rouge import Rouge
+from minillm.config.sections import KILLED_AFTER
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
 from minillm.data.local_files import content_of, is_local
@@ -365,8 +366,7 @@ def start(stage: str, values: Mapping[str, Any], resources: Any, threads: int, p
     # Snakemake gives MKL all threads of the job, which all its processes have to share.
     share = max(1, threads // processes)
     prefix = f"OMP_NUM_THREADS={share} MKL_NUM_THREADS={share}"
-    # Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
-    options = f"--shutdown-timeout=110 --nproc-per-node={processes}"
+    options = f"--shutdown-timeout={KILLED_AFTER} --nproc-per-node={processes}"
     run = f"-m minillm {stage} --launch {shlex.quote(json.dumps(values))}"
     if nodes > 1:
         # srun inherits none of this from the job.

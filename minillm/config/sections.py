@@ -331,6 +331,10 @@ class Style:
     )
 
 
+# Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
+KILLED_AFTER = 110
+
+
 @dataclass(frozen=True, config=STRICT)
 class Launch:
     """How a stage is run, not what it computes: recorded next to the result; a change re-runs nothing."""
@@ -395,6 +399,11 @@ class Launch:
     save_every: Count = Field(
         default=100,
         description="Optimizer steps between checkpoints; every dev evaluation saves one too.",
+    )
+    save_minutes: NonNegative = Field(
+        default=0.0,
+        description="Minutes between checkpoints, counted from the end of the last one, instead of "
+        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per parameter.",
     )
     log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
     tensorboard: bool = Field(

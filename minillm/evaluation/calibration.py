@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.config.measurements.calibration import CalibrationSettings
 from minillm.config.sections import Launch
-from minillm.data.batching import collate
+from minillm.data.batching import collate, moved
 from minillm.data.prepare import subset
 from minillm.data.prompts import encode, render
 from minillm.data.sources import Row, read_entries
@@ -205,15 +205,23 @@ def label_logprobs(
     for first in range(0, len(passes), batch):
         part = passes[first : first + batch]
         inputs = collate([(questions[i].prompt, word) for i, word in part], pad).to(device)
-        logits = response_logits(model, inputs, vocabulary)
-        logprobs = logits.log_softmax(-1).split([len(word) for _, word in part])
-        # values: (tokens of the word, vocabulary)
-        for (i, context), values in zip(part, logprobs, strict=True):
+        logprobs = response_logits(model, inputs, vocabulary).log_softmax(-1)
+        asked, first_token = [], 0
+        places: list[int] = []
+        tokens: list[int] = []
+        for i, context in part:
             for label, word in enumerate(questions[i].words):
                 if label not in by_label[i] and word.tolist()[:-1] == context.tolist()[: len(word) - 1]:
-                    by_label[i][label] = float(
-                        values[torch.arange(len(word)), torch.from_numpy(word)].double().sum()
-                    )
+                    # Read below, all at once: each look waits for a GPU.
+                    by_label[i][label] = math.nan
+                    asked.append((i, label, len(word)))
+                    places += range(first_token, first_token + len(word))
+                    tokens += word.tolist()
+            first_token += len(context)
+        indices = moved(torch.tensor([places, tokens], dtype=torch.long), device)
+        values = logprobs[indices[0], indices[1]].cpu().split([length for _, _, length in asked])
+        for (i, label, _), numbers in zip(asked, values, strict=True):
+            by_label[i][label] = float(numbers.double().sum())
         bar.update(len(part))
     bar.close()
     return [[labels[label] for label in range(len(labels))] for labels in by_label]

@@ -59,7 +59,7 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
 
     Raises UserError if the folder is missing, holds no weights or cannot be loaded.
     """
-    model = read_model(folder, DTYPES[precision], folder, local_files_only=True)
+    model = read_model(folder, DTYPES[precision], folder, device, local_files_only=True)
     check_model(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()
 

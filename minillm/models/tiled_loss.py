@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from minillm.models.compiling import possible
+from minillm.models.logit_product import ALIGNED, half, in_float32, is_wide, mean_row
 
 # Logits: 16 MB in float32, a few of which are alive at once.  Half as many slow down float32 products
 # (docs/performance.md).
@@ -71,23 +72,38 @@ class Head:
     product: Callable[[Tensor], Tensor] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(tokens, vocabulary) in float32 (float64 stays float64), capped, divided by the temperature."""
+        """(tokens, vocabulary) in float32 (float64 stays float64), capped, divided by the temperature.
+
+        In half precision without a cap, all of a token's logits may be off by one and the same number.
+        """
         return self.finish(self.project(hidden))
 
     def cheapest(self, hidden: Tensor) -> Tensor:
         """The same for objectives.py, which converts to float32 itself.
 
-        So they stay in the weights' precision if there is no cap and no temperature.
+        So they stay in the precision of the product if there is no cap and no temperature.
         """
         return (
             self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
         )
 
+    @functools.cached_property
+    def mean(self) -> Tensor | None:
+        """What is subtracted before logits are rounded to half precision, if anything (logit_product.py).
+
+        A cap sees it.  Computed on first use: under ZeRO-3 the matrix is only there in a forward pass.
+        """
+        return mean_row(self.weight, self.vocabulary) if self.softcap is None else None
+
     def project(self, hidden: Tensor) -> Tensor:
-        """The matrix product, in the weights' precision."""
+        """The matrix product, minus a number for each token if it is rounded to half precision."""
         if self.product is not None:
             return self.product(hidden)
+        if is_wide(hidden, self.weight):
+            return in_float32(hidden, self.weight, self.bias, self.vocabulary)
         bias = None if self.bias is None else self.bias[: self.vocabulary]
+        if self.mean is not None:
+            return half(hidden, self.weight[: self.vocabulary], bias, self.mean)
         return functional.linear(hidden, self.weight[: self.vocabulary], bias)
 
     def finish(self, product: Tensor) -> Tensor:
@@ -183,7 +199,7 @@ class _Loss(torch.autograd.Function):
         # Blocks of whole tiles.
         for block in tiles(len(hidden), head.vocabulary, max(1, BLOCK // tile) * tile):
             logit_grads = (
-                hidden.new_empty(block.stop - block.start, head.vocabulary)
+                _aligned(hidden, block.stop - block.start, head.vocabulary)
                 if any(ctx.needs_input_grad[:3])
                 else None
             )
@@ -217,6 +233,12 @@ class _Loss(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*gradients, None, None)
+
+
+def _aligned(hidden: Tensor, tokens: int, vocabulary: int) -> Tensor:
+    """Room for logits in the precision of `hidden`; on a GPU each token's begin at a multiple of 16 bytes."""
+    spare = -vocabulary % ALIGNED if hidden.is_cuda else 0
+    return hidden.new_empty(tokens, vocabulary + spare)[:, :vocabulary]
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

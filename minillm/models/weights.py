@@ -31,8 +31,14 @@ BUFFERS = (
 WHOLE = ("torch.int", "torch.uint", "torch.bool")
 
 
-def read_model(source: str | Path, dtype: torch.dtype, where: object, **options: Any) -> PreTrainedModel:
-    """The model in a folder or hub repository `source`, in evaluation mode, on the CPU.
+def read_model(
+    source: str | Path,
+    dtype: torch.dtype,
+    where: object,
+    device: torch.device | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model in a folder or hub repository `source`, in evaluation mode, on `device` (default: the CPU).
 
     `options` are those of `from_pretrained` that say where it is (`revision`, `local_files_only`).  Raises
     UserError, one line that begins with `where`: names of tensors that are missing, unknown or of another
@@ -46,7 +52,9 @@ def read_model(source: str | Path, dtype: torch.dtype, where: object, **options:
         model, found = _from_pretrained(source, dtype, device_map="meta", **options)
         _check_names(type(model), found, where)
         _check_types(model, types, where)
-        model, found = _from_pretrained(source, dtype, **options)
+        # Straight to a GPU: by way of the host they would take its memory, once for each process.
+        gpu = {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+        model, found = _from_pretrained(source, dtype, **gpu, **options)
         _check_names(type(model), found, where)
     return model
 

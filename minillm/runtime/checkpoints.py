@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +39,14 @@ class Checkpoint:
 
 
 @contextmanager
-def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Iterator[Path]:
+def saving(
+    folder: Path, step: int, zero: int, needed: int, world: World, hashes: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """A folder that every rank writes its files to; it becomes `step`'s checkpoint if the block succeeds.
 
-    `needed` bytes must be free.  Raises UserError on every rank if the disk is full or any rank could not
-    write; earlier checkpoints are kept.
+    `needed` bytes must be free.  `hashes`, by name, of files that this rank has hashed while it wrote them:
+    the block adds to it, and all other files are read again.  Raises UserError on every rank if the disk is
+    full or any rank could not write; earlier checkpoints are kept.
     """
     final, partial = folder / f"step-{step:07d}", folder / f".partial-{step:07d}"
     advice = (
@@ -86,22 +88,24 @@ def saving(folder: Path, step: int, zero: int, needed: int, world: World) -> Ite
                 raise failures[0]
 
         world.together(report, advice)
-        seal(partial, step, zero, world, advice)
+        seal(partial, step, zero, world, advice, hashes or {})
         world.together(finish, advice)
     finally:
         if world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def seal(folder: Path, step: int, zero: int, world: World, advice: str) -> None:
-    """Write the manifest with the hashes of all files; the ranks share the hashing."""
+def seal(folder: Path, step: int, zero: int, world: World, advice: str, written: Mapping[str, str]) -> None:
+    """Write the manifest with the hashes of all files: `written`, and the others, which the ranks share."""
+    every = {name: digest for part in world.gather(dict(written)) for name, digest in part.items()}
     hashes: dict[str, str] = {}
 
     def read() -> None:
-        hashes.update({name: sha256(folder / name) for name in _share(_names(folder), world)})
+        rest = [name for name in _names(folder) if name not in every]
+        hashes.update({name: sha256(folder / name) for name in _share(rest, world)})
 
     world.together(read, advice)
-    every = {name: digest for part in world.gather(hashes) for name, digest in part.items()}
+    every |= {name: digest for part in world.gather(hashes) for name, digest in part.items()}
 
     def write() -> None:
         if world.rank == 0:
@@ -141,8 +145,11 @@ def newest(folder: Path, world: World, say: Callable[[str], None]) -> Checkpoint
     return None
 
 
-def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
-    """(manifest, what is wrong with the checkpoint or ""); each rank reads a share of the files."""
+def check(folder: Path, world: World, named: bool = True) -> tuple[dict[str, Any], str]:
+    """(manifest, what is wrong with the checkpoint or ""); each rank reads a share of the files.
+
+    `named`: whether the folder has the name of its step.
+    """
     on_rank_0: dict[str, Any] = {}
     problems: list[str] = []
 
@@ -168,7 +175,7 @@ def check(folder: Path, world: World) -> tuple[dict[str, Any], str]:
                 problems.append(f"{name}: is missing")
 
     world.together(read, advice)
-    if folder.name != f"step-{manifest['step']:07d}":
+    if named and folder.name != f"step-{manifest['step']:07d}":
         problems.append(f"{MANIFEST}: is of step {manifest['step']}")
     # DeepSpeed loads whatever has the right name.
     foreign = {name for name in _names(folder) if name.endswith(".pt")} - set(manifest["files"])
@@ -212,46 +219,6 @@ def discard(folder: Path) -> None:
 
 def _trash(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.finished")
-
-
-def universal(checkpoint: Checkpoint, world: World, say: Callable[[str], None]) -> str:
-    """Tag of the checkpoint in DeepSpeed's universal format, which any number of processes can load.
-
-    Rank 0 converts it.
-    """
-    tag = "universal"
-    target = checkpoint.folder / tag
-
-    def convert() -> None:
-        if world.rank != 0:
-            return
-        # One of an earlier attempt is in no manifest.
-        shutil.rmtree(target, ignore_errors=True)
-        partial = checkpoint.folder / f".{tag}"
-        shutil.rmtree(partial, ignore_errors=True)
-        # In a separate process: the converter starts others and must not take itself for a rank.
-        dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        environment = {key: value for key, value in os.environ.items() if key not in dropped}
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        folders = ["--input_folder", str(checkpoint.folder / "deepspeed"), "--output_folder", str(partial)]
-        with trust.only_ours():
-            result = subprocess.run(
-                [*command, *folders], env=environment, capture_output=True, text=True, check=False
-            )
-        if result.returncode:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RuntimeError(
-                (result.stderr.strip() or result.stdout.strip() or "no message").split("\n")[-1]
-            )
-        os.replace(partial, target)
-
-    say(f"{checkpoint.folder.name}: saved by {checkpoint.processes} processes, converted for {world.size}")
-    world.together(
-        convert,
-        f"{checkpoint.folder}: cannot be converted for {world.size} processes; "
-        f"use {checkpoint.processes} again",
-    )
-    return tag
 
 
 def _names(folder: Path) -> list[str]:

@@ -31,10 +31,12 @@ from minillm.errors import UserError
 from minillm.models import compiling
 from minillm.models.head import keep_head
 from minillm.models.loading import attention, decoder_blocks, without_dropout
-from minillm.runtime import checkpoints, precisions, state, trust
+from minillm.runtime import checkpoints, precisions, saving, state, trust
+from minillm.runtime.optimizer import fix_universal, parameter_groups
 from minillm.runtime.processes import World, seed_all
 from minillm.runtime.schedule import learning_rate, share
 from minillm.runtime.skipped import SkippedSteps
+from minillm.runtime.universal import universal
 
 METRICS = "metrics.jsonl"
 STATE = "state.safetensors"
@@ -91,13 +93,13 @@ class Engine:
             ),
         }
         self.deepspeed_config = self._config()
-        # float32 weights, two moments, and the weights in the computing precision: an upper bound.
-        self.checkpoint_bytes = 16 * sum(p.numel() for p in model.parameters())
+        self.checkpoint_bytes = saving.checkpoint_bytes(model, launch.zero)
+        saving.announce(self.checkpoint_bytes, folder, world, self.say)
         self.step = 0
         self.seconds = 0.0
         # Bytes of metrics.jsonl when the checkpoint was saved.
         self.logged = 0
-        self._since = time.monotonic()
+        self._since = self._saved = time.monotonic()
         self._stop = False
         self.training_mode = settings.dropout or launch.gradient_checkpointing
         if launch.gradient_checkpointing:
@@ -258,16 +260,23 @@ class Engine:
         """Save atomically all that is needed to resume; `loop` is the loop's own state (see state.write)."""
         # Counted before DeepSpeed saves the count.
         self.skipped.total()
+        hashes: dict[str, str] = {}
         with checkpoints.saving(
-            self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world
+            self.folder, self.step, self.launch.zero, self.checkpoint_bytes, self.world, hashes
         ) as partial:
-            self.engine.save_checkpoint(
-                str(partial),
-                tag="deepspeed",
-                client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
-                save_latest=False,
-            )
-            state.write(partial / f"random-{self.world.rank}.safetensors", state.random_states())
+            with (
+                saving.hashing(self.engine, partial) as written,
+                saving.without_weights(self.engine, self.launch.zero),
+            ):
+                self.engine.save_checkpoint(
+                    str(partial),
+                    tag="deepspeed",
+                    client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
+                    save_latest=False,
+                )
+            hashes |= written
+            name = f"random-{self.world.rank}.safetensors"
+            hashes[name] = state.write(partial / name, state.random_states())
             if self.world.rank == 0:
                 log = self.folder / METRICS
                 logged = log.stat().st_size if log.exists() else 0
@@ -278,7 +287,18 @@ class Engine:
                     "in_a_row": self.skipped.in_a_row,
                     "loop": loop,
                 }
-                state.write(partial / STATE, entry)
+                hashes[STATE] = state.write(partial / STATE, entry)
+        self._saved = time.monotonic()
+
+    def save_due(self) -> bool:
+        """Whether the step just made is to be saved, by steps or by time; the same on every rank.
+
+        Every rank must call it: the time is that of rank 0.
+        """
+        if not self.launch.save_minutes:
+            return self.step % self.launch.save_every == 0
+        late = time.monotonic() - self._saved >= 60 * self.launch.save_minutes
+        return bool(self.world.gather(late)[0])
 
     def resume(self) -> dict[str, Any] | None:
         """Load the newest complete checkpoint and return the loop's state, or None if there is no checkpoint.
@@ -289,8 +309,9 @@ class Engine:
         saved = self.checkpoint
         if saved is None:
             return None
-        tag = checkpoints.universal(saved, self.world, self.say) if self._universal else "deepspeed"
-        path, _ = self.engine.load_checkpoint(str(saved.folder), tag=tag)
+        tag = universal(saved, self.world, self.say) if self._universal else "deepspeed"
+        # Not strict: weights that follow from others are not there (saving.without_weights).
+        path, _ = self.engine.load_checkpoint(str(saved.folder), tag=tag, load_module_strict=False)
         if path is None:
             raise UserError(
                 f"{saved.folder}: DeepSpeed cannot load it; delete this folder to resume from the one before"
@@ -298,30 +319,18 @@ class Engine:
         entry = state.read(saved.folder / STATE)
         self.skipped.resumed(entry["in_a_row"])
         if saved.processes == self.world.size:
-            name = f"random-{self.world.rank}.safetensors"
-            state.restore_random_states(state.read(saved.folder / name))
+            state.restore_random_states(state.read(saved.folder / f"random-{self.world.rank}.safetensors"))
         else:
             seed_all(entry["step"] * 1000 + self.world.rank)
         if self._universal:
-            self._fix_universal()
+            fix_universal(self.engine.optimizer.optimizer, self._decays)
+        else:
+            saving.restore_weights(self.engine, saved.zero)
         self.step, self.seconds, self._since = entry["step"], entry["seconds"], time.monotonic()
         self.logged = entry["logged"]
         self.say(f"resumes from step {self.step} of {self.steps}")
         loop: dict[str, Any] = entry["loop"]
         return loop
-
-    def _fix_universal(self) -> None:
-        """Undo what DeepSpeed 0.19.8 does to a ZeRO-3 optimizer when it loads a universal checkpoint.
-
-        All weights share one step counter, which each then advances; all groups get the first's weight decay.
-        """
-        optimizer = self.engine.optimizer.optimizer
-        for group, decay in zip(optimizer.param_groups, self._decays, strict=True):
-            group["weight_decay"] = decay
-        for weight, values in optimizer.state.items():
-            # Fused AdamW reads the step on the weights' device, where the converter did not put it.
-            if torch.is_tensor(values.get("step")):
-                values["step"] = values["step"].to(weight.device, torch.float32, copy=True)
 
     def elapsed(self) -> float:
         """Seconds of training so far, without interruptions."""
@@ -389,13 +398,3 @@ class Engine:
             disable=None if self.world.rank == 0 else True,
             dynamic_ncols=True,
         )
-
-
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: matrices, and biases and norms, which do not decay, as in the released code."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

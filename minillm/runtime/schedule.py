@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -29,8 +30,17 @@ def batch_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
     """
     per_epoch = count // batch
     epoch, place = divmod(step, per_epoch)
+    return permutation(count, seed, epoch)[place * batch : (place + 1) * batch].tolist()
+
+
+# Two: a step takes its rows from one order and its plain text from another.
+@functools.lru_cache(maxsize=2)
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of `count` rows in one epoch, (count,), kept: 10 million chunks take a second to permute."""
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-    return [int(i) for i in order[place * batch : (place + 1) * batch]]
+    order.setflags(write=False)
+    # Half the memory: 40 MB for 10 million.
+    return order.astype(np.int32) if count < 2**31 else order
 
 
 def count_steps(count: int, settings: Training) -> int:

@@ -5,6 +5,7 @@ Reading one runs no code.  Tensors and arrays are the file's tensors; all else i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -22,15 +23,18 @@ HEADER = "state"
 TENSOR, ARRAY = "$tensor", "$array"
 
 
-def write(path: Path, value: Any) -> None:
+def write(path: Path, value: Any) -> str:
     """Write a value made of dicts with text keys, lists, text, numbers, booleans, None, tensors and arrays.
 
-    Tuples come back as lists.  Raises OSError if the disk is full, TypeError for any other type.
+    Returns the file's SHA-256 in hex.  Tuples come back as lists.  Raises OSError if the disk is full,
+    TypeError for any other type.
     """
     tensors: dict[str, torch.Tensor] = {}
     header = json.dumps(_plain(value, tensors))
     # Not save_file, whose error for a full disk is no OSError.
-    path.write_bytes(save(tensors, {HEADER: header}))
+    data = save(tensors, {HEADER: header})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read(path: Path) -> Any:

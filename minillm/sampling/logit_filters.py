@@ -63,6 +63,8 @@ class Filters:
     def __init__(self, sampling: Sampling, prompts: Sequence[np.ndarray]) -> None:
         self.ngrams = NgramBlock(sampling.no_repeat_ngram, prompts) if sampling.no_repeat_ngram else None
         self.warpers = LogitsProcessorList()
+        # The rows of the last call, and the same on the host: reading them waits for a GPU.
+        self.rows: tuple[Tensor | None, list[int]] = None, []
         if sampling.top_k:
             self.warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1.0:
@@ -74,7 +76,7 @@ class Filters:
     def __call__(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Logits (batch, vocabulary) of these rows, with minus infinity for what must not be drawn."""
         if self.ngrams:
-            logits = self.ngrams.block(rows.tolist(), logits)
+            logits = self.ngrams.block(self._on_host(rows), logits)
         if not self.warpers:
             return logits
         # The warpers look only at the scores.
@@ -85,5 +87,11 @@ class Filters:
     def add(self, rows: Tensor, tokens: Tensor) -> None:
         """Append the tokens that were drawn for these rows."""
         if self.ngrams:
-            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            for row, token in zip(self._on_host(rows), tokens.tolist(), strict=True):
                 self.ngrams.add(row, token)
+
+    def _on_host(self, rows: Tensor) -> list[int]:
+        """Numbers of the rows; the same tensor, whose values must not change, is read once."""
+        if self.rows[0] is not rows:
+            self.rows = rows, rows.tolist()
+        return self.rows[1]

@@ -235,10 +235,11 @@ def _responses(
     values = None if records is None else records.cpu().numpy()
     responses = []
     for i, (length, ended) in enumerate(ends):
-        record = None if values is None else Record(*values[:, i, :length])
+        # Copies here and below: a view would keep, and perhaps send, the arrays of the whole batch.
+        record = None if values is None else Record(*values[:, i, :length].copy())
         if record is not None and states is not None:
             record = dataclasses.replace(record, teacher_hidden=states[i, :length].clone())
-        responses.append(Response(out[i, :length], ended, record))
+        responses.append(Response(out[i, :length].copy(), ended, record))
     return responses
 
 

@@ -14,9 +14,10 @@ from minillm.config.stage_settings import BaseSettings
 from minillm.data.rows import Corpus, Rows
 from minillm.data.tokenizers import check_ids, own_tokenizer
 from minillm.files import identity, stage_key, whole_folder
-from minillm.models.loading import DTYPES, base_model, load_model, load_tokenizer, save_model
+from minillm.models.loading import DTYPES, base_model, load_tokenizer, save_model
 from minillm.runtime import provenance
 from minillm.runtime.engine import Engine
+from minillm.runtime.load_once import load_once
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import count_steps
 from minillm.training.dev_set import Dev, Example
@@ -66,7 +67,9 @@ def run_stage(
         checkpoints / f"base-{stage_key(raw, inputs)}",
         count_steps(len(examples), spec.training),
     )
-    teacher = engine.frozen(load_model(parent, settings.precision)) if parent else None
+    teacher = None
+    if parent:
+        teacher = engine.frozen(load_once(parent, settings.precision, world, launch.shard_teacher))
     history = fit(
         engine, examples, dev, spec.training, name="base", seed=settings.seed, teacher=teacher, rouge=False
     )

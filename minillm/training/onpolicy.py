@@ -22,8 +22,9 @@ from minillm.config.stage_settings import OnPolicySettings
 from minillm.data.rows import Corpus, Rows
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
-from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.engine import Engine
+from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
@@ -43,7 +44,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
     saved = engine.resume()
     history: list[dict[str, Any]] = saved["history"] if saved else []
     # Drawn at the first step of each collection.
-    rollouts: Any = Rollouts(**saved["rollouts"]) if saved else None
+    rollouts: Any = None
+    if saved and saved["rollouts"]:
+        rollouts = Rollouts.restored(saved["rollouts"], engine.world)
     memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
@@ -52,7 +55,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
     due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
 
     def save() -> None:
-        engine.save({"history": history, "rollouts": vars(rollouts), "memory": memory.saved()})
+        # After a collection's last step its samples are not needed again.
+        kept = vars(rollouts) if engine.step % per_collection else None
+        engine.save({"history": history, "rollouts": kept, "memory": memory.saved()})
 
     engine.engine.eval()
     if engine.step == 0:
@@ -80,7 +85,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 memory.look(history[-1]["dev_loss"], s)
                 log.write({key: value for key, value in history[-1].items() if key != "step"})
                 candidates.offer(history)
-            if engine.step in due or engine.step % engine.launch.save_every == 0:
+            if engine.step in due or engine.save_due():
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
@@ -175,7 +180,7 @@ def run_stage(
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
     inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
     raw = dataclasses.asdict(settings)
-    student = load_model(init, "fp32")
+    student = load_once(init, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, training.max_tokens)
     engine = Engine(
         student,
@@ -188,7 +193,7 @@ def run_stage(
     )
 
     def frozen(folder: Path) -> Any:
-        model = load_model(folder, settings.precision)
+        model = load_once(folder, settings.precision, world, launch.shard_teacher)
         check_rows(model, data, training.max_tokens)
         return engine.frozen(model)
 

@@ -22,7 +22,9 @@ from minillm.data.rows import Rows
 from minillm.models.head import response_hidden
 from minillm.models.loading import special_tokens
 from minillm.runtime.engine import Engine
+from minillm.runtime.processes import World
 from minillm.runtime.schedule import batch_of_step
+from minillm.runtime.shared_rows import gathered
 from minillm.sampling.sample import Mixture, Record, sample
 from minillm.training.dev_set import Dev
 
@@ -98,6 +100,17 @@ class Rollouts:
     summary: dict[str, float]
     teacher_hidden: list[Tensor] | None = None
 
+    @classmethod
+    def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
+        """From a checkpoint, which every rank has read whole; the processes of a machine share the states."""
+        made = cls(**values)
+        if made.teacher_hidden is None:
+            return made
+        parts = {i: made.teacher_hidden[i] for i in range(world.rank, len(made.ids), world.size)}
+        return dataclasses.replace(
+            made, teacher_hidden=gathered(world, list(map(len, made.responses)), parts)
+        )
+
 
 def choose(rows: Rows, settings: OnPolicy, memory: Memory, collection: int, seed: int) -> list[int | Entry]:
     """The collection's rows: a row number if the student is to answer, an entry if the response exists.
@@ -154,11 +167,19 @@ def collect_rollouts(
             budget=engine.launch.eval_tokens,
         )
         fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
-        by_row = {entry.row: entry for part in engine.world.gather(fresh) for entry in part}
+        sent = engine.world.gather([without_states(entry) for entry in fresh])
+        by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
         hidden = teacher_hidden(engine, teacher, rows, entries, pad) if keep else None
     memory.store(entries, settings.replay)
     return dataclasses.replace(together(rows, entries, watched), teacher_hidden=hidden)
+
+
+def without_states(entry: Entry) -> Entry:
+    """The entry without the teacher's hidden states, which every rank gets in another way."""
+    if entry.record is None:
+        return entry
+    return dataclasses.replace(entry, record=dataclasses.replace(entry.record, teacher_hidden=None))
 
 
 def teacher_hidden(
@@ -166,9 +187,10 @@ def teacher_hidden(
 ) -> list[Tensor]:
     """The teacher's hidden states at each token of each response, (length, width), on the CPU and every rank.
 
-    Taken from the sampling if it read along; for all other responses from one pass that the ranks share.
+    Taken from the sampling if it read along, then part of the records of the rank that sampled; for all other
+    responses from one pass that the ranks share.
     """
-    hidden = {
+    parts = {
         i: e.record.teacher_hidden
         for i, e in enumerate(entries)
         if e.record and e.record.teacher_hidden is not None
@@ -177,18 +199,15 @@ def teacher_hidden(
     def length(i: int) -> int:
         return len(rows.prompt(entries[i].row)) + len(entries[i].response)
 
-    missing = sorted((i for i in range(len(entries)) if i not in hidden), key=length)
-    if not missing:
-        return [hidden[i] for i in range(len(entries))]
+    held = {i for part in engine.world.gather(set(parts)) for i in part}
+    missing = sorted((i for i in range(len(entries)) if i not in held), key=length)
     mine = missing[engine.world.rank :: engine.world.size]
-    computed: dict[int, Tensor] = {}
     device, launch = engine.world.device, engine.launch
     for part in least_padding(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
         batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(device)
-        states = response_hidden(teacher, batch).cpu()
-        computed.update(zip(part, states.split([len(entries[i].response) for i in part]), strict=True))
-    hidden |= {i: values for part in engine.world.gather(computed) for i, values in part.items()}
-    return [hidden[i] for i in range(len(entries))]
+        hidden = response_hidden(teacher, batch).cpu()
+        parts.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))
+    return gathered(engine.world, [len(e.response) for e in entries], parts)
 
 
 def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:

@@ -33,9 +33,10 @@ from minillm.models.head import (
     response_tokens,
     token_logprobs,
 )
-from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
+from minillm.models.loading import check_same_tokenizer, load_tokenizer, special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
+from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
@@ -246,7 +247,7 @@ def fit(
                 history.append({"step": engine.step, **values})
                 log.write(values)
                 candidates.offer(history)
-            if engine.step in due or engine.step % engine.launch.save_every == 0:
+            if engine.step in due or engine.save_due():
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
@@ -297,7 +298,7 @@ def run_stage(
     examples, own_dev = training_examples(data, pseudo)
     dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     raw = dataclasses.asdict(settings)
-    student = load_model(base, "fp32")
+    student = load_once(base, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, settings.sampling.max_tokens, examples)
     engine = Engine(
         student,
@@ -310,7 +311,7 @@ def run_stage(
     )
     teacher_model = None
     if needs_teacher and teacher:
-        loaded = load_model(teacher, settings.precision)
+        loaded = load_once(teacher, settings.precision, world, launch.shard_teacher)
         check_rows(loaded, data, 0, examples)
         teacher_model = engine.frozen(loaded)
     history = fit(

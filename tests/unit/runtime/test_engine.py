@@ -4,11 +4,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from minillm.config.sections import Launch, Training
 from minillm.errors import UserError
+from minillm.runtime import schedule
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import World
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps, learning_rate, share
@@ -41,6 +43,29 @@ def test_each_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone():
     assert epochs[0] != epochs[1]
     assert batch_of_step(13, 3, 6, seed=5) == epochs[1][6:9]
     assert batch_of_step(13, 3, 0, seed=6) != batch_of_step(13, 3, 0, seed=5)
+
+
+def test_an_epoch_is_permuted_once(monkeypatch):
+    """Rows and plain text in turn, as steps take them: each order is drawn once, not at every step."""
+    made, philox = [], np.random.Philox
+
+    def counted(key):
+        made.append(key)
+        return philox(key=key)
+
+    monkeypatch.setattr(np.random, "Philox", counted)
+    schedule.permutation.cache_clear()
+    found = [(batch_of_step(10, 2, step, seed=1), batch_of_step(200, 2, step, seed=2)) for step in range(20)]
+    assert sorted(made) == [[1, 0], [1, 1], [1, 2], [1, 3], [2, 0]]
+    for step, (rows, texts) in enumerate(found):
+        orders = [
+            np.random.Generator(philox(key=[seed, epoch])).permutation(count)
+            for count, seed, epoch in ((10, 1, step // 5), (200, 2, 0))
+        ]
+        place = step % 5
+        assert rows == orders[0][2 * place : 2 * place + 2].tolist()
+        assert texts == orders[1][2 * step : 2 * step + 2].tolist()
+        assert all(type(row) is int for row in rows)
 
 
 def test_steps_and_evaluations():

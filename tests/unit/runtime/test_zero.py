@@ -164,3 +164,92 @@ def test_another_zero_stage_goes_on(whole, resumed, processes, before, now):
         assert again == losses[STEPS // 2 :] and torch.equal(found, weights)
     same_losses(again, losses[STEPS // 2 :])
     assert_close(found, weights, atol=1e-4, rtol=1e-3)
+
+
+# --- the conversion for another number of processes
+def pieces(out):
+    """File name -> (what it holds, when it was written) of the weights that are put together."""
+    found = {}
+    for path in sorted((out / "zero").rglob("*.pt")):
+        found[path.relative_to(out).as_posix()] = (
+            torch.load(path, weights_only=False),
+            path.stat().st_mtime_ns,
+        )
+    return found
+
+
+def same_tensors(found, expected):
+    """Whether all tensors of what a file of the universal form holds are equal."""
+    if isinstance(found, dict):
+        return found.keys() == expected.keys() and all(same_tensors(found[k], expected[k]) for k in found)
+    return not isinstance(found, torch.Tensor) or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("zero", ["1", "3"])
+def test_an_interrupted_conversion_is_resumed(whole, folder, zero, tmp_path, monkeypatch):
+    """It fails at one weight: what is finished by then is not made again, and the result is the same."""
+    from minillm.runtime import convert
+
+    [saved] = (folder / f"sft-{zero}-of-2").glob("step-*")
+    merge = "merge_zero3_slices" if zero == "3" else "merge_tp_slices"
+    convert.main(saved / "deepspeed", tmp_path / "at once")
+    expected = pieces(tmp_path / "at once")
+    assert not (tmp_path / "at once" / "tmp").exists() and len(expected) > 10
+
+    def fails(*arguments):
+        if "norm" in str(arguments[-1]):
+            raise OSError("killed")
+        return merged(*arguments)
+
+    merged = convert.ORIGINAL[merge]
+    with monkeypatch.context() as patched:
+        patched.setitem(convert.ORIGINAL, merge, fails)
+        with pytest.raises(OSError, match="killed"):
+            convert.main(saved / "deepspeed", tmp_path / "out")
+    before = pieces(tmp_path / "out")
+    parts = {path.name for path in (tmp_path / "out" / "tmp").iterdir()}
+    assert 0 < len(before) < len(expected)
+    # Parts of a weight go when it is put together.
+    assert parts and not parts & {name.split("/")[1] for name in before}
+    taken_apart = sorted((tmp_path / "out" / "finished").glob("process-*"))
+    times = [path.stat().st_mtime_ns for path in taken_apart]
+    assert len(times) == 2
+    convert.main(saved / "deepspeed", tmp_path / "out")
+    after = pieces(tmp_path / "out")
+    assert [path.stat().st_mtime_ns for path in taken_apart] == times
+    assert after.keys() == expected.keys()
+    for name, (values, written) in after.items():
+        if name in before:
+            assert written == before[name][1]
+        assert same_tensors(values, expected[name][0]), name
+    # Finished: nothing to do.
+    convert.main(saved / "deepspeed", tmp_path / "out")
+    assert {name: written for name, (_, written) in pieces(tmp_path / "out").items()} == {
+        name: written for name, (_, written) in after.items()
+    }
+
+
+def test_a_checkpoint_has_12_bytes_per_parameter(whole, folder):
+    """Under ZeRO 1 to 3: no weights that a resumed run computes from the float32 ones (4 more before)."""
+    for zero in ("1", "2", "3"):
+        [saved] = (folder / f"sft-{zero}-of-2").glob("step-*")
+        tensors = 0
+        for path in (saved / "deepspeed").glob("*.pt"):
+            found = torch.load(path, weights_only=False)
+            assert not found.get("module") or all(not value.numel() for value in found["module"].values())
+            tensors += storages(found)
+        count = sum(p.numel() for p in pair()[0].parameters())
+        # Padding of the shards, steps, shapes.
+        assert 12 * count <= tensors <= 12 * count + 4000
+
+
+def storages(value, seen=None):
+    """Bytes of all tensors in it, each memory once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        place = value.untyped_storage().data_ptr()
+        new = place not in seen
+        seen.add(place)
+        return value.untyped_storage().nbytes() * new
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(storages(part, seen) for part in inner)

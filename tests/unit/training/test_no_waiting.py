@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 
+import numpy as np
 import pytest
 import torch
 from onpolicy_case import (
@@ -18,19 +19,23 @@ from onpolicy_case import (
     WHOLE,
     OneProcess,
     Prompts,
+    Tokenizer,
     pair,
     rollouts,
     settings,
     task,
 )
+from tiny_models import make
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from minillm.config.sections import Sampling
 from minillm.data.batching import collate
+from minillm.evaluation.calibration import LabelQuestion, label_logprobs
 from minillm.models.head import response_hidden
 from minillm.runtime.processes import World
+from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.supervised import example_loss
@@ -174,6 +179,59 @@ def test_sampling_looks_up_nothing_but_at_the_padding(mixed):
     assert counts[EOS] <= looks + 4 * 3  # rows leave three times at most
 
 
+class Reads(TorchFunctionMode):
+    """Counts the reads of a device's numbers that are written out in our code, by name."""
+
+    NAMES = ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.NAMES:
+            self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_ngram_block_reads_the_tokens_and_the_rows_once():
+    prompts = PROMPTS[:4]
+    filters = Filters(Sampling(no_repeat_ngram=2), prompts)
+    alive, blocked = torch.arange(4), NgramBlock(2, prompts)
+    for step in range(6):
+        if step == 3:
+            alive = alive[torch.tensor([True, False, True, True])]
+        drawn, logits = (alive * 5 + step) % VOCABULARY, torch.randn(len(alive), VOCABULARY)
+        expected = blocked.block(alive.tolist(), logits)
+        for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+            blocked.add(row, token)
+        with Reads() as reads:
+            found = filters(alive, logits)
+            filters.add(alive, drawn)
+        assert torch.equal(found, expected)
+        assert reads.names == ["tolist"] * (2 if step in (0, 3) else 1)
+
+
+def test_calibration_reads_once_a_batch():
+    """However many labels and rows it has."""
+    model = make("llama", 1)
+    words = tuple(np.array(word) for word in ([1], [2], [3, 4], [3, 5]))
+    questions = [LabelQuestion(i, 0, prompt, words, 0) for i, prompt in enumerate(PROMPTS)]
+    with Reads() as reads:
+        found = label_logprobs(model, Tokenizer(), questions, batch=4)
+    # One pass a question gives all words; transformers looks at the padding of each batch (__bool__).
+    batches = len(PROMPTS) // 4
+    assert reads.names.count("cpu") == batches and reads.names.count("__bool__") <= 2 * batches
+    # What is summed is on the host by then.
+    assert reads.names.index("__float__") > reads.names.index("cpu")
+    for question, row in zip(questions, found, strict=True):
+        for word, value in zip(words, row, strict=True):
+            ids = torch.tensor([[*question.prompt, *word]])
+            logs = model(input_ids=ids).logits[0, :, :VOCABULARY].double().log_softmax(-1)
+            expected = sum(logs[len(question.prompt) - 1 + k, token].item() for k, token in enumerate(word))
+            assert value == pytest.approx(expected, abs=1e-4)
+
+
 def test_what_is_looked_for_is_found():
     with pytest.raises(RuntimeError, match="meta"):
         bool(torch.ones(2, device=META).all())
@@ -187,3 +245,6 @@ def test_what_is_looked_for_is_found():
         numbers[numbers > 1] = 5
         bool(numbers.sum() == 6)
     assert waits.count == 2
+    with Reads() as reads:
+        float(numbers[0]), numbers.tolist(), numbers[0].item(), numbers.cpu()
+    assert reads.names == ["__float__", "tolist", "item", "cpu"]

@@ -3,19 +3,20 @@
 Also what is remembered, and when the guard stops.
 """
 
-import contextlib
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from onpolicy_case import COUNT, WHOLE, OneProcess, Prompts, Tokenizer, pair, rollouts, settings
+from onpolicy_case import COUNT, EOS, WHOLE, OneProcess, Prompts, Tokenizer, pair, rollouts, settings
+from ranks import ranks
+from torch.testing import assert_close
 
 from minillm.config.sections import Launch, Sampling
 from minillm.counts import repetition
 from minillm.errors import UserError
-from minillm.sampling.sample import Record
+from minillm.runtime import shared_rows
+from minillm.sampling.sample import Mixture, Record, sample
 from minillm.training.dev_set import Dev
 from minillm.training.onpolicy import guard, mini_batch
 from minillm.training.rollouts import Entry, Memory, choose, collect_rollouts, together
@@ -74,35 +75,61 @@ def test_the_students_share_grows_when_the_dev_loss_rises():
     assert fixed.student_share == 0.5
 
 
-def test_collections_are_the_same_whatever_the_number_of_ranks():
-    chosen = settings("default", student_share=1.0)
-    student, teacher = pair()
+def test_collections_are_the_same_whatever_the_number_of_ranks(tmp_path, monkeypatch):
+    """Some rows are gold: the teacher reads those in a pass of its own."""
+    chosen = settings("default", student_share=0.6)
     dev = Dev([], [], Tokenizer(), Sampling(), 11, 8, 0)
 
-    def run(size):
-        def rank(r):
-            engine = OneProcess(student, WHOLE)
+    def run(size, folder):
+        # Each rank has its own: while it samples, their layers are replaced.
+        pairs = [pair() for _ in range(size)]
+
+        def rank(world):
+            student, teacher = pairs[world.rank]
+            engine = OneProcess(student, WHOLE, world)
             engine.model, engine.launch = student, Launch(eval_batch=3)
-            gathered = []
-            engine.world = types.SimpleNamespace(
-                rank=r, size=size, gather=lambda own: gathered.append(own) or [own]
-            )
-            return engine, gathered
+            return collect_rollouts(engine, teacher, Prompts(), dev, chosen, Memory(0.6), 0, 3)
 
-        parts = []
-        for r in range(size):  # first what each rank samples, then the whole from all parts
-            engine, gathered = rank(r)
-            with contextlib.suppress(KeyError):  # the other ranks' rows are missing
-                collect_rollouts(engine, teacher, Prompts(), dev, chosen, Memory(1.0), 0, 3)
-            parts.append(gathered[0])
-        engine, _ = rank(0)
-        engine.world.gather = lambda own: parts
-        return collect_rollouts(engine, teacher, Prompts(), dev, chosen, Memory(1.0), 0, 3)
+        monkeypatch.setattr(shared_rows, "FOLDER", folder)
+        made = ranks(size, rank)
+        for other in made[1:]:
+            for name in ("mask", "student_logprobs", "teacher_hidden"):
+                assert_close(getattr(other, name), getattr(made[0], name), atol=0, rtol=0)
+        return made[0]
 
-    one, two = run(1), run(2)
-    assert [r.tolist() for r in one.responses] == [r.tolist() for r in two.responses]
-    for name in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl"):
-        assert torch.allclose(getattr(one, name), getattr(two, name), atol=1e-5)
+    one = run(1, tmp_path)
+    for folder in (tmp_path, tmp_path / "no room"):
+        two = run(2, folder)
+        assert [r.tolist() for r in one.responses] == [r.tolist() for r in two.responses]
+        for name in ("mask", "student_logprobs", "teacher_logprobs", "reverse_kl", "teacher_hidden"):
+            assert_close(getattr(two, name), getattr(one, name), atol=1e-5, rtol=1e-5)
+
+
+def test_a_response_holds_nothing_of_its_batch():
+    """A view would keep the arrays of all rows, and be sent to other processes with them."""
+    short = min(run_sampling(), key=lambda response: len(response.tokens))
+    for values in (short.tokens, short.record.entropy):
+        base = values if values.base is None else values.base
+        assert base.nbytes <= 5 * values.nbytes
+    assert short.record.teacher_hidden.untyped_storage().nbytes() == short.record.teacher_hidden.nbytes
+
+
+def run_sampling():
+    student, teacher = pair()
+    return sample(
+        student,
+        [np.array([1, 2, 3], dtype=np.int32)] * 40,
+        range(40),
+        Sampling(max_tokens=30),
+        seed=1,
+        step=0,
+        eos=EOS,
+        pad=EOS,
+        vocabulary=11,
+        mixture=Mixture(teacher, 0.3),
+        record=True,
+        batch=40,
+    )
 
 
 def test_what_was_not_sampled_now_is_recorded_as_zero():
