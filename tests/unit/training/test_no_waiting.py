@@ -65,7 +65,7 @@ NGRAMS = {
     "sampling/logit_filters.py:Filters.add": "the tokens drawn, at each position",
     "sampling/logit_filters.py:Filters._on_host": "which rows are left, when some have left",
 }
-COLLECTED = {**RECORDED, **PADDING, "training/rollouts.py:teacher_hidden": "its states of gold responses"}
+COLLECTED = {**SAMPLING, **PADDING, "training/rollouts.py:teacher_hidden": "its states of gold responses"}
 CACHED = {
     **PADDING,
     "training/teacher_cache.py:TeacherCache.hidden": "states to the disk, in the first epoch",
