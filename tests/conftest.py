@@ -25,6 +25,7 @@ SLOW = (
     "tests/unit/test_package.py",
     "tests/unit/test_own_trainer.py",
     "tests/unit/test_benchmark.py",
+    "tests/unit/test_gpu_check.py",
     "tests/unit/runtime/test_processes.py",
     "tests/unit/runtime/test_activations.py",
     "tests/unit/runtime/test_skipped.py",

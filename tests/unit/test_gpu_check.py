@@ -1,9 +1,11 @@
 """`make gpu-check` at toy size: its page, what makes it fail, what it leaves out."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -130,11 +132,17 @@ def test_a_check_that_hangs_ends_with_all_its_processes(monkeypatch, tmp_path):
         "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'holding'])\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"took more than 5 s"):
-        child.ask("hanging", sizes.TOY, limit=5)
+    with pytest.raises(RuntimeError, match=r"took more than 8 s"):
+        child.ask("hanging", sizes.TOY, limit=8)
+    assert lock.read_text() == "held"
+    # Killed processes take a while to end on a busy machine.
     with open(lock, "r+") as file:
-        assert file.read() == "held"
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(300):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+    pytest.fail("a process of the check lives on")
 
 
 def test_every_check_is_a_module_that_answers():
