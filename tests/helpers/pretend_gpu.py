@@ -25,8 +25,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import minillm
+
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
+PACKAGE = os.path.dirname(minillm.__file__) + os.sep
 # Operations that read numbers, or whose result's size depends on them.
 READS = (
     "_local_scalar_dense",
@@ -81,9 +84,9 @@ def place() -> str:
         name = frame.f_code.co_filename
         if f"{os.sep}transformers{os.sep}" in name:
             via = " (transformers)"
-        if f"{os.sep}minillm{os.sep}" in name:
+        if name.startswith(PACKAGE):
             function = frame.f_code.co_qualname.split(".<locals>")[0]
-            return f"{name.rpartition(f'{os.sep}minillm{os.sep}')[2]}:{function}{via}"
+            return f"{name.removeprefix(PACKAGE)}:{function}{via}"
         frame = frame.f_back
     return f"elsewhere{via}"
 
