@@ -20,7 +20,7 @@ from benchmarks.gpu_check.result import Result
 OPTIONAL = {
     "deepspeed": "checks of training are left out",
     "triton": "torch compiles nothing on a GPU",
-    "vllm": "only `generate` is compared with",
+    "vllm": "no check uses it so far: rollouts are compared with `generate`",
 }
 TRIED = ((2, 11), (2, 13))
 

@@ -114,7 +114,8 @@ def test_the_page():
     assert "| four | it ended with status 1 | | | failed | 2 |" in lines
     assert "| seen | 1.5, 2 |" in lines and "Traceback | ..." in lines
     assert page.remarks(MACHINE) == [
-        "Not installed: triton (torch compiles nothing on a GPU), vllm (only `generate` is compared with)."
+        "Not installed: triton (torch compiles nothing on a GPU), "
+        "vllm (no check uses it so far: rollouts are compared with `generate`)."
     ]
     old = MACHINE | {"versions": dict.fromkeys(MACHINE["versions"], "2.10.1+cu130")}
     assert page.remarks(old) == ["torch 2.10 was never tried: 2.11 to 2.13 are."]
