@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--out", type=Path, default=Path("results/gpu-check"))
     args = parser.parse_args()
+    # As Ctrl-C does: the check that is running ends, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rehearsal = os.environ.get("DEVICE", "") == "cpu"
     if rehearsal:
         # Before torch looks; for the checks' processes, too.
