@@ -24,7 +24,7 @@ RULES = workflow/Snakefile rules
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
 .PHONY: format audit fuzz faults determinism soak
-.PHONY: bench bench-full bench-profile bench-stages bench-trl
+.PHONY: bench bench-full bench-profile bench-stages bench-trl gpu-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,6 +130,10 @@ determinism: $(SETUP) ## two undisturbed runs of CONFIG (config/demo.yaml) hold 
 
 format: $(SETUP) ## format all files
 	$(RUN) ruff check --fix . ; ruff format . ; snakefmt $(RULES)
+
+# DEVICE=cpu in the environment or after the target: a rehearsal at toy size.
+gpu-check: $(SETUP) ## ten minutes on a GPU: is it right and fast there? one page; DEVICE=cpu rehearses it
+	@$(RUN) DEVICE='$(DEVICE)' python -m benchmarks.gpu_check
 
 bench: $(SETUP) ## time and memory next to published passes, bf16, quiet machine; fails if a target is missed
 	@$(RUN) python -m benchmarks.run

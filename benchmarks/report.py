@@ -95,20 +95,21 @@ def growth(small: float, large: float) -> float:
     return max(large, 8.0) / max(small, 8.0) - 1
 
 
-def machine() -> dict[str, Any]:
-    """Hardware and versions."""
+def processor() -> str:
+    """The CPU's name."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = re.findall(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions."""
     cuda = torch.cuda.is_available()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
     ).stdout.strip()
     return {
-        "name": torch.cuda.get_device_name()
-        if cuda
-        else names[0]
-        if names
-        else platform.processor() or platform.machine(),
+        "name": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
         "cuda": cuda,
         "python": platform.python_version(),

@@ -27,6 +27,7 @@ SLOW = (
     "tests/unit/test_benchmark.py",
     "tests/unit/runtime/test_load_once.py",
     "tests/unit/runtime/test_saving.py",
+    "tests/unit/test_gpu_check.py",
     "tests/unit/runtime/test_processes.py",
     "tests/unit/runtime/test_activations.py",
     "tests/unit/runtime/test_skipped.py",

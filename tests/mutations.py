@@ -346,6 +346,20 @@ MUTATIONS = [
         "True",
         "tests/unit/data/test_prepare.py::test_damaged_arrays_are_one_line",
     ),
+    Mutation(
+        "an update waits for what it sends to a GPU",
+        "training/rollout_losses.py",
+        "return moved(values[rows][valid], self.device)",
+        "return values[rows][valid].to(self.device)",
+        "tests/unit/training/test_no_waiting.py::test_an_update_reads_nothing_back",
+    ),
+    Mutation(
+        "random numbers of a batch stay on the CPU",
+        "sampling/sample.py",
+        "torch.from_numpy(numbers).to(device)",
+        "torch.from_numpy(numbers)",
+        "tests/unit/training/test_no_waiting.py::test_sampling_from_a_mixture",
+    ),
 ]
 
 

@@ -1,13 +1,16 @@
-"""The host does not wait for a GPU within an update.
+"""Everything that computes with models, on a pretended GPU (helpers/pretend_gpu.py).
 
-Checked on the device "meta", whose tensors have no values to be read.
+No operation mixes devices, results are those of the CPU, and the host waits for the GPU only at the places
+listed here, with the reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import traceback
+from collections import Counter
+from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -20,210 +23,309 @@ from onpolicy_case import (
     OneProcess,
     Prompts,
     Tokenizer,
+    gradient,
     pair,
     rollouts,
     settings,
     task,
 )
+from pretend_gpu import DEVICE, MixedDevices, PretendGPU, put, tagged
 from tiny_models import make
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import masking_utils
+from torch import nn
+from torch.testing import assert_close
 
-from minillm.config.sections import Sampling
-from minillm.data.batching import collate
+from minillm.config.sections import Launch, Sampling
+from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
-from minillm.models.head import response_hidden
+from minillm.evaluation.teacher_samples import Sampled
 from minillm.runtime.processes import World
+from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
+from minillm.training import dev_set, onpolicy, rollout_losses
+from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.rollouts import Memory, collect_rollouts
+from minillm.training.supervised import Supervision
 from minillm.training.teacher_cache import TeacherCache
 
-META = torch.device("meta")
+CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, DEVICE)
+EXAMPLES = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
+
+# Where the host waits, and why.
+PADDING = {"models/head.py:at_head (transformers)": "once a pass: whether any row is padded"}
+SAMPLING = {
+    "sampling/sample.py:_sample_batch": "prompts; each position: how many rows run; who leaves the batch",
+    "sampling/sample.py:_responses": "what was sampled",
+    "sampling/kv_cache.py:Decoder.hidden (transformers)": "once a position and model: as PADDING",
+}
+RECORDED = {**SAMPLING, "sampling/sample.py:_by_row": "the teacher's hidden states, once a batch"}
+NGRAMS = {
+    "sampling/logit_filters.py:NgramBlock.block": "which tokens are blocked, sent at each position",
+    "sampling/logit_filters.py:Filters.add": "the tokens drawn, at each position",
+    "sampling/logit_filters.py:Filters._on_host": "which rows are left, when some have left",
+}
+COLLECTED = {**SAMPLING, **PADDING, "training/rollouts.py:teacher_hidden": "its states of gold responses"}
+CACHED = {
+    **PADDING,
+    "training/teacher_cache.py:TeacherCache.hidden": "states to the disk, in the first epoch",
+}
+DEV = {**PADDING, **SAMPLING, "training/dev_set.py:losses": "a batch's sums; the teacher's states, once"}
+CALIBRATION = {**PADDING, "evaluation/calibration.py:label_logprobs": "once a batch: its probabilities"}
+EXPOSURE = {**PADDING, "evaluation/exposure_bias.py:token_kl": "once a batch: its values"}
+REFERENCE = {**PADDING, "evaluation/reference_loss.py:losses": "once a batch: its values"}
 
 
-class Sent(TorchFunctionMode):
-    """Notes who sends numbers of the host to the device other than through batching.moved.
+@dataclasses.dataclass
+class Words(Tokenizer):
+    """As much of a tokenizer as ROUGE-L of answers asks for."""
 
-    batching.moved does not wait on a GPU.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by: list[str] = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        from_host = function in (torch.tensor, torch.as_tensor) or any(
-            isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in args
-        )
-        if from_host and any(isinstance(x, torch.Tensor) and x.device == META for x in (made, *args)):
-            stack = [frame for frame in traceback.extract_stack() if "/minillm/" in frame.filename]
-            if all(frame.name != "moved" for frame in stack):
-                self.by.append(
-                    f"{function} by {stack[-1].filename}:{stack[-1].lineno}" if stack else str(function)
-                )
-        return made
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(f"w{t}" for t in tokens if t != EOS or not skip_special_tokens)
 
 
-def update(chosen, family: str = "llama", keep: bool = True):
-    """Loss and backward pass of a mini-batch on the device; what was sent there in the wrong way."""
+class Alone(OneProcess):
+    """As much of an Engine as a collection and a dev set ask for, too."""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.engine
+
+
+def there(gpu: PretendGPU, *models: Any) -> None:
+    """Models on the pretended GPU; that this waits is not counted."""
+    for model in models:
+        nn.Module.to(model, DEVICE)
+    gpu.waits.clear()
+
+
+def dev() -> Dev:
+    records = [{"id": i, "references": ["w1 w2", "w3"]} for i in range(COUNT)]
+    return Dev(EXAMPLES, records, Words(), Sampling(max_tokens=6), VOCABULARY, 8, 0)
+
+
+def floats(family: str = "llama") -> tuple[Any, Any]:
     student, teacher = (model.float() for model in pair(family))
-    made = rollouts(student, teacher, chosen)
-    if not keep:
-        made = dataclasses.replace(made, teacher_hidden=None)
-    engine = OneProcess(student.to(META), WHOLE, World(0, 1, META))
-    parts, loss = micro_batches(engine, task(teacher.to(META), chosen), made, list(range(COUNT)))
-    with Sent() as sent:
-        for part in parts:
-            value, _ = loss(part)
-            value.backward()
-    return sent.by
+    return student, teacher
 
 
+# --- sampling
+def sampled(student: Any, chosen: Sampling, eos: int = EOS, mixture: Mixture | None = None) -> Any:
+    return sample(
+        student, PROMPTS, range(COUNT), chosen, seed=1, step=0, eos=eos, pad=EOS, vocabulary=VOCABULARY,
+        mixture=mixture, record=mixture is not None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gpt_neo", "mistral-sliding", "gemma3", "bloom"])
+def test_sampling_from_a_mixture(name):
+    """Architectures that make masks and positions in different ways."""
+    student, teacher = (architectures.make(architectures.ARCHITECTURES[name], seed) for seed in (1, 2))
+    expected = sampled(student, Sampling(max_tokens=9), mixture=Mixture(teacher, 0.3))
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found = sampled(student, Sampling(max_tokens=9), mixture=Mixture(teacher, 0.3))
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert_close(one.record.teacher_logprobs, other.record.teacher_logprobs)
+    # Those without positions of their own do not look at the padding.
+    assert set(gpu.waits) <= set(RECORDED)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
+    student, teacher = pair()
+    counts = {}
+    for eos in (-1, EOS):  # no row ends before its time; some do
+        with PretendGPU() as gpu:
+            there(gpu, student, teacher)
+            found = sampled(student, Sampling(max_tokens=9), eos, Mixture(teacher, 0.3) if mixed else None)
+        counts[eos] = gpu.waits
+    looks = "sampling/kv_cache.py:Decoder.hidden (transformers)"
+    # Twice where the prompts are read.
+    assert counts[-1][looks] == (2 if mixed else 1) * (9 + 1)
+    # Prompts, their mask and the random numbers are sent.
+    assert counts[-1]["sampling/sample.py:_sample_batch"] == 3 + 9
+    assert any(len(response.tokens) < 9 for response in found)
+    # Rows leave three times at most.
+    assert counts[EOS]["sampling/sample.py:_sample_batch"] <= 3 + 9 + 3 * 4
+
+
+def test_answers_to_test_sets(tmp_path):
+    """With everything that evaluation does to the distribution."""
+    student, _ = floats()
+    chosen = Sampling(max_tokens=7, top_k=5, top_p=0.9, no_repeat_ngram=2)
+    asked = [Request((i,), i, 10, prompt) for i, prompt in enumerate(PROMPTS)]
+
+    def answers(world: World) -> Any:
+        return answer_all(student, Words(), asked, chosen, Launch(), world, tmp_path / world.device.type)
+
+    expected = answers(CPU)
+    with PretendGPU() as gpu:
+        there(gpu, student)
+        assert answers(GPU) == expected
+    assert set(gpu.waits) == {*SAMPLING, *NGRAMS}
+
+
+def test_the_ngram_block_reads_the_tokens_and_the_rows_once():
+    prompts = PROMPTS[:4]
+    filters, blocked = Filters(Sampling(no_repeat_ngram=2), prompts), NgramBlock(2, prompts)
+    with PretendGPU() as gpu:
+        alive = torch.arange(4, device=DEVICE)
+        for step in range(6):
+            if step == 3:
+                alive = alive[torch.tensor([True, False, True, True]).to(DEVICE)]
+            drawn, logits = (
+                (alive * 5 + step) % VOCABULARY,
+                torch.randn(len(alive), VOCABULARY, device=DEVICE),
+            )
+            expected = blocked.block(alive.tolist(), logits)
+            for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+                blocked.add(row, token)
+            gpu.waits.clear()
+            assert bool((filters(alive, logits) == expected).all())
+            filters.add(alive, drawn)
+            assert gpu.waits["sampling/logit_filters.py:Filters._on_host"] == (step in (0, 3))
+            assert gpu.waits["sampling/logit_filters.py:Filters.add"] == 1
+
+
+# --- the on-policy phase
+COLLECTIONS = {
+    "paper": ({}, RECORDED),
+    "student alone": ({"alpha": 0.0}, RECORDED),
+    "gold and samples": ({"objective": "forward_kl", "student_share": 0.5, "alpha": 0.0}, COLLECTED),
+}
+
+
+@pytest.mark.parametrize("case", COLLECTIONS)
+def test_a_collection(case):
+    changes, waits = COLLECTIONS[case]
+    chosen, (student, teacher) = settings("paper", **changes), floats()
+
+    def collected(world: World) -> Any:
+        engine, memory = Alone(student, WHOLE, world), Memory(chosen.student_share)
+        return collect_rollouts(engine, teacher, Prompts(), dev(), chosen, memory, 0, 5)
+
+    expected = collected(CPU)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found = collected(GPU)
+    assert_close(found.student_logprobs, expected.student_logprobs)
+    assert_close(found.teacher_hidden, expected.teacher_hidden)
+    assert found.summary == pytest.approx(expected.summary, rel=1e-5)
+    assert set(gpu.waits) == set(waits)
+
+
+OBJECTIVES = ("forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl")
 CASES = {
     "paper": settings("paper"),
     "released": settings("released"),
     "clip and no single step": settings("paper", single_step=False),
-    **{
-        name: settings("paper", objective=name)
-        for name in (
-            "forward_kl",
-            "reverse_kl",
-            "jensen_shannon",
-            "skew_forward_kl",
-            "skew_reverse_kl",
-            "total_variation",
-        )
-    },
+    **{name: settings("paper", objective=name) for name in (*OBJECTIVES, "total_variation")},
 }
 
 
-@pytest.fixture
-def no_look_at_the_padding(monkeypatch):
-    """transformers asks once a pass of a model whether there is any padding: one known wait a pass."""
-    monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", lambda *_, **__: False)
+def update(
+    chosen: Any, family: str = "llama", keep: bool = True
+) -> tuple[Counter[str], dict[str, Any], dict[str, Any]]:
+    """Waits of a mini-batch's loss and backward pass on the GPU, and gradients there and on the CPU."""
+    student, teacher = floats(family)
+    made = rollouts(student, teacher, chosen)
+    if not keep:
+        made = dataclasses.replace(made, teacher_hidden=None)
+    _, expected = gradient(student, made, task(teacher, chosen))
+    student.zero_grad()
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        engine = OneProcess(student, WHOLE, GPU)
+        parts, loss = micro_batches(engine, task(teacher, chosen), made, list(range(COUNT)))
+        for part in parts:
+            value, terms = loss(part)
+            assert all(tagged(x) for x in (value, *terms.values())), "nothing was read yet"
+            value.backward()
+        assert all(tagged(p.grad) for p in student.parameters() if p.grad is not None)
+    return gpu.waits, {n: p.grad for n, p in student.named_parameters() if p.grad is not None}, expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_an_update_reads_nothing_back(case, keep, family, no_look_at_the_padding):
-    assert not update(CASES[case], family, keep)
+def test_an_update_reads_nothing_back(case, keep, family):
+    waits, found, expected = update(CASES[case], family, keep)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert set(waits) == set(PADDING)
 
 
-@pytest.mark.parametrize("kind", ["sft", "kd", "kd with known hidden states"])
-def test_a_supervised_update_reads_nothing_back(kind, no_look_at_the_padding, tmp_path):
-    student, teacher = (model.float() for model in pair())
-    examples = [(PROMPTS[i], Prompts().response(i)) for i in range(4)]
-    batch, world = collate(examples, EOS), World(0, 1, META)
-    cache = TeacherCache(tmp_path, [len(response) for _, response in examples], 16, torch.float32, world)
-    cache.hidden(range(4), lambda: response_hidden(teacher, batch), torch.device("cpu"))  # the first epoch
-    student, teacher = student.to(META), None if kind == "sft" else teacher.to(META)
-    with Sent() as sent:
-        batch, known = batch.to(META), None
-        if kind == "kd with known hidden states":
-            known = cache.hidden(range(4), lambda: pytest.fail("known already"), META)
-        example_loss(student, batch, VOCABULARY, 12, teacher, 0.5, known).backward()
-    assert not sent.by
+def test_the_guard_of_the_first_student_reads_nothing_back():
+    chosen, (student, teacher) = settings("paper", init_kl=0.1), floats()
+    anchor, made = make("llama", 3), rollouts(student, teacher, chosen)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher, anchor)
+        work = dataclasses.replace(task(teacher, chosen), anchor=anchor)
+        parts, loss = micro_batches(OneProcess(student, WHOLE, GPU), work, made, list(range(COUNT)))
+        loss(parts[0])[0].backward()
+    assert set(gpu.waits) == set(PADDING)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reading numbers, looking up places of a mask."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name, indices = (
-            function.overloadpacket.__name__,
-            args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else (),
-        )
-        by_mask = name in ("index", "index_put_") and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices
-        )
-        self.count += by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select")
-        return function(*args, **(kwargs or {}))
+def test_the_dev_set_of_the_on_policy_phase():
+    chosen, (student, teacher) = settings("paper", objective="skew_forward_kl", student_share=0.5), floats()
+    work = dataclasses.replace(task(teacher, chosen), dev=dev())
+    expected = onpolicy.evaluate(Alone(student, WHOLE, CPU), work)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found = onpolicy.evaluate(Alone(student, WHOLE, GPU), work)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert set(gpu.waits) == set(DEV)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_sampling_looks_up_nothing_but_at_the_padding(mixed):
-    """transformers looks once a model and position, and where rows leave the batch.
+# --- supervised training
+@pytest.mark.parametrize("kind", ["sft", "kd", "kd with its cache"])
+def test_supervised_training(kind, tmp_path):
+    """Two epochs of one batch, and the dev set twice, whose teacher's states are kept."""
+    student, teacher = floats()
+    lengths = [len(response) for _, response in EXAMPLES]
 
-    What ours reads of a position is one `tolist`.
-    """
-    student, teacher = pair()
-    chosen, counts = Sampling(max_tokens=9), {}
-    for eos in (None, EOS):  # no row ends before its time; some do
-        with Waits() as waits:
-            found = sample(
-                student,
-                PROMPTS[:4],
-                range(4),
-                chosen,
-                seed=1,
-                step=0,
-                eos=-1 if eos is None else eos,
-                pad=EOS,
-                vocabulary=VOCABULARY,
-                mixture=Mixture(teacher, 0.3) if mixed else None,
-                record=True,
-            )
-        counts[eos] = waits.count
-    looks = (2 if mixed else 1) * (9 + 1)  # twice where the prompts are read
-    assert counts[None] == looks
-    assert any(len(response.tokens) < 9 for response in found)
-    assert counts[EOS] <= looks + 4 * 3  # rows leave three times at most
+    def run(world: World, place: str) -> Any:
+        cache = None
+        if kind == "kd with its cache":
+            cache = TeacherCache(tmp_path / place, lengths, 16, torch.float32, world)
+        taught = None if kind == "sft" else teacher
+        engine = Alone(student, WHOLE, world)
+        work = Supervision(engine, EXAMPLES, dev(), [], taught, 0.0 if kind == "sft" else 0.5, cache)
+        values = []
+        for _ in range(2):
+            parts, loss = work.micro_batches(range(COUNT))
+            for part in parts:
+                value = loss(part)[0]
+                value.backward()
+                values.append(value.detach())
+        return values, [work.look(rouge=True) for _ in range(2)]
 
-
-class Reads(TorchFunctionMode):
-    """Counts the reads of a device's numbers that are written out in our code, by name."""
-
-    NAMES = ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") in self.NAMES:
-            self.names.append(function.__name__)
-        return function(*args, **(kwargs or {}))
+    expected, looks = run(CPU, "cpu")
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found, found_looks = run(GPU, "gpu")
+    assert_close(found, expected)
+    assert found_looks == [pytest.approx(look, rel=1e-5) for look in looks]
+    caches = CACHED if kind == "kd with its cache" else {}
+    assert set(gpu.waits) == {*DEV, *caches}
+    # Not in the second epoch.
+    assert gpu.waits["training/teacher_cache.py:TeacherCache.hidden"] == bool(caches)
 
 
-def test_the_ngram_block_reads_the_tokens_and_the_rows_once():
-    prompts = PROMPTS[:4]
-    filters = Filters(Sampling(no_repeat_ngram=2), prompts)
-    alive, blocked = torch.arange(4), NgramBlock(2, prompts)
-    for step in range(6):
-        if step == 3:
-            alive = alive[torch.tensor([True, False, True, True])]
-        drawn, logits = (alive * 5 + step) % VOCABULARY, torch.randn(len(alive), VOCABULARY)
-        expected = blocked.block(alive.tolist(), logits)
-        for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
-            blocked.add(row, token)
-        with Reads() as reads:
-            found = filters(alive, logits)
-            filters.add(alive, drawn)
-        assert torch.equal(found, expected)
-        assert reads.names == ["tolist"] * (2 if step in (0, 3) else 1)
-
-
+# --- measurements
 def test_calibration_reads_once_a_batch():
     """However many labels and rows it has."""
     model = make("llama", 1)
     words = tuple(np.array(word) for word in ([1], [2], [3, 4], [3, 5]))
     questions = [LabelQuestion(i, 0, prompt, words, 0) for i, prompt in enumerate(PROMPTS)]
-    with Reads() as reads:
-        found = label_logprobs(model, Tokenizer(), questions, batch=4)
-    # One pass a question gives all words; transformers looks at the padding of each batch (__bool__).
-    batches = len(PROMPTS) // 4
-    assert reads.names.count("cpu") == batches and reads.names.count("__bool__") <= 2 * batches
-    # What is summed is on the host by then.
-    assert reads.names.index("__float__") > reads.names.index("cpu")
+    with PretendGPU() as gpu:
+        there(gpu, model)
+        found = label_logprobs(model, Words(), questions, batch=4)
+    nn.Module.to(model, "cpu")
+    # One pass a question gives all words.
+    assert set(gpu.waits) == set(CALIBRATION)
+    assert gpu.waits["evaluation/calibration.py:label_logprobs"] == len(PROMPTS) // 4
     for question, row in zip(questions, found, strict=True):
         for word, value in zip(words, row, strict=True):
             ids = torch.tensor([[*question.prompt, *word]])
@@ -232,19 +334,113 @@ def test_calibration_reads_once_a_batch():
             assert value == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_is_looked_for_is_found():
-    with pytest.raises(RuntimeError, match="meta"):
-        bool(torch.ones(2, device=META).all())
-    with Sent() as sent:
-        torch.as_tensor(0.5, device=META)
-        torch.ones(2).to(META)
-        torch.ones(2, device=META) * torch.tensor(2.0)
-    assert len(sent.by) == 3
-    with Waits() as waits:
-        numbers = torch.arange(3)
-        numbers[numbers > 1] = 5
-        bool(numbers.sum() == 6)
-    assert waits.count == 2
-    with Reads() as reads:
-        float(numbers[0]), numbers.tolist(), numbers[0].item(), numbers.cpu()
-    assert reads.names == ["__float__", "tolist", "item", "cpu"]
+def test_exposure_bias():
+    student, teacher = floats()
+    samples = [Sampled(i, prompt, [response, response[:2]], [True, False])
+               for i, (prompt, response) in enumerate(EXAMPLES)]  # fmt: skip
+    how = {"vocabulary": VOCABULARY, "pad": EOS, "batch": 4}
+    expected = exposure_bias.score(student, teacher, samples, 3, CPU, **how)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found = exposure_bias.score(student, teacher, samples, 3, GPU, **how)
+    assert_close(found.kl, expected.kl)
+    assert set(gpu.waits) == set(EXPOSURE)
+    assert gpu.waits["evaluation/exposure_bias.py:token_kl"] == 2 * COUNT // 4
+
+
+def test_the_reference_loss():
+    model, _ = floats()
+    how = {"vocabulary": VOCABULARY, "pad": EOS, "batch": 4}
+    expected = reference_loss.losses(model, EXAMPLES, **how)
+    with PretendGPU() as gpu:
+        there(gpu, model)
+        found = reference_loss.losses(model, EXAMPLES, **how)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert set(gpu.waits) == set(REFERENCE)
+    assert gpu.waits["evaluation/reference_loss.py:losses"] == COUNT // 4
+
+
+# --- what is looked for is found
+def test_a_planted_mix_is_found(monkeypatch):
+    monkeypatch.setattr(rollout_losses, "moved", lambda values, device: values)
+    with pytest.raises(MixedDevices, match=r"objectives.py:|rollout_losses.py:"):
+        update(CASES["paper"])
+
+
+def test_a_planted_index_on_the_cpu_is_found(monkeypatch):
+    """It would work on a GPU, which waits for it."""
+    usual = dev_set.token_logprobs
+
+    def planted(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return usual(logits[torch.arange(len(logits))], tokens)
+
+    monkeypatch.setattr(dev_set, "token_logprobs", planted)
+    student, _ = floats()
+    with PretendGPU() as gpu, pytest.raises(MixedDevices, match="index at "):
+        there(gpu, student)
+        dev_set.losses(student, EXAMPLES, dev(), GPU)
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, float, bool, torch.Tensor.tolist, torch.Tensor.cpu])
+def test_a_planted_wait_is_found(read, monkeypatch):
+    usual = rollout_losses.SampleLoss.__call__
+
+    def planted(self: Any, *tensors: Any) -> Any:
+        losses, counts = usual(self, *tensors)
+        read(losses["long_term"].detach())
+        return losses, counts
+
+    monkeypatch.setattr(rollout_losses.SampleLoss, "__call__", planted)
+    waits, _, _ = update(CASES["paper"])
+    assert set(waits) - set(PADDING) == {"models/tiled_loss.py:_of_tile"}
+
+
+def test_every_rule_of_the_pretended_gpu():
+    with PretendGPU() as gpu:
+        a, b, number = torch.ones(3, device="cuda"), torch.ones(3), torch.tensor(2.0)
+        assert a.device == (a * number)[1:].device == a.new_zeros(2).double().device == DEVICE
+        assert a.is_cuda and not b.is_cuda and torch.zeros_like(a, device="cpu").device.type == "cpu"
+        assert not gpu.waits
+        for mixed in (
+            lambda: a + b,
+            lambda: torch.cat([a, b]),
+            lambda: b * a.sum(),
+            lambda: a[torch.tensor([0, 1])],
+            lambda: a.index_select(0, torch.tensor([0])),
+            lambda: torch.where(b > 0, a, 0.0),
+            lambda: nn.functional.cross_entropy(a.view(1, 3), torch.tensor([1])),
+            a.numpy,
+        ):
+            with pytest.raises(MixedDevices):
+                mixed()
+        assert not gpu.waits
+        for count, waits in enumerate(
+            (
+                a.sum().item,
+                a.tolist,
+                lambda: bool(a.sum()),
+                lambda: range(a.sum().long()),
+                lambda: a[a > 0],
+                lambda: a.masked_select(a > 0),
+                lambda: torch.equal(a, a),
+                lambda: b.copy_(a),
+                lambda: b.to(a),
+                lambda: b.pin_memory().to(a.device),
+                lambda: b.to(DEVICE, non_blocking=True),
+                lambda: torch.tensor([1.0], device=DEVICE),
+            ),
+            1,
+        ):
+            waits()
+            assert gpu.waits.total() == count
+        # Neither does this wait: a filled mask, pinned memory, a type.
+        a[a > 5] = 0.0
+        sent = b.pin_memory().to(DEVICE, non_blocking=True)
+        assert tagged(sent) and tagged(a.half()) and tagged(a.to(torch.float64)) and a.to(DEVICE) is a
+        weight = nn.Parameter(put(torch.ones(3)))
+        (weight * a).sum().backward()
+        assert tagged(weight.grad)
+        assert gpu.waits.total() == count
+        assert not tagged(a.cpu())
+    assert set(gpu.waits) == {"elsewhere"}
+    assert a.device.type == "cpu", "outside, tags mean nothing"

@@ -1,0 +1,34 @@
+"""Sampling captured as a graph and not: the same tokens, and what it saves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.gpu_check.result import Result, answer, least
+from benchmarks.gpu_check.training import Runs
+from benchmarks.shapes import Shape
+from benchmarks.speed import seconds
+from minillm.config.sections import Launch
+
+LEAST = 0.9
+
+
+def run(shape: Shape) -> Result:
+    names = [field.name for field in dataclasses.fields(Launch) if "graph" in field.name]
+    if not names:
+        return Result(skipped="this version captures no graphs")
+    runs, responses, times = Runs(shape, "bf16"), {}, {}
+    for captured in (False, True):
+        side = runs.side(f"graphs-{captured}", **{names[0]: captured})
+        # The first captures.
+        side.rollout()
+        side.collection = 0
+        times[captured], made = seconds(side.rollout)
+        responses[captured] = [response.tolist() for response in made.responses]
+    same = [a == b for a, b in zip(responses[True], responses[False], strict=True)]
+    values = {f"seconds of a collection, {names[0]} {name}": value for name, value in times.items()}
+    return Result([least("share of equal responses", sum(same) / len(same), LEAST)], values)
+
+
+if __name__ == "__main__":
+    answer(run)
