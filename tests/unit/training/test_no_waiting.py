@@ -55,7 +55,9 @@ EXAMPLES = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
 # Where the host waits, and why.
 PADDING = {"models/head.py:at_head (transformers)": "once a pass: whether any row is padded"}
 SAMPLING = {
-    "sampling/sample.py:_sample_batch": "prompts; each position: how many rows run; who leaves the batch",
+    "sampling/progress.py:Progress.of": "prompts and their padding",
+    "sampling/sample.py:sample": "random numbers, once a batch",
+    "sampling/sample.py:_sample_batch": "each position: how many rows run; who leaves the batch",
     "sampling/sample.py:_responses": "what was sampled",
     "sampling/kv_cache.py:Decoder.hidden (transformers)": "once a position and model: as PADDING",
 }
