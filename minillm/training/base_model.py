@@ -65,6 +65,7 @@ def run_stage(
         settings.precision,
         checkpoints / f"base-{stage_key(raw, inputs)}",
         count_steps(len(examples), spec.training),
+        out,
     )
     teacher = engine.frozen(load_model(parent, settings.precision)) if parent else None
     history = fit(

@@ -250,6 +250,7 @@ def fit(
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
+    log.close()
     return history
 
 
@@ -307,6 +308,7 @@ def run_stage(
         settings.precision,
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
+        out,
     )
     teacher_model = None
     if needs_teacher and teacher:
