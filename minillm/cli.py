@@ -64,6 +64,18 @@ def _verify(args: argparse.Namespace) -> int:
     return main(args.run, args.models)
 
 
+def _curves_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/curves.html)")
+
+
+def _curves(args: argparse.Namespace) -> int:
+    from minillm.publish.curves_page import write_curves
+
+    print(write_curves(args.run, args.out))
+    return 0
+
+
 PEOPLE = {
     "plan": Command(
         "jobs, hours and critical path of what a configuration would still run", _plan_options, _plan
@@ -73,6 +85,7 @@ PEOPLE = {
         _verify_options,
         _verify,
     ),
+    "curves": Command("the curves of every training, also while it runs", _curves_options, _curves),
 }
 
 

@@ -8,6 +8,7 @@ results/<run>/trackers; nothing is sent anywhere unless the user's environment s
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,12 +103,15 @@ class _Wandb:
         wandb = _package("wandb")
         training.folder.mkdir(parents=True, exist_ok=True)
         # With one id all starts of a training are one curve at the server, which ignores steps it has.
+        name = hash_of(training.run, training.weights, training.key)[:16]
+        for earlier in (training.folder / "wandb").glob(f"offline-run-*-{name}"):
+            shutil.rmtree(earlier)
         self._run = wandb.init(
             project=training.run,
             name=training.weights,
             group=training.group,
             job_type=training.stage,
-            id=hash_of(training.run, training.weights, training.key)[:16],
+            id=name,
             resume="allow",
             dir=str(training.folder),
         )

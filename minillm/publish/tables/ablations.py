@@ -133,9 +133,7 @@ def plain_text(results: ItemResults) -> Sheet:
             of_student = chosen.get(model.student, {})
             coefficient = of_student.get(model.method)
             # Where MiniLLM itself has no plain text, a variant is the one that has.
-            if coefficient is None or (
-                coefficient and model.method != "minillm" and of_student.get("minillm")
-            ):
+            if coefficient is None or (coefficient and model.method != "minillm" and of_student.get("minillm")):
                 continue
             values, paper = _plain_text_values(results, model)
             compared = compared or any(value and paper[name] for name, value in values.items())

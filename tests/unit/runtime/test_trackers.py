@@ -7,6 +7,7 @@ import json
 import sqlite3
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def needs(package):
     return pytest.mark.skipif(not importlib.util.find_spec(package), reason=f"{package} is not installed")
 
 
-def killed_and_resumed(run: Path, tracker: str) -> list[dict]:
-    """Steps 1 to 4 of which a checkpoint knows 1 and 2, then 3 and 4 with other numbers; what the log holds."""
+def killed_and_resumed(run: Path, tracker: str) -> list[tuple[int, float]]:
+    """Steps 1 to 4, of which a checkpoint knows 1 and 2, then 3 and 4 with other numbers; the log's lines."""
     folder = run / "checkpoints/kd-abc"
     folder.mkdir(parents=True)
     launch = Launch(tracker=(tracker,))
@@ -63,51 +64,19 @@ def killed_and_resumed(run: Path, tracker: str) -> list[dict]:
         second.write({"loss": engine.step + 0.5})
     second.close()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == [1.0, 2.0, 3.5, 4.5]
-    return lines
+    losses = [(line["step"], line["loss"]) for line in lines]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5)]
+    return losses
 
 
-@needs("tensorboard")
-def test_tensorboard_has_the_lines_of_the_log(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def wandb_history(data: bytes) -> list[tuple[int, float]]:
+    """(step, loss) of each history record: a file below 32 KiB is a head and whole records.
 
-    lines = killed_and_resumed(tmp_path / "demo", "tensorboard")
-    events = EventAccumulator(str(tmp_path / "demo/trackers/tensorboard" / WEIGHTS))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "seconds"}
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(l["step"], l["loss"]) for l in lines]
-
-
-@needs("trackio")
-def test_trackio_has_the_lines_of_the_log(tmp_path, monkeypatch):
-    """Read from its database; trackio keeps the folder that it was first imported with."""
-    import trackio.utils
-
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio")
-    lines = killed_and_resumed(tmp_path / "demo", "trackio")
-    runs = list(trackio.Api().runs("demo"))
-    assert [run.name for run in runs] == [WEIGHTS] and runs[0].config["_Group"] == "small/kd/big"
-    with sqlite3.connect(tmp_path / "trackio/demo.db") as database:
-        rows = database.execute("select step, metrics from metrics order by step").fetchall()
-    assert [(step, json.loads(text)["loss"]) for step, text in rows] == [
-        (l["step"], l["loss"]) for l in lines
-    ]
-
-
-@needs("wandb")
-def test_wandb_has_the_lines_of_the_log_in_its_newest_file(tmp_path, monkeypatch):
+    A record is a checksum, its length, the kind 1 and a protocol buffer.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    lines = killed_and_resumed(tmp_path / "demo", "wandb")
-    folders = sorted(
-        (tmp_path / "demo/trackers/wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime
-    )
-    assert len({path.name.rpartition("-")[2] for path in folders}) == 1
-    (file,) = folders[-1].glob("*.wandb")
-    data, history = file.read_bytes()[7:], []
-    # Below 32 KiB a file is its head and whole records: checksum, length, kind 1, a protocol buffer.
+    data, history = data[7:], []
     while data:
         length, kind = struct.unpack("<HB", data[4:7])
         assert kind == 1
@@ -117,7 +86,46 @@ def test_wandb_has_the_lines_of_the_log_in_its_newest_file(tmp_path, monkeypatch
         if record.WhichOneof("record_type") == "history":
             items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
             history.append((json.loads(items["_step"]), json.loads(items["loss"])))
-    assert history == [(line["step"], line["loss"]) for line in lines]
+    return history
+
+
+@needs("tensorboard")
+def test_tensorboard_has_the_lines_of_the_log(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses = killed_and_resumed(tmp_path / "demo", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "demo/trackers/tensorboard" / WEIGHTS))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "seconds"}
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == losses
+
+
+@needs("trackio")
+def test_trackio_has_the_lines_of_the_log(tmp_path, monkeypatch):
+    """Read from its database; trackio keeps the folder that it was first imported with."""
+    import trackio.utils
+
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio")
+    losses = killed_and_resumed(tmp_path / "demo", "trackio")
+    runs = list(trackio.Api().runs("demo"))
+    assert [run.name for run in runs] == [WEIGHTS] and runs[0].config["_Group"] == "small/kd/big"
+    with sqlite3.connect(tmp_path / "trackio/demo.db") as database:
+        rows = database.execute("select step, metrics from metrics order by step").fetchall()
+    assert [(step, json.loads(text)["loss"]) for step, text in rows] == losses
+
+
+@needs("wandb")
+def test_wandb_has_the_lines_of_the_log_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    losses = killed_and_resumed(tmp_path / "demo", "wandb")
+    (folder,) = (tmp_path / "demo/trackers/wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    # Another process writes it, and is not waited for.
+    end = time.monotonic() + 30
+    while (history := wandb_history(file.read_bytes())) != losses and time.monotonic() < end:
+        time.sleep(0.5)
+    assert history == losses
 
 
 def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
