@@ -19,7 +19,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("publish",),
-    ("plan", "workflow", "verify"),
+    ("plan", "workflow", "verify", "chat"),
     ("cli",),
     ("__main__",),
 )
