@@ -137,7 +137,7 @@ def open_trackers(
 
     Raises UserError, one line, if a package is not installed.
     """
-    trackers = [_KINDS[name](training) for name in names]
+    trackers = [_KINDS[name](training) for name in dict.fromkeys(names)]
     for line in lines if trackers else ():
         log_line(trackers, line)
     return trackers

@@ -24,17 +24,21 @@ CHATML = (
 )
 ALONE = """
 import sys
-class Blocked:
+ABSENT = "minillm deepspeed snakemake datasets accelerate gguf pandas pydantic scipy matplotlib".split()
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("minillm", "deepspeed", "snakemake", "datasets", "pandas", "pydantic"):
-            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
-sys.meta_path.insert(0, Blocked())
+        return None if name.split(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 try:
     import minillm
 except ModuleNotFoundError:
     pass
 else:
-    sys.exit("minillm is not blocked")
+    sys.exit("minillm is there")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
