@@ -70,7 +70,7 @@ def _part(log: Log) -> tuple[str, bool]:
     return log.model, bool(log.series("sampled_tokens"))
 
 
-def _section(title: str, logs: Sequence[Log]) -> str:
+def _section(heading: str, logs: Sequence[Log]) -> str:
     """Legend and panels of a model's trainings of one kind: the loss of each method, then what they share."""
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(logs))]
     legend = [
@@ -82,10 +82,10 @@ def _section(title: str, logs: Sequence[Log]) -> str:
     for method in dict.fromkeys(map(_method, logs)):
         alike = [(log, colour) for log, colour in coloured if _method(log) == method]
         panels.append(_panel(f"Loss: {method}", ("loss",), ("dev_objective",), alike))
-    panels += [_panel(*panel, coloured) for panel in PANELS]
+    panels += [_panel(title, solid, dashed, coloured) for title, solid, dashed in PANELS]
     return "\n".join(
         [
-            f"<h2>{_text(title)}</h2>",
+            f"<h2>{_text(heading)}</h2>",
             f'<ul class="legend">{"".join(legend)}</ul>',
             f'<div class="panels">{"".join(filter(None, panels))}</div>',
         ]

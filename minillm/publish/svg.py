@@ -55,8 +55,8 @@ def chart(title: str, lines: Sequence[Line], across: str = "step") -> str:
         for piece in _pieces(line.points):
             places = [f"{x_of(x)} {y_of(y)}" for x, y in piece]
             if len(places) == 1:
-                x, y = places[0].split()
-                parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{line.colour}">{name}</circle>')
+                place = f'cx="{x_of(piece[0][0])}" cy="{y_of(piece[0][1])}"'
+                parts.append(f'<circle {place} r="2.5" fill="{line.colour}">{name}</circle>')
             else:
                 path = (
                     f'<path class="line" stroke="{line.colour}"{dash} d="M{"L".join(places)}">{name}</path>'
