@@ -71,6 +71,84 @@ def _verify(args: argparse.Namespace) -> int:
     return main(args.run, args.models)
 
 
+def _curves_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/curves.html)")
+
+
+def _curves(args: argparse.Namespace) -> int:
+    from minillm.publish.curves_page import write_curves
+
+    print(write_curves(args.run, args.out))
+    return 0
+
+
+def _card_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a model's folder, below results/RUN/models")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the card there, such as MODEL/README.md")
+    _licence_option(sub)
+
+
+def _licence_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--licence",
+        default="",
+        metavar="ID",
+        help="licence of the model, as the hub names it: apache-2.0 ...",
+    )
+
+
+def _card(args: argparse.Namespace) -> int:
+    from minillm.files import whole_file
+    from minillm.publish.model_card import full_card
+
+    card = full_card(args.model, args.licence)
+    if args.out is None:
+        print(card, end="")
+    else:
+        with whole_file(args.out) as partial:
+            partial.write_text(card, encoding="utf-8")
+    return 0
+
+
+def _push_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a model's folder, below results/RUN/models")
+    sub.add_argument(
+        "repo", metavar="REPO", help="repository of the hub, OWNER/NAME; made if it is not there"
+    )
+    sub.add_argument("--really", action="store_true", help="upload; otherwise files and card are only shown")
+    sub.add_argument("--private", action="store_true", help="make a new repository private")
+    _licence_option(sub)
+
+
+def _push(args: argparse.Namespace) -> int:
+    from minillm.publish.push import push
+
+    options = {"really": args.really, "private": args.private, "licence": args.licence}
+    print("\n".join(push(args.model, args.repo, **options)))
+    return 0
+
+
+def _chat_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="folders of models, one or two")
+    sub.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token (1.0)")
+    sub.add_argument("--seed", type=int, default=10, help="the same seed and lines, the same answers (10)")
+    sub.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (256)")
+    sub.add_argument(
+        "--template",
+        choices=("chat", "alpaca", "plain"),
+        default="",
+        help="how a line becomes a prompt (as the model was trained, else chat if it has that, else alpaca)",
+    )
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from minillm.chat import chat
+
+    chat(args.models, args.temperature, args.seed, args.max_tokens, args.template)
+    return 0
+
+
 PEOPLE = {
     "plan": Command(
         "jobs, hours, critical path and memory of what a configuration would still run", _plan_options, _plan
@@ -80,6 +158,14 @@ PEOPLE = {
         _verify_options,
         _verify,
     ),
+    "curves": Command("the curves of every training, also while it runs", _curves_options, _curves),
+    "card": Command("the model card of a model, with what its run measured", _card_options, _card),
+    "push": Command(
+        "upload a model, its card and its provenance to the hub; without --really only show it",
+        _push_options,
+        _push,
+    ),
+    "chat": Command("talk to one model or two in a terminal", _chat_options, _chat),
 }
 
 
@@ -135,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its status, or 2 after one line on stderr about what the user can fix."""
     args = parser().parse_args(arguments)
     # What comes from the hub was fetched before (data/fetch.py).  Its clients read the variable on import.
-    if args.command != "fetch":
+    if args.command not in ("fetch", "push"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         if args.command in PEOPLE:

@@ -118,6 +118,10 @@ class Workflow:
         """The package's files that a stage's results depend on: its module and all that this imports."""
         return sources(self.root, STAGES[stage].module)
 
+    def module_code(self, module: str) -> list[str]:
+        """The package's files that a command for people depends on."""
+        return sources(self.root, module)
+
     def item_code(self, wildcards: Any) -> list[str]:
         """Input function: the code of one table or figure."""
         module = f"minillm.publish.{ITEMS[wildcards.name].module}"

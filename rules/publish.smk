@@ -212,6 +212,24 @@ rule page:
         "python -m minillm page --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
+# The curves of all trainings; `minillm curves` writes the same page while they run.
+rule curves:
+    input:
+        models=FLOW.every_model(),
+        code=FLOW.module_code("minillm.publish.curves_page"),
+    output:
+        at(layout.curves()),
+    log:
+        at(layout.log("curves")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
+    shell:
+        "python -m minillm curves {params.run:q} --out {output:q} > {log:q} 2>&1"
+
+
 # Snakemake's report of the finished run, by a second Snakemake that only reads: with --nolock, since this one
 # holds the lock.
 rule report:

@@ -95,6 +95,11 @@ def checkpoints() -> str:
     return "checkpoints"
 
 
+def trackers() -> str:
+    """Folder of what experiment trackers keep of the trainings, if the configuration asks for one."""
+    return "trackers"
+
+
 # --- generations and metrics
 def generations(weights: str, test: str) -> str:
     """A model's responses to a test set."""
@@ -148,6 +153,11 @@ def figures() -> str:
 def figure(name: str, kind: str) -> str:
     """A figure; `kind` is png, pdf, or json for what it is made from."""
     return f"{figures()}/{name}.{kind}"
+
+
+def curves() -> str:
+    """The curves of every training, finished or running."""
+    return "curves.html"
 
 
 def index() -> str:
@@ -214,6 +224,12 @@ def place_of(generations: str) -> tuple[str, str, str] | None:
     """(run's folder, weights, test set) of a generations file that lies where `generations` says, or None."""
     match = re.fullmatch(r"(?:(.*)/)?generations/(.+)/([^/]+)\.jsonl", generations)
     return (match[1] or ".", match[2], match[3]) if match else None
+
+
+def place_of_model(folder: str) -> tuple[str, str] | None:
+    """(run's folder, weights) of a model's folder that lies where `model` says, or None."""
+    match = re.fullmatch(r"(?:(.*)/)?models/(.+?)/?", folder)
+    return (match[1] or ".", match[2]) if match else None
 
 
 def is_metric(path: str) -> bool:

@@ -406,9 +406,11 @@ class Launch:
         "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per parameter.",
     )
     log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
-    tensorboard: bool = Field(
-        default=False,
-        description="Write TensorBoard event files next to `metrics.jsonl`.",
+    tracker: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        default=(),
+        description="Trackers that get the lines of `metrics.jsonl` as well, under `results/<run>/trackers`; "
+        "`trackio` and `wandb` are installed separately. Nothing leaves the machine unless the trackers' own "
+        "variables say so (`WANDB_MODE=online`, `TRACKIO_SPACE_ID`).",
     )
     patience: Count = Field(
         default=600,

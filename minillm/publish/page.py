@@ -57,8 +57,9 @@ def run_stage(*, run_folder: Path, out: Path) -> None:
         "<ul>",
         *(f"<li>{_missing(name, sidecars[name])}</li>" for name in sidecars if name not in shown),
         "</ul>",
-        f"<p class='files'>Every measured number: {_link(layout.metrics_table())}. Provenance of each "
-        f"result: {_link(layout.report())}, {_link(layout.index())}.</p>",
+        f"<p class='files'>Every measured number: {_link(layout.metrics_table())}. Training: "
+        f"{_link(layout.curves())}. Provenance of each result: {_link(layout.report())}, "
+        f"{_link(layout.index())}.</p>",
     ]
     style = files("minillm.publish").joinpath("page.css").read_text(encoding="utf-8")
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>\n{style}</style>'

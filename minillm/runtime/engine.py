@@ -57,6 +57,7 @@ class Engine:
         precision: str,
         folder: Path,
         steps: int,
+        out: Path | None = None,
     ) -> None:
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -70,7 +71,8 @@ class Engine:
         precisions.check(precision, deepspeed.accelerator.get_accelerator())
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self.settings, self.launch, self.world = settings, launch, world
-        self.folder, self.steps = folder, steps
+        # `out`: where the model will be.
+        self.folder, self.steps, self.out = folder, steps, out
         self.share = share(settings.batch, world.size)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with trust.only_ours():

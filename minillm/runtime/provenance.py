@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import resource
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 
 from minillm.files import PROVENANCE, hashes, model_content, settings_hash, write_json
+from minillm.runtime.card import README, model_card
 
 PACKAGES = ("minillm", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "numpy", "snakemake")
 
@@ -22,7 +26,8 @@ def write(
 ) -> None:
     """Write provenance.json: settings, content hashes of inputs and result, `run` (launch values, time).
 
-    All other files of the folder have to be there: the hash of each is recorded.
+    All other files of the folder have to be there: the hash of each is recorded.  A model card follows, which
+    is not recorded.
     """
     found = hashes(folder)
     record = {
@@ -31,12 +36,20 @@ def write(
         "settings_sha256": settings_hash(settings),
         "inputs": inputs,
         "git": revision(),
+        "command": command(),
         "packages": {name: _version(name) for name in PACKAGES},
         "peak_memory_mb": peak_memory_mb(),
         **run,
         "files": found,
     }
     write_json(folder / PROVENANCE, record)
+    (folder / README).write_text(model_card(json.loads(json.dumps(record))), encoding="utf-8")
+
+
+def command() -> str:
+    """The command that runs here; "" for a program that only imports the package."""
+    ours = Path(sys.argv[0]).name in ("minillm", "__main__.py")
+    return shlex.join(["minillm", *sys.argv[1:]]) if ours else ""
 
 
 def revision() -> str:

@@ -66,6 +66,7 @@ def run_stage(
         settings.precision,
         checkpoints / f"base-{stage_key(raw, inputs)}",
         count_steps(len(examples), spec.training),
+        out,
     )
     teacher = None
     if parent:

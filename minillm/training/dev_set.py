@@ -221,5 +221,3 @@ class Candidates:
         text = json.dumps(selection.evidence(history, rule), indent=1)
         (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
         shutil.copy(self.engine.folder / "metrics.jsonl", folder / "metrics.jsonl")
-        if self.engine.launch.tensorboard:
-            shutil.copytree(self.engine.folder / "tensorboard", folder / "tensorboard")

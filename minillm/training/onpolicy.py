@@ -89,6 +89,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
+    log.close()
     return history
 
 
@@ -190,6 +191,7 @@ def run_stage(
         settings.precision,
         checkpoints / f"{settings.method}-{stage_key(raw, inputs)}",
         training.collections * training.inner_epochs * (training.rollouts // training.batch),
+        out,
     )
 
     def frozen(folder: Path) -> Any:

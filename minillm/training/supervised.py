@@ -251,6 +251,7 @@ def fit(
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
+    log.close()
     return history
 
 
@@ -308,6 +309,7 @@ def run_stage(
         settings.precision,
         checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
         count_steps(len(examples), settings.training),
+        out,
     )
     teacher_model = None
     if needs_teacher and teacher:

@@ -20,7 +20,7 @@ FLOORS = (
     ("evaluation",),
     ("publish",),
     ("fits",),
-    ("plan", "workflow", "verify"),
+    ("plan", "workflow", "verify", "chat"),
     ("cli",),
     ("__main__",),
 )

@@ -104,7 +104,7 @@ def rules_of(jobs: set[str]) -> set[str]:
     return {
         job
         for job in jobs
-        if not job.startswith(("publish_", "index", "page", "report", "table", "figure", "metrics"))
+        if not job.startswith(("publish_", "index", "page", "report", "table", "figure", "metrics", "curves"))
     }
 
 

@@ -54,9 +54,10 @@ def trained(methods, students=("small", "short"), seeds=SEEDS):
             else f"{method} student={student}"
         )
 
-    return {
-        f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)
-    } | published("models")
+    return {f"{rule(m, s)} teacher=big seed={seed}" for m, s, seed in product(methods, students, seeds)} | {
+        "curves",
+        *published("models"),
+    }
 
 
 def settings(*keys):
@@ -179,6 +180,7 @@ def test_launch_values_cores_and_order_of_keys_rerun_nothing(finished):
     [
         ("minillm/publish/figures/main.py", {"figure", *ENDS}),
         ("workflow/report/main_table.rst", {"report"}),
+        ("minillm/publish/svg.py", {"curves"}),
         ("minillm/cli.py", set()),
     ],
 )

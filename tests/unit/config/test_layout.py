@@ -21,7 +21,7 @@ NO_PATHS = (
     "tables",
     "figures",
 )
-NO_PATHS += ("benchmark_of", "is_metric", "is_generations", "place_of")
+NO_PATHS += ("benchmark_of", "is_metric", "is_generations", "place_of", "place_of_model")
 FUNCTIONS = {
     name: function
     for name, function in inspect.getmembers(layout, inspect.isfunction)

@@ -73,7 +73,6 @@ def candidates(tmp_path, monkeypatch):
         dev_set, "save_model", lambda model, tokenizer, out, state: (out / "weights").write_text(model)
     )
     engine = types.SimpleNamespace(folder=tmp_path, world=WORLD, weights=lambda: None, model="")
-    engine.launch = types.SimpleNamespace(tensorboard=False)
     (tmp_path / "metrics.jsonl").write_text("")
     return Candidates(engine, None, ("best_rouge",))
 

@@ -85,6 +85,7 @@ class Running:
     logged: int = 0
     steps: int = 9
     launch: Launch = Launch()
+    out: Path | None = None
     world: World = World(0, 1, torch.device("cpu"))
 
     def elapsed(self):
