@@ -147,10 +147,12 @@ def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
     # Twice where the prompts are read.
     assert counts[-1][looks] == (2 if mixed else 1) * (9 + 1)
     # Prompts, their mask and the random numbers are sent.
-    assert counts[-1]["sampling/sample.py:_sample_batch"] == 3 + 9
+    assert counts[-1]["sampling/progress.py:Progress.of"] == 2
+    assert counts[-1]["sampling/sample.py:sample"] == 1
+    assert counts[-1]["sampling/sample.py:_sample_batch"] == 9
     assert any(len(response.tokens) < 9 for response in found)
     # Rows leave three times at most.
-    assert counts[EOS]["sampling/sample.py:_sample_batch"] <= 3 + 9 + 3 * 4
+    assert counts[EOS]["sampling/sample.py:_sample_batch"] <= 9 + 3 * 4
 
 
 def test_answers_to_test_sets(tmp_path):
