@@ -122,7 +122,8 @@ def test_every_catalogue_entry_names_a_commit_or_is_listed_as_open() -> None:
     found, listed = set(), (REPO / "docs/data.md").read_text(encoding="utf-8")
     for file in ("models", "datasets"):
         for section, entries in yaml.safe_load((REPO / f"config/{file}.yaml").read_text()).items():
-            for name, entry in entries.items():
+            # Shapes come from no source.
+            for name, entry in entries.items() if section != "shapes" else ():
                 if entry["source"] == "hub" and not re.fullmatch("[0-9a-f]{40}", entry.get("revision", "")):
                     found.add(f"{section}.{name}")
     assert found == open_ones

@@ -28,12 +28,12 @@ def test_a_training_prompt_is_shown_in_a_quarter_of_its_forms(forms: int) -> Non
 
 
 def test_splits_are_disjoint_and_fewer_rows_are_the_first_of_more() -> None:
-    prompts = {s: {e["instruction"] for e in open_world.instructions(s, 600)} for s in open_world.SPLITS}
+    prompts = {s: {e["instruction"] for e in open_world.instructions(s, 500)} for s in open_world.SPLITS}
     assert not prompts["open_train"] & prompts["open_test"]
     assert not prompts["open_train"] & prompts["open_dev"]
     assert not prompts["open_dev"] & prompts["open_test"]
     for split in open_world.SPLITS:
-        assert open_world.instructions(split, 50) == open_world.instructions(split, 600)[:50]
+        assert open_world.instructions(split, 50) == open_world.instructions(split, 500)[:50]
         assert open_world.instructions(split, 50, seed=1) != open_world.instructions(split, 50)
 
 
