@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.gpu_check.result import Result, answer, most
+from benchmarks.gpu_check.rollouts import responses
 from benchmarks.shapes import Shape, Size
-from benchmarks.workload import EOS, FIRST, PAD, make_model
-from minillm.config.sections import Sampling
+from benchmarks.workload import FIRST, PAD, make_model
 from minillm.data.batching import collate
 from minillm.models.head import head_of, response_losses, response_tokens, token_logprobs
 from minillm.models.loading import DTYPES
 from minillm.runtime.processes import start
-from minillm.sampling.sample import Mixture, sample
+from minillm.sampling.sample import Mixture
 
 # Of a token's logits in trained GPT-2.
 OFFSETS = (0.0, -96.0)
@@ -74,20 +74,7 @@ def differences(shape: Shape, offset: float, device: torch.device) -> np.ndarray
     draws = np.random.default_rng(0)
     # Of different lengths: rows have padding.
     prompts = [draws.integers(FIRST, shape.vocabulary, shape.prompt - i % 8) for i in range(shape.batch)]
-    found = sample(
-        student,
-        prompts,
-        range(shape.batch),
-        Sampling(max_tokens=shape.response),
-        seed=1,
-        step=0,
-        eos=EOS,
-        pad=PAD,
-        vocabulary=shape.vocabulary,
-        mixture=Mixture(teacher, ALPHA),
-        record=True,
-        batch=shape.batch,
-    )
+    found = responses(student, shape, prompts, Mixture(teacher, ALPHA))
     examples = [(prompt, response.tokens) for prompt, response in zip(prompts, found, strict=True)]
     old = np.concatenate([response.record.student_logprobs for response in found if response.record])
     new = training_logprobs(student, examples, shape.vocabulary).double().cpu().numpy()

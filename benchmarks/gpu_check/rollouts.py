@@ -17,7 +17,7 @@ from benchmarks.workload import EOS, FIRST, PAD, make_model
 from minillm.config.sections import Sampling
 from minillm.models.loading import DTYPES
 from minillm.runtime.processes import start
-from minillm.sampling.sample import Mixture, sample
+from minillm.sampling.sample import Mixture, Response, sample
 
 REPEATS = 3
 # Times as many tokens per second. At toy size Python's own time decides.
@@ -25,11 +25,11 @@ LEAST = {"cuda": 1.0, "cpu": 0.5}
 ALPHA = 0.2
 
 
-def ours(
+def responses(
     model: PreTrainedModel, shape: Shape, prompts: list[np.ndarray], mixture: Mixture | None = None
-) -> list[int]:
-    """The responses' lengths."""
-    found = sample(
+) -> list[Response]:
+    """Of our own sampling, with records if there is a `mixture`."""
+    return sample(
         model,
         prompts,
         range(shape.batch),
@@ -43,7 +43,13 @@ def ours(
         record=mixture is not None,
         batch=shape.batch,
     )
-    return [len(response.tokens) for response in found]
+
+
+def ours(
+    model: PreTrainedModel, shape: Shape, prompts: list[np.ndarray], mixture: Mixture | None = None
+) -> list[int]:
+    """The responses' lengths."""
+    return [len(response.tokens) for response in responses(model, shape, prompts, mixture)]
 
 
 def theirs(model: PreTrainedModel, shape: Shape, prompts: list[np.ndarray]) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from embedded_data import DATA
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minillm.config import layout
@@ -20,19 +21,6 @@ from minillm.models.loading import load_tokenizer, save_model
 from minillm.runtime import provenance
 
 WEIGHTS = "small/kd/big/seed10"
-EMBEDDED = {"source": "embedded", "split": "dev", "rows": 4}
-DATA = {
-    "stage": "data",
-    "tokenizer": {"source": "train", "vocabulary": 300},
-    "train": {"source": "embedded", "split": "train", "rows": 16},
-    "dev": EMBEDDED,
-    "corpus": {"source": "embedded", "rows": 20},
-    "template": "plain",
-    "max_prompt": 96,
-    "max_response": 16,
-    "corpus_length": 32,
-    "seed": 0,
-}
 SEEDS = {10: "yes no", 20: "yes"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from embedded_data import DATA
 
 import minillm
 from minillm.cli import main
@@ -19,19 +20,6 @@ from minillm.config.stages import Stage
 
 HERE = str(Path(minillm.__file__).parents[1])
 GOOD = {"instruction": "Say yes.", "output": "yes"}
-EMBEDDED = {"source": "embedded", "split": "dev", "rows": 4}
-DATA = {
-    "stage": "data",
-    "tokenizer": {"source": "train", "vocabulary": 300},
-    "train": {"source": "embedded", "split": "train", "rows": 16},
-    "dev": EMBEDDED,
-    "corpus": {"source": "embedded", "rows": 20},
-    "template": "plain",
-    "max_prompt": 96,
-    "max_response": 16,
-    "corpus_length": 32,
-    "seed": 0,
-}
 SUPERVISED = {
     "model": "small",
     "seed": 10,

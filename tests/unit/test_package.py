@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from embedded_data import DATA
 
 import minillm
 
@@ -77,19 +78,6 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert held == wanted
 
 
-EMBEDDED = {"source": "embedded", "split": "dev", "rows": 4}
-DATA = {
-    "stage": "data",
-    "tokenizer": {"source": "train", "vocabulary": 300},
-    "train": {"source": "embedded", "split": "train", "rows": 16},
-    "dev": EMBEDDED,
-    "corpus": {"source": "embedded", "rows": 20},
-    "template": "plain",
-    "max_prompt": 96,
-    "max_response": 16,
-    "corpus_length": 32,
-    "seed": 0,
-}
 SHAPE = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
 TRAINING = {"lr": 0.001, "epochs": 1.0, "batch": 8}
 BASE = {
