@@ -152,13 +152,16 @@ bench-stages: $(SETUP) $(SMOLLM2) ## mini's stages before/after: BEFORE=revision
 	@$(data_folder); \
 	$(RUN) python -m benchmarks.stages --before '$(BEFORE)' --precision '$(or $(PRECISION),bf16)'
 
-bench-trl: $(SETUP) $(TRL_VENV)/.installed ## like for like with TRL's MiniLLM trainer, in its own environment
-	@$(RUN) python -m benchmarks.against_trl --python $(abspath $(TRL_VENV))/bin/python
+bench-trl: $(SETUP) $(TRL_VENV)/1.14.2/.installed $(TRL_VENV)/1.16.0/.installed ## next to two trainers of TRL
+	@status=0; for pair in minillm:1.14.2 distillation:1.16.0; do \
+	  $(RUN) python -m benchmarks.against_trl --trainer "$${pair%:*}" \
+	    --python "$(abspath $(TRL_VENV))/$${pair#*:}/bin/python" || status=1; \
+	done; exit $$status
 
-# The last version of TRL with that trainer; the packages it shares with this one have the locked versions.
-$(TRL_VENV)/.installed: requirements.lock
-	$(PYTHON) -m venv $(TRL_VENV)
-	. $(TRL_VENV)/bin/activate && \
+# 1.14.2 is the last version with the MiniLLM trainer; packages shared with this one have the locked versions.
+$(TRL_VENV)/%/.installed: requirements.lock
+	$(PYTHON) -m venv $(TRL_VENV)/$*
+	. $(TRL_VENV)/$*/bin/activate && \
 	pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
-	. $(TRL_VENV)/bin/activate && pip install --quiet 'trl==1.14.2' -c requirements.lock
+	. $(TRL_VENV)/$*/bin/activate && pip install --quiet 'trl==$*' -c requirements.lock
 	@touch $@

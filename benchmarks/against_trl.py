@@ -1,15 +1,17 @@
-"""Like for like with TRL 1.14.2's MiniLLM trainer: `python -m benchmarks.against_trl --python PATH`.
+"""Like for like with a trainer of TRL: `python -m benchmarks.against_trl --trainer NAME --python PATH`.
 
-`make bench-trl` sets it up.  One step is 16 prompts of 64 tokens, 64 sampled tokens each, and one update,
-from the same weights.  What that trainer lacks is off here: teacher-mixed sampling, plain text, whitening,
-scaled and clipped rewards, further inner epochs.  Rows have equal lengths because it scores left-padded GPT-2
+`make bench-trl` sets both up: `minillm` of TRL 1.14.2, `distillation` (beta = 1: on-policy reverse KL) of
+TRL 1.16.0.  One step is 16 prompts of 64 tokens, 64 sampled tokens each, and one update, from the same
+weights.  What the trainer lacks is off here: teacher-mixed sampling, plain text, whitening, scaled and
+clipped rewards, further inner epochs.  Rows have equal lengths because the former scores left-padded GPT-2
 rows at wrong positions and counts padding.  "bf16" is each side's own: autocast there, bf16 weights with
-float32 copies in the optimizer here.
+float32 copies in the optimizer here.  Both at two vocabularies.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,37 +21,42 @@ from typing import IO, Any
 
 from benchmarks import child, report
 from benchmarks.run import say
-from benchmarks.shapes import FIXED
+from benchmarks.shapes import FIXED, Shape
 from benchmarks.sides import Ours
 from benchmarks.speed import seconds, spread
 from benchmarks.workload import Setting, make_model
 from minillm.runtime.processes import World, start
 
 REPEATS = 5
+# The larger one is Qwen2.5's.
+VOCABULARIES = (FIXED.vocabulary, 152_064)
 # This process's rank variables; the worker is not part of its world.
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LIKE: dict[str, Any] = {
-    "alpha": 0.0,
-    "lm_coef": 0.0,
-    "inner_epochs": 1,
-    "whiten": "none",
-    "reward_scale": 1.0,
-    "reward_clip": 0.0,
-    "importance": "none",
-    "include_current": True,
-    "gamma": 0.95,
+LIKE: dict[str, dict[str, Any]] = {
+    "minillm": {
+        "alpha": 0.0,
+        "lm_coef": 0.0,
+        "inner_epochs": 1,
+        "whiten": "none",
+        "reward_scale": 1.0,
+        "reward_clip": 0.0,
+        "importance": "none",
+        "include_current": True,
+        "gamma": 0.95,
+    },
+    "distillation": {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0, "inner_epochs": 1},
 }
 
 
 class Trl:
     """The worker process."""
 
-    def __init__(self, python: str, folder: Path, precision: str) -> None:
+    def __init__(self, python: str, trainer: str, folder: Path, precision: str) -> None:
         self.log = folder / "trl.log"
         environment = {key: value for key, value in os.environ.items() if key not in RANKS}
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [python, "-m", "benchmarks.trl_worker", str(folder), precision],
+                [python, "-m", "benchmarks.trl_worker", trainer, str(folder), precision],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -86,27 +93,30 @@ def answer_of(stream: IO[str]) -> dict[str, float] | None:
     return None
 
 
-def compare(python: str, precision: str, world: World) -> dict[str, Any]:
+def compare(python: str, trainer: str, shape: Shape, precision: str, world: World) -> dict[str, Any]:
     """Both sides in alternation after one untimed step each; our memory in a separate process."""
-    setting = Setting(FIXED, precision, world)
+    setting, like = Setting(shape, precision, world), LIKE[trainer]
     data = setting.make()
-    for name, size, seed in (("student", FIXED.student, 1), ("teacher", FIXED.teacher, 2)):
-        make_model(size, FIXED, seed).save_pretrained(setting.folder / name)
+    for name, size, seed in (("student", shape.student, 1), ("teacher", shape.teacher, 2)):
+        make_model(size, shape, seed).save_pretrained(setting.folder / name)
     data.tokenizer.save_pretrained(setting.folder / "tokenizer")
-    prompts = [" ".join(f"t{token}" for token in data.rows.prompt(i)) for i in range(FIXED.batch)]
-    request = {"prompts": prompts, "response": FIXED.response, "gamma": LIKE["gamma"]}
+    prompts = [" ".join(f"t{token}" for token in data.rows.prompt(i)) for i in range(shape.batch)]
+    request = {"prompts": prompts, "response": shape.response, "gamma": like.get("gamma", 1.0)}
     (setting.folder / "prompts.json").write_text(json.dumps(request), encoding="utf-8")
 
-    ours, trl = Ours(setting, FIXED, data, **LIKE), Trl(python, setting.folder, precision)
+    ours, trl = Ours(setting, shape, data, **like), Trl(python, trainer, setting.folder, precision)
     ours.update(ours.rollout())
     trl.step()
     mine, theirs = [], []
     for repeat in range(REPEATS):
         mine.append(seconds(lambda: ours.update(ours.rollout()))[0])
         theirs.append(trl.step())
-        say(f"{precision} {repeat + 1}/{REPEATS}: ours {mine[-1]:.2f} s, TRL {theirs[-1]['seconds']:.2f} s")
+        say(
+            f"{trainer}, V {shape.vocabulary}, {precision} {repeat + 1}/{REPEATS}: "
+            f"ours {mine[-1]:.2f} s, TRL {theirs[-1]['seconds']:.2f} s"
+        )
     trl.close()
-    memory = child.ask("benchmarks.memory", FIXED, side="ours", precision=precision, warm=True, **LIKE)
+    memory = child.ask("benchmarks.memory", shape, side="ours", precision=precision, warm=True, **like)
     values = {
         "ours": {"seconds": spread(mine)["median"], "above": memory["above"]},
         "trl": {
@@ -120,13 +130,21 @@ def compare(python: str, precision: str, world: World) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", required=True, help="the interpreter of an environment with trl==1.14.2")
+    parser.add_argument("--trainer", choices=LIKE, default="minillm")
+    parser.add_argument("--python", required=True, help="the interpreter of an environment with its TRL")
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     world = start(0)
-    results: dict[str, Any] = {"machine": report.machine()}
-    results["trl"] = {precision: compare(args.python, precision, world) for precision in ("fp32", "bf16")}
-    say(f"written: {report.write(results, args.out, 'trl')} and its .json")
+    results: dict[str, Any] = {"machine": report.machine(), "trl": {}}
+    for vocabulary in args.vocabularies:
+        shape = dataclasses.replace(FIXED, vocabulary=vocabulary)
+        for precision in args.precisions:
+            results["trl"][f"{precision} V{vocabulary}"] = compare(
+                args.python, args.trainer, shape, precision, world
+            )
+    say(f"written: {report.write(results, args.out, f'trl-{args.trainer}')} and its .json")
     print(report.summary(results))
     sys.exit(0 if all(check.met for check in report.checks(results)) else 1)
 
