@@ -1,4 +1,4 @@
-"""What a plan says of eight small runs against what they take: `python -m benchmarks.validate_plan`.
+"""What a plan says of small runs against what they take: `python -m benchmarks.validate_plan`.
 
 Each run is a process of its own: models, DeepSpeed's engine, rounds of sampling and updates.  Measured are
 the bytes of tensors at the largest moment of the second round (minillm/fits/tensor_bytes.py), without
@@ -64,6 +64,20 @@ RUNS: dict[str, tuple[str, str, Shape, dict[str, Any]]] = {
         "bf16",
         Shape(32768, 4, 2, 32, 32, 64, student=MIDDLE, teacher=LARGE),
         {"zero": 2},
+    ),
+    # Written after the last change of a rule, and run once.
+    "sft, long, held out": ("sft", "bf16", Shape(9001, 6, 3, 96, 160, student=Size(5, 320)), {}),
+    "kd, ZeRO 2, held out": (
+        "kd",
+        "bf16",
+        Shape(20000, 8, 4, 48, 80, student=Size(3, 448), teacher=Size(7, 576)),
+        {"zero": 2, "gradient_checkpointing": True},
+    ),
+    "minillm, held out": (
+        "minillm",
+        "fp32",
+        Shape(12345, 12, 4, 40, 56, 96, student=Size(5, 192), teacher=Size(9, 448)),
+        {},
     ),
 }
 BUCKETS = (2 * BUCKET, 4 * BUCKET)
