@@ -12,6 +12,7 @@ from minillm.models.head import response_hidden
 from minillm.models.tiled_loss import Head, tile_of, tiles
 from minillm.sampling.draw import draw, token_values
 from minillm.sampling.kv_cache import COMPACT_AT, Decoder
+from minillm.sampling.one_shape import OneShape
 from minillm.sampling.progress import Progress
 
 
@@ -27,7 +28,7 @@ class Unread:
         progress: Progress,
         student: Head,
         teacher: PreTrainedModel,
-        decoder: Decoder,
+        decoder: Decoder | OneShape,
         heads: np.ndarray,
         alpha: float,
         record: bool,
@@ -49,14 +50,10 @@ class Unread:
         # (rows, positions, the teacher's hidden states) of what was recorded.
         self.kept: list[tuple[Tensor, Tensor | int, Tensor]] = []
 
-    def asked(self, t: int, alive: Tensor, running: Tensor) -> Tensor:
-        """How many of the rows `alive` that are still `running` the teacher draws for, a scalar."""
-        return (self.heads[alive, min(t, self.heads.shape[1] - 1)] & running).sum()
-
     def draw(
         self, t: int, alive: Tensor, hidden: Tensor, uniform: Tensor, asked: int, running: int
     ) -> Tensor:
-        """The tokens of position `t` of the rows `alive`, of which `running` have not ended.
+        """The tokens of position `t` of the rows `alive`, of which `running` have not ended, as far as known.
 
         `hidden` are the student's states there; the teacher draws for `asked` of the running rows.
         """

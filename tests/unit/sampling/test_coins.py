@@ -18,6 +18,7 @@ from minillm.sampling import sample as sampling_module
 from minillm.sampling import unread
 from minillm.sampling.coins import coins, grouped
 from minillm.sampling.kv_cache import Decoder
+from minillm.sampling.one_shape import OneShape
 from minillm.sampling.sample import Mixture, sample, uniforms
 
 VOCABULARY, EOS, PAD, HORIZON = 11, 0, 12, 14
@@ -114,7 +115,7 @@ def test_wherever_the_coins_fall(name, heads, pieces, monkeypatch):
         monkeypatch.setattr(batching, "CPU_POSITIONS", 2 * COUNT)
         monkeypatch.setattr(tiled_loss, "TILE", 2 * VOCABULARY)
     passes = []
-    for module, method in ((Decoder, "hidden"), (unread, "response_hidden")):
+    for module, method in ((Decoder, "hidden"), (OneShape, "_states"), (unread, "response_hidden")):
         plain = getattr(module, method)
         monkeypatch.setattr(
             module,
