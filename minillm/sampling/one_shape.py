@@ -134,8 +134,10 @@ class OneShape:
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         self.place.prompts = rows
-        # No mask: causal attention hides what follows.
-        states = self._states(tokens, positions, None)
+        # Causal attention hides what follows. Where transformers would look for padding (which waits for a
+        # GPU) and warn, a mask says the same.
+        mask = self._mask(positions, tokens.shape[1]) if self.kind == "gpt2" else None
+        states = self._states(tokens, positions, mask)
         self.place.prompts = None
         at = lengths.unsqueeze(-1) - last + torch.arange(last, device=tokens.device)
         return states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))

@@ -68,7 +68,11 @@ def sample(
     as CUDA graphs.
     """
     how = How(sampling, seed, step, ends, pad, vocabulary, record, batch, budget, graphs)
-    responses = dict(as_they_end(model, prompts, rows, how, mixture))
+
+    def numbers(items: Sequence[int]) -> np.ndarray:
+        return uniforms(seed, step, [rows[i] for i in items], sampling.max_tokens)
+
+    responses = dict(as_they_end(model, prompts, numbers, how, mixture))
     return [responses[i] for i in range(len(prompts))]
 
 
@@ -76,13 +80,14 @@ def sample(
 def as_they_end(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
-    rows: Sequence[int],
+    numbers: Numbers,
     how: How,
     mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, Response]]:
     """What `sample` returns, (number of the prompt, response), as soon as it is there.
 
-    Until the last one is taken the models must not change.
+    `numbers` draw the tokens of some prompts, in place of a seed, a step and rows; `how` has those of coins.
+    Until the last response is taken the models must not change.
     """
     if (mixture or how.record) and Filters(how.sampling, ()):
         raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
@@ -92,10 +97,6 @@ def as_they_end(
         if len(theirs) != len(prompts):
             raise ValueError(f"{len(theirs)} prompts for the teacher, {len(prompts)} for the student")
         check_room(mixture.teacher, theirs, how.sampling)
-
-    def numbers(items: Sequence[int]) -> np.ndarray:
-        return uniforms(how.seed, how.step, [rows[i] for i in items], how.sampling.max_tokens)
-
     with packed([model, mixture.teacher] if mixture else [model]):
         if mixture is None and one_shape.possible(model):
             yield from refilled(model, prompts, numbers, how)

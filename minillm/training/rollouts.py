@@ -173,6 +173,7 @@ def collect_rollouts(
             record=True,
             batch=engine.launch.eval_batch,
             budget=engine.launch.eval_tokens,
+            graphs=engine.launch.cuda_graphs,
         )
         fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
         sent = engine.world.gather([without_states(entry) for entry in fresh])

@@ -71,7 +71,7 @@ NGRAMS = {
     "sampling/logit_filters.py:Filters.add": "the tokens drawn, at each position",
     "sampling/logit_filters.py:Filters._on_host": "which rows are left, when some have left",
 }
-COLLECTED = {**RECORDED, **PADDING, "training/rollouts.py:teacher_hidden": "its states of gold responses"}
+COLLECTED = {**SAMPLING, **PADDING, "training/rollouts.py:teacher_hidden": "its states of gold responses"}
 CACHED = {
     **PADDING,
     "training/teacher_cache.py:TeacherCache.hidden": "states to the disk, in the first epoch",
@@ -139,7 +139,7 @@ def test_sampling_from_a_mixture(name):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
+def test_several_positions_wait_once(mixed):
     student, teacher = pair()
     counts = {}
     for eos in (-1, EOS):  # no row ends before its time; some do
@@ -147,16 +147,20 @@ def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
             there(gpu, student, teacher)
             found = sampled(student, Sampling(max_tokens=9), eos, Mixture(teacher, 0.3) if mixed else None)
         counts[eos] = gpu.waits
-    looks = "sampling/kv_cache.py:Decoder.hidden (transformers)"
-    # Twice where the prompts are read.
-    assert counts[-1][looks] == (2 if mixed else 1) * (9 + 1)
+    assert any(len(response.tokens) < 9 for response in found)
+    if not mixed:
+        # After eight positions and at the end, where the responses are taken.
+        assert counts[-1] == {"sampling/refilled.py:Slots.taken": 3}
+        assert sum(counts[EOS].values()) <= 4
+        return
     # Prompts, their mask and the random numbers are sent.
     assert counts[-1]["sampling/progress.py:Context.of"] == 2
-    assert counts[-1]["sampling/sample.py:sample"] == 1
-    assert counts[-1]["sampling/sample.py:_sample_batch"] == 9
-    assert any(len(response.tokens) < 9 for response in found)
-    # Rows leave three times at most.
-    assert counts[EOS]["sampling/sample.py:_sample_batch"] <= 9 + 3 * 4
+    assert counts[-1]["sampling/sample.py:_together"] == 1
+    # After eight positions and at the end.
+    assert counts[-1]["sampling/together.py:Batch._look"] == 2
+    # Rows leave once.
+    assert counts[EOS]["sampling/together.py:Batch._look"] == 2
+    assert counts[EOS]["sampling/together.py:Batch._drop"] <= 3
 
 
 def test_answers_to_test_sets(tmp_path):
