@@ -393,8 +393,8 @@ class Launch:
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="Capture a step of sampling as a CUDA graph, which starts all of its kernels at once. Means "
-        "nothing on a CPU.",
+        description="Capture steps of sampling as CUDA graphs, which start all of their kernels at once. "
+        "Means nothing on a CPU.",
     )
     teacher_cache: bool = Field(
         default=True,

@@ -70,9 +70,7 @@ class Graphs:
             self.clear()
             self.failed = True
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            warnings.warn(
-                f"cuda_graphs: a step cannot be captured ({reason}); sampling without", stacklevel=2
-            )
+            warnings.warn(f"cuda_graphs: a step cannot be captured: {reason}; sampling without", stacklevel=2)
 
     def clear(self) -> None:
         """Forget the graphs: the tensors that they use are replaced."""

@@ -127,10 +127,11 @@ class Slots:
 
     def read(self, tokens: Tensor) -> None:
         """Read the tokens that were drawn last."""
-        seen = int((self.sizes + self.steps - self.begun)[self.busy].max()) + 1
-        # Slots that have ended read at their last place again.
-        columns = (self.prompts + self.lengths - 1).clamp(min=0)
-        states = self.decoder.step(tokens.unsqueeze(-1), columns.unsqueeze(-1), min(seen, self.length))
+        seen = min(int((self.sizes + self.steps - self.begun)[self.busy].max()) + 1, self.length)
+        # Slots that have ended read at their last place again, or before: with nothing to attend to they
+        # would leave NaN behind.
+        columns = (self.prompts + self.lengths - 1).clamp(min=0, max=seen - 1)
+        states = self.decoder.step(tokens.unsqueeze(-1), columns.unsqueeze(-1), seen)
         self.states, self.steps = states[:, 0], self.steps + 1
 
     def full(self) -> bool:

@@ -90,7 +90,9 @@ def responses(progress: Progress, record: bool, kept: Kept) -> list[Response]:
     tokens = progress.student.history[:, progress.student.width :].cpu().numpy().astype(np.int32)
     lengths, finished = progress.lengths.tolist(), progress.finished.tolist()
     values = progress.records.cpu().numpy() if record else None
-    states = _by_row(kept, len(lengths), max(lengths))
+    # Between two looks positions after all ends are sampled, too.
+    inside = [part for part in kept if not isinstance(part[1], int) or part[1] < max(lengths)]
+    states = _by_row(inside, len(lengths), max(lengths))
     made = []
     for i, (length, ended) in enumerate(zip(lengths, finished, strict=True)):
         # Copies here and below: a view would keep, and perhaps send, the arrays of the whole batch.

@@ -118,7 +118,9 @@ class Unread:
         useful = ~self.progress.finished[self.rows]
         if self.record:
             useful |= self.progress.lengths[self.rows] > self.position
-        if int(useful.sum()) > COMPACT_AT * len(self.rows):
+        count = int(useful.sum())
+        # None: all have ended, which the host does not know yet.
+        if not count or count > COMPACT_AT * len(self.rows):
             return
         keep, start = useful.nonzero().squeeze(-1), self.start
         self.rows = self.rows[keep]

@@ -137,9 +137,12 @@ def test_queues_hold_as_many_slots_as_fit():
     lengths = [30, 10, 12, 50, 100, 11, 26, 300]
     assert queues(lengths, 3, 0) == [(3, [1, 5, 2, 6, 0, 3, 4, 7])]
     found = queues(lengths, 8, 200)
-    assert found == [(5, [1, 5, 2, 6, 0, 3]), (2, [4]), (1, [7])] or sum(len(x) for _, x in found) == 8
+    # Of 8, 4, 2 and 1 at most.
+    assert found == [(3, [1, 5, 2]), (3, [6, 0, 3]), (1, [4]), (1, [7])]
+    many = queues([20] * 30 + [40] * 30, 8, 200)
+    assert many == [(8, list(range(30))), (4, list(range(30, 60)))]
     for slots, items in found:
-        assert slots <= len(items) and (slots == 1 or slots * max(lengths[i] for i in items) <= 200)
+        assert slots == 1 or slots * max(lengths[i] for i in items) <= 200
     assert sorted(i for _, items in found for i in items) == list(range(8))
 
 
@@ -147,12 +150,12 @@ def test_slots_are_filled_again_before_all_are_free(monkeypatch):
     """And half empty caches are given up at the end."""
     reads, kept, calls = [], [], []
     for name, into in (("read_prompts", reads), ("keep", kept)):
-        plain = getattr(OneShape, name)
-        monkeypatch.setattr(
-            OneShape,
-            name,
-            lambda self, rows, *a, p=plain, i=into: (i.append(len(rows)), p(self, rows, *a))[1],
-        )
+
+        def counted(self, rows, *arguments, plain=getattr(OneShape, name), into=into):  # noqa: B008
+            into.append(len(rows))
+            return plain(self, rows, *arguments)
+
+        monkeypatch.setattr(OneShape, name, counted)
     plain = OneShape.step
     monkeypatch.setattr(OneShape, "step", lambda self, t, *a: (calls.append(len(t)), plain(self, t, *a))[1])
     found = run(make("llama", 1), batch=4)
@@ -261,7 +264,7 @@ def test_captured_steps_give_the_same_answers(mixed, recorded, looks):
     expected = before(student, **shared)
     assert not recorded
     same(run(student, **shared), expected, 1e-5)
-    assert len({graph.pool for graph in recorded}) >= 1 and sum(g.replays for g in recorded) > 20
+    assert len({graph.pool for graph in recorded}) >= 1 and sum(g.replays for g in recorded) > 15
     # A graph for each shape: at most three numbers of columns and a few of rows.
     shapes = {tuple(g.given[0].shape) for g in recorded}
     assert all(shape[1] == 1 for shape in shapes) and len(recorded) < 30
