@@ -46,8 +46,10 @@ def possible(model: PreTrainedModel) -> bool:
 class Place:
     """What the layers of one cache share: its shape, and what is read just now."""
 
-    def __init__(self, rows: int, length: int) -> None:
+    def __init__(self, rows: int, length: int, device: torch.device) -> None:
         self.rows, self.length = rows, length
+        # Of the prompts that rows began with.
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         # While prompts are read: the rows that they belong to.
         self.prompts: Tensor | None = None
         # Otherwise the columns of the tokens, (rows, tokens), and how many columns are looked at.
@@ -116,7 +118,7 @@ class OneShape:
     ) -> None:
         self.model: Any = model.base_model
         self.head = packed_head(head_of(model, vocabulary, temperature, swap))
-        self.place = Place(rows, length)
+        self.place = Place(rows, length, model.device)
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [FixedLayer(self.place) for _ in self.cache.layers]
         config: Any = model.config
@@ -134,6 +136,7 @@ class OneShape:
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         self.place.prompts = rows
+        self.place.lengths[rows] = lengths
         # Causal attention hides what follows. Where transformers would look for padding (which waits for a
         # GPU) and warn, a mask says the same.
         mask = self._mask(positions, tokens.shape[1]) if self.kind == "gpt2" else None
@@ -213,7 +216,7 @@ class OneShape:
 
     def keep(self, rows: Tensor, first: int = 0) -> None:
         """Continue with only these rows; `first`, the columns of padding in all of them, are not held."""
-        self.place.rows = len(rows)
+        self.place.rows, self.place.lengths = len(rows), self.place.lengths[rows]
         for layer in self.cache.layers:
             assert isinstance(layer, FixedLayer)
             layer.keep(rows)

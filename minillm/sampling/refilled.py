@@ -60,8 +60,8 @@ class Slots:
         # and whether it runs, as far as is known.
         self.items, self.sizes, self.begun = (np.zeros(size, dtype=np.int64) for _ in range(3))
         self.busy, self.steps = np.zeros(size, dtype=bool), 0
-        # The same items and lengths; tokens sampled; whether a slot runs, has ended, has had NaN.
-        self.rows, self.prompts, self.lengths = torch.zeros(3, size, dtype=torch.long, device=device)
+        # The same items; tokens sampled; whether a slot runs, has ended, has had NaN.
+        self.rows, self.lengths = torch.zeros(2, size, dtype=torch.long, device=device)
         self.running, self.ended, self.nan = torch.zeros(3, size, dtype=torch.bool, device=device)
         self.tokens = torch.zeros(size, self.horizon, dtype=torch.long, device=device)
         self.uniform = torch.zeros(size, self.horizon, dtype=torch.float64, device=device)
@@ -77,16 +77,13 @@ class Slots:
         self.items[slots], self.sizes[slots], self.begun[slots] = items, sizes, self.steps
         self.busy[slots] = True
         self.filters.replace(before, items, prompts)
-        where, rows, counts, numbers = (
-            moved(torch.from_numpy(np.asarray(x)), self.device) for x in (slots, items, sizes, uniform)
+        where, rows, numbers = (
+            moved(torch.from_numpy(np.asarray(x)), self.device) for x in (slots, items, uniform)
         )
-        # New tensors: the filters read the rows once, and what a step has returned may be kept.
-        self.rows, self.prompts = (
-            x.index_copy(0, where, new) for x, new in ((self.rows, rows), (self.prompts, counts))
-        )
-        self.uniform[where], self.lengths[where] = numbers, torch.zeros_like(counts)
-        self.running = self.running.index_fill(0, where, True)
-        self.ended = self.ended.index_fill(0, where, False)
+        # A new tensor: the filters read it once.
+        self.rows, self.uniform[where] = self.rows.index_copy(0, where, rows), numbers
+        for values, first in ((self.lengths, 0), (self.running, True), (self.ended, False)):
+            values.index_fill_(0, where, first)
         budget = at_once(self.device, 0)
         for group in least_padding(range(len(slots)), lambda i: len(prompts[i]), len(slots), budget):
             self._read_prompts(slots[group], [prompts[i] for i in group])
@@ -130,7 +127,7 @@ class Slots:
         seen = min(int((self.sizes + self.steps - self.begun)[self.busy].max()) + 1, self.length)
         # Slots that have ended read at their last place again, or before: with nothing to attend to they
         # would leave NaN behind.
-        columns = (self.prompts + self.lengths - 1).clamp(min=0, max=seen - 1)
+        columns = (self.decoder.place.lengths + self.lengths - 1).clamp(min=0, max=seen - 1)
         states = self.decoder.step(tokens.unsqueeze(-1), columns.unsqueeze(-1), seen)
         self.states, self.steps = states[:, 0], self.steps + 1
 
@@ -164,7 +161,7 @@ class Slots:
         slots = np.flatnonzero(self.busy)
         where = moved(torch.from_numpy(slots), self.device)
         self.decoder.keep(where)
-        for name in ("rows", "prompts", "lengths", "running", "ended", "nan", "tokens", "uniform", "states"):
+        for name in ("rows", "lengths", "running", "ended", "nan", "tokens", "uniform", "states"):
             setattr(self, name, getattr(self, name)[where])
         if self.how.record:
             self.records = self.records[:, where]
