@@ -59,8 +59,7 @@ def by(way: str) -> Iterator[None]:
         if way == "growing cache":
             stack.enter_context(mock.patch.object(one_shape, "possible", lambda model: False))
         elif way == "one shape":
-            together = lambda *given: sampling._together(*given, None)  # noqa: E731
-            stack.enter_context(mock.patch.object(sampling, "refilled", together))
+            stack.enter_context(mock.patch.object(sampling, "refilled", sampling._together))
         yield
 
 

@@ -16,8 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from minillm.data.batching import least_padding, moved
-from minillm.models.head import head_of
-from minillm.models.onednn_layout import packed_head
+from minillm.models.tiled_loss import Head
 from minillm.sampling.cuda_graphs import Graphs
 
 # Families by how they take a mask (transformers' `config.model_type`): one for all layers, which attend to
@@ -99,6 +98,7 @@ class FixedLayer(DynamicLayer):
 class OneShape:
     """A model that reads `rows` rows of at most `length` positions each; `graphs`: as CUDA graphs on a GPU.
 
+    `head` makes logits of its hidden states.
     Its `hidden`, `prompts` and `keep` are those of kv_cache.Decoder; `read_prompts` and `step` need no left
     padding.
     """
@@ -109,15 +109,13 @@ class OneShape:
     def __init__(
         self,
         model: PreTrainedModel,
-        vocabulary: int,
-        temperature: float,
+        head: Head,
         rows: int,
         length: int,
-        swap: tuple[int, int] | None = None,
         graphs: bool = True,
     ) -> None:
         self.model: Any = model.base_model
-        self.head = packed_head(head_of(model, vocabulary, temperature, swap))
+        self.head = head
         self.place = Place(rows, length, model.device)
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [FixedLayer(self.place) for _ in self.cache.layers]

@@ -5,6 +5,7 @@ The numbers that draw a token belong to its row and position, so who is sampled 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.data.batching import at_once, least_padding, moved
+from minillm.models.head import head_of
+from minillm.models.onednn_layout import packed_head
+from minillm.models.tiled_loss import Head
 from minillm.sampling.draw import draw_and_record
 from minillm.sampling.kv_cache import compact_at, look_every
 from minillm.sampling.logit_filters import Filters
 from minillm.sampling.one_shape import OneShape
-from minillm.sampling.response import How, Record, Response, broken
+from minillm.sampling.response import How, Mixture, Record, Response, broken
+from minillm.sampling.scored import scored
 
 # The numbers that draw the tokens of these items, (items, horizon).
 Numbers = Callable[[Sequence[int]], np.ndarray]
@@ -49,12 +54,12 @@ class Slots:
     """
 
     def __init__(
-        self, model: PreTrainedModel, size: int, length: int, how: How, device: torch.device
+        self, model: PreTrainedModel, head: Head, size: int, length: int, how: How, keep: bool
     ) -> None:
-        self.model, self.how, self.device = model, how, device
+        self.model, self.how, self.device = model, how, model.device
+        device = self.device
         self.length, self.horizon = length, how.sampling.max_tokens
-        temperature = how.sampling.temperature
-        self.decoder = OneShape(model, how.vocabulary, temperature, size, length, None, how.graphs)
+        self.decoder = OneShape(model, head, size, length, how.graphs)
         self.filters = Filters(how.sampling, ())
         # On the host: the item in each slot, its prompt's length, how many steps had been made when it began,
         # and whether it runs, as far as is known.
@@ -68,6 +73,8 @@ class Slots:
         self.records = torch.zeros(5, size if how.record else 0, self.horizon, device=device)
         # Hidden states that predict the next tokens, (slots, width), once there are any.
         self.states = torch.zeros(0, device=device)
+        # Those of the tokens that were drawn, (slots, horizon, width), if they are to be kept.
+        self.kept, self.keep = torch.zeros(0, device=device), keep
 
     def fill(self, items: Sequence[int], prompts: Sequence[np.ndarray], uniform: np.ndarray) -> None:
         """Begin these prompts, at most as many as slots are free; `uniform` (prompts, horizon)."""
@@ -97,6 +104,8 @@ class Slots:
         states = self.decoder.read_prompts(where, tokens, sizes)[:, 0]
         if not len(self.states):
             self.states = states.new_zeros(len(self.items), states.shape[1])
+            if self.keep:
+                self.kept = states.new_zeros(len(self.items), self.horizon, states.shape[1])
         self.states[where] = states
 
     def draw(self) -> Tensor:
@@ -112,10 +121,13 @@ class Slots:
         running = self.running
         self.nan = self.nan | (running & (chosen < 0))
         chosen = chosen.clamp(min=0)
-        keep(self.tokens, at, chosen, running)
+        store(self.tokens, at, chosen, running)
+        if self.keep:
+            where = torch.arange(len(at), device=self.device), at.squeeze(-1)
+            self.kept[where] = torch.where(running.unsqueeze(-1), self.states, self.kept[where])
         if values is not None:
             for kept, value in zip(self.records, values, strict=True):
-                keep(kept, at, value.to(kept.dtype), running)
+                store(kept, at, value.to(kept.dtype), running)
         for end in self.how.ends:
             self.ended = self.ended | (running & (chosen == end))
         self.lengths = self.lengths + running
@@ -135,8 +147,8 @@ class Slots:
         """Whether all responses that are known to run have the most tokens, the last draw's included."""
         return bool((self.steps - self.begun[self.busy] + 1 >= self.horizon).all())
 
-    def taken(self) -> list[tuple[int, Response]]:
-        """(item, response) of slots that have ended, which are then free.  Waits for a GPU."""
+    def taken(self) -> list[tuple[int, Response, Tensor]]:
+        """(item, response, its kept states) of slots that have ended and are now free.  Waits for a GPU."""
         running, nan = torch.stack([self.running, self.nan]).cpu().numpy()
         if nan.any():
             raise broken(self.model)
@@ -151,7 +163,9 @@ class Slots:
         for i, (item, row) in enumerate(zip(self.items[done].tolist(), facts.cpu().numpy(), strict=True)):
             tokens = row[2 : 2 + row[0]].astype(np.int32)
             record = None if values is None else Record(*values[:, i, : len(tokens)].copy())
-            made.append((item, Response(tokens, bool(row[1]), record)))
+            # A copy: the slot takes another row.
+            states = self.kept[done[i], : len(tokens)].clone() if self.keep else self.kept
+            made.append((item, Response(tokens, bool(row[1]), record), states))
         return made
 
     def shrink(self) -> None:
@@ -165,11 +179,13 @@ class Slots:
             setattr(self, name, getattr(self, name)[where])
         if self.how.record:
             self.records = self.records[:, where]
+        if self.keep:
+            self.kept = self.kept[where]
         for name in ("items", "sizes", "begun", "busy"):
             setattr(self, name, getattr(self, name)[slots])
 
 
-def keep(kept: Tensor, at: Tensor, values: Tensor, running: Tensor) -> None:
+def store(kept: Tensor, at: Tensor, values: Tensor, running: Tensor) -> None:
     """Store `values` (slots,) in column `at` (slots, 1) of `kept` (slots, horizon), for slots that run."""
     kept.scatter_(1, at, torch.where(running.unsqueeze(-1), values.unsqueeze(-1), kept.gather(1, at)))
 
@@ -179,11 +195,31 @@ def refilled(
     prompts: Sequence[np.ndarray],
     numbers: Numbers,
     how: How,
+    mixture: Mixture | None = None,
 ) -> Iterator[tuple[int, Response]]:
-    """(item, response) of each prompt as it ends."""
-    device, horizon = next(model.parameters()).device, how.sampling.max_tokens
+    """(item, response) of each prompt as it ends; a teacher has no share in sampling, only in the records."""
+    head = packed_head(head_of(model, how.vocabulary, how.sampling.temperature))
+    if mixture is None or not how.record:
+        yield from (made[:2] for made in _sampled(model, head, prompts, numbers, how, False))
+        return
+    plain = dataclasses.replace(how, record=False)
+    theirs = prompts if mixture.prompts is None else mixture.prompts
+    yield from scored(_sampled(model, head, prompts, numbers, plain, True), head, mixture, theirs, how)
+
+
+def _sampled(
+    model: PreTrainedModel,
+    head: Head,
+    prompts: Sequence[np.ndarray],
+    numbers: Numbers,
+    how: How,
+    keep: bool,
+) -> Iterator[tuple[int, Response, Tensor]]:
+    """And the hidden states of its tokens, (length, width), if they are kept."""
+    horizon = how.sampling.max_tokens
     for size, items in queues([len(prompt) + horizon for prompt in prompts], how.batch, how.budget):
-        slots, left = Slots(model, size, len(prompts[items[-1]]) + horizon, how, device), deque(items)
+        slots = Slots(model, head, size, len(prompts[items[-1]]) + horizon, how, keep)
+        left = deque(items)
         for turn in itertools.count():
             free = len(slots.busy) - int(slots.busy.sum())
             if left and free >= min(REFILL_AT * size, len(slots.busy)):
@@ -194,7 +230,7 @@ def refilled(
             if not left:
                 slots.shrink()
             tokens = slots.draw()
-            if (turn + 1) % look_every(device) == 0 or slots.full():
+            if (turn + 1) % look_every(slots.device) == 0 or slots.full():
                 yield from slots.taken()
             if slots.busy.any():
                 slots.read(tokens)

@@ -33,6 +33,11 @@ class How:
     budget: int = 0
     graphs: bool = True
 
+    def swap(self, mixture: Mixture) -> tuple[int, int] | None:
+        """The end tokens that the teacher's head exchanges, if they differ."""
+        same = mixture.end is None or mixture.end == self.ends[0]
+        return None if same or mixture.end is None else (self.ends[0], mixture.end)
+
 
 @dataclass(frozen=True)
 class Mixture:

@@ -98,8 +98,8 @@ def as_they_end(
             raise ValueError(f"{len(theirs)} prompts for the teacher, {len(prompts)} for the student")
         check_room(mixture.teacher, theirs, how.sampling)
     with packed([model, mixture.teacher] if mixture else [model]):
-        if mixture is None and one_shape.possible(model):
-            yield from refilled(model, prompts, numbers, how)
+        if (mixture is None or not mixture.alpha) and one_shape.possible(model):
+            yield from refilled(model, prompts, numbers, how, mixture)
         else:
             yield from _together(model, prompts, numbers, how, mixture)
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.data.batching import at_once
+from minillm.models.head import head_of
+from minillm.models.onednn_layout import packed_head
 from minillm.sampling import one_shape
 from minillm.sampling.draw import draw_and_record
 from minillm.sampling.kv_cache import Decoder, compact_at, look_every
@@ -24,7 +26,8 @@ def decoder_of(
     """A decoder with room for the batch."""
     rows, length = context.history.shape
     if one_shape.possible(model):
-        return OneShape(model, how.vocabulary, how.sampling.temperature, rows, length, swap, graphs)
+        head = packed_head(head_of(model, how.vocabulary, how.sampling.temperature, swap))
+        return OneShape(model, head, rows, length, graphs)
     return Decoder(model, how.vocabulary, how.sampling.temperature, length, swap)
 
 
@@ -51,10 +54,9 @@ class Batch:
         self.readers = [(decoder_of(model, progress.student, how, how.graphs), progress.student)]
         self.unread, self.heads = None, heads
         if mixture:
-            swap = None if mixture.end in (None, how.ends[0]) else (how.ends[0], mixture.end)
             # By coins the teacher reads chunks, of whatever length.
             graphs = how.graphs and heads is None
-            other = decoder_of(mixture.teacher, progress.teacher, how, graphs, swap)
+            other = decoder_of(mixture.teacher, progress.teacher, how, graphs, how.swap(mixture))
             if heads is None:
                 self.readers.append((other, progress.teacher))
             else:

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from minillm.data.batching import at_once, collate, least_padding
 from minillm.models.head import response_hidden
-from minillm.models.tiled_loss import Head, tile_of, tiles
-from minillm.sampling.draw import draw, token_values
+from minillm.models.tiled_loss import Head
+from minillm.sampling.draw import draw
 from minillm.sampling.kv_cache import COMPACT_AT, Decoder
 from minillm.sampling.one_shape import OneShape
 from minillm.sampling.progress import Progress
+from minillm.sampling.scored import values_of
 
 
 class Unread:
@@ -162,13 +163,8 @@ class Unread:
 
     def _record(self, rows: Tensor, positions: Tensor, students: Tensor, teachers: Tensor) -> None:
         """The values of tokens (n,) from both models' hidden states (n, width)."""
-        tokens = self.context.history[rows, self.context.width + positions].unsqueeze(-1)
-        records = self.progress.records
-        for part in tiles(len(rows), self.student.vocabulary, tile_of(self.device)):
-            student = self.student.logits(students[part]).log_softmax(-1)
-            teacher = self.decoder.head.logits(teachers[part]).log_softmax(-1)
-            q, at = student.exp(), tokens[part]
-            mixture = torch.lerp(q.gather(-1, at), teacher.gather(-1, at).exp(), self.alpha)
-            values = token_values(student, teacher, q, mixture, at)
-            records[:, rows[part], positions[part]] = values.to(records.dtype)
+        tokens, records = self.context.history[rows, self.context.width + positions], self.progress.records
+        heads = self.student, self.decoder.head
+        values = values_of(heads, students, teachers, tokens, self.alpha)
+        records[:, rows, positions] = values.to(records.dtype)
         self.kept.append((rows, positions, teachers))

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from minillm.config.sections import Sampling
 from minillm.errors import UserError
+from minillm.models.head import head_of
 from minillm.sampling import cuda_graphs, kv_cache, one_shape, refilled, together
 from minillm.sampling.cuda_graphs import Graphs
 from minillm.sampling.kv_cache import Decoder
@@ -96,12 +97,13 @@ def test_eager_attention_too(name):
     same(run(model, record=True, batch=4), expected, 1e-5)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("groups", [None, [0] * COUNT, [i // 3 for i in range(COUNT)]])
 @pytest.mark.parametrize("names", [("gpt2", "llama"), ("qwen2-sliding", "gemma3"), ("opt", "gpt_neo")])
-def test_a_teacher_that_reads_along(names, groups, looks):
+def test_a_teacher_that_reads_along(names, groups, alpha, looks):
     student, teacher = (model_of(name, seed) for seed, name in enumerate(names, 1))
-    mixture = Mixture(teacher, 0.3, groups)
-    found, expected = (how(student, mixture=mixture, record=True) for how in (run, before))
+    mixture = Mixture(teacher, alpha, groups)
+    found, expected = (how(student, mixture=mixture, record=True, batch=5) for how in (run, before))
     same(found, expected, 1e-5)
     for a, b in zip(found, expected, strict=True):
         assert_close(a.record.teacher_hidden, b.record.teacher_hidden, atol=1e-10, rtol=0)
@@ -195,7 +197,7 @@ def test_hidden_states_are_those_of_a_growing_cache(name, budget):
     prompts = PROMPTS[:5]
     with torch.no_grad():
         expected = hidden(Decoder(model, VOCABULARY, 1.0, 10), prompts, 0, keep)
-        found = hidden(OneShape(model, VOCABULARY, 1.0, 5, 10), prompts, budget, keep)
+        found = hidden(OneShape(model, head_of(model, VOCABULARY), 5, 10), prompts, budget, keep)
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, atol=1e-10, rtol=0)
 
@@ -204,7 +206,7 @@ def test_hidden_states_are_those_of_a_growing_cache(name, budget):
 def test_a_row_in_the_place_of_a_longer_one(name):
     """Each row at a column of its own; what the old row has left behind is not looked at."""
     model = model_of(name)
-    decoder = OneShape(model, VOCABULARY, 1.0, 3, 20)
+    decoder = OneShape(model, head_of(model, VOCABULARY), 3, 20)
     old, new = [9, 8, 7, 6, 5, 4, 3, 2, 1], [5, 6]
 
     def alone(ids):
@@ -290,7 +292,8 @@ def test_without_a_gpu_nothing_is_captured():
     assert not Graphs.possible(torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert OneShape(make("llama", 1), VOCABULARY, 1.0, 1, 4).graphs is None
+        model = make("llama", 1)
+        assert OneShape(model, head_of(model, VOCABULARY), 1, 4).graphs is None
 
 
 class FakeCuda:
