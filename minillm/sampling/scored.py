@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -80,6 +81,7 @@ def _scored(
             item, response, _ = samples[i]
             end = start + len(response.tokens)
             # Copies: a view would keep the whole batch.
-            record = Record(*values[:, start:end].copy(), teacher_hidden=states[start:end].clone())
-            yield item, Response(response.tokens, response.finished, record)
+            record = Record(*values[:, start:end].copy())
+            record = dataclasses.replace(record, teacher_hidden=states[start:end].clone())
+            yield item, dataclasses.replace(response, record=record)
             start = end

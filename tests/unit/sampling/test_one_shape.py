@@ -106,7 +106,8 @@ def test_a_teacher_that_reads_along(names, groups, alpha, looks):
     found, expected = (how(student, mixture=mixture, record=True, batch=5) for how in (run, before))
     same(found, expected, 1e-5)
     for a, b in zip(found, expected, strict=True):
-        assert_close(a.record.teacher_hidden, b.record.teacher_hidden, atol=1e-10, rtol=0)
+        # GPT-Neo's attention is in float32.
+        assert_close(a.record.teacher_hidden, b.record.teacher_hidden, atol=1e-5, rtol=0)
 
 
 FILTERS = Sampling(temperature=2.0, max_tokens=HORIZON, top_k=6, top_p=0.9, no_repeat_ngram=2)

@@ -68,14 +68,14 @@ def check(student, teacher, found, alpha=ALPHA, rows=range(COUNT)):
             assert_close(recorded, values, atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "alpha"), [*((way, ALPHA) for way in WAYS), ("tokens", 0.0), ("rows", 0.0)])
 @pytest.mark.parametrize(
     "names", [("gpt2", "llama"), ("llama", "mistral-sliding"), ("gemma3", "opt"), ("qwen2", "gpt_neo")]
 )
-def test_recorded_values_are_those_of_whole_passes(names, way):
+def test_recorded_values_are_those_of_whole_passes(names, way, alpha):
     student, teacher = (architecture(ARCHITECTURES[n], seed).double() for seed, n in enumerate(names, 1))
-    found = run(student, teacher, WAYS[way])
-    check(student, teacher, found)
+    found = run(student, teacher, WAYS[way], alpha=alpha)
+    check(student, teacher, found, alpha)
     last = [r.tokens[-1] for r in found if r.finished]
     assert set(last) <= set(ENDS) and len({len(r.tokens) for r in found}) > 3
     for response in found:

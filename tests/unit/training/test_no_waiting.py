@@ -64,6 +64,11 @@ RECORDED = {
     "sampling/response.py:responses": "what was sampled",
     "sampling/response.py:_by_row": "the teacher's hidden states, once a batch",
 }
+ALONE = {
+    **SAMPLING,
+    **PADDING,
+    "sampling/scored.py:_scored": "once a batch: its values and the teacher's hidden states",
+}
 # Of families whose step has not one shape.
 OTHERS = {"sampling/kv_cache.py:Decoder.hidden (transformers)": "once a position and model: as PADDING"}
 NGRAMS = {
@@ -204,7 +209,7 @@ def test_the_ngram_block_reads_the_tokens_and_the_rows_once():
 # --- the on-policy phase
 COLLECTIONS = {
     "paper": ({}, RECORDED),
-    "student alone": ({"alpha": 0.0}, RECORDED),
+    "student alone": ({"alpha": 0.0}, ALONE),
     "gold and samples": ({"objective": "forward_kl", "student_share": 0.5, "alpha": 0.0}, COLLECTED),
 }
 
