@@ -32,7 +32,7 @@ def values_of(
         q, at = student.exp(), tokens[part].unsqueeze(-1)
         mixture = torch.lerp(q.gather(-1, at), teacher.gather(-1, at).exp(), alpha)
         parts.append(token_values(student, teacher, q, mixture, at))
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1) if parts else students.new_zeros(5, 0)
 
 
 def scored(

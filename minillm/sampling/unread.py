@@ -133,7 +133,8 @@ class Unread:
         """The student's hidden states of the unread positions before `end`, (size, positions, width)."""
         hidden = self.students[0][1]
         states = hidden.new_zeros(len(self.heads), end - self.position, hidden.shape[-1])
-        for i, (alive, hidden) in enumerate(self.students):
+        # Between two looks positions after all ends are sampled, too.
+        for i, (alive, hidden) in enumerate(self.students[: end - self.position]):
             states[alive, i] = hidden
         return states
 
