@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from minillm.sampling.one_shape import Place
+
 # Norms of b and of EOS's embedding: its logit is -SCALE (SIZE + a standard normal number).
 SIZE, SCALE = 8.0, 5.0
 
@@ -30,8 +32,9 @@ class Stops:
     """While entered, a silenced model that samples ends each response with `eos` at its planned length.
 
     `lengths` maps a prompt's length to its response's, EOS included; prompts of one batch differ in length.
-    A pass of several tokens starts a batch and each pass of one token advances it by one position, whichever
-    rows are left: a row's prompt length is its position minus the passes so far.
+    Of a cache of fixed size (minillm/sampling/one_shape.py) the prompt's length is known.  Of others: a pass
+    of several tokens starts a batch and each pass of one token advances it by one position, whichever rows
+    are left, so a row's prompt length is its position minus the passes so far.
     """
 
     def __init__(self, model: PreTrainedModel, eos: int, lengths: dict[int, int]) -> None:
@@ -61,8 +64,22 @@ class Stops:
             return output
         # (rows, tokens, width)
         hidden: Tensor = output.last_hidden_state
+        place = getattr(next(iter(getattr(kwargs.get("past_key_values"), "layers", [])), None), "place", None)
+        if place is not None:
+            self._force_fixed(hidden, kwargs["position_ids"], place)
+            return output
         self.passes = 0 if hidden.shape[1] > 1 else self.passes + 1
         prompts = kwargs["position_ids"][:, -1] + 1 - self.passes
         ends = self.table[prompts.clamp(max=len(self.table) - 1)] == self.passes + 1
         hidden[:, -1] = torch.where(ends.unsqueeze(-1), self.hidden, hidden[:, -1])
         return output
+
+    def _force_fixed(self, hidden: Tensor, positions: Tensor, place: Place) -> None:
+        """The same with a cache of fixed size, whose prompts are padded on the right."""
+        rows = torch.arange(place.rows, device=hidden.device) if place.prompts is None else place.prompts
+        lengths = place.lengths[rows]
+        at = lengths - 1 if place.prompts is not None else torch.full_like(lengths, hidden.shape[1] - 1)
+        batch = torch.arange(len(rows), device=hidden.device)
+        read = positions[batch, at] + 1 - lengths
+        ends = self.table[lengths.clamp(max=len(self.table) - 1)] == read + 1
+        hidden[batch, at] = torch.where(ends.unsqueeze(-1), self.hidden, hidden[batch, at])

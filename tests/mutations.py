@@ -97,8 +97,8 @@ MUTATIONS = [
     Mutation(
         "padded entries are scored",
         "models/head.py",
-        "Head(weight, bias, vocabulary, cap, temperature)",
-        "Head(weight, bias, weight.shape[0], cap, temperature)",
+        "Head(weight, bias, vocabulary, cap, temperature, swap=swap)",
+        "Head(weight, bias, weight.shape[0], cap, temperature, swap=swap)",
         f"{TESTS}::test_padded_vocabulary",
     ),
     Mutation(
@@ -180,7 +180,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mixture weights change places",
-        "sampling/sample.py",
+        "sampling/draw.py",
         "torch.lerp(q, teacher.exp(), alpha)",
         "torch.lerp(teacher.exp(), q, alpha)",
         "tests/unit/sampling/test_sampling.py::test_frequencies_follow_the_mixture",
@@ -194,8 +194,8 @@ MUTATIONS = [
     ),
     Mutation(
         "weights are those of the model that drew the token",
-        "sampling/unread.py",
-        "teacher.gather(-1, at).exp(), self.alpha)",
+        "sampling/scored.py",
+        "teacher.gather(-1, at).exp(), alpha)",
         "teacher.gather(-1, at).exp(), 0.0)",
         "tests/unit/sampling/test_coins.py::test_wherever_the_coins_fall",
     ),
@@ -225,7 +225,35 @@ MUTATIONS = [
         "sampling/kv_cache.py",
         "            if isinstance(layer, RoomyLayer):",
         "            if isinstance(layer, RoomyLayer) and self.croppable:",
-        "tests/unit/sampling/test_architectures.py::test_rows_together_are_rows_alone_and_those_of_no_cache",
+        "tests/unit/sampling/test_one_shape.py::test_answers_stay",
+    ),
+    Mutation(
+        "a row sees one column more than it has reached",
+        "sampling/one_shape.py",
+        "whole = distance >= 0",
+        "whole = distance >= -1",
+        "tests/unit/sampling/test_one_shape.py::test_a_row_in_the_place_of_a_longer_one",
+    ),
+    Mutation(
+        "a new row goes on with the numbers of the old one",
+        "sampling/refilled.py",
+        "self.rows, self.uniform[where] = self.rows.index_copy(0, where, rows), numbers",
+        "self.rows = self.rows.index_copy(0, where, rows)",
+        "tests/unit/sampling/test_one_shape.py::test_answers_stay",
+    ),
+    Mutation(
+        "results of a graph are overwritten by its next run",
+        "sampling/cuda_graphs.py",
+        "return self.steps[name](tokens, columns).clone()",
+        "return self.steps[name](tokens, columns)",
+        "tests/unit/sampling/test_one_shape.py::test_captured_steps_give_the_same_answers",
+    ),
+    Mutation(
+        "the teacher's end is not read as the student's",
+        "models/tiled_loss.py",
+        "result[..., first], result[..., second] = logits[..., second], logits[..., first]",
+        "",
+        "tests/unit/sampling/test_two_prompts.py::test_recorded_values_are_those_of_whole_passes",
     ),
     Mutation(
         "tensors that are missing are made up",
@@ -356,8 +384,8 @@ MUTATIONS = [
     Mutation(
         "random numbers of a batch stay on the CPU",
         "sampling/sample.py",
-        "torch.from_numpy(numbers).to(device)",
-        "torch.from_numpy(numbers)",
+        "torch.from_numpy(numbers(chunk)).to(device)",
+        "torch.from_numpy(numbers(chunk))",
         "tests/unit/training/test_no_waiting.py::test_sampling_from_a_mixture",
     ),
 ]

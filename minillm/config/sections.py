@@ -391,6 +391,11 @@ class Launch:
         "logits and hidden states, ten seconds to half a minute at the start. Needs a C++ compiler, on a GPU "
         "Triton.",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="Capture steps of sampling as CUDA graphs, which start all of their kernels at once. "
+        "Means nothing on a CPU.",
+    )
     teacher_cache: bool = Field(
         default=True,
         description="Keep the teacher's hidden states: of samples for the inner epochs (MiniLLM), of fixed "

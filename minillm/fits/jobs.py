@@ -267,7 +267,8 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     draws = (
         Draw(
             both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
-            coins=s.coins,
+            # Without a share the teacher reads whole responses, as if no coin fell.
+            coins=s.coins if s.alpha or s.coins is not None else 0,
         ),
         Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
     )  # fmt: skip

@@ -27,8 +27,7 @@ from minillm.models import logit_product, tiled_loss
 from minillm.models.head import head_of, logits_by_tile, response_losses
 from minillm.models.loading import without_dropout
 from minillm.models.tiled_loss import Compilable, Head
-from minillm.sampling.draw import draw
-from minillm.sampling.sample import _position
+from minillm.sampling.draw import draw, draw_and_record
 from minillm.training.rollout_losses import SampleLoss
 from minillm.training.supervised import TokenLoss
 
@@ -283,7 +282,7 @@ def position(rows: int, vocabulary: int, teacher: bool, alpha: float, record: bo
     """Bytes of drawing one token for each of `rows` rows, their logits included."""
     with _faked(How(torch.float32, "cuda")) as live, torch.no_grad():
         logits = [torch.empty(rows, vocabulary) for _ in range(1 + teacher)]
-        _position(logits, alpha, torch.zeros(rows, dtype=torch.float64), record)
+        draw_and_record(logits, alpha, torch.zeros(rows, dtype=torch.float64), record)
         return live.peak
 
 

@@ -40,3 +40,25 @@ def token_values(student: Tensor, teacher: Tensor, q: Tensor, mixture: Tensor, a
     of_token = torch.cat([student.gather(-1, at), teacher.gather(-1, at), mixture.log()], -1).T
     gap = (q * (student - teacher)).sum(-1)
     return torch.cat([of_token, gap[None], -(q * student).sum(-1)[None]])
+
+
+def draw_and_record(
+    logits: list[Tensor], alpha: float, uniform: Tensor, record: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(a token per row (batch,), on request the five values of a `Record` (5, batch)).
+
+    `logits` are the student's, and the teacher's if there is one.
+    """
+    if not record and (len(logits) == 1 or not alpha):
+        return draw(logits[0].softmax(-1), uniform), None
+    student = logits[0].log_softmax(-1)
+    teacher = logits[1].log_softmax(-1) if len(logits) > 1 else student
+    q = student.exp()
+    mixed = torch.lerp(q, teacher.exp(), alpha) if alpha else q
+    chosen = draw(mixed, uniform)
+    if not record:
+        return chosen, None
+    # -1 if nothing could be drawn because of NaN, which the caller reports.
+    at = chosen.clamp(min=0).unsqueeze(-1)
+    # All logits are finite: filters are refused here.
+    return chosen, token_values(student, teacher, q, mixed.gather(-1, at), at)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import GenerateSettings
-from minillm.data.batching import by_length
 from minillm.data.sources import read_tests
 from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
@@ -23,7 +22,7 @@ from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
 from minillm.readers import Kind, are_tokens, read_json_lines
 from minillm.runtime.processes import World, start
-from minillm.sampling.sample import check_room, sample
+from minillm.sampling.sample import How, as_they_end, check_room, uniforms
 
 AGAIN = "remove this file; the answers in it are sampled again"
 # Keys of a line of a journal.
@@ -68,36 +67,26 @@ def answer_all(
     bar = tqdm(
         total=len(mine), initial=len(mine) - len(left), unit="row", disable=None if world.rank == 0 else True
     )
+    how = How(
+        sampling, 0, 0, [eos], pad, vocabulary,
+        batch=launch.eval_batch, budget=launch.eval_tokens, graphs=launch.cuda_graphs,
+    )  # fmt: skip
+
+    def numbers(items: Sequence[int]) -> np.ndarray:
+        asked = [left[i] for i in items]
+        return np.concatenate([uniforms(q.seed, q.step, [q.row], sampling.max_tokens) for q in asked])
+
     with open(my_journal, "a", encoding="utf-8") as file:
-        for seed, step in sorted({(q.seed, q.step) for q in left}):
-            group = [q for q in left if (q.seed, q.step) == (seed, step)]
-            for part in by_length(
-                group, lambda q: len(q.prompt) + sampling.max_tokens, launch.eval_batch, launch.eval_tokens
-            ):
-                prompts, rows = [q.prompt for q in part], [q.row for q in part]
-                responses = sample(
-                    model,
-                    prompts,
-                    rows,
-                    sampling,
-                    seed=seed,
-                    step=step,
-                    eos=eos,
-                    pad=pad,
-                    vocabulary=vocabulary,
-                    batch=len(part),
-                )
-                for question, response in zip(part, responses, strict=True):
-                    text = decode(tokenizer, response.tokens)
-                    entry = {
-                        "response": text,
-                        "response_tokens": response.tokens.tolist(),
-                        "finished": response.finished,
-                    }
-                    file.write(json.dumps({"key": question.key, **entry}) + "\n")
-                    done[json.dumps(question.key)] = entry
-                file.flush()
-                bar.update(len(part))
+        for item, response in as_they_end(model, [q.prompt for q in left], numbers, how):
+            entry = {
+                "response": decode(tokenizer, response.tokens),
+                "response_tokens": response.tokens.tolist(),
+                "finished": response.finished,
+            }
+            file.write(json.dumps({"key": left[item].key, **entry}) + "\n")
+            file.flush()
+            done[json.dumps(left[item].key)] = entry
+            bar.update()
     bar.close()
     every = {key: entry for part in world.gather(done) for key, entry in part.items()}
     missing = len(questions) - len(every)

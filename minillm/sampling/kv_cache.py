@@ -73,13 +73,34 @@ class RoomyLayer(DynamicLayer):
 # Finished rows are dropped once at most this share is alive: each drop copies the KV cache.
 COMPACT_AT = 0.75
 
+# Positions after which the host looks at who has ended, which waits for a GPU; rows that have ended meanwhile
+# are computed in vain.
+LOOK = 8
+
+
+def look_every(device: torch.device) -> int:
+    """Positions between two looks; on a CPU nobody waits."""
+    return 1 if device.type == "cpu" else LOOK
+
+
+def compact_at(device: torch.device) -> float:
+    """Rows that have ended are dropped once at most this share is alive: on a GPU steps are captured anew."""
+    return COMPACT_AT if device.type == "cpu" else 0.5
+
 
 class Decoder:
     """A model that reads a batch position by position, at most `length` positions."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int, temperature: float, length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: int,
+        temperature: float,
+        length: int,
+        swap: tuple[int, int] | None = None,
+    ) -> None:
         self.model: Any = model.base_model
-        self.head = packed_head(head_of(model, vocabulary, temperature))
+        self.head = packed_head(head_of(model, vocabulary, temperature, swap))
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [
             RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers

@@ -25,11 +25,21 @@ class NgramBlock:
 
     def __init__(self, size: int, prompts: Sequence[np.ndarray]) -> None:
         self.size = size
-        self.tokens: list[list[int]] = [[] for _ in prompts]
-        self.after: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
+        self.tokens: dict[int, list[int]] = {}
+        self.after: dict[int, dict[tuple[int, ...], list[int]]] = {}
         for row, prompt in enumerate(prompts):
-            for token in prompt.tolist():
-                self.add(row, token)
+            self.begin(row, prompt)
+
+    def begin(self, row: int, prompt: np.ndarray) -> None:
+        """Begin a row with its prompt."""
+        self.tokens[row], self.after[row] = [], {}
+        for token in prompt.tolist():
+            self.add(row, token)
+
+    def forget(self, row: int) -> None:
+        """Forget a row, if it is known."""
+        self.tokens.pop(row, None)
+        self.after.pop(row, None)
 
     def add(self, row: int, token: int) -> None:
         """Append `token` to the row."""
@@ -89,6 +99,14 @@ class Filters:
         if self.ngrams:
             for row, token in zip(self._on_host(rows), tokens.tolist(), strict=True):
                 self.ngrams.add(row, token)
+
+    def replace(self, old: Sequence[int], rows: Sequence[int], prompts: Sequence[np.ndarray]) -> None:
+        """Forget the rows `old`, as far as they are known, and begin `rows` with these prompts."""
+        if self.ngrams:
+            for row in old:
+                self.ngrams.forget(row)
+            for row, prompt in zip(rows, prompts, strict=True):
+                self.ngrams.begin(row, prompt)
 
     def _on_host(self, rows: Tensor) -> list[int]:
         """Numbers of the rows; the same tensor, whose values must not change, is read once."""

@@ -7,66 +7,26 @@ response does not depend on its batch, its neighbours, their order, the number o
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.config.sections import Sampling
-from minillm.data.batching import at_once, by_length
-from minillm.errors import UserError
+from minillm.data.batching import by_length
 from minillm.models.onednn_layout import packed
 from minillm.models.positions import check_positions
+from minillm.sampling import one_shape
 from minillm.sampling.coins import coins
-from minillm.sampling.draw import draw, token_values
-from minillm.sampling.kv_cache import COMPACT_AT, Decoder
 from minillm.sampling.logit_filters import Filters
 from minillm.sampling.progress import Progress
-from minillm.sampling.unread import Unread
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The teacher's part in sampling: p~ = alpha p + (1 - alpha) q.
-
-    With `groups`, the group of each row, coins shared by a group's rows say which of p and q draws a token
-    (coins.py), and the teacher reads only when it draws; without, tokens are drawn from p~ itself.
-    """
-
-    teacher: PreTrainedModel
-    alpha: float
-    groups: Sequence[int] | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What was computed when each token was drawn, (length,) float32 each.
-
-    Log-probabilities of the token under student, teacher and mixture; and for its position, summed over the
-    vocabulary, the reverse KL to the teacher and the student's entropy (both in nats).  Without a teacher,
-    its values are the student's.  `teacher_hidden` (length, width), in the teacher's precision and on the
-    CPU, is what its output matrix turns into the position's logits.
-    """
-
-    student_logprobs: np.ndarray
-    teacher_logprobs: np.ndarray
-    mixture_logprobs: np.ndarray
-    reverse_kl: np.ndarray
-    entropy: np.ndarray
-    teacher_hidden: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Response:
-    """A response to one prompt: token ids (with the EOS if `finished`), and on request their `Record`."""
-
-    tokens: np.ndarray
-    finished: bool
-    record: Record | None = None
+from minillm.sampling.refilled import Numbers, refilled
+from minillm.sampling.response import How as How
+from minillm.sampling.response import Mixture as Mixture
+from minillm.sampling.response import Record as Record
+from minillm.sampling.response import Response as Response
+from minillm.sampling.together import Batch
 
 
 def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarray:
@@ -79,7 +39,6 @@ def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarr
     )
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[np.ndarray],
@@ -88,52 +47,83 @@ def sample(
     *,
     seed: int,
     step: int,
-    eos: int,
+    ends: Sequence[int],
     pad: int,
     vocabulary: int,
     mixture: Mixture | None = None,
     record: bool = False,
     batch: int = 32,
     budget: int = 0,
+    graphs: bool = True,
 ) -> list[Response]:
     """A response to each prompt (1-D id arrays), in order; the random numbers come from the ids `rows`.
 
-    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every
-    sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for
-    evaluation: with a mixture or with `record` they raise ValueError, because the recorded values would not
-    be those of the policy.  Prompts of similar length are answered together, at most `batch` of them, and
-    only as many as have, with the longest responses, at most `budget` positions (0: any number); `vocabulary`
-    cuts off padded entries, which can never be sampled.
+    Any of the tokens `ends` ends a response; the first is the student's own, for which the teacher's stands
+    (`Mixture.end`).  With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a
+    `Record` of every sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram
+    block) are for evaluation: with a mixture or with `record` they raise ValueError, because the recorded
+    values would not be those of the policy.  Prompts of similar length are answered together, at most `batch`
+    of them, and only as many as have, with the longest responses, at most `budget` positions (0: any number);
+    `vocabulary` cuts off padded entries, which can never be sampled.  `graphs`: on a GPU, steps are captured
+    as CUDA graphs.
     """
-    if (mixture or record) and Filters(sampling, ()):
-        raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
-    for each in [model, mixture.teacher] if mixture else [model]:
-        check_room(each, prompts, sampling)
-    responses: dict[int, Response] = {}
-    device = next(model.parameters()).device
-    with packed([model, mixture.teacher] if mixture else [model]):
-        for chunk in by_length(
-            range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget
-        ):
-            numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
-            heads = None
-            if mixture and mixture.groups is not None:
-                groups = [mixture.groups[i] for i in chunk]
-                heads = coins(seed, step, groups, sampling.max_tokens, mixture.alpha)
-            progress = Progress.of([prompts[i] for i in chunk], sampling.max_tokens, pad, device)
-            done = _sample_batch(
-                model,
-                progress,
-                torch.from_numpy(numbers).to(device),
-                heads,
-                sampling,
-                eos,
-                vocabulary,
-                mixture,
-                record,
-            )
-            responses.update(zip(chunk, done, strict=True))
+    how = How(sampling, seed, step, ends, pad, vocabulary, record, batch, budget, graphs)
+
+    def numbers(items: Sequence[int]) -> np.ndarray:
+        return uniforms(seed, step, [rows[i] for i in items], sampling.max_tokens)
+
+    responses = dict(as_they_end(model, prompts, numbers, how, mixture))
     return [responses[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def as_they_end(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    numbers: Numbers,
+    how: How,
+    mixture: Mixture | None = None,
+) -> Iterator[tuple[int, Response]]:
+    """What `sample` returns, (number of the prompt, response), as soon as it is there.
+
+    `numbers` draw the tokens of some prompts, in place of a seed, a step and rows; `how` has those of coins.
+    Until the last response is taken the models must not change.
+    """
+    if (mixture or how.record) and Filters(how.sampling, ()):
+        raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
+    check_room(model, prompts, how.sampling)
+    if mixture:
+        theirs = prompts if mixture.prompts is None else mixture.prompts
+        if len(theirs) != len(prompts):
+            raise ValueError(f"{len(theirs)} prompts for the teacher, {len(prompts)} for the student")
+        check_room(mixture.teacher, theirs, how.sampling)
+    with packed([model, mixture.teacher] if mixture else [model]):
+        if (mixture is None or not mixture.alpha) and one_shape.possible(model):
+            yield from refilled(model, prompts, numbers, how, mixture)
+        else:
+            yield from _together(model, prompts, numbers, how, mixture)
+
+
+def _together(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    numbers: Numbers,
+    how: How,
+    mixture: Mixture | None,
+) -> Iterator[tuple[int, Response]]:
+    """Batch by batch, of prompts of similar length."""
+    device, horizon = next(model.parameters()).device, how.sampling.max_tokens
+    theirs = mixture.prompts if mixture else None
+    longest = [max(len(x[i]) for x in (prompts, theirs) if x is not None) for i in range(len(prompts))]
+    for chunk in by_length(range(len(prompts)), lambda i: longest[i] + horizon, how.batch, how.budget):
+        drawn = torch.from_numpy(numbers(chunk)).to(device)
+        heads = None
+        if mixture and mixture.groups is not None:
+            groups = [mixture.groups[i] for i in chunk]
+            heads = coins(how.seed, how.step, groups, horizon, mixture.alpha)
+        other = None if theirs is None else [theirs[i] for i in chunk]
+        progress = Progress.of([prompts[i] for i in chunk], horizon, how.pad, device, other)
+        yield from zip(chunk, Batch(model, progress, drawn, heads, how, mixture).sampled(), strict=True)
 
 
 def check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], sampling: Sampling) -> None:
@@ -142,134 +132,3 @@ def check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], sampling: 
     what = f"a prompt has {longest} tokens and max_tokens is {sampling.max_tokens}"
     # The last token is sampled and not read.
     check_positions(model, longest + sampling.max_tokens - 1, what)
-
-
-def _sample_batch(
-    model: PreTrainedModel,
-    progress: Progress,
-    uniform: Tensor,
-    heads: np.ndarray | None,
-    sampling: Sampling,
-    eos: int,
-    vocabulary: int,
-    mixture: Mixture | None,
-    record: bool,
-) -> list[Response]:
-    device, width, horizon = uniform.device, progress.width, uniform.shape[1]
-    history, attention, places = progress.history, progress.attention, progress.places
-    filters = Filters(sampling, progress.prompts)
-    models = [model, mixture.teacher] if mixture else [model]
-    decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in models]
-    unread = None
-    if mixture and heads is not None:
-        own, other = decoders
-        unread = Unread(progress, own.head, mixture.teacher, other, heads, mixture.alpha, record)
-        decoders = [own]
-    # (rows, positions, the teacher's hidden states).
-    kept: list[tuple[Tensor, Tensor | int, Tensor]] = []
-    # Rows of the caches -> rows of the batch.
-    alive = torch.arange(len(history), device=device)
-    # The first column that the caches hold.
-    start = 0
-    padded = history[:, :width], attention[:, :width], places[:, :width]
-    sizes = [len(prompt) for prompt in progress.prompts]
-    hidden = [decoder.prompts(*padded, sizes, at_once(device, 0)) for decoder in decoders]
-    # Rows that have not ended; those of them whose next token the teacher draws.
-    remaining, asked = len(history), 0 if heads is None else int(heads[:, 0].sum())
-    for t in range(horizon):
-        end, states = width + t, [values[:, -1] for values in hidden]
-        if unread is not None:
-            chosen = unread.draw(t, alive, states[0], uniform[alive, t], asked, remaining)
-        else:
-            logits = [decoder.head.logits(x) for decoder, x in zip(decoders, states, strict=True)]
-            if filters:
-                logits[0] = filters(alive, logits[0])
-            chosen, values = _position(logits, mixture.alpha if mixture else 0.0, uniform[alive, t], record)
-            if values is not None:
-                progress.records[:, alive, t] = values.to(progress.records.dtype)
-            if record and mixture:
-                kept.append((alive, t, states[1]))
-            if filters:
-                filters.add(alive, chosen)
-        still = progress.put(t, alive, chosen, eos)
-        # The one synchronisation point of a position.
-        counts = [still.sum(), (chosen < 0).sum()]
-        if unread is not None:
-            counts.append(unread.asked(t + 1, alive, still))
-        remaining, broken, *rest = torch.stack(counts).tolist()
-        asked = sum(rest)
-        if broken:
-            raise _broken(model)
-        if remaining == 0 or t + 1 == horizon:
-            break
-        if remaining <= COMPACT_AT * len(alive):
-            alive = alive[still]
-            first = int(attention[alive].argmax(-1).min()) if all(d.croppable for d in decoders) else start
-            for decoder in decoders:
-                decoder.keep(still.nonzero().squeeze(-1), first - start)
-            start = first
-        tokens, visible = history[alive, end : end + 1], attention[alive, start : end + 1]
-        hidden = [decoder.hidden(tokens, visible, places[alive, end : end + 1]) for decoder in decoders]
-
-    if unread is not None:
-        unread.finish()
-        kept = unread.kept
-        if progress.records.isnan().any():
-            raise _broken(unread.teacher)
-    return _responses(progress, record, kept)
-
-
-def _broken(model: PreTrainedModel) -> UserError:
-    name = model.name_or_path or type(model).__name__
-    return UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
-
-
-def _responses(
-    progress: Progress, record: bool, kept: Sequence[tuple[Tensor, Tensor | int, Tensor]]
-) -> list[Response]:
-    """Each row's part of the tensors, on the CPU."""
-    tokens = progress.history[:, progress.width :].cpu().numpy().astype(np.int32)
-    lengths, finished = progress.lengths.tolist(), progress.finished.tolist()
-    values = progress.records.cpu().numpy() if record else None
-    states = _by_row(kept, len(lengths), max(lengths))
-    responses = []
-    for i, (length, ended) in enumerate(zip(lengths, finished, strict=True)):
-        # Copies here and below: a view would keep, and perhaps send, the arrays of the whole batch.
-        record_of = None if values is None else Record(*values[:, i, :length].copy())
-        if record_of is not None and states is not None:
-            record_of = dataclasses.replace(record_of, teacher_hidden=states[i, :length].clone())
-        responses.append(Response(tokens[i, :length].copy(), ended, record_of))
-    return responses
-
-
-def _position(
-    logits: list[Tensor], alpha: float, uniform: Tensor, record: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(a token per row (batch,), on request the five values of a `Record` (5, batch)).
-
-    `logits` are the student's, and the teacher's if there is one.
-    """
-    if not record and (len(logits) == 1 or not alpha):
-        return draw(logits[0].softmax(-1), uniform), None
-    student = logits[0].log_softmax(-1)
-    teacher = logits[1].log_softmax(-1) if len(logits) > 1 else student
-    q = student.exp()
-    mixed = torch.lerp(q, teacher.exp(), alpha) if alpha else q
-    chosen = draw(mixed, uniform)
-    if not record:
-        return chosen, None
-    # -1 if nothing could be drawn because of NaN, which the caller reports.
-    at = chosen.clamp(min=0).unsqueeze(-1)
-    # All logits are finite: filters are refused here.
-    return chosen, token_values(student, teacher, q, mixed.gather(-1, at), at)
-
-
-def _by_row(kept: Sequence[tuple[Tensor, Tensor | int, Tensor]], size: int, length: int) -> Tensor | None:
-    """Hidden states (size, length, width) on the CPU, from those of (rows, positions)."""
-    if not kept:
-        return None
-    hidden = kept[0][2]
-    states = hidden.new_zeros(size, length, hidden.shape[-1])
-    for rows, positions, hidden in kept:
-        states[rows, positions] = hidden
-    return states.cpu()

@@ -9,10 +9,12 @@ from transformers import PreTrainedModel
 
 from minillm.data.batching import at_once, collate, least_padding
 from minillm.models.head import response_hidden
-from minillm.models.tiled_loss import Head, tile_of, tiles
-from minillm.sampling.draw import draw, token_values
+from minillm.models.tiled_loss import Head
+from minillm.sampling.draw import draw
 from minillm.sampling.kv_cache import COMPACT_AT, Decoder
+from minillm.sampling.one_shape import OneShape
 from minillm.sampling.progress import Progress
+from minillm.sampling.scored import values_of
 
 
 class Unread:
@@ -27,14 +29,15 @@ class Unread:
         progress: Progress,
         student: Head,
         teacher: PreTrainedModel,
-        decoder: Decoder,
+        decoder: Decoder | OneShape,
         heads: np.ndarray,
         alpha: float,
         record: bool,
     ) -> None:
         self.progress, self.student, self.alpha, self.record = progress, student, alpha, record
+        self.context = progress.teacher
         self.teacher, self.decoder = teacher, decoder
-        self.device = progress.history.device
+        self.device = progress.lengths.device
         self.heads = torch.from_numpy(heads).to(self.device)
         # Rows of the teacher's cache -> rows of the batch; it drops them later than the student does.
         self.rows = torch.arange(len(heads), device=self.device)
@@ -48,14 +51,10 @@ class Unread:
         # (rows, positions, the teacher's hidden states) of what was recorded.
         self.kept: list[tuple[Tensor, Tensor | int, Tensor]] = []
 
-    def asked(self, t: int, alive: Tensor, running: Tensor) -> Tensor:
-        """How many of the rows `alive` that are still `running` the teacher draws for, a scalar."""
-        return (self.heads[alive, min(t, self.heads.shape[1] - 1)] & running).sum()
-
     def draw(
         self, t: int, alive: Tensor, hidden: Tensor, uniform: Tensor, asked: int, running: int
     ) -> Tensor:
-        """The tokens of position `t` of the rows `alive`, of which `running` have not ended.
+        """The tokens of position `t` of the rows `alive`, of which `running` have not ended, as far as known.
 
         `hidden` are the student's states there; the teacher draws for `asked` of the running rows.
         """
@@ -90,14 +89,14 @@ class Unread:
     def _read(self, end: int) -> Tensor:
         """Read up to the state of position `end` - 1; all new states (rows, positions, width)."""
         self._settle()
-        progress, budget = self.progress, at_once(self.device, 0)
-        column = progress.width + end - 1
+        context, budget = self.context, at_once(self.device, 0)
+        column = context.width + end - 1
         if not self.columns:
             last = end if self.record else 1
             tokens, visible, places = (
-                x[:, :column] for x in (progress.history, progress.attention, progress.places)
+                x[:, :column] for x in (context.history, context.attention, context.places)
             )
-            lengths = [len(prompt) + end - 1 for prompt in progress.prompts]
+            lengths = [len(prompt) + end - 1 for prompt in context.prompts]
             states = self.decoder.prompts(tokens, visible, places, lengths, budget, last)
         else:
             self._drop()
@@ -106,8 +105,8 @@ class Unread:
             pieces = []
             for first in range(self.columns, column, step):
                 until = min(first + step, column)
-                tokens, places = (x[rows, first:until] for x in (progress.history, progress.places))
-                visible = progress.attention[rows, self.start : until]
+                tokens, places = (x[rows, first:until] for x in (context.history, context.places))
+                visible = context.attention[rows, self.start : until]
                 pieces.append(self.decoder.hidden(tokens, visible, places, until - first))
             states = torch.cat(pieces, 1)
         if self.record:
@@ -120,32 +119,35 @@ class Unread:
         useful = ~self.progress.finished[self.rows]
         if self.record:
             useful |= self.progress.lengths[self.rows] > self.position
-        if int(useful.sum()) > COMPACT_AT * len(self.rows):
+        count = int(useful.sum())
+        # None: all have ended, which the host does not know yet.
+        if not count or count > COMPACT_AT * len(self.rows):
             return
         keep, start = useful.nonzero().squeeze(-1), self.start
         self.rows = self.rows[keep]
         if self.decoder.croppable:
-            self.start = int(self.progress.attention[self.rows].argmax(-1).min())
+            self.start = int(self.context.attention[self.rows].argmax(-1).min())
         self.decoder.keep(keep, self.start - start)
 
     def _students(self, end: int) -> Tensor:
         """The student's hidden states of the unread positions before `end`, (size, positions, width)."""
         hidden = self.students[0][1]
         states = hidden.new_zeros(len(self.heads), end - self.position, hidden.shape[-1])
-        for i, (alive, hidden) in enumerate(self.students):
+        # Between two looks positions after all ends are sampled, too.
+        for i, (alive, hidden) in enumerate(self.students[: end - self.position]):
             states[alive, i] = hidden
         return states
 
     def _read_whole(self) -> None:
         """One pass over prompts and responses, for no coin has fallen for the teacher."""
-        progress, lengths = self.progress, self.progress.lengths.tolist()
-        tokens = progress.history[:, progress.width :].cpu().numpy()
-        both = [(x, tokens[i, : lengths[i]]) for i, x in enumerate(progress.prompts)]
+        context, lengths = self.context, self.progress.lengths.tolist()
+        tokens = context.history[:, context.width :].cpu().numpy()
+        both = [(x, tokens[i, : lengths[i]]) for i, x in enumerate(context.prompts)]
         students = self._students(max(lengths))
         for part in least_padding(
             range(len(both)), lambda i: sum(map(len, both[i])), len(both), at_once(self.device, 0)
         ):
-            batch = collate([both[i] for i in part], progress.pad).to(self.device)
+            batch = collate([both[i] for i in part], self.progress.pad).to(self.device)
             rows = torch.tensor([i for i in part for _ in range(lengths[i])], device=self.device)
             positions = torch.tensor([t for i in part for t in range(lengths[i])], device=self.device)
             self._record(rows, positions, students[rows, positions], response_hidden(self.teacher, batch))
@@ -162,13 +164,8 @@ class Unread:
 
     def _record(self, rows: Tensor, positions: Tensor, students: Tensor, teachers: Tensor) -> None:
         """The values of tokens (n,) from both models' hidden states (n, width)."""
-        tokens = self.progress.history[rows, self.progress.width + positions].unsqueeze(-1)
-        records = self.progress.records
-        for part in tiles(len(rows), self.student.vocabulary, tile_of(self.device)):
-            student = self.student.logits(students[part]).log_softmax(-1)
-            teacher = self.decoder.head.logits(teachers[part]).log_softmax(-1)
-            q, at = student.exp(), tokens[part]
-            mixture = torch.lerp(q.gather(-1, at), teacher.gather(-1, at).exp(), self.alpha)
-            values = token_values(student, teacher, q, mixture, at)
-            records[:, rows[part], positions[part]] = values.to(records.dtype)
+        tokens, records = self.context.history[rows, self.context.width + positions], self.progress.records
+        heads = self.student, self.decoder.head
+        values = values_of(heads, students, teachers, tokens, self.alpha)
+        records[:, rows, positions] = values.to(records.dtype)
         self.kept.append((rows, positions, teachers))

@@ -57,6 +57,7 @@ class Dev:
     batch: int
     seed: int
     tokens: int = 0
+    graphs: bool = True
 
     @classmethod
     def open(
@@ -80,6 +81,7 @@ class Dev:
             launch.eval_batch,
             seed,
             launch.eval_tokens,
+            launch.cuda_graphs,
         )
 
 
@@ -157,11 +159,12 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
         dev.sampling,
         seed=dev.seed,
         step=DEV_STEP,
-        eos=eos,
+        ends=[eos],
         pad=pad,
         vocabulary=dev.vocabulary,
         batch=dev.batch,
         budget=dev.tokens,
+        graphs=dev.graphs,
     )
     scored = [
         (i, r.tokens, r.finished, rouge_l(decode(dev.tokenizer, r.tokens), dev.records[i]["references"]))

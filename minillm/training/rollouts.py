@@ -166,13 +166,14 @@ def collect_rollouts(
             Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
             seed=seed,
             step=collection,
-            eos=eos,
+            ends=[eos],
             pad=pad,
             vocabulary=dev.vocabulary,
             mixture=Mixture(teacher, settings.alpha, groups) if watched else None,
             record=True,
             batch=engine.launch.eval_batch,
             budget=engine.launch.eval_tokens,
+            graphs=engine.launch.cuda_graphs,
         )
         fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
         sent = engine.world.gather([without_states(entry) for entry in fresh])

@@ -18,6 +18,7 @@ from minillm.sampling import sample as sampling_module
 from minillm.sampling import unread
 from minillm.sampling.coins import coins, grouped
 from minillm.sampling.kv_cache import Decoder
+from minillm.sampling.one_shape import OneShape
 from minillm.sampling.sample import Mixture, sample, uniforms
 
 VOCABULARY, EOS, PAD, HORIZON = 11, 0, 12, 14
@@ -31,7 +32,7 @@ NAMES = ("student_logprobs", "teacher_logprobs", "mixture_logprobs", "reverse_kl
 
 
 def run(student, teacher, groups, alpha=0.3, rows=range(COUNT), **more):
-    defaults = {"seed": 3, "step": 2, "eos": EOS, "pad": PAD, "vocabulary": VOCABULARY, "record": True}
+    defaults = {"seed": 3, "step": 2, "ends": [EOS], "pad": PAD, "vocabulary": VOCABULARY, "record": True}
     mixture = Mixture(teacher, alpha, None if groups is None else [groups[i] for i in rows])
     chosen = Sampling(temperature=more.pop("temperature", 3.0), max_tokens=more.pop("max_tokens", HORIZON))
     prompts = [PROMPTS[i] for i in rows]
@@ -114,7 +115,7 @@ def test_wherever_the_coins_fall(name, heads, pieces, monkeypatch):
         monkeypatch.setattr(batching, "CPU_POSITIONS", 2 * COUNT)
         monkeypatch.setattr(tiled_loss, "TILE", 2 * VOCABULARY)
     passes = []
-    for module, method in ((Decoder, "hidden"), (unread, "response_hidden")):
+    for module, method in ((Decoder, "hidden"), (OneShape, "_states"), (unread, "response_hidden")):
         plain = getattr(module, method)
         monkeypatch.setattr(
             module,
@@ -186,7 +187,7 @@ def first_tokens(student, teacher, steps, rows, alpha, groups):
             Sampling(max_tokens=1),
             seed=5,
             step=step,
-            eos=EOS,
+            ends=[EOS],
             pad=PAD,
             vocabulary=VOCABULARY,
             mixture=Mixture(teacher, alpha, groups),
@@ -227,7 +228,7 @@ def test_sequences_follow_the_mixture_exactly():
         Sampling(max_tokens=length, temperature=2.0),
         seed=9,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=PAD,
         vocabulary=vocabulary,
         mixture=Mixture(teacher, alpha, range(count)),

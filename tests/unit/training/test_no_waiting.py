@@ -39,6 +39,7 @@ from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
 from minillm.evaluation.teacher_samples import Sampled
 from minillm.runtime.processes import World
+from minillm.sampling import one_shape
 from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
@@ -54,14 +55,22 @@ EXAMPLES = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
 
 # Where the host waits, and why.
 PADDING = {"models/head.py:at_head (transformers)": "once a pass: whether any row is padded"}
-SAMPLING = {
-    "sampling/progress.py:Progress.of": "prompts and their padding",
-    "sampling/sample.py:sample": "random numbers, once a batch",
-    "sampling/sample.py:_sample_batch": "each position: how many rows run; who leaves the batch",
-    "sampling/sample.py:_responses": "what was sampled",
-    "sampling/kv_cache.py:Decoder.hidden (transformers)": "once a position and model: as PADDING",
+SAMPLING = {"sampling/refilled.py:Slots.taken": "every few positions: who has ended, and what was sampled"}
+RECORDED = {
+    "sampling/progress.py:Context.of": "prompts and their padding",
+    "sampling/sample.py:_together": "random numbers, once a batch",
+    "sampling/together.py:Batch._look": "every few positions: who has ended",
+    "sampling/together.py:Batch._drop": "who leaves the batch",
+    "sampling/response.py:responses": "what was sampled",
+    "sampling/response.py:_by_row": "the teacher's hidden states, once a batch",
 }
-RECORDED = {**SAMPLING, "sampling/sample.py:_by_row": "the teacher's hidden states, once a batch"}
+ALONE = {
+    **SAMPLING,
+    **PADDING,
+    "sampling/scored.py:_scored": "once a batch: its values and the teacher's hidden states",
+}
+# Of families whose step has not one shape.
+OTHERS = {"sampling/kv_cache.py:Decoder.hidden (transformers)": "once a position and model: as PADDING"}
 NGRAMS = {
     "sampling/logit_filters.py:NgramBlock.block": "which tokens are blocked, sent at each position",
     "sampling/logit_filters.py:Filters.add": "the tokens drawn, at each position",
@@ -114,7 +123,7 @@ def floats(family: str = "llama") -> tuple[Any, Any]:
 # --- sampling
 def sampled(student: Any, chosen: Sampling, eos: int = EOS, mixture: Mixture | None = None) -> Any:
     return sample(
-        student, PROMPTS, range(COUNT), chosen, seed=1, step=0, eos=eos, pad=EOS, vocabulary=VOCABULARY,
+        student, PROMPTS, range(COUNT), chosen, seed=1, step=0, ends=[eos], pad=EOS, vocabulary=VOCABULARY,
         mixture=mixture, record=mixture is not None,
     )  # fmt: skip
 
@@ -130,12 +139,12 @@ def test_sampling_from_a_mixture(name):
     for one, other in zip(found, expected, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert_close(one.record.teacher_logprobs, other.record.teacher_logprobs)
-    # Those without positions of their own do not look at the padding.
-    assert set(gpu.waits) <= set(RECORDED)
+    others = {} if one_shape.possible(student) else OTHERS
+    assert set(gpu.waits) <= {*RECORDED, *others}
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
+def test_several_positions_wait_once(mixed):
     student, teacher = pair()
     counts = {}
     for eos in (-1, EOS):  # no row ends before its time; some do
@@ -143,16 +152,20 @@ def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
             there(gpu, student, teacher)
             found = sampled(student, Sampling(max_tokens=9), eos, Mixture(teacher, 0.3) if mixed else None)
         counts[eos] = gpu.waits
-    looks = "sampling/kv_cache.py:Decoder.hidden (transformers)"
-    # Twice where the prompts are read.
-    assert counts[-1][looks] == (2 if mixed else 1) * (9 + 1)
-    # Prompts, their mask and the random numbers are sent.
-    assert counts[-1]["sampling/progress.py:Progress.of"] == 2
-    assert counts[-1]["sampling/sample.py:sample"] == 1
-    assert counts[-1]["sampling/sample.py:_sample_batch"] == 9
     assert any(len(response.tokens) < 9 for response in found)
-    # Rows leave three times at most.
-    assert counts[EOS]["sampling/sample.py:_sample_batch"] <= 9 + 3 * 4
+    if not mixed:
+        # After eight positions and at the end, where the responses are taken.
+        assert counts[-1] == {"sampling/refilled.py:Slots.taken": 3}
+        assert sum(counts[EOS].values()) <= 4
+        return
+    # Prompts, their mask and the random numbers are sent.
+    assert counts[-1]["sampling/progress.py:Context.of"] == 2
+    assert counts[-1]["sampling/sample.py:_together"] == 1
+    # After eight positions and at the end.
+    assert counts[-1]["sampling/together.py:Batch._look"] == 2
+    # Rows leave once.
+    assert counts[EOS]["sampling/together.py:Batch._look"] == 2
+    assert counts[EOS]["sampling/together.py:Batch._drop"] <= 3
 
 
 def test_answers_to_test_sets(tmp_path):
@@ -196,7 +209,7 @@ def test_the_ngram_block_reads_the_tokens_and_the_rows_once():
 # --- the on-policy phase
 COLLECTIONS = {
     "paper": ({}, RECORDED),
-    "student alone": ({"alpha": 0.0}, RECORDED),
+    "student alone": ({"alpha": 0.0}, ALONE),
     "gold and samples": ({"objective": "forward_kl", "student_share": 0.5, "alpha": 0.0}, COLLECTED),
 }
 
