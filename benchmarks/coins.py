@@ -66,7 +66,7 @@ class Case:
                 Sampling(max_tokens=self.shape.response),
                 seed=1,
                 step=step,
-                eos=EOS,
+                ends=[EOS],
                 pad=PAD,
                 vocabulary=self.shape.vocabulary,
                 mixture=Mixture(self.teacher, alpha, groups),

@@ -65,7 +65,7 @@ def train(student, teacher, prompts: list, args, eos: int, pad: int, vocabulary:
     held_out, prompts = prompts[::8], [prompt for i, prompt in enumerate(prompts) if i % 8]
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
     sampling = minillm.Sampling(max_tokens=args.max_tokens)
-    options = {"eos": eos, "pad": pad, "vocabulary": vocabulary, "seed": 10, "record": True}
+    options = {"ends": [eos], "pad": pad, "vocabulary": vocabulary, "seed": 10, "record": True}
 
     def respond(prompts: list, step: int, alpha: float) -> list:
         """Responses from alpha p + (1 - alpha) q (Eq. 4), with a record of both models' log-probabilities."""

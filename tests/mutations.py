@@ -97,8 +97,8 @@ MUTATIONS = [
     Mutation(
         "padded entries are scored",
         "models/head.py",
-        "Head(weight, bias, vocabulary, cap, temperature)",
-        "Head(weight, bias, weight.shape[0], cap, temperature)",
+        "Head(weight, bias, vocabulary, cap, temperature, swap=swap)",
+        "Head(weight, bias, weight.shape[0], cap, temperature, swap=swap)",
         f"{TESTS}::test_padded_vocabulary",
     ),
     Mutation(

@@ -36,7 +36,7 @@ def responses(
         Sampling(max_tokens=shape.response),
         seed=1,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=PAD,
         vocabulary=shape.vocabulary,
         mixture=mixture,

@@ -130,7 +130,7 @@ class Local:
                     sampling,
                     seed=0,
                     step=attempt,
-                    eos=eos,
+                    ends=[eos],
                     pad=pad,
                     vocabulary=vocabulary,
                     batch=batch,

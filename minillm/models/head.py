@@ -49,13 +49,18 @@ def at_head(model: nn.Module, batch: Batch, then: Callable[[Tensor], Tensor]) ->
     return result
 
 
-def head_of(model: nn.Module, vocabulary: int, temperature: float = 1.0) -> Head:
-    """The model's output matrix as tiled_loss.py needs it; its rows past `vocabulary` are never used."""
+def head_of(
+    model: nn.Module, vocabulary: int, temperature: float = 1.0, swap: tuple[int, int] | None = None
+) -> Head:
+    """The model's output matrix as tiled_loss.py needs it; its rows past `vocabulary` are never used.
+
+    `swap`: (the student's end token, this model's), if they differ (`Head`).
+    """
     inner: Any = getattr(model, "module", model)
     module = inner.get_output_embeddings()
     weight, bias = getattr(inner, "kept_head", (module.weight, getattr(module, "bias", None)))
     cap = getattr(inner.config, "final_logit_softcapping", None)
-    return Head(weight, bias, vocabulary, cap, temperature)
+    return Head(weight, bias, vocabulary, cap, temperature, swap=swap)
 
 
 def keep_head(model: PreTrainedModel, device: torch.device) -> None:

@@ -61,7 +61,9 @@ class Head:
 
     Rows past `vocabulary` are padding of the embedding: they are cut off, so that a softmax over the rest is
     renormalised.  `product`, if there is one, computes the product with the remaining rows
-    (onednn_layout.py).
+    (onednn_layout.py).  With `swap` two columns of the logits are exchanged: what a teacher that ends its
+    responses with another token than the student says of its end is then read as that of the student's end.
+    A permutation, so the softmax stays normalised.  Raises ValueError if one of them is cut off.
     """
 
     weight: Tensor
@@ -70,6 +72,11 @@ class Head:
     softcap: float | None = None
     temperature: float = 1.0
     product: Callable[[Tensor], Tensor] | None = None
+    swap: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.swap is not None and not all(0 <= token < self.vocabulary for token in self.swap):
+            raise ValueError(f"tokens {self.swap} are exchanged, but the vocabulary has {self.vocabulary}")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) in float32 (float64 stays float64), capped, divided by the temperature.
@@ -83,9 +90,9 @@ class Head:
 
         So they stay in the precision of the product if there is no cap and no temperature.
         """
-        return (
-            self.project(hidden) if self.softcap is None and self.temperature == 1.0 else self.logits(hidden)
-        )
+        if self.softcap is None and self.temperature == 1.0:
+            return exchanged(self.project(hidden), self.swap)
+        return self.logits(hidden)
 
     @functools.cached_property
     def mean(self) -> Tensor | None:
@@ -108,15 +115,31 @@ class Head:
 
     def finish(self, product: Tensor) -> Tensor:
         """Logits from the matrix product."""
-        return finish(product, self.softcap, self.temperature)
+        return finish(product, self.softcap, self.temperature, self.swap)
 
 
-def finish(product: Tensor, softcap: float | None, temperature: float) -> Tensor:
-    """Logits from the matrix product: float32 (float64 stays float64), capped, divided by the temperature."""
+def exchanged(logits: Tensor, swap: tuple[int, int] | None) -> Tensor:
+    """A copy with these two columns exchanged, differentiable; without `swap` the logits themselves."""
+    if swap is None:
+        return logits
+    first, second = swap
+    result = logits.clone()
+    # Not by a list of columns, which would have to be sent to a GPU.
+    result[..., first], result[..., second] = logits[..., second], logits[..., first]
+    return result
+
+
+def finish(
+    product: Tensor, softcap: float | None, temperature: float, swap: tuple[int, int] | None = None
+) -> Tensor:
+    """Logits from the matrix product.
+
+    In float32 (float64 stays float64), capped, divided by the temperature, two columns exchanged.
+    """
     logits = product if product.dtype == torch.float64 else product.float()
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return logits if temperature == 1.0 else logits / temperature
+    return exchanged(logits if temperature == 1.0 else logits / temperature, swap)
 
 
 def tiles(tokens: int, vocabulary: int, logits: int, first: int = 0) -> Iterator[slice]:
@@ -146,11 +169,13 @@ def values(function: Function, hidden: Tensor, head: Head) -> Tensor:
 
 
 @functools.cache
-def _compiled(value: Callable[..., Terms], softcap: float | None, temperature: float) -> Callable[..., Terms]:
+def _compiled(
+    value: Callable[..., Terms], softcap: float | None, temperature: float, swap: tuple[int, int] | None
+) -> Callable[..., Terms]:
     """Static shapes: only full tiles come here.  If it cannot be compiled, a warning, and plain `value`."""
 
     def run(product: Tensor, *tensors: Tensor | None) -> Terms:
-        return value(finish(product, softcap, temperature), *tensors)
+        return value(finish(product, softcap, temperature, swap), *tensors)
 
     if not possible("losses are computed"):
         return run
@@ -163,9 +188,8 @@ def _of_tile(function: Function | Compilable, product: Tensor, part: slice, head
     if not isinstance(function, Compilable):
         return function(head.finish(product), part).sum()
     if function.compile and len(product) == tokens_of_tile(product.device, head.vocabulary):
-        summed, noted = _compiled(function.value, head.softcap, head.temperature)(
-            product, *function.given(part)
-        )
+        run = _compiled(function.value, head.softcap, head.temperature, head.swap)
+        summed, noted = run(product, *function.given(part))
     else:
         summed, noted = function.value(head.finish(product), *function.given(part))
     function.note(({name: value.detach() for name, value in summed.items()}, noted))

@@ -82,7 +82,7 @@ def answer_all(
                     sampling,
                     seed=seed,
                     step=step,
-                    eos=eos,
+                    ends=[eos],
                     pad=pad,
                     vocabulary=vocabulary,
                     batch=len(part),

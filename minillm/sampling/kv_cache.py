@@ -77,9 +77,16 @@ COMPACT_AT = 0.75
 class Decoder:
     """A model that reads a batch position by position, at most `length` positions."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int, temperature: float, length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: int,
+        temperature: float,
+        length: int,
+        swap: tuple[int, int] | None = None,
+    ) -> None:
         self.model: Any = model.base_model
-        self.head = packed_head(head_of(model, vocabulary, temperature))
+        self.head = packed_head(head_of(model, vocabulary, temperature, swap))
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [
             RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in self.cache.layers

@@ -11,46 +11,74 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A batch that is being sampled: its tensors are filled in place.
+class Context:
+    """What one model reads: its rendering of the prompts, and the responses, filled in place.
 
     history, attention and places (a token's position in its row) are (size, width + horizon): prompts end
-    and responses begin at column `width`; lengths (of responses) and finished are (size,); records, the
-    values of a `Record`, (5, size, horizon).
+    and responses begin at column `width`.
     """
 
     prompts: Sequence[np.ndarray]
     width: int
-    pad: int
     history: Tensor
     attention: Tensor
     places: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[np.ndarray], horizon: int, pad: int, device: torch.device) -> Context:
+        """Before the first token, with room for `horizon` of them."""
+        width = max(map(len, prompts))
+        history, attention = (values.to(device) for values in left_padded(prompts, width + horizon, pad))
+        return cls(prompts, width, history, attention, (attention.cumsum(-1) - 1).clamp(min=0))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A batch that is being sampled: its tensors are filled in place.
+
+    `student` and `teacher` are the same if both models read the same prompts (or there is one model);
+    lengths (of responses) and finished are (size,); records, the values of a `Record`, (5, size, horizon).
+    """
+
+    student: Context
+    teacher: Context
+    pad: int
     lengths: Tensor
     finished: Tensor
     records: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[np.ndarray], horizon: int, pad: int, device: torch.device) -> Progress:
-        """Before the first token, with room for `horizon` of them."""
-        size, width = len(prompts), max(map(len, prompts))
-        history, attention = (values.to(device) for values in left_padded(prompts, width + horizon, pad))
+    def of(
+        cls,
+        prompts: Sequence[np.ndarray],
+        horizon: int,
+        pad: int,
+        device: torch.device,
+        teacher_prompts: Sequence[np.ndarray] | None = None,
+    ) -> Progress:
+        """Before the first token, with room for `horizon` of them; `teacher_prompts`: None if the same."""
+        size, student = len(prompts), Context.of(prompts, horizon, pad, device)
         return cls(
-            prompts,
-            width,
+            student,
+            student if teacher_prompts is None else Context.of(teacher_prompts, horizon, pad, device),
             pad,
-            history,
-            attention,
-            (attention.cumsum(-1) - 1).clamp(min=0),
             torch.zeros(size, dtype=torch.long, device=device),
             torch.zeros(size, dtype=torch.bool, device=device),
             torch.zeros((5, size, horizon), device=device),
         )
 
-    def put(self, t: int, rows: Tensor, tokens: Tensor, eos: int) -> Tensor:
-        """Store the tokens of position `t` of those `rows` that have not ended; who still have not."""
+    def put(self, t: int, rows: Tensor, tokens: Tensor, ends: Sequence[int]) -> Tensor:
+        """Store the tokens of position `t` of those `rows` that have not ended; who still have not.
+
+        Any of the tokens `ends` ends a response.
+        """
         running = ~self.finished[rows]
-        self.history[rows, self.width + t] = torch.where(running, tokens, self.pad)
-        still = running & (tokens != eos)
+        stored = torch.where(running, tokens, self.pad)
+        for context in {id(c): c for c in (self.student, self.teacher)}.values():
+            context.history[rows, context.width + t] = stored
+        still = running
+        for end in ends:
+            still = still & (tokens != end)
         self.lengths[rows] += running
         self.finished[rows] = ~still
         return still

@@ -35,11 +35,16 @@ class Mixture:
 
     With `groups`, the group of each row, coins shared by a group's rows say which of p and q draws a token
     (coins.py), and the teacher reads only when it draws; without, tokens are drawn from p~ itself.
+
+    The teacher reads `prompts`, its own rendering of the same rows (None: the student's), and the response's
+    tokens; what it says of `end`, its own end token, counts as said of the student's (None: the same).
     """
 
     teacher: PreTrainedModel
     alpha: float
     groups: Sequence[int] | None = None
+    prompts: Sequence[np.ndarray] | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Response:
-    """A response to one prompt: token ids (with the EOS if `finished`), and on request their `Record`."""
+    """A response to one prompt: token ids (with its end if `finished`), and on request their `Record`."""
 
     tokens: np.ndarray
     finished: bool
@@ -88,7 +93,7 @@ def sample(
     *,
     seed: int,
     step: int,
-    eos: int,
+    ends: Sequence[int],
     pad: int,
     vocabulary: int,
     mixture: Mixture | None = None,
@@ -98,36 +103,50 @@ def sample(
 ) -> list[Response]:
     """A response to each prompt (1-D id arrays), in order; the random numbers come from the ids `rows`.
 
-    With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a `Record` of every
-    sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram block) are for
-    evaluation: with a mixture or with `record` they raise ValueError, because the recorded values would not
-    be those of the policy.  Prompts of similar length are answered together, at most `batch` of them, and
-    only as many as have, with the longest responses, at most `budget` positions (0: any number); `vocabulary`
-    cuts off padded entries, which can never be sampled.
+    Any of the tokens `ends` ends a response; the first is the student's own, for which the teacher's stands
+    (`Mixture.end`).  With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a
+    `Record` of every sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram
+    block) are for evaluation: with a mixture or with `record` they raise ValueError, because the recorded
+    values would not be those of the policy.  Prompts of similar length are answered together, at most `batch`
+    of them, and only as many as have, with the longest responses, at most `budget` positions (0: any number);
+    `vocabulary` cuts off padded entries, which can never be sampled.
     """
     if (mixture or record) and Filters(sampling, ()):
         raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
-    for each in [model, mixture.teacher] if mixture else [model]:
-        check_room(each, prompts, sampling)
+    check_room(model, prompts, sampling)
+    theirs = None if mixture is None else mixture.prompts
+    if mixture:
+        if theirs is not None and len(theirs) != len(prompts):
+            raise ValueError(f"{len(theirs)} prompts for the teacher, {len(prompts)} for the student")
+        check_room(mixture.teacher, prompts if theirs is None else theirs, sampling)
     responses: dict[int, Response] = {}
     device = next(model.parameters()).device
     with packed([model, mixture.teacher] if mixture else [model]):
         for chunk in by_length(
-            range(len(prompts)), lambda i: len(prompts[i]) + sampling.max_tokens, batch, budget
+            range(len(prompts)),
+            lambda i: max(len(x[i]) for x in (prompts, theirs) if x is not None) + sampling.max_tokens,
+            batch,
+            budget,
         ):
             numbers = uniforms(seed, step, [rows[i] for i in chunk], sampling.max_tokens)
             heads = None
             if mixture and mixture.groups is not None:
                 groups = [mixture.groups[i] for i in chunk]
                 heads = coins(seed, step, groups, sampling.max_tokens, mixture.alpha)
-            progress = Progress.of([prompts[i] for i in chunk], sampling.max_tokens, pad, device)
+            progress = Progress.of(
+                [prompts[i] for i in chunk],
+                sampling.max_tokens,
+                pad,
+                device,
+                None if theirs is None else [theirs[i] for i in chunk],
+            )
             done = _sample_batch(
                 model,
                 progress,
                 torch.from_numpy(numbers).to(device),
                 heads,
                 sampling,
-                eos,
+                ends,
                 vocabulary,
                 mixture,
                 record,
@@ -150,34 +169,40 @@ def _sample_batch(
     uniform: Tensor,
     heads: np.ndarray | None,
     sampling: Sampling,
-    eos: int,
+    ends: Sequence[int],
     vocabulary: int,
     mixture: Mixture | None,
     record: bool,
 ) -> list[Response]:
-    device, width, horizon = uniform.device, progress.width, uniform.shape[1]
-    history, attention, places = progress.history, progress.attention, progress.places
-    filters = Filters(sampling, progress.prompts)
-    models = [model, mixture.teacher] if mixture else [model]
-    decoders = [Decoder(m, vocabulary, sampling.temperature, width + horizon) for m in models]
+    device, horizon = uniform.device, uniform.shape[1]
+    filters = Filters(sampling, progress.student.prompts)
+    contexts = [progress.student]
+    decoders = [Decoder(model, vocabulary, sampling.temperature, contexts[0].width + horizon)]
+    if mixture:
+        swap = None if mixture.end in (None, ends[0]) else (ends[0], mixture.end)
+        contexts.append(progress.teacher)
+        decoders.append(
+            Decoder(mixture.teacher, vocabulary, sampling.temperature, progress.teacher.width + horizon, swap)
+        )
     unread = None
     if mixture and heads is not None:
         own, other = decoders
         unread = Unread(progress, own.head, mixture.teacher, other, heads, mixture.alpha, record)
-        decoders = [own]
+        decoders, contexts = [own], contexts[:1]
     # (rows, positions, the teacher's hidden states).
     kept: list[tuple[Tensor, Tensor | int, Tensor]] = []
     # Rows of the caches -> rows of the batch.
-    alive = torch.arange(len(history), device=device)
-    # The first column that the caches hold.
-    start = 0
-    padded = history[:, :width], attention[:, :width], places[:, :width]
-    sizes = [len(prompt) for prompt in progress.prompts]
-    hidden = [decoder.prompts(*padded, sizes, at_once(device, 0)) for decoder in decoders]
+    alive = torch.arange(len(uniform), device=device)
+    # The first column that each cache holds.
+    starts = [0] * len(decoders)
+    hidden = []
+    for decoder, c in zip(decoders, contexts, strict=True):
+        padded = c.history[:, : c.width], c.attention[:, : c.width], c.places[:, : c.width]
+        hidden.append(decoder.prompts(*padded, list(map(len, c.prompts)), at_once(device, 0)))
     # Rows that have not ended; those of them whose next token the teacher draws.
-    remaining, asked = len(history), 0 if heads is None else int(heads[:, 0].sum())
+    remaining, asked = len(alive), 0 if heads is None else int(heads[:, 0].sum())
     for t in range(horizon):
-        end, states = width + t, [values[:, -1] for values in hidden]
+        states = [values[:, -1] for values in hidden]
         if unread is not None:
             chosen = unread.draw(t, alive, states[0], uniform[alive, t], asked, remaining)
         else:
@@ -191,7 +216,7 @@ def _sample_batch(
                 kept.append((alive, t, states[1]))
             if filters:
                 filters.add(alive, chosen)
-        still = progress.put(t, alive, chosen, eos)
+        still = progress.put(t, alive, chosen, ends)
         # The one synchronisation point of a position.
         counts = [still.sum(), (chosen < 0).sum()]
         if unread is not None:
@@ -204,12 +229,16 @@ def _sample_batch(
             break
         if remaining <= COMPACT_AT * len(alive):
             alive = alive[still]
-            first = int(attention[alive].argmax(-1).min()) if all(d.croppable for d in decoders) else start
-            for decoder in decoders:
-                decoder.keep(still.nonzero().squeeze(-1), first - start)
-            start = first
-        tokens, visible = history[alive, end : end + 1], attention[alive, start : end + 1]
-        hidden = [decoder.hidden(tokens, visible, places[alive, end : end + 1]) for decoder in decoders]
+            croppable, kept_rows = all(d.croppable for d in decoders), still.nonzero().squeeze(-1)
+            for i, (decoder, c) in enumerate(zip(decoders, contexts, strict=True)):
+                first = int(c.attention[alive].argmax(-1).min()) if croppable else starts[i]
+                decoder.keep(kept_rows, first - starts[i])
+                starts[i] = first
+        hidden = []
+        for decoder, c, start in zip(decoders, contexts, starts, strict=True):
+            end = c.width + t
+            tokens, visible = c.history[alive, end : end + 1], c.attention[alive, start : end + 1]
+            hidden.append(decoder.hidden(tokens, visible, c.places[alive, end : end + 1]))
 
     if unread is not None:
         unread.finish()
@@ -228,7 +257,7 @@ def _responses(
     progress: Progress, record: bool, kept: Sequence[tuple[Tensor, Tensor | int, Tensor]]
 ) -> list[Response]:
     """Each row's part of the tensors, on the CPU."""
-    tokens = progress.history[:, progress.width :].cpu().numpy().astype(np.int32)
+    tokens = progress.student.history[:, progress.student.width :].cpu().numpy().astype(np.int32)
     lengths, finished = progress.lengths.tolist(), progress.finished.tolist()
     values = progress.records.cpu().numpy() if record else None
     states = _by_row(kept, len(lengths), max(lengths))

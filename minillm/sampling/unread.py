@@ -33,8 +33,9 @@ class Unread:
         record: bool,
     ) -> None:
         self.progress, self.student, self.alpha, self.record = progress, student, alpha, record
+        self.context = progress.teacher
         self.teacher, self.decoder = teacher, decoder
-        self.device = progress.history.device
+        self.device = progress.lengths.device
         self.heads = torch.from_numpy(heads).to(self.device)
         # Rows of the teacher's cache -> rows of the batch; it drops them later than the student does.
         self.rows = torch.arange(len(heads), device=self.device)
@@ -90,14 +91,14 @@ class Unread:
     def _read(self, end: int) -> Tensor:
         """Read up to the state of position `end` - 1; all new states (rows, positions, width)."""
         self._settle()
-        progress, budget = self.progress, at_once(self.device, 0)
-        column = progress.width + end - 1
+        context, budget = self.context, at_once(self.device, 0)
+        column = context.width + end - 1
         if not self.columns:
             last = end if self.record else 1
             tokens, visible, places = (
-                x[:, :column] for x in (progress.history, progress.attention, progress.places)
+                x[:, :column] for x in (context.history, context.attention, context.places)
             )
-            lengths = [len(prompt) + end - 1 for prompt in progress.prompts]
+            lengths = [len(prompt) + end - 1 for prompt in context.prompts]
             states = self.decoder.prompts(tokens, visible, places, lengths, budget, last)
         else:
             self._drop()
@@ -106,8 +107,8 @@ class Unread:
             pieces = []
             for first in range(self.columns, column, step):
                 until = min(first + step, column)
-                tokens, places = (x[rows, first:until] for x in (progress.history, progress.places))
-                visible = progress.attention[rows, self.start : until]
+                tokens, places = (x[rows, first:until] for x in (context.history, context.places))
+                visible = context.attention[rows, self.start : until]
                 pieces.append(self.decoder.hidden(tokens, visible, places, until - first))
             states = torch.cat(pieces, 1)
         if self.record:
@@ -125,7 +126,7 @@ class Unread:
         keep, start = useful.nonzero().squeeze(-1), self.start
         self.rows = self.rows[keep]
         if self.decoder.croppable:
-            self.start = int(self.progress.attention[self.rows].argmax(-1).min())
+            self.start = int(self.context.attention[self.rows].argmax(-1).min())
         self.decoder.keep(keep, self.start - start)
 
     def _students(self, end: int) -> Tensor:
@@ -138,14 +139,14 @@ class Unread:
 
     def _read_whole(self) -> None:
         """One pass over prompts and responses, for no coin has fallen for the teacher."""
-        progress, lengths = self.progress, self.progress.lengths.tolist()
-        tokens = progress.history[:, progress.width :].cpu().numpy()
-        both = [(x, tokens[i, : lengths[i]]) for i, x in enumerate(progress.prompts)]
+        context, lengths = self.context, self.progress.lengths.tolist()
+        tokens = context.history[:, context.width :].cpu().numpy()
+        both = [(x, tokens[i, : lengths[i]]) for i, x in enumerate(context.prompts)]
         students = self._students(max(lengths))
         for part in least_padding(
             range(len(both)), lambda i: sum(map(len, both[i])), len(both), at_once(self.device, 0)
         ):
-            batch = collate([both[i] for i in part], progress.pad).to(self.device)
+            batch = collate([both[i] for i in part], self.progress.pad).to(self.device)
             rows = torch.tensor([i for i in part for _ in range(lengths[i])], device=self.device)
             positions = torch.tensor([t for i in part for t in range(lengths[i])], device=self.device)
             self._record(rows, positions, students[rows, positions], response_hidden(self.teacher, batch))
@@ -162,7 +163,7 @@ class Unread:
 
     def _record(self, rows: Tensor, positions: Tensor, students: Tensor, teachers: Tensor) -> None:
         """The values of tokens (n,) from both models' hidden states (n, width)."""
-        tokens = self.progress.history[rows, self.progress.width + positions].unsqueeze(-1)
+        tokens = self.context.history[rows, self.context.width + positions].unsqueeze(-1)
         records = self.progress.records
         for part in tiles(len(rows), self.student.vocabulary, tile_of(self.device)):
             student = self.student.logits(students[part]).log_softmax(-1)

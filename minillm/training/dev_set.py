@@ -157,7 +157,7 @@ def answer(model: PreTrainedModel, dev: Dev, world: World) -> DevAnswers:
         dev.sampling,
         seed=dev.seed,
         step=DEV_STEP,
-        eos=eos,
+        ends=[eos],
         pad=pad,
         vocabulary=dev.vocabulary,
         batch=dev.batch,

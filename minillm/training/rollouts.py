@@ -166,7 +166,7 @@ def collect_rollouts(
             Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
             seed=seed,
             step=collection,
-            eos=eos,
+            ends=[eos],
             pad=pad,
             vocabulary=dev.vocabulary,
             mixture=Mixture(teacher, settings.alpha, groups) if watched else None,

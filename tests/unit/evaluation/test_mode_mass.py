@@ -84,7 +84,7 @@ def test_so_many_samples_are_right(folder: Path) -> None:
         ids = np.array([WORDS.index(word) for word in prompt.split()])
         right = {tuple(WORDS.index(word) for word in text.split()) for text in references}
         answers = sample(
-            model, [ids] * n, range(n), Sampling(max_tokens=4), seed=1, step=0, eos=0, pad=0,
+            model, [ids] * n, range(n), Sampling(max_tokens=4), seed=1, step=0, ends=[0], pad=0,
             vocabulary=len(WORDS), batch=n,
         )  # fmt: skip
         share = np.mean([a.finished and tuple(a.tokens[:-1].tolist()) in right for a in answers])

@@ -50,7 +50,7 @@ def test_logits_do_not_depend_on_padding(model):
 
 
 def test_a_pruned_model_is_the_chosen_layers_with_a_cache_that_fits(model):
-    shared = {"seed": 1, "step": 0, "eos": 0, "pad": 0, "vocabulary": 13}
+    shared = {"seed": 1, "step": 0, "ends": [0], "pad": 0, "vocabulary": 13}
     before = sum(p.numel() for p in model.parameters())
     pruned = prune(model, (0, 3))
     assert pruned.config.num_hidden_layers == 2 and sum(p.numel() for p in pruned.parameters()) < before

@@ -33,7 +33,7 @@ def test_as_many_as_it_says_it_takes(name):
 def test_sampling_asks_both_models_first(shorter):
     small, large = make(ARCHITECTURES["gpt2"], 1), make(ARCHITECTURES["bloom"], 1)
     student, teacher = (small, large) if shorter == "student" else (large, small)
-    shared = {"seed": 0, "step": 0, "eos": 0, "pad": 12, "vocabulary": 11}
+    shared = {"seed": 0, "step": 0, "ends": [0], "pad": 12, "vocabulary": 11}
 
     def answers(length):
         prompts, sampling = (

@@ -317,7 +317,7 @@ def kept_of(student, teacher, chosen):
         Sampling(max_tokens=chosen.max_tokens),
         seed=1,
         step=2,
-        eos=EOS,
+        ends=[EOS],
         pad=EOS,
         vocabulary=VOCABULARY,
         mixture=Mixture(teacher, chosen.alpha),

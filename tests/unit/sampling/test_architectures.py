@@ -37,7 +37,7 @@ def answers(student, teacher, rows=range(COUNT)):
         Sampling(temperature=TEMPERATURE, max_tokens=LONGEST),
         seed=SEED,
         step=2,
-        eos=EOS,
+        ends=[EOS],
         pad=12,
         vocabulary=VOCABULARY,
         mixture=Mixture(teacher, 0.3),

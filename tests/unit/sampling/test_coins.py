@@ -31,7 +31,7 @@ NAMES = ("student_logprobs", "teacher_logprobs", "mixture_logprobs", "reverse_kl
 
 
 def run(student, teacher, groups, alpha=0.3, rows=range(COUNT), **more):
-    defaults = {"seed": 3, "step": 2, "eos": EOS, "pad": PAD, "vocabulary": VOCABULARY, "record": True}
+    defaults = {"seed": 3, "step": 2, "ends": [EOS], "pad": PAD, "vocabulary": VOCABULARY, "record": True}
     mixture = Mixture(teacher, alpha, None if groups is None else [groups[i] for i in rows])
     chosen = Sampling(temperature=more.pop("temperature", 3.0), max_tokens=more.pop("max_tokens", HORIZON))
     prompts = [PROMPTS[i] for i in rows]
@@ -186,7 +186,7 @@ def first_tokens(student, teacher, steps, rows, alpha, groups):
             Sampling(max_tokens=1),
             seed=5,
             step=step,
-            eos=EOS,
+            ends=[EOS],
             pad=PAD,
             vocabulary=VOCABULARY,
             mixture=Mixture(teacher, alpha, groups),
@@ -227,7 +227,7 @@ def test_sequences_follow_the_mixture_exactly():
         Sampling(max_tokens=length, temperature=2.0),
         seed=9,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=PAD,
         vocabulary=vocabulary,
         mixture=Mixture(teacher, alpha, range(count)),

@@ -52,7 +52,7 @@ def test_responses_stay(kind, monkeypatch):
             Sampling(max_tokens=12),
             seed=1,
             step=2,
-            eos=0,
+            ends=[0],
             pad=0,
             vocabulary=11,
             mixture=Mixture(make(kind, 2), 0.3),

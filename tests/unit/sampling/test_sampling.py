@@ -24,7 +24,7 @@ ROWS = [10, 11, 12, 13, 14]
 
 
 def run(model, prompts=PROMPTS, rows=ROWS, **arguments):
-    defaults = {"seed": 1, "step": 2, "eos": EOS, "pad": 0, "vocabulary": VOCABULARY}
+    defaults = {"seed": 1, "step": 2, "ends": [EOS], "pad": 0, "vocabulary": VOCABULARY}
     return sample(model, prompts, rows, Sampling(max_tokens=12), **(defaults | arguments))
 
 
@@ -94,7 +94,7 @@ def test_frequencies_follow_the_mixture(alpha, fits, kind):
         Sampling(max_tokens=1),
         seed=5,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=0,
         vocabulary=VOCABULARY,
         mixture=Mixture(teacher, alpha),
@@ -118,7 +118,7 @@ def test_rollouts_refuse_filters():
             Sampling(top_k=3),
             seed=0,
             step=0,
-            eos=EOS,
+            ends=[EOS],
             pad=0,
             vocabulary=VOCABULARY,
             record=True,
@@ -127,7 +127,7 @@ def test_rollouts_refuse_filters():
 
 def test_filters_of_evaluation():
     model = make("llama", 1)
-    shared = {"seed": 3, "step": 0, "eos": EOS, "pad": 0, "vocabulary": VOCABULARY}
+    shared = {"seed": 3, "step": 0, "ends": [EOS], "pad": 0, "vocabulary": VOCABULARY}
     greedy = sample(model, PROMPTS, ROWS, Sampling(top_k=1, max_tokens=3), **shared)
     for prompt, response in zip(PROMPTS, greedy, strict=True):
         ids = torch.from_numpy(prompt[None].astype(np.int64))
@@ -184,7 +184,7 @@ def test_temperature_is_that_of_both_models():
         Sampling(max_tokens=12, temperature=0.7),
         seed=1,
         step=2,
-        eos=EOS,
+        ends=[EOS],
         pad=0,
         vocabulary=VOCABULARY,
         mixture=Mixture(teacher, 0.3),
@@ -211,7 +211,7 @@ def test_top_p_keeps_the_smallest_set_of_that_probability():
         Sampling(max_tokens=1, top_p=0.6),
         seed=5,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=0,
         vocabulary=VOCABULARY,
         batch=250,

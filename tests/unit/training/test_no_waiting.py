@@ -55,7 +55,7 @@ EXAMPLES = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
 # Where the host waits, and why.
 PADDING = {"models/head.py:at_head (transformers)": "once a pass: whether any row is padded"}
 SAMPLING = {
-    "sampling/progress.py:Progress.of": "prompts and their padding",
+    "sampling/progress.py:Context.of": "prompts and their padding",
     "sampling/sample.py:sample": "random numbers, once a batch",
     "sampling/sample.py:_sample_batch": "each position: how many rows run; who leaves the batch",
     "sampling/sample.py:_responses": "what was sampled",
@@ -114,7 +114,7 @@ def floats(family: str = "llama") -> tuple[Any, Any]:
 # --- sampling
 def sampled(student: Any, chosen: Sampling, eos: int = EOS, mixture: Mixture | None = None) -> Any:
     return sample(
-        student, PROMPTS, range(COUNT), chosen, seed=1, step=0, eos=eos, pad=EOS, vocabulary=VOCABULARY,
+        student, PROMPTS, range(COUNT), chosen, seed=1, step=0, ends=[eos], pad=EOS, vocabulary=VOCABULARY,
         mixture=mixture, record=mixture is not None,
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_a_position_waits_once_and_once_a_model_for_its_padding(mixed):
     # Twice where the prompts are read.
     assert counts[-1][looks] == (2 if mixed else 1) * (9 + 1)
     # Prompts, their mask and the random numbers are sent.
-    assert counts[-1]["sampling/progress.py:Progress.of"] == 2
+    assert counts[-1]["sampling/progress.py:Context.of"] == 2
     assert counts[-1]["sampling/sample.py:sample"] == 1
     assert counts[-1]["sampling/sample.py:_sample_batch"] == 9
     assert any(len(response.tokens) < 9 for response in found)

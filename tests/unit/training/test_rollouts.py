@@ -127,7 +127,7 @@ def run_sampling(groups):
         Sampling(max_tokens=30),
         seed=1,
         step=0,
-        eos=EOS,
+        ends=[EOS],
         pad=EOS,
         vocabulary=11,
         mixture=Mixture(teacher, 0.3, groups),
