@@ -64,8 +64,8 @@ class Dataset:
     path: str = Field(
         default="",
         description="`folder`: a file of rows (`instruction`, `input`, `output`, or `messages`): JSON lines, "
-        "a JSON array, CSV or Parquet, or for plain text a `.txt` file with one document per line or rows with "
-        "`text`; its ending says which, and whether it is compressed (docs/data.md). `package:` and "
+        "a JSON array, CSV or Parquet, or for plain text a `.txt` file with one document per line or rows "
+        "with `text`; its ending says which, and whether it is compressed (docs/data.md). `package:` and "
         "`$MINILLM_DATA/` work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. "
         "`hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for one such file of the repository.",
     )

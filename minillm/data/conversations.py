@@ -90,6 +90,13 @@ def questions(id_: int, turns: Sequence[Turn], every_turn: bool) -> list[Questio
     ]
 
 
+def are_messages(value: Any) -> bool:
+    """Whether this is a list of {"role": text, "content": text}."""
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in KEYS[0]) for turn in value
+    )
+
+
 def as_text(messages: Sequence[Turn]) -> str:
     """One text of the messages: of a single one of the user its content, of others with their roles."""
     if len(messages) == 1 and messages[0]["role"] == "user":

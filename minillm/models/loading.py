@@ -246,6 +246,14 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad if isinstance(pad, int) else eos
 
 
+def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let transformers end the model's answers by the EOS of `tokenizer`, wherever the folder is loaded."""
+    end = special_tokens(tokenizer)[0]
+    model.config.eos_token_id = end
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = end
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
