@@ -98,3 +98,51 @@ def settings(folder: Path, own: Tokenizer, *also: Tokenizer, **more: Any) -> Dat
         also=also or None,
     )
     return dataclasses.replace(made, **more)
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """A whole configuration: the teacher by HEADERS, the student by MARKS without thoughts."""
+    once = {"lr": 1e-3, "epochs": 1, "batch": 6}
+
+    def model(tokenizer: str, size: str, layers: int) -> dict[str, Any]:
+        shape = {"model_type": "gpt2", "n_embd": 16, "n_layer": layers, "n_head": 2, "n_positions": 256}
+        training = {**once, "epochs": 0.5, "batch": 8}
+        named = {"source": "scratch", "tokenizer": tokenizer, "family": "Tiny", "size": size}
+        return {**named, "architecture": shape, "training": training}
+
+    def file(name: str) -> dict[str, str]:
+        return {"source": "folder", "path": str(folder / f"{name}.jsonl")}
+
+    return {
+        "run": "chat",
+        "precision": "fp32",
+        "sampling_seeds": [10],
+        "tokenizers": {
+            "marks": {"source": "folder", "path": str(folder / "marks"), "chat": {"thinking": False}},
+            "headers": {"source": "folder", "path": str(folder / "headers")},
+        },
+        "models": {"big": model("headers", "big", 2), "small": model("marks", "small", 1)},
+        "datasets": {
+            **{name: file(name) for name in ("train", "dev", "test")},
+            "text": {"source": "embedded", "rows": 60},
+        },
+        "data": {
+            **{"train": "train", "dev": "dev", "corpus": "text", "tests": ["test"], "template": "chat"},
+            **{"turns": "all", "max_prompt": 160, "max_response": 40, "corpus_length": 32},
+        },
+        "pairs": [{"teacher": "big", "students": ["small"]}],
+        "stages": {
+            "teacher": once,
+            "sft": once,
+            "kd": {**once, "epochs": 2, "loss": "kd"},
+            "seqkd": {**once, "loss": "kd"},
+            "pseudo": {"dev_rows": 2, "sampling": {"max_tokens": 16}},
+            "minillm": {
+                **{"lr": 1e-3, "collections": 2, "rollouts": 8, "batch": 4, "inner_epochs": 1},
+                **{"max_tokens": 16, "lm_batch": 4, "warmup": 0},
+            },
+        },
+        "generate": {"max_tokens": 16},
+        "exposure_bias": {"tests": ["test"], "responses": 2, "max_tokens": 8, "resamples": 20},
+        "diversity": {"tests": ["test"], "ngram": 2},
+    }
