@@ -69,8 +69,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name, split, count in (("train", "train", 12), ("dev", "dev", 3), ("test", "test", 3)):
         conversations(folder / f"{name}.jsonl", *some_rows(split, count))
     run = Run(folder)
-    for own, other in (("marks", "headers"), ("headers", "marks")):
-        run.stage("data", {"tokenizer": own}, out=run.data(own))
+    for name in ("marks", "headers"):
+        run.stage("data", {"tokenizer": name}, out=run.data(name))
     for own, other in (("marks", "headers"), ("headers", "marks")):
         test = run.at(layout.test_set(own, "test"))
         run.stage("testset", {"test": "test"}, data=run.data(own), also=[run.data(other)], out=test)
@@ -86,18 +86,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.stage("pseudo", {"teacher": "big"}, data=run.data("headers"), teacher=teacher, out=pseudo)
     pair = {"model": "small", "teacher": "big", "seed": SEED}
     both = {"data": run.data("marks"), "teacher": teacher, "teacher_data": run.data("headers")}
-    for method, more in (
-        ("kd", {"base": small}),
-        ("seqkd", {"base": small, "pseudo": pseudo}),
-        ("minillm", {"init": init}),
-    ):
-        run.stage(
-            method,
-            pair,
-            **both,
-            **more,
-            out=run.weights(layout.student_weights("small", method, "big", SEED)),
-        )
+    more = {"kd": {"base": small}, "seqkd": {"base": small, "pseudo": pseudo}, "minillm": {"init": init}}
+    for method, paths in more.items():
+        out = run.weights(layout.student_weights("small", method, "big", SEED))
+        run.stage(method, pair, **both, **paths, out=out)
     return run
 
 

@@ -92,7 +92,7 @@ def test_linked_tokenizers():
     values["tokenizers"] |= {"third": values["tokenizers"]["marks"], "alone": values["tokenizers"]["marks"]}
     for name in ("third", "alone"):
         values["models"][name] = {**values["models"]["small"], "tokenizer": name, "size": name}
-    values["models"]["other"] = {**values["models"]["alone"], "size": "other"}
+    values["models"]["other"] = {**values["models"]["big"], "tokenizer": "alone"}
     values["sweeps"] = [{"teacher": "third", "students": ["big"], "methods": ["kd"]}]
     values["pairs"].append({"teacher": "other", "students": ["alone"]})
     config = experiment(values)
