@@ -74,8 +74,9 @@ def _literal(text: str) -> str:
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The first special token after the answer in `text`; without one, the tokenizer's EOS."""
-    added = tokenizer.get_added_vocab()
+    """The first added token after the answer in `text`; without one, the tokenizer's EOS."""
+    # Some vocabularies have runs of spaces among them.
+    added = [token for token in tokenizer.get_added_vocab() if token.strip()]
     after = text[text.rindex(ANSWER) + len(ANSWER) :] if ANSWER in text else ""
     places = {token: after.index(token) for token in added if token in after}
     end = min(places, key=lambda token: (places[token], -len(token)), default=tokenizer.eos_token)
