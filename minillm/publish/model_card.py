@@ -149,8 +149,8 @@ def _data(run: Path, record: Mapping[str, Any]) -> str:
         lines.append(f"```\n{example}```")
     elif template == "chat":
         lines.append(
-            "\nPrompt: by the chat template of this folder's tokenizer (`apply_chat_template`), which has the "
-            "run's system prompt and whether it thinks; an answer ends with the tokenizer's EOS."
+            "\nPrompt: by the chat template of this folder's tokenizer (`apply_chat_template`), which has "
+            "the run's system prompt and whether it thinks; an answer ends with the tokenizer's EOS."
         )
     return "\n".join(lines)
 

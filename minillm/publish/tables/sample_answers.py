@@ -39,8 +39,8 @@ def samples(results: ItemResults) -> Sheet:
                     answers[model] = by_id
             for row in _drawn(answers, f"{results.settings.seed}/{test}"):
                 first = next(iter(answers.values()))[row]
-                talk = first.get("messages")
-                asked = as_text(talk) if are_messages(talk) else first["prompt"]
+                talk = first.get("messages", [])
+                asked = as_text(talk) if talk and are_messages(talk) else first["prompt"]
                 about = f"{results.label(test)}, row {row}\n{_cut(asked)}"
                 lines = [("reference", "", "; ".join(first["references"]))]
                 lines += [
