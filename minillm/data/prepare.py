@@ -89,12 +89,11 @@ def _renderers(settings: DataSettings, texts: list[str]) -> tuple[list[PreTraine
     With chat templates the EOS ends an answer, and a document ends as it did in the model's pre-training.
     """
     made = [make_tokenizer(spec, lambda: texts) for spec in (settings.tokenizer, *(settings.also or ()))]
-    end = made[0].eos_token_id
+    end: int = made[0].eos_token_id
     for spec, tokenizer in zip((settings.tokenizer, *(settings.also or ())), made, strict=True):
         check_same_tokens(made[0], tokenizer, settings.tokenizer.path, spec.path)
         if settings.template == "chat":
             with_chat(tokenizer, spec.chat or Chat())
-    assert isinstance(end, int)
     return made, end
 
 

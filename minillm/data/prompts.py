@@ -26,7 +26,8 @@ def render(row: Row, template: str, tokenizer: PreTrainedTokenizerBase | None = 
     """
     place = f"{where} row {row.id}"
     if template == "chat":
-        assert tokenizer is not None
+        if tokenizer is None:
+            raise ValueError("the template 'chat' is that of a tokenizer: give one")
         return rendered(tokenizer, messages_of(row), place)
     if len(row.messages) > 1:
         problem = f"{len(row.messages)} messages before the answer, and the template '{template}' shows one"
