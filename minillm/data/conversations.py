@@ -43,7 +43,7 @@ def conversation(entry: dict[str, Any], place: str, fields: dict[str, str]) -> l
     plain = entry.get(fields.get("instruction", "instruction")) is not None
     if not name or (plain and MESSAGES[0] not in fields):
         return None
-    messages = entry.get(name)
+    messages = _listed(entry.get(name))
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{place}: no list of messages in the field '{name}'; {AGAIN}")
     turns = [_turn(message, f"{place}: {name}.{i}") for i, message in enumerate(messages)]
@@ -55,6 +55,14 @@ def conversation(entry: dict[str, Any], place: str, fields: dict[str, str]) -> l
     if not any(turn["role"] == "user" for turn in turns[:-1]):
         raise UserError(f"{place}: no message of the user before the answer; {AGAIN}")
     return turns
+
+
+def _listed(messages: Any) -> Any:
+    """A list of messages that is there as an object of lists, as `datasets` gives sequences of objects."""
+    columns = list(messages.values()) if isinstance(messages, dict) else []
+    if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        return messages
+    return [dict(zip(messages, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _turn(message: Any, where: str) -> Turn:

@@ -87,6 +87,15 @@ def test_two_tokenizers_in_a_pair():
         experiment(values)
 
 
+def test_a_model_may_teach_itself_by_another_template_only():
+    values = raw()
+    values["models"]["small"] = {**values["models"]["big"], "tokenizer": "marks"}
+    assert experiment(values)
+    values["tokenizers"]["marks"] = values["tokenizers"]["headers"]
+    with pytest.raises(UserError, match="small is the same model as its teacher big"):
+        experiment(values)
+
+
 def test_linked_tokenizers():
     values = raw()
     values["tokenizers"] |= {"third": values["tokenizers"]["marks"], "alone": values["tokenizers"]["marks"]}

@@ -122,14 +122,16 @@ def rows(tmp_path, *lines, every_turn=False, **more):
 
 
 def test_messages_in_both_forms(tmp_path):
-    (first, second, third) = rows(
+    (first, columns, second, third) = rows(
         tmp_path,
         turns("Hi", "Yo"),
+        {"messages": {"role": ["user", "assistant"], "content": ["Hi", "Yo"]}},
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}], "id": 7},
         {"messages": None, "instruction": "Hi", "output": "Yo"},
     )
     assert (first.instruction, first.outputs, first.messages) == ("Hi", ("Yo",), tuple(turns("Hi")))
-    assert dataclasses.replace(second, id=0) == first and third.messages == ()
+    assert dataclasses.replace(second, id=0) == dataclasses.replace(columns, id=0) == first
+    assert third.messages == ()
     assert first.key == second.key == third.key
     (named,) = rows(tmp_path, {"talk": turns("Hi", "Yo"), "instruction": "x"}, fields={"messages": "talk"})
     assert named.messages == first.messages
