@@ -21,11 +21,13 @@ from minillm.readers import read_object
 PROVENANCE = "provenance.json"
 CARD = "card.json"
 TOKENIZER = "tokenizer/"
+# In a data folder: the chat template by which its rows were rendered.
+CHAT_TEMPLATE = "chat_template.jinja"
 # Key of a JSON file that holds the hash of its other keys.
 RECORD = "record_sha256"
 # Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
 # results re-runs none of it.
-NEWER = ("forms", "coins")
+NEWER = ("forms", "coins", "chat", "turns", "also")
 
 
 @contextmanager
@@ -159,8 +161,12 @@ def _of_model(name: str) -> bool:
 
 
 def data_content(files: Mapping[str, str]) -> str:
-    """Hash of a data folder's tokenizer, rows and corpus; `files` as for `model_content`."""
-    rows = [name for name in sorted(files) if "/" not in name and name.endswith((".npy", ".jsonl"))]
+    """Hash of a data folder's tokenizer, rows, corpus, and chat template if rows are rendered by one.
+
+    `files`: as for `model_content`.
+    """
+    kinds = (".npy", ".jsonl", ".jinja")
+    rows = [name for name in sorted(files) if "/" not in name and name.endswith(kinds)]
     return hash_of(tokenizer_content(files), *(f"{name} {files[name]}" for name in rows))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+from minillm.config.chat import linked
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
 from minillm.config.measurements.rouge import Rouge
@@ -24,6 +25,7 @@ from minillm.config.sections import KILLED_AFTER
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
 from minillm.data.local_files import content_of, is_local
+from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 from minillm.publish.registry import ITEMS, Item
 from minillm.publish.settings import items_of, main_table_files, metric_files
@@ -163,6 +165,24 @@ class Workflow:
         name = next(name for key in keys if (name := wildcards.get(key)))
         return self.below(layout.training_data(self._tokenizer(name.split("/")[0])))
 
+    def linked_data(self, wildcards: Any) -> list[str]:
+        """Input function: data folders of the tokenizers that are linked to the job's by pairs."""
+        return [self.below(layout.training_data(t)) for t in linked(self.config, wildcards.tokenizer)]
+
+    def _apart(self, wildcards: Any) -> bool:
+        """Whether teacher and student have renderers of their own."""
+        student = (wildcards.get("student") or wildcards.weights).split("/")[0]
+        return self._tokenizer(student) != self._tokenizer(wildcards.teacher)
+
+    def teacher_data(self, wildcards: Any) -> list[str]:
+        """Input function: the teacher's data folder, if it is not the student's."""
+        folder = self.below(layout.training_data(self._tokenizer(wildcards.teacher)))
+        return [folder] if self._apart(wildcards) else []
+
+    def own_test(self, wildcards: Any) -> list[str]:
+        """Input function: the student's test set, if its prompts are not the teacher's."""
+        return [self.test(wildcards)] if self._apart(wildcards) else []
+
     def rouge_settings(self, wildcards: Any) -> list[str]:
         """Input function: the settings of ROUGE-L, if they are not the defaults.
 
@@ -208,11 +228,14 @@ class Workflow:
         return lambda wildcards: self.recorded(section, wildcards[key])
 
     def records_of_data(self, wildcards: Any) -> list[str]:
-        """Input function: records of tokenizer, training rows, dev rows and corpus."""
+        """Input function: records of tokenizers, training rows, dev rows and corpus; chat templates."""
         data = self.config.data
+        names = [wildcards.tokenizer, *linked(self.config, wildcards.tokenizer)]
+        chats = [self.config.tokenizers[name].chat for name in names] if data.template == "chat" else []
         return [
-            *self.recorded("tokenizers", wildcards.tokenizer),
+            *self.recorded("tokenizers", *names),
             *self.recorded("datasets", data.train, data.dev, data.corpus),
+            *(str(resolve_path(c.template, "tokenizers.chat.template")) for c in chats if c and c.template),
         ]
 
     def records_of_task(self, wildcards: Any) -> list[str]:

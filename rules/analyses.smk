@@ -31,6 +31,7 @@ rule exposure_bias:
         config=at(layout.settings_file("exposure_bias")),
         samples=at(layout.samples("{teacher}", "{test}")),
         meta=at(layout.meta(layout.samples("{teacher}", "{test}"))),
+        test=FLOW.own_test,
         model=at(layout.model("{weights}")),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         code=FLOW.code("exposure_bias"),
@@ -48,8 +49,10 @@ rule exposure_bias:
         runtime="8h",
     params:
         command=FLOW.launch("exposure_bias"),
+        test=option("test"),
     shell:
-        "{params.command} --config {input.config:q} --samples {input.samples:q} --model {input.model:q}"
+        "{params.command} --config {input.config:q} --samples {input.samples:q}{params.test}"
+        " --model {input.model:q}"
         " --teacher {input.teacher:q} --out {output:q} > {log:q} 2>&1"
 
 

@@ -84,6 +84,20 @@ wildcard_constraints:
     **FLOW.constraints(),
 
 
+def option(name):
+    """Params function: " --NAME PATHS" for the input `name` of a rule; nothing if it has no file."""
+
+    def text(wildcards, input):
+        files = [input[name]] if isinstance(input[name], str) else list(input[name])
+        return (
+            f" --{name.replace('_', '-')} {shlex.join(map(str, files))}"
+            if files
+            else ""
+        )
+
+    return text
+
+
 def same_workflow(wildcards, resources):
     """Params function: options that give a second Snakemake this workflow and configuration."""
 

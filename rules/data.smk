@@ -61,6 +61,7 @@ rule testset:
         data=at(layout.training_data("{tokenizer}")),
         records=FLOW.records("datasets", "test"),
         subset=FLOW.subset_of_test,
+        also=FLOW.linked_data,
         code=FLOW.code("testset"),
     output:
         rows=at(layout.test_set("{tokenizer}", "{test}")),
@@ -74,6 +75,8 @@ rule testset:
     resources:
         mem_mb=4000,
         runtime="1h",
+    params:
+        also=option("also"),
     shell:
-        "python -m minillm testset --config {input.config:q} --data {input.data:q}"
+        "python -m minillm testset --config {input.config:q} --data {input.data:q}{params.also}"
         " --out {output.rows:q} > {log:q} 2>&1"

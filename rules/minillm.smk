@@ -4,6 +4,7 @@ rule minillm:
     input:
         config=at(layout.settings_file("{method}/{student}/{teacher}/{seed}")),
         data=FLOW.data,
+        teacher_data=FLOW.teacher_data,
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         code=FLOW.code("minillm"),
@@ -31,6 +32,8 @@ rule minillm:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
+        teacher_data=option("teacher_data"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
-        " --teacher {input.teacher:q} --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
+        " --teacher {input.teacher:q}{params.teacher_data} --out {output:q}"
+        " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -32,6 +32,7 @@ rule kd:
     input:
         config=at(layout.settings_file("kd/{student}/{teacher}/{seed}")),
         data=FLOW.data,
+        teacher_data=FLOW.teacher_data,
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         code=FLOW.code("kd"),
@@ -57,9 +58,11 @@ rule kd:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("kd"),
+        teacher_data=option("teacher_data"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
-        " --teacher {input.teacher:q} --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
+        " --teacher {input.teacher:q}{params.teacher_data} --out {output:q}"
+        " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
 rule pseudo:
@@ -94,6 +97,7 @@ rule seqkd:
     input:
         config=at(layout.settings_file("seqkd/{student}/{teacher}/{seed}")),
         data=FLOW.data,
+        teacher_data=FLOW.teacher_data,
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         pseudo=FLOW.pseudo,
@@ -120,7 +124,8 @@ rule seqkd:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("seqkd"),
+        teacher_data=option("teacher_data"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
-        " --teacher {input.teacher:q} --pseudo {input.pseudo:q}"
+        " --teacher {input.teacher:q}{params.teacher_data} --pseudo {input.pseudo:q}"
         " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -17,6 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 TESTS = "tests/unit/training/test_invariances.py"
 TILES = "tests/unit/models/test_tiled_loss.py"
+TWO = "tests/unit/training/test_two_templates.py"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,27 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation(
+        "the teacher reads the student's prompts",
+        "training/supervised.py",
+        "read = self.theirs[0] if self.theirs else examples",
+        "read = examples",
+        f"{TWO}::test_kd_equals_an_independent_loss_however_it_is_split",
+    ),
+    Mutation(
+        "the end tokens are not exchanged",
+        "data/teacher_prompts.py",
+        "return None if self.ends[0] == self.ends[1] else self.ends",
+        "return None",
+        f"{TWO}::test_a_divergence_equals_an_independent_one",
+    ),
+    Mutation(
+        "a template drops rows only for itself",
+        "data/prepare.py",
+        "any(prompt_length(row, other, where) > settings.max_prompt for other in linked)",
+        "False",
+        "tests/unit/data/test_chat.py::test_what_one_template_drops_is_dropped_for_both",
+    ),
     Mutation(
         "padding is attended to",
         "data/batching.py",

@@ -328,8 +328,9 @@ def _is_itself(config: Experiment, student: str, teacher: str) -> bool:
     """Whether both are one base model, whatever its name, and the teacher is not a finished checkpoint."""
     if layout.teacher_weights(teacher) in config.checkpoints:
         return False
-    first, second = (dataclasses.replace(config.models[m], family="", size="") for m in (student, teacher))
-    return first == second
+    models = [config.models[name] for name in (student, teacher)]
+    first, second = (dataclasses.replace(model, family="", size="", tokenizer="alike") for model in models)
+    return first == second and len({repr(config.tokenizers.get(m.tokenizer)) for m in models}) == 1
 
 
 def _check_pair(config: Experiment, pair: Pair, where: str, key: str) -> None:
@@ -344,7 +345,8 @@ def _check_pair(config: Experiment, pair: Pair, where: str, key: str) -> None:
                 "fine-tuned and prompted alike; name another student"
             )
         ours, theirs = config.models[student].tokenizer, config.models[pair.teacher].tokenizer
-        if ours != theirs:
+        # With chat templates stage `data` compares the vocabularies of the two.
+        if ours != theirs and config.data.template != "chat":
             raise UserError(
                 f"{where}: {key}.students.{j}: {student} has the tokenizer '{ours}' and its teacher "
                 f"{pair.teacher} '{theirs}'; word-level distillation needs one vocabulary"

@@ -22,6 +22,7 @@ from minillm.config.sections import Launch
 PARTS = (
     ("Experiment", "Top level", ""),
     ("Tokenizer", "Tokenizers", "`tokenizers.NAME`"),
+    ("Chat", "Chat templates", "`tokenizers.NAME.chat`"),
     ("Model", "Models", "`models.NAME`, `checkpoints.PATH`"),
     ("Dataset", "Data sets", "`datasets.NAME`"),
     ("Subsets", "Subsets by length", "`subsets.NAME`"),

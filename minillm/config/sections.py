@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
+from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
 
@@ -44,6 +45,12 @@ class Tokenizer:
         ge=260,
         description="Number of tokens of a tokenizer with `source: train`.",
     )
+    # Null is not written into settings files (files.NEWER).
+    chat: Chat | None = Field(
+        default=None,
+        description="With `data.template: chat`, how rows are rendered for this tokenizer's models; empty: "
+        "by its own template.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -56,11 +63,11 @@ class Dataset:
     )
     path: str = Field(
         default="",
-        description="`folder`: a file of rows (`instruction`, `input`, `output`): JSON lines, a JSON array, "
-        "CSV or Parquet, or for plain text a `.txt` file with one document per line or rows with `text`; its "
-        "ending says which, and whether it is compressed (docs/data.md). `package:` and `$MINILLM_DATA/` "
-        "work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. `hub`: `OWNER/NAME`, "
-        "or `OWNER/NAME/FILE` for one such file of the repository.",
+        description="`folder`: a file of rows (`instruction`, `input`, `output`, or `messages`): JSON lines, "
+        "a JSON array, CSV or Parquet, or for plain text a `.txt` file with one document per line or rows "
+        "with `text`; its ending says which, and whether it is compressed (docs/data.md). `package:` and "
+        "`$MINILLM_DATA/` work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. "
+        "`hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for one such file of the repository.",
     )
     subset: str = Field(
         default="",
@@ -99,8 +106,8 @@ class Dataset:
     fields: dict[str, str] = Field(
         default_factory=dict,
         description="Columns of the source under other names than ours: `{instruction: question}` reads the "
-        "instruction from the column `question`. Ours are `instruction`, `input`, `output` and `category`; "
-        "for plain text `text`.",
+        "instruction from the column `question`. Ours are `instruction`, `input`, `output` and `category`, "
+        "or `messages`; for plain text `text`.",
     )
     label: str = Field(default="", description="Name in tables and figures; empty is the name of the entry.")
 
@@ -205,7 +212,10 @@ class Model:
         "text. `folder`, `hub`, `gguf`: loaded from `path`. `pruned`: some `layers` of the base model "
         "`parent`, healed by `training`.",
     )
-    tokenizer: Name = Field(description="Entry of `tokenizers`. Teacher and student of a pair must share it.")
+    tokenizer: Name = Field(
+        description="Entry of `tokenizers`. Teacher and student of a pair must share it; with "
+        "`data.template: chat` they must share its vocabulary.",
+    )
     family: str = Field(
         default="",
         description="Name of the model family in tables, such as `GPT-2`. With `size` it also finds the "
@@ -256,10 +266,17 @@ class Data:
         description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
         "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
     )
-    template: Literal["alpaca", "plain"] = Field(
+    template: Literal["alpaca", "plain", "chat"] = Field(
         default="alpaca",
         description="Prompt template: `alpaca` is the paper's; `plain` has only instruction, input and a "
-        "heading, for models with short contexts.",
+        "heading, for models with short contexts; `chat` is each model's own chat template "
+        "(`tokenizers.NAME.chat`).",
+    )
+    # Null is not written into settings files (files.NEWER).
+    turns: Literal["last", "all"] | None = Field(
+        default=None,
+        description="Training rows with several answers of the assistant: `last` trains on the last one, "
+        "`all` on each, as a row of its own with the turns before it as its prompt. Empty is `last`.",
     )
     max_prompt: Count = Field(
         default=256,

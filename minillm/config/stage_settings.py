@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.chat import linked
 from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import (
@@ -67,7 +68,10 @@ class FetchSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class DataSettings:
-    """`data`: tokenizer, training rows, dev rows and corpus of one tokenizer."""
+    """`data`: tokenizer, training rows, dev rows and corpus of one tokenizer.
+
+    `also`: tokenizers of the same vocabulary, whose templates have to keep a row too.
+    """
 
     stage: Literal["data"]
     tokenizer: Tokenizer
@@ -79,14 +83,17 @@ class DataSettings:
     max_response: Count
     corpus_length: Count
     seed: int
+    turns: Literal["last", "all"] | None = None
+    also: tuple[Tokenizer, ...] | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, tokenizer: str) -> DataSettings:
         """The settings in `config` for the data in the tokens of `tokenizer`."""
         data = config.data
+        spec, also = config.tokenizers[tokenizer], [config.tokenizers[t] for t in linked(config, tokenizer)]
         return cls(
             stage="data",
-            tokenizer=config.tokenizers[tokenizer],
+            tokenizer=spec if data.template == "chat" else dataclasses.replace(spec, chat=None),
             train=config.datasets[data.train],
             dev=config.datasets[data.dev],
             corpus=config.datasets[data.corpus],
@@ -95,6 +102,8 @@ class DataSettings:
             max_response=data.max_response,
             corpus_length=data.corpus_length,
             seed=data.seed,
+            turns=None if data.turns == "last" else data.turns,
+            also=tuple(also) or None,
         )
 
 

@@ -101,6 +101,8 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:TestSettings",
         key=("test",),
         required=("config", "data", "out"),
+        optional=("also",),
+        several=("also",),
     ),
     Stage(
         "base",
@@ -133,6 +135,7 @@ _ENTRIES = (
         **_SUPERVISED,
         key=("model", "teacher", "seed"),
         required=(*_TRAINED, "teacher"),
+        optional=("teacher-data",),
     ),
     Stage(
         "pseudo",
@@ -149,6 +152,7 @@ _ENTRIES = (
         **_SUPERVISED,
         key=("model", "teacher", "seed"),
         required=(*_TRAINED, "teacher", "pseudo"),
+        optional=("teacher-data",),
     ),
     Stage(
         "minillm",
@@ -157,6 +161,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
+        optional=("teacher-data",),
         launched=True,
     ),
     Stage(
@@ -191,6 +196,7 @@ _ENTRIES = (
         target="minillm.evaluation.exposure_bias:run_stage",
         settings=f"{_MEASURE}.exposure_bias:ExposureBiasSettings",
         required=("config", "samples", "model", "teacher", "out"),
+        optional=("test",),
         launched=True,
         sets="exposure_bias.tests",
     ),

@@ -10,4 +10,5 @@ TOKENIZER = (
     "config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template*",
 )

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.chat import Chat
 from minillm.config.sections import Dataset
 from minillm.config.stage_settings import DataSettings
-from minillm.data.prompts import encode, render
+from minillm.data.chat import answer_of, messages_of, rendered, with_chat
+from minillm.data.prompts import encode, holds_end, prompt_length, render
 from minillm.data.sources import Row, read_rows, read_texts
-from minillm.data.tokenizers import make_tokenizer, vocabulary_size
+from minillm.data.tokenizers import check_same_tokens, make_tokenizer, vocabulary_size
 from minillm.errors import UserError
 from minillm.files import (
     CARD,
+    CHAT_TEMPLATE,
     data_content,
     hash_of,
     hashes,
@@ -40,11 +43,15 @@ SHORTEST = 8
 def run_stage(settings: DataSettings, *, out: Path) -> None:
     """Stage `data`: a tokenizer, and training rows, dev rows and corpus in its tokens, into the folder `out`.
 
-    card.json says what was kept.  Rows with a prompt over `max_prompt` tokens or without a response are
-    dropped, never cut.  Raises UserError if training and dev rows overlap.
+    card.json says what was kept.  Rows with a prompt over `max_prompt` tokens (also in a linked template) or
+    without a response are dropped, never cut.  Raises UserError if training and dev rows overlap, and if
+    linked tokenizers differ in a token.
     """
     texts = read_texts(settings.corpus, "data.corpus")
-    rows = {"train": read_rows(settings.train, "data.train"), "dev": read_rows(settings.dev, "data.dev")}
+    rows = {
+        "train": read_rows(settings.train, "data.train", every_turn=settings.turns == "all"),
+        "dev": read_rows(settings.dev, "data.dev"),
+    }
     refuse_overlap(
         rows["train"],
         rows["dev"],
@@ -53,11 +60,14 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
     )
     card: dict[str, Any] = {}
     with whole_folder(out) as partial:
-        tokenizer = make_tokenizer(settings.tokenizer, lambda: texts)
+        renderers, document_end = _renderers(settings, texts)
+        tokenizer = renderers[0]
         tokenizer.save_pretrained(partial / "tokenizer")
+        if settings.template == "chat":
+            (partial / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), encoding="utf-8")
         for split, dataset in (("train", settings.train), ("dev", settings.dev)):
-            card[split] = _write_rows(partial, split, rows[split], dataset, settings, tokenizer)
-        card["corpus"] = _write_corpus(partial, texts, settings, tokenizer)
+            card[split] = _write_rows(partial, split, rows[split], dataset, settings, renderers)
+        card["corpus"] = _write_corpus(partial, texts, settings, tokenizer, document_end)
         # Any overlap was refused above.
         card["dev"]["overlap_with_train"] = 0
         card["tokenizer"] = {
@@ -73,27 +83,44 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
         write_json(partial / CARD, card)
 
 
+def _renderers(settings: DataSettings, texts: list[str]) -> tuple[list[PreTrainedTokenizerBase], int]:
+    """(the tokenizer and those that are linked to it; the id that ends a document of the corpus).
+
+    With chat templates the EOS ends an answer, and a document ends as it did in the model's pre-training.
+    """
+    made = [make_tokenizer(spec, lambda: texts) for spec in (settings.tokenizer, *(settings.also or ()))]
+    end: int = made[0].eos_token_id
+    for spec, tokenizer in zip((settings.tokenizer, *(settings.also or ())), made, strict=True):
+        check_same_tokens(made[0], tokenizer, settings.tokenizer.path, spec.path)
+        if settings.template == "chat":
+            with_chat(tokenizer, spec.chat or Chat())
+    return made, end
+
+
 def _write_rows(
     folder: Path,
     split: str,
     rows: list[Row],
     dataset: Dataset,
     settings: DataSettings,
-    tokenizer: PreTrainedTokenizerBase,
+    renderers: list[PreTrainedTokenizerBase],
 ) -> dict[str, Any]:
+    tokenizer, *linked = renderers
+    chat, where = settings.template == "chat", f"data.{split}"
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    kept: list[tuple[Row, list[int], list[int], Counter[str]]] = []
+    kept: list[tuple[Row, str, list[int], list[int], Counter[str]]] = []
     for row in rows:
-        prompt, response, seen = encode(
-            tokenizer, render(row, settings.template), row.outputs[0], settings.max_response
-        )
+        text = render(row, settings.template, tokenizer, where)
+        prompt, response, seen = encode(tokenizer, text, row.outputs[0], settings.max_response, chat)
         if not row.outputs[0].strip():
             dropped["empty_response"] += 1
         elif len(prompt) > settings.max_prompt:
             dropped["prompt_too_long"] += 1
+        elif any(prompt_length(row, other, where) > settings.max_prompt for other in linked):
+            dropped["prompt_too_long_in_linked_template"] += 1
         else:
-            kept.append((row, prompt, response, seen))
+            kept.append((row, text, prompt, response, seen))
     kept = subset(kept, dataset.sample, settings.seed, split)
     if not kept:
         reasons = ", ".join(f"{name} {count}" for name, count in dropped.items())
@@ -104,22 +131,20 @@ def _write_rows(
     for *_, seen in kept:
         notes += seen
     with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
-        for row, *_ in kept:
+        for row, text, *_ in kept:
             record = {
                 "id": row.id,
                 "instruction": row.instruction,
                 "input": row.input,
-                "prompt": render(row, settings.template),
+                "prompt": text,
                 "response": row.outputs[0],
                 "references": list(row.outputs),
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    np.save(
-        folder / f"{split}.tokens.npy", np.asarray([t for _, p, r, _ in kept for t in p + r], dtype=np.int32)
-    )
-    np.save(
-        folder / f"{split}.lengths.npy", np.asarray([(len(p), len(r)) for _, p, r, _ in kept], dtype=np.int32)
-    )
+    parts = [(prompt, response) for *_, prompt, response, _ in kept]
+    tokens, lengths = [t for p, r in parts for t in p + r], [(len(p), len(r)) for p, r in parts]
+    np.save(folder / f"{split}.tokens.npy", np.asarray(tokens, dtype=np.int32))
+    np.save(folder / f"{split}.lengths.npy", np.asarray(lengths, dtype=np.int32))
     return {
         "source": source_of(dataset),
         "read": len(rows),
@@ -129,22 +154,35 @@ def _write_rows(
         "boundary_merged": notes["boundary_merged"],
         "response_cut": notes["response_cut"],
         "eos_inside": notes["eos_inside"],
-        "eos_in_prompt": sum(tokenizer.eos_token_id in prompt for _, prompt, _, _ in kept),
+        "eos_in_prompt": sum(holds_end(row, prompt, tokenizer, chat) for row, _, prompt, *_ in kept),
+        **({"rendered_otherwise": rendered_otherwise(kept, tokenizer, where)} if chat else {}),
         "duplicates": count_and_first(duplicates([row for row, *_ in kept])),
-        "prompt_tokens": statistics([len(p) for _, p, _, _ in kept]),
-        "response_tokens": statistics([len(r) for _, _, r, _ in kept]),
+        "prompt_tokens": statistics([len(prompt) for prompt, _ in parts]),
+        "response_tokens": statistics([len(response) for _, response in parts]),
         "tokens_sha256": sha256(folder / f"{split}.tokens.npy"),
         "rows_sha256": sha256(folder / f"{split}.jsonl"),
     }
 
 
+def rendered_otherwise(
+    kept: Sequence[tuple[Row, str, Any, Any, Any]], tokenizer: PreTrainedTokenizerBase, where: str
+) -> int:
+    """Rows whose answer the template itself writes in another way than prompt, stripped answer and end."""
+    return sum(
+        not rendered(
+            tokenizer, [*messages_of(row), answer_of(row)], f"{where} row {row.id}", prompt=False
+        ).startswith(f"{text}{row.outputs[0].strip()}{tokenizer.eos_token}")
+        for row, text, *_ in kept
+    )
+
+
 def _write_corpus(
-    folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+    folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase, end: int
 ) -> dict[str, Any]:
-    """Documents joined by EOS and cut into chunks; a last one of fewer than `SHORTEST` tokens is left out."""
+    """Documents with an `end` each, cut into chunks; a last one of fewer than `SHORTEST` is left out."""
     tokens: list[int] = []
     for text in texts:
-        tokens += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        tokens += [*tokenizer.encode(text, add_special_tokens=False), end]
     length = settings.corpus_length
     lengths = [min(length, len(tokens) - first) for first in range(0, len(tokens), length)]
     if lengths[-1] < SHORTEST:

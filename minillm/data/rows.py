@@ -23,6 +23,10 @@ ROW: dict[str, Kind] = {
 }
 
 
+# Prompt ids, response ids.
+Example = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Tokenised rows of a data folder, memory-mapped; stored lengths separate prompts and responses."""

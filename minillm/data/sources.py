@@ -13,6 +13,7 @@ from typing import Any
 
 from minillm.config.sections import Dataset
 from minillm.data import embedded_corpus, open_world
+from minillm.data.conversations import MESSAGES, conversation, questions
 from minillm.data.file_formats import entries, is_plain_text, lines
 from minillm.errors import UserError
 from minillm.readers import Kind, all_are, are_tokens, read_json_lines
@@ -26,7 +27,9 @@ TEST: dict[str, Kind] = {"id": int, "dataset": str, "prompt": str, "prompt_token
 class Row:
     """One instruction with its references.
 
-    `id` is its position in the source; filtering and sampling do not change it.
+    `id` is its position in the source; filtering and sampling do not change it.  `messages` are the turns
+    before the answer of a row that is a conversation, {"role", "content"} each; `instruction` then has them
+    as one text.
     """
 
     id: int
@@ -34,6 +37,7 @@ class Row:
     input: str
     outputs: tuple[str, ...]
     category: str = ""
+    messages: tuple[dict[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -69,21 +73,26 @@ def resolve_path(path: str, where: str) -> Path:
     return Path(path)
 
 
-def read_rows(dataset: Dataset, where: str) -> list[Row]:
+def read_rows(dataset: Dataset, where: str, every_turn: bool = False) -> list[Row]:
     """The rows of `dataset` from `start` on, `rows` of them (0: all; embedded: 1000).
 
     `where` is its key, for errors.  A row may have an empty output (stage `data` drops and counts it), but
-    must have one.  Raises UserError for a source that is missing or empty, a line that does not parse, and a
-    row without instruction or output.
+    must have one.  A conversation asks for its last answer; with `every_turn` each answer is a row, with the
+    turns before it (conversations.py).  Raises UserError for a source that is missing or empty, a line that
+    does not parse, and a row without instruction or output.
     """
-    _check_fields(dataset, where, ("instruction", "input", "output", "category"))
+    _check_fields(dataset, where, ("instruction", "input", "output", "category", MESSAGES[0]))
     end = _end(dataset)
-    rows = []
+    rows: list[Row] = []
     for i, (place, entry) in enumerate(_entries(dataset, where)):
         if end is not None and i >= end:
             break
         if i >= dataset.start:
-            rows.append(_row(i, entry, place, dataset.fields))
+            turns = conversation(entry, place, dataset.fields)
+            if turns is None:
+                rows.append(_row(i, entry, place, dataset.fields))
+            else:
+                rows += [Row(*part) for part in questions(i, turns, every_turn)]
     if not rows:
         raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
     return rows

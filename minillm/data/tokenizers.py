@@ -96,6 +96,21 @@ def check_ids(model: PreTrainedTokenizerBase, run: PreTrainedTokenizerBase, wher
         )
 
 
+def check_same_tokens(
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, our_name: object, their_name: object
+) -> int:
+    """The number of tokens that two tokenizers share; UserError if they differ in any."""
+    a, b = ours.get_vocab(), theirs.get_vocab()
+    if a != b:
+        differing = sum(a.get(token) != i for token, i in b.items()) + sum(token not in b for token in a)
+        raise UserError(
+            f"{our_name}: its vocabulary does not match that of {their_name} ({len(a)} and {len(b)} tokens, "
+            f"{differing} of them differ); word-level distillation needs one tokenizer: choose a student "
+            "of the teacher's family"
+        )
+    return len(a)
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of rows that a model needs for the tokens: the highest id + 1.
 

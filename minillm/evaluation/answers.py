@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.data.conversations import are_messages, as_text
 from minillm.errors import UserError
 from minillm.evaluation import rouge
 
@@ -36,6 +38,8 @@ def read_answers(path: Path) -> Answers:
                 raise UserError(
                     f"{path}: seed {seed}, id {id_}: 'prompt' is missing or not a text; {rouge.AGAIN}"
                 )
+            if not are_messages(rows[seed][id_].get("messages", [])):
+                raise UserError(f"{path}: seed {seed}, id {id_}: 'messages' are no messages; {rouge.AGAIN}")
     return Answers(path, meta["dataset"], list(meta["seeds"]), ids, rows)
 
 
@@ -43,3 +47,8 @@ def question(prompt: str) -> str:
     """The prompt's question without the wrapper's first sentence and cue; headings only with an input."""
     text = PREAMBLE.sub("", prompt).removesuffix(ENDING).strip()
     return text if "\n### Input:\n" in text else text.removeprefix("### Instruction:\n")
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """What a row of responses answers: its messages if a chat template rendered it, or its question."""
+    return as_text(row["messages"]) if "messages" in row else question(row["prompt"])

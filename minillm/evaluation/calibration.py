@@ -132,9 +132,9 @@ def gold_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _prompt(task: Any, columns: dict[str, str], template: str) -> str:
+def _prompt(task: Any, columns: dict[str, str], template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     row = Row(0, task.prompt.format_map(columns), task.input.format_map(columns), ())
-    return render(row, template) + task.cue.format_map(columns)
+    return render(row, template, tokenizer, "calibration") + task.cue.format_map(columns)
 
 
 def _fitting(
@@ -150,7 +150,7 @@ def _fitting(
     def fits(text: str) -> bool:
         return len(tokenizer.encode(text, add_special_tokens=False)) <= limit
 
-    whole = _prompt(task, columns, template)
+    whole = _prompt(task, columns, template, tokenizer)
     if fits(whole):
         return whole, 0
     passage = columns.get(task.truncate, "")
@@ -158,11 +158,11 @@ def _fitting(
     low, high = 0, len(passage)
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(_prompt(task, {**columns, task.truncate: passage[:middle]}, template)):
+        if fits(_prompt(task, {**columns, task.truncate: passage[:middle]}, template, tokenizer)):
             low = middle
         else:
             high = middle
-    text = _prompt(task, {**columns, task.truncate: passage[:low]}, template)
+    text = _prompt(task, {**columns, task.truncate: passage[:low]}, template, tokenizer)
     if not fits(text):
         raise UserError(
             f"{place}: the prompt has more than {limit} tokens; name the column to cut in the task's truncate"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from minillm import objectives
 from minillm.config.measurements.exposure_bias import ExposureBiasSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
+from minillm.data.rows import Example
+from minillm.data.sources import read_tests
+from minillm.data.teacher_prompts import exchanged
 from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.evaluation import accumulated_error
@@ -38,26 +42,35 @@ LEAST_ALIVE = 0.1
 def token_kl(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    examples: Sequence[tuple[np.ndarray, np.ndarray]],
+    examples: Sequence[Example],
     *,
     vocabulary: int,
     pad: int,
     batch: int,
     budget: int = 0,
+    theirs: Sequence[Example] | None = None,
+    swap: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """KL(p || q) in nats at each token of each response, (length,) float64 each.
 
-    `examples` are (prompt ids, response ids).  Exact over the vocabulary without padded entries, in float32,
-    `batch` examples at a time, of at most `budget` positions.
+    `examples` are (prompt ids, response ids); `theirs` what the teacher reads in place of them, if that is
+    not the same, and `swap` the end tokens of student and teacher, if they differ.  Exact over the
+    vocabulary without padded entries, in float32, `batch` examples at a time, of at most `budget` positions.
     """
     device = next(student.parameters()).device
     kl: dict[int, np.ndarray] = {}
-    for part in least_padding(range(len(examples)), lambda i: sum(map(len, examples[i])), batch, budget):
-        rows = collate([examples[i] for i in part], pad).to(device)
-        theirs = logits_by_tile(response_hidden(teacher, rows), head_of(teacher, vocabulary))
+    read = examples if theirs is None else theirs
 
-        def distance(logits: torch.Tensor, tile: slice, theirs: Any = theirs) -> torch.Tensor:
-            return objectives.forward_kl(logits, theirs(tile))
+    def length(i: int) -> int:
+        return len(examples[i][1]) + max(len(examples[i][0]), len(read[i][0]))
+
+    for part in least_padding(range(len(examples)), length, batch, budget):
+        rows = collate([examples[i] for i in part], pad).to(device)
+        other = rows if theirs is None else collate([theirs[i] for i in part], pad).to(device)
+        given = logits_by_tile(response_hidden(teacher, other), head_of(teacher, vocabulary, swap=swap))
+
+        def distance(logits: torch.Tensor, tile: slice, given: Any = given) -> torch.Tensor:
+            return objectives.forward_kl(logits, given(tile))
 
         values = response_values(student, rows, vocabulary, distance).double().cpu().numpy()
         ends = np.cumsum([len(examples[i][1]) for i in part])[:-1]
@@ -71,26 +84,40 @@ def score(
     samples: Sequence[Sampled],
     positions: int,
     world: World,
-    **how: int,
+    prompts: Mapping[int, np.ndarray] = MappingProxyType({}),
+    **how: Any,
 ) -> Totals:
     """KL at each position of `samples`, summed over a prompt's responses.
 
-    The ranks share the responses.  `how`: as in `token_kl`.
+    The ranks share the responses.  `prompts`: what the teacher reads, by id, if that is not the same.  `how`:
+    as in `token_kl`.
     """
     examples = [(entry.prompt, response) for entry in samples for response in entry.responses]
-    mine = token_kl(student, teacher, examples[world.rank :: world.size], **how)
-    parts = world.gather(mine)
+    mine, theirs = range(len(examples))[world.rank :: world.size], None
+    if prompts:
+        read = [(prompts[entry.id], response) for entry in samples for response in entry.responses]
+        theirs = [read[i] for i in mine]
+    kl = token_kl(student, teacher, [examples[i] for i in mine], theirs=theirs, **how)
+    parts = world.gather(kl)
     every = [parts[i % world.size][i // world.size] for i in range(len(examples))]
     count = len(samples[0].responses)
     return accumulated_error.totals([every[i : i + count] for i in range(0, len(every), count)], positions)
 
 
 def run_stage(
-    settings: ExposureBiasSettings, launch: Launch, *, samples: Path, model: Path, teacher: Path, out: Path
+    settings: ExposureBiasSettings,
+    launch: Launch,
+    *,
+    samples: Path,
+    model: Path,
+    teacher: Path,
+    out: Path,
+    test: Path | None = None,
 ) -> None:
     """Write ExAccErr of the student `model`; `samples` are `teacher`'s, the student's are drawn here.
 
-    Raises UserError if the samples are not this teacher's or the two have different tokenizers.
+    `test`: the test set in the student's chat template, if that is not the teacher's.  Raises UserError if
+    the samples are not this teacher's, lack a row of `test`, or the two have different vocabularies.
     """
     world = start(0, launch.patience)
     check_same_tokenizer(model, teacher)
@@ -99,21 +126,29 @@ def run_stage(
     if meta["model"] != identity(teacher):
         raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
     student = load_model(model, settings.samples.precision, world.device)
-    inputs = {"samples": identity(samples), "model": identity(model)}
-    made_of = origin(settings, {samples: inputs["samples"], model: inputs["model"], teacher: meta["model"]})
+    own = {} if test is None else {"test": identity(test)}
+    inputs = {"samples": identity(samples), "model": identity(model), **own}
+    sources = {samples: inputs["samples"], model: inputs["model"], teacher: meta["model"]}
+    made_of = origin(settings, sources if test is None else {**sources, test: own["test"]})
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings.samples), inputs)}")
     prompts = {entry.id: entry.prompt for entry in theirs}
+    seen, swap = dict[int, np.ndarray](), None
+    if test is not None:
+        seen, swap = prompts, (special_tokens(tokenizer)[0], special_tokens(load_tokenizer(teacher))[0])
+        prompts = own_prompts(test, prompts, samples)
+        theirs = as_students(theirs, prompts, swap)
     ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
     loaded = load_model(teacher, settings.samples.precision, world.device)
-    check_room(loaded, list(prompts.values()), settings.samples.sampling)
+    check_room(loaded, list((seen or prompts).values()), settings.samples.sampling)
     how = {
         "vocabulary": vocabulary_size(tokenizer),
         "pad": special_tokens(tokenizer)[1],
         "batch": launch.micro_batch,
         "budget": launch.micro_tokens,
+        "swap": swap,
     }
     positions = settings.samples.sampling.max_tokens
-    both = [score(student, loaded, entries, positions, world, **how) for entries in (ours, theirs)]
+    both = [score(student, loaded, entries, positions, world, seen, **how) for entries in (ours, theirs)]
     if world.rank == 0:
         values = measure(settings, *both)
         ids = [entry.id for entry in ours]
@@ -123,6 +158,25 @@ def run_stage(
         )
         remove_journals(journal)
     world.barrier()
+
+
+def own_prompts(test: Path, ids: Iterable[int], samples: Path) -> dict[int, np.ndarray]:
+    """The student's prompts of these rows, from its test set; UserError if it lacks one."""
+    found = {row["id"]: np.asarray(row["prompt_tokens"], dtype=np.int32) for row in read_tests(test)}
+    missing = [id_ for id_ in ids if id_ not in found]
+    if missing:
+        raise UserError(f"{test}: no row {missing[0]}, which {samples} has; make the test sets again")
+    return {id_: found[id_] for id_ in ids}
+
+
+def as_students(
+    samples: Sequence[Sampled], prompts: Mapping[int, np.ndarray], ends: tuple[int, int]
+) -> list[Sampled]:
+    """The teacher's samples as answers to the student's prompts, with its end for the teacher's."""
+    return [
+        dataclasses.replace(s, prompt=prompts[s.id], responses=[exchanged(r, ends) for r in s.responses])
+        for s in samples
+    ]
 
 
 def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from minillm.config.measurements.human import HumanSettings
 from minillm.errors import UserError
-from minillm.evaluation.answers import Answers, question, read_answers
+from minillm.evaluation.answers import Answers, question_of, read_answers
 from minillm.files import whole_file, write_json
 
 FORMAT = "minillm-human-1"
@@ -44,7 +45,7 @@ def run_stage(
             side = random.Random(f"{settings.seed} {name}").randrange(2)
             shown = {
                 "id": name,
-                "question": question(row["prompt"]),
+                "question": question_of(row),
                 "left": texts[side],
                 "right": texts[1 - side],
             }
@@ -83,9 +84,14 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _shown(row: Mapping[str, Any]) -> Any:
+    """What makes two rows the same question, whatever the models' chat templates."""
+    return row.get("messages", row["prompt"])
+
+
 def _check_same(ours: Answers, rival: Answers) -> None:
     a, b = ours.rows[ours.seeds[0]], rival.rows[rival.seeds[0]]
-    differing = [id_ for id_ in ours.ids if id_ not in b or a[id_]["prompt"] != b[id_]["prompt"]]
+    differing = [id_ for id_ in ours.ids if id_ not in b or _shown(a[id_]) != _shown(b[id_])]
     if differing or len(ours.ids) != len(rival.ids):
         first = f", first id {differing[0]}" if differing else ""
         raise UserError(

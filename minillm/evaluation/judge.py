@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minillm.config.measurements.judge import JudgeSettings
 from minillm.errors import UserError
-from minillm.evaluation.answers import Answers, question, read_answers
+from minillm.evaluation.answers import Answers, question_of, read_answers
 from minillm.evaluation.judges import JudgeClient, JudgePrompt, make_judge
 from minillm.evaluation.statistics import bootstrap_error
 from minillm.files import write_json
@@ -84,7 +84,7 @@ def request(asked: str, first: str, second: str) -> str:
 def _question(row: dict[str, Any], order: str, judge: JudgeClient) -> JudgePrompt:
     pair = (row["response"].strip(), row["references"][0].strip())
     first, second = pair if order == ORDERS[0] else pair[::-1]
-    prompt = request(question(row["prompt"]), first, second)
+    prompt = request(question_of(row), first, second)
     # The stand-in's scores depend on all references, which its prompt does not show.
     shown = row["references"] if judge.identity["kind"] == "stand-in" else []
     text = json.dumps([judge.identity, prompt, shown], sort_keys=True)

@@ -15,9 +15,10 @@ import numpy as np
 from minillm.config.measurements.validity import ModeMassSettings
 from minillm.config.sections import Launch
 from minillm.data.prompts import encode
+from minillm.data.rows import Example
 from minillm.data.sources import read_tests
 from minillm.data.tokenizers import vocabulary_size
-from minillm.evaluation.reference_loss import Example, losses
+from minillm.evaluation.reference_loss import losses
 from minillm.evaluation.statistics import mean_and_error
 from minillm.evaluation.validity import normal
 from minillm.files import identity, origin, write_json
@@ -48,7 +49,8 @@ def run_stage(settings: ModeMassSettings, launch: Launch, *, test: Path, model: 
         answers = list({normal(text): text for text in row["references"]}.values())
         counts.append(len(answers))
         for answer in answers:
-            prompt, response, _ = encode(tokenizer, row["prompt"], answer, ENDLESS)
+            chat = "messages" in row
+            prompt, response, _ = encode(tokenizer, row["prompt"], answer, ENDLESS, chat)
             examples.append((np.asarray(prompt, dtype=np.int32), np.asarray(response, dtype=np.int32)))
     longest = max(len(prompt) + len(response) for prompt, response in examples)
     check_positions(loaded, longest, f"a prompt and a right answer have {longest} tokens")

@@ -15,6 +15,7 @@ from minillm.config.measurements.diversity import ReferenceLossSettings
 from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.data.prompts import encode
+from minillm.data.rows import Example
 from minillm.data.sources import read_tests
 from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.statistics import mean_and_error
@@ -23,9 +24,6 @@ from minillm.models.head import response_tokens, response_values, token_logprobs
 from minillm.models.loading import load_model, load_tokenizer, special_tokens
 from minillm.models.positions import check_positions
 from minillm.runtime.processes import start
-
-# Prompt ids, reference ids.
-Example = tuple[np.ndarray, np.ndarray]
 
 
 def examples_of(
@@ -38,7 +36,8 @@ def examples_of(
     padding there.
     """
     if settings.loss == "tokens":
-        prompt, reference, _ = encode(tokenizer, row["prompt"], row["references"][0], settings.max_response)
+        text, limit = row["references"][0], settings.max_response
+        prompt, reference, _ = encode(tokenizer, row["prompt"], text, limit, chat="messages" in row)
     else:
         prompt = row["prompt_tokens"]
         reference = tokenizer.encode(row["references"][0])[: settings.max_response]

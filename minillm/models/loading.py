@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from minillm.config import sections
 from minillm.data.sources import resolve_path
-from minillm.data.tokenizers import vocabulary_size
+from minillm.data.tokenizers import check_same_tokens, vocabulary_size
 from minillm.errors import UserError
 from minillm.models.checks import check_model, in_one_line
 from minillm.models.weights import read_gguf, read_model
@@ -229,17 +229,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 def check_same_tokenizer(a: Path, b: Path) -> int:
     """The vocabulary size that two folders share; UserError if their tokenizers differ in any token."""
-    ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (a, b))
-    if ours != theirs:
-        differing = sum(ours.get(token) != i for token, i in theirs.items()) + sum(
-            token not in theirs for token in ours
-        )
-        raise UserError(
-            f"{a}: its vocabulary does not match that of {b} ({len(ours)} and {len(theirs)} tokens, "
-            f"{differing} of them differ); word-level distillation needs one tokenizer: choose a student "
-            "of the teacher's family"
-        )
-    return len(ours)
+    return check_same_tokens(load_tokenizer(a), load_tokenizer(b), a, b)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
@@ -254,6 +244,14 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     assert isinstance(eos, int)
     return eos, pad if isinstance(pad, int) else eos
+
+
+def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let transformers end the model's answers by the EOS of `tokenizer`, wherever the folder is loaded."""
+    end = special_tokens(tokenizer)[0]
+    model.config.eos_token_id = end
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = end
 
 
 def save_model(

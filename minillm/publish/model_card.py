@@ -147,6 +147,11 @@ def _data(run: Path, record: Mapping[str, Any]) -> str:
         example = render(Row(0, "INSTRUCTION", "INPUT", ("",)), template)
         lines.append(f"\nPrompt (template `{template}`; without an input its part is left out):\n")
         lines.append(f"```\n{example}```")
+    elif template == "chat":
+        lines.append(
+            "\nPrompt: by the chat template of this folder's tokenizer (`apply_chat_template`), which has "
+            "the run's system prompt and whether it thinks; an answer ends with the tokenizer's EOS."
+        )
     return "\n".join(lines)
 
 

@@ -93,7 +93,7 @@ def _answer_length(results: RunResults, model: Trained) -> float | None:
         card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}
         mean = (card.get("train", {}).get("response_tokens") or {}).get("mean")
         return mean if is_a(mean, (int, float)) else None
-    path = layout.pseudo_answers(tokenizer, model.teacher)
+    path = layout.pseudo_answers(results.settings.models[model.teacher].tokenizer, model.teacher)
     answers = results.lines(path, "make it again", {"split": str, "response_tokens": list})
     lengths = [len(answer["response_tokens"]) for answer in answers if answer["split"] == "train"]
     return sum(lengths) / len(lengths) if lengths else None

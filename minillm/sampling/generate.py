@@ -28,6 +28,9 @@ AGAIN = "remove this file; the answers in it are sampled again"
 # Keys of a line of a journal.
 ENTRY: dict[str, Kind] = {"key": list, "response": str, "response_tokens": list, "finished": bool}
 
+# Keys of a test set's row that a line of responses has too; only those of chat templates have messages.
+SHARED = ("id", "dataset", "prompt", "messages", "references")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -150,7 +153,7 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
         with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 row = by_id[question.row]
-                shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
+                shared = {key: row[key] for key in SHARED if key in row}
                 file.write(json.dumps({**shared, **answer, "seed": question.seed}, ensure_ascii=False) + "\n")
         meta = {
             "model": inputs["model"],

@@ -11,16 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from minillm.config.sections import Launch, Model
 from minillm.config.stage_settings import BaseSettings
-from minillm.data.rows import Corpus, Rows
+from minillm.data.rows import Corpus, Example, Rows
 from minillm.data.tokenizers import check_ids, own_tokenizer
-from minillm.files import identity, stage_key, whole_folder
-from minillm.models.loading import DTYPES, base_model, load_tokenizer, save_model
+from minillm.files import CHAT_TEMPLATE, identity, stage_key, whole_folder
+from minillm.models.loading import DTYPES, base_model, end_with, load_tokenizer, save_model
 from minillm.runtime import provenance
 from minillm.runtime.engine import Engine
 from minillm.runtime.load_once import load_once
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import count_steps
-from minillm.training.dev_set import Dev, Example
+from minillm.training.dev_set import Dev
 from minillm.training.export import export
 from minillm.training.lengths import check_limits
 from minillm.training.supervised import fit, plain_sequences
@@ -45,6 +45,8 @@ def run_stage(
     raw = dataclasses.asdict(settings)
     model = base_model(spec, tokenizer, settings.seed, parent)
     check_limits(model, data, spec.path or spec.source)
+    if (data / CHAT_TEMPLATE).is_file():
+        end_with(model, tokenizer)
     if spec.source != "scratch":
         compare_tokenizers(spec, tokenizer, parent)
     if spec.training is None:

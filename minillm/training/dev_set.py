@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import at_once, collate, least_padding, moved
-from minillm.data.rows import Rows
+from minillm.data.rows import Example, Rows
+from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.data.tokenizers import vocabulary_size
 from minillm.files import whole_folder
 from minillm.models.head import (
@@ -36,8 +37,6 @@ from minillm.sampling.sample import sample
 from minillm.scores import rouge_l
 from minillm.training import selection
 
-# Prompt ids, response ids.
-Example = tuple[np.ndarray, np.ndarray]
 # From student and teacher logits to one value per token.
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,7 +46,10 @@ DEV_STEP = 2**32 - 1
 
 @dataclass(frozen=True)
 class Dev:
-    """Dev rows, the same at every evaluation, and how to answer them."""
+    """Dev rows, the same at every evaluation, and how to answer them.
+
+    `teacher`: the teacher's prompts, if they are not the student's.
+    """
 
     examples: list[Example]
     records: list[dict[str, Any]]
@@ -58,6 +60,7 @@ class Dev:
     seed: int
     tokens: int = 0
     graphs: bool = True
+    teacher: TeacherPrompts | None = None
 
     @classmethod
     def open(
@@ -68,6 +71,7 @@ class Dev:
         sampling: Sampling,
         launch: Launch,
         seed: int,
+        teacher: TeacherPrompts | None = None,
     ) -> Dev:
         """The first `limit` dev rows of a data folder (0: all)."""
         rows = Rows.open(data, "dev")
@@ -82,7 +86,13 @@ class Dev:
             seed,
             launch.eval_tokens,
             launch.cuda_graphs,
+            teacher,
         )
+
+    def theirs(self, examples: Sequence[Example]) -> list[Example] | None:
+        """What the teacher reads in place of one response to each dev row; None if it reads the same."""
+        ids = [int(record["id"]) for record in self.records]
+        return None if self.teacher is None else self.teacher.of("dev", ids, examples)
 
 
 @torch.no_grad()
@@ -95,37 +105,42 @@ def losses(
     divergences: Mapping[str, Divergence] = MappingProxyType({}),
     temperature: float = 1.0,
     kept: dict[int, Tensor] | None = None,
+    theirs: Sequence[Example] | None = None,
 ) -> dict[str, float]:
     """Means over the response tokens of `examples`: "nll", and with a teacher each of `divergences` by name.
 
     Divergences compare the distributions at `temperature`; "nll" is the model's own.  `kept` holds the
-    teacher's hidden states of each batch of these examples, on the CPU, between calls.
+    teacher's hidden states of each batch of these examples, on the CPU, between calls.  `theirs`: what the
+    teacher reads in place of each example, if that is not the same.
     """
     pad = special_tokens(dev.tokenizer)[1]
+    read = examples if theirs is None else theirs
+    swap = dev.teacher.swap if dev.teacher is not None else None
 
-    def length(example: Example) -> int:
-        return len(example[0]) + len(example[1])
+    def length(i: int) -> int:
+        return len(examples[i][1]) + max(len(examples[i][0]), len(read[i][0]))
 
-    mine = sorted(examples, key=length)[world.rank :: world.size]
+    mine = sorted(range(len(examples)), key=length)[world.rank :: world.size]
     wanted = dict(divergences) if teacher is not None else {}
     totals = dict.fromkeys(("nll", *wanted, "tokens"), 0.0)
     for number, rows in enumerate(least_padding(mine, length, dev.batch, at_once(world.device, dev.tokens))):
-        part = collate(rows, pad).to(world.device)
-        theirs = None
+        part = collate([examples[i] for i in rows], pad).to(world.device)
+        given = None
         if teacher is not None:
             if kept is not None and number in kept:
                 states = moved(kept[number], world.device)
             else:
-                states = response_hidden(teacher, part)
+                other = part if theirs is None else collate([theirs[i] for i in rows], pad).to(world.device)
+                states = response_hidden(teacher, other)
                 if kept is not None:
                     kept[number] = states.cpu()
-            theirs = logits_by_tile(states, head_of(teacher, dev.vocabulary, temperature))
+            given = logits_by_tile(states, head_of(teacher, dev.vocabulary, temperature, swap))
         tokens = response_tokens(part)
 
-        def measures(logits: Tensor, tile: slice, theirs: Any = theirs, tokens: Tensor = tokens) -> Tensor:
+        def measures(logits: Tensor, tile: slice, given: Any = given, tokens: Tensor = tokens) -> Tensor:
             columns = [-token_logprobs(logits, tokens[tile])]
-            if theirs is not None:
-                teacher_logits = theirs(tile)
+            if given is not None:
+                teacher_logits = given(tile)
                 columns += [function(logits / temperature, teacher_logits) for function in wanted.values()]
             return torch.stack(columns, dim=1)
 

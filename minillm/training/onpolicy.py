@@ -20,6 +20,7 @@ from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.data.rows import Corpus, Rows
+from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
 from minillm.models.loading import check_same_tokenizer, load_tokenizer
@@ -119,9 +120,15 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
     wanted = {name: divergence, "forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
     with engine.whole():
         answers = answer(engine.model, dev, world)
-        fresh = losses(engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature)
+        fresh = losses(
+            engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature,
+            theirs=dev.theirs(answers.examples),
+        )  # fmt: skip
         on_gold = task.teacher if s.student_share < 1 else None
-        gold = losses(engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature)
+        gold = losses(
+            engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature,
+            theirs=dev.theirs(dev.examples),
+        )  # fmt: skip
     objective = s.student_share * fresh[name] + (1 - s.student_share) * gold.get(name, 0.0)
     return {
         "dev_rouge": answers.rouge,
@@ -165,8 +172,12 @@ def run_stage(
     teacher: Path,
     out: Path,
     checkpoints: Path,
+    teacher_data: Path | None = None,
 ) -> None:
-    """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`)."""
+    """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
+
+    `teacher_data`: the same rows in the teacher's chat template, if that is another.
+    """
     training = settings.training
     world = start(settings.seed, launch.patience)
     check_same_tokenizer(init, teacher)
@@ -178,8 +189,10 @@ def run_stage(
             f"but there are only {len(rows)} training rows"
         )
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
-    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed)
-    inputs = {"data": identity(data), "init": identity(init), "teacher": identity(teacher)}
+    prompts = TeacherPrompts.open(data, teacher_data)
+    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, prompts)
+    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data}
+    inputs = {key: identity(path) for key, path in paths.items() if path}
     raw = dataclasses.asdict(settings)
     student = load_once(init, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, training.max_tokens)
@@ -194,12 +207,14 @@ def run_stage(
         out,
     )
 
-    def frozen(folder: Path) -> Any:
+    def frozen(folder: Path, rows_of: Path) -> Any:
         model = load_once(folder, settings.precision, world, launch.shard_teacher)
-        check_rows(model, data, training.max_tokens)
+        check_rows(model, rows_of, training.max_tokens)
         return engine.frozen(model)
 
-    anchor = frozen(init) if training.init_kl else None
-    task = Task(frozen(teacher), anchor, Corpus.open(data), dev, training, settings.seed)
+    anchor = frozen(init, data) if training.init_kl else None
+    task = Task(
+        frozen(teacher, teacher_data or data), anchor, Corpus.open(data), dev, training, settings.seed
+    )
     history = train(engine, task, rows, settings.method)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed)

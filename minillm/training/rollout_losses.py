@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
 from minillm.data.batching import collate, moved
-from minillm.data.rows import Corpus
+from minillm.data.rows import Corpus, Example
 from minillm.errors import UserError
 from minillm.models.head import (
     head_of,
@@ -28,7 +28,7 @@ from minillm.models.loading import special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
-from minillm.training.dev_set import Dev, Example
+from minillm.training.dev_set import Dev
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
 
@@ -48,6 +48,11 @@ class Task:
     dev: Dev
     settings: OnPolicy
     seed: int
+
+    @property
+    def swap(self) -> tuple[int, int] | None:
+        """The end tokens of student and teacher, if they differ."""
+        return self.dev.teacher.swap if self.dev.teacher is not None else None
 
 
 def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
@@ -183,11 +188,16 @@ class SampleLoss:
 
 
 def frozen_model_logits(
-    model: PreTrainedModel, examples: Sequence[Example], task: Task, device: torch.device, temperature: float
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    task: Task,
+    device: torch.device,
+    temperature: float,
+    swap: tuple[int, int] | None = None,
 ) -> Callable[[slice], Tensor]:
-    """Logits of a frozen model, a tile of the examples' response tokens at a time."""
+    """Logits of a frozen model, a tile of the examples' response tokens at a time; `swap` as in `head_of`."""
     batch = collate(examples, special_tokens(task.dev.tokenizer)[1]).to(device)
-    head = head_of(model, task.dev.vocabulary, temperature)
+    head = head_of(model, task.dev.vocabulary, temperature, swap)
     return logits_by_tile(response_hidden(model, batch), head)
 
 
@@ -217,6 +227,11 @@ class MiniBatch:
             for kind, i in part
         ]
 
+    def theirs(self, samples: Sequence[Row]) -> list[Example]:
+        """What the teacher reads of samples: its own prompts, if it has any, and the same responses."""
+        prompts, responses = self.rollouts.teacher_prompts, self.rollouts.responses
+        return self.examples(samples) if prompts is None else [(prompts[i], responses[i]) for _, i in samples]
+
     def length(self, row: Row) -> int:
         prompt, response = self.examples([row])[0]
         return len(prompt) + len(response)
@@ -230,20 +245,23 @@ class MiniBatch:
             """(tokens,), in the order of the logits."""
             return moved(values[rows][valid], self.device)
 
-        def frozen(model: PreTrainedModel) -> Callable[[slice], Tensor]:
-            return frozen_model_logits(model, self.examples(samples), self.task, self.device, s.temperature)
+        def frozen(
+            model: PreTrainedModel, examples: list[Example], swap: tuple[int, int] | None = None
+        ) -> Callable[[slice], Tensor]:
+            return frozen_model_logits(model, examples, self.task, self.device, s.temperature, swap)
 
         teacher = None
         if s.objective != "minillm" or s.single_step:
             if rollouts.teacher_hidden is None:
-                teacher = frozen(self.task.teacher)
+                teacher = frozen(self.task.teacher, self.theirs(samples), self.task.swap)
             # Kept when the samples were drawn.
             else:
                 hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
-                teacher = logits_by_tile(
-                    hidden, head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature)
-                )
-        initial = frozen(self.task.anchor) if self.task.anchor is not None else None
+                head = head_of(self.task.teacher, self.task.dev.vocabulary, s.temperature, self.task.swap)
+                teacher = logits_by_tile(hidden, head)
+        initial = None
+        if self.task.anchor is not None:
+            initial = frozen(self.task.anchor, self.examples(samples))
         return LossInputs(
             tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,8 @@ class Rollouts:
 
     `mask` is 1 on response tokens, right-padded.  Recorded values are 0 for responses that were not sampled
     just now.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
-    recompute the teacher's logits from it at the cost of only the output matrix.
+    recompute the teacher's logits from it at the cost of only the output matrix.  `teacher_prompts`: None if
+    the teacher reads `prompts`.
     """
 
     ids: list[int]
@@ -100,6 +101,7 @@ class Rollouts:
     reverse_kl: Tensor
     summary: dict[str, float]
     teacher_hidden: list[Tensor] | None = None
+    teacher_prompts: list[np.ndarray] | None = None
 
     @classmethod
     def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
@@ -157,6 +159,9 @@ def collect_rollouts(
         group_of = grouped({row: len(rows.prompt(row)) for row in asked}, settings.coins)
         mine = list(group_of)[rank * len(asked) // size : (rank + 1) * len(asked) // size]
         groups = [group_of[row] for row in mine]
+    prompts = shown_to_teacher(rows, dev)
+    theirs = None if prompts is None else [prompts[i] for i in mine]
+    end = dev.teacher.ends[1] if dev.teacher is not None else None
     keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
     with engine.whole():
         samples = sample(
@@ -169,7 +174,7 @@ def collect_rollouts(
             ends=[eos],
             pad=pad,
             vocabulary=dev.vocabulary,
-            mixture=Mixture(teacher, settings.alpha, groups) if watched else None,
+            mixture=Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None,
             record=True,
             batch=engine.launch.eval_batch,
             budget=engine.launch.eval_tokens,
@@ -179,9 +184,19 @@ def collect_rollouts(
         sent = engine.world.gather([without_states(entry) for entry in fresh])
         by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
-        hidden = teacher_hidden(engine, teacher, rows, entries, pad) if keep else None
+        read = rows.prompt if prompts is None else prompts.__getitem__
+        hidden = teacher_hidden(engine, teacher, read, entries, pad) if keep else None
     memory.store(entries, settings.replay)
-    return dataclasses.replace(together(rows, entries, watched), teacher_hidden=hidden)
+    shown = None if prompts is None else [prompts[entry.row] for entry in entries]
+    made = together(rows, entries, watched)
+    return dataclasses.replace(made, teacher_hidden=hidden, teacher_prompts=shown)
+
+
+def shown_to_teacher(rows: Rows, dev: Dev) -> list[np.ndarray] | None:
+    """The teacher's prompt of each training row; None if it reads the student's."""
+    if dev.teacher is None:
+        return None
+    return [dev.teacher.prompts["train"][id_] for id_ in rows.ids]
 
 
 def without_states(entry: Entry) -> Entry:
@@ -192,12 +207,17 @@ def without_states(entry: Entry) -> Entry:
 
 
 def teacher_hidden(
-    engine: Engine, teacher: PreTrainedModel, rows: Rows, entries: Sequence[Entry], pad: int
+    engine: Engine,
+    teacher: PreTrainedModel,
+    prompt_of: Callable[[int], np.ndarray],
+    entries: Sequence[Entry],
+    pad: int,
 ) -> list[Tensor]:
     """The teacher's hidden states at each token of each response, (length, width), on the CPU and every rank.
 
-    Taken from the sampling if it read along, then part of the records of the rank that sampled; for all other
-    responses from one pass that the ranks share.
+    `prompt_of` returns the prompt that the teacher reads of a training row.  Taken from the sampling if it
+    read along, then part of the records of the rank that sampled; for all other responses from one pass that
+    the ranks share.
     """
     parts = {
         i: e.record.teacher_hidden
@@ -206,14 +226,14 @@ def teacher_hidden(
     }
 
     def length(i: int) -> int:
-        return len(rows.prompt(entries[i].row)) + len(entries[i].response)
+        return len(prompt_of(entries[i].row)) + len(entries[i].response)
 
     held = {i for part in engine.world.gather(set(parts)) for i in part}
     missing = sorted((i for i in range(len(entries)) if i not in held), key=length)
     mine = missing[engine.world.rank :: engine.world.size]
     device, launch = engine.world.device, engine.launch
     for part in least_padding(mine, length, launch.eval_batch, at_once(device, launch.eval_tokens)):
-        batch = collate([(rows.prompt(entries[i].row), entries[i].response) for i in part], pad).to(device)
+        batch = collate([(prompt_of(entries[i].row), entries[i].response) for i in part], pad).to(device)
         hidden = response_hidden(teacher, batch).cpu()
         parts.update(zip(part, hidden.split([len(entries[i].response) for i in part]), strict=True))
     return gathered(engine.world, [len(e.response) for e in entries], parts)

@@ -22,7 +22,8 @@ from minillm import objectives
 from minillm.config.sections import Launch, Training
 from minillm.config.stage_settings import TrainSettings
 from minillm.data.batching import Batch, collate
-from minillm.data.rows import Rows
+from minillm.data.rows import Example, Rows
+from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
 from minillm.models.head import (
@@ -40,7 +41,7 @@ from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
-from minillm.training.dev_set import Candidates, Dev, Example, answer, losses
+from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
 from minillm.training.teacher_answers import read_answers
@@ -90,16 +91,19 @@ def example_loss(
     kd_ratio: float,
     hidden: Tensor | None = None,
     compiled: bool = False,
+    teacher_batch: Batch | None = None,
+    swap: tuple[int, int] | None = None,
 ) -> Tensor:
     """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens, as a share of a mean.
 
     The mean is over `denominator` tokens.  `hidden` are the teacher's hidden states, (valid tokens, width),
-    if they are there already; `compiled` as in launch.compile.
+    if they are there already; `compiled` as in launch.compile.  `teacher_batch`: the same responses to the
+    teacher's prompts, if these are others; `swap`: the end tokens of student and teacher (`head_of`).
     """
     theirs = None
     if teacher is not None and kd_ratio > 0:
-        states = response_hidden(teacher, batch) if hidden is None else hidden
-        theirs = logits_by_tile(states, head_of(teacher, vocabulary))
+        states = response_hidden(teacher, teacher_batch or batch) if hidden is None else hidden
+        theirs = logits_by_tile(states, head_of(teacher, vocabulary, swap=swap))
     function = token_loss(response_tokens(batch), theirs, kd_ratio, compiled)
     return response_loss(model, batch, vocabulary, function) / denominator
 
@@ -135,7 +139,8 @@ def teacher_cache(
 class Supervision:
     """The examples, the dev examples, and the teacher whose share in the loss is `kd_ratio`.
 
-    `own_dev` are dev examples of the same kind as the examples, if these are not gold.
+    `own_dev` are dev examples of the same kind as the examples, if these are not gold; `theirs` what the
+    teacher reads in place of examples and own_dev, if its prompts are others.
     """
 
     engine: Engine
@@ -145,6 +150,7 @@ class Supervision:
     teacher: PreTrainedModel | None
     kd_ratio: float
     cache: TeacherCache | None
+    theirs: tuple[Sequence[Example], Sequence[Example]] | None = None
     # The teacher's hidden states of both dev sets.
     seen: tuple[dict[int, Tensor], dict[int, Tensor]] = field(default_factory=lambda: ({}, {}))
 
@@ -152,14 +158,20 @@ class Supervision:
         """(this rank's micro-batches of a global batch, the loss of one); all ranks' sum to the loss."""
         engine, examples, teacher = self.engine, self.examples, self.teacher
         denominator = sum(len(examples[i][1]) for i in chosen)
-        pad = special_tokens(self.dev.tokenizer)[1]
+        pad, device = special_tokens(self.dev.tokenizer)[1], engine.world.device
+        read = self.theirs[0] if self.theirs else examples
+        swap = self.dev.teacher.swap if self.dev.teacher is not None else None
+
+        def length(i: int) -> int:
+            return len(examples[i][1]) + max(len(examples[i][0]), len(read[i][0]))
 
         def loss(part: list[int]) -> Losses:
-            batch = collate([examples[i] for i in part], pad).to(engine.world.device)
+            batch = collate([examples[i] for i in part], pad).to(device)
+            other = collate([read[i] for i in part], pad).to(device) if self.theirs and teacher else batch
             hidden = None
             if self.cache and teacher is not None:
                 # All of them are computed as one batch if one is new.
-                hidden = self.cache.hidden(part, lambda: response_hidden(teacher, batch), engine.world.device)
+                hidden = self.cache.hidden(part, lambda: response_hidden(teacher, other), device)
             value = example_loss(
                 engine.engine,
                 batch,
@@ -169,10 +181,12 @@ class Supervision:
                 self.kd_ratio,
                 hidden,
                 engine.launch.compile,
+                other,
+                swap,
             )
             return value, {}
 
-        return engine.mine(chosen, length=lambda i: sum(map(len, examples[i]))), loss
+        return engine.mine(chosen, length=length), loss
 
     def look(self, rouge: bool) -> dict[str, float]:
         """The dev set: "dev_loss", "dev_objective", and if `rouge` what fresh answers to it are like."""
@@ -180,11 +194,16 @@ class Supervision:
         wanted = {"forward_kl": objectives.forward_kl}
         dev, world = self.dev, engine.world
         on_gold, on_own = self.seen if engine.launch.teacher_cache else (None, None)
+        of_gold, of_own = dev.theirs(dev.examples), self.theirs[1] if self.theirs else None
         with engine.whole():
-            gold = losses(engine.model, dev.examples, dev, world, teacher, wanted, kept=on_gold)
+            gold = losses(
+                engine.model, dev.examples, dev, world, teacher, wanted, kept=on_gold, theirs=of_gold
+            )
             same_kind = gold
             if self.own_dev:
-                same_kind = losses(engine.model, self.own_dev, dev, world, teacher, wanted, kept=on_own)
+                same_kind = losses(
+                    engine.model, self.own_dev, dev, world, teacher, wanted, kept=on_own, theirs=of_own
+                )
             kl = same_kind.get("forward_kl", 0.0)
             objective = (1 - self.kd_ratio) * same_kind["nll"] + self.kd_ratio * kl
             values = {"dev_loss": gold["nll"], "dev_objective": objective}
@@ -210,10 +229,12 @@ def fit(
     own_dev: Sequence[Example] = (),
     ids: Sequence[int] = (),
     rouge: bool = True,
+    theirs: tuple[Sequence[Example], Sequence[Example]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train to the end, resuming from the newest checkpoint if there is one; returns the dev evaluations.
 
-    `ids` are the examples' row ids, for messages; without them they are named by place: #0, #1 ...
+    `ids` are the examples' row ids, for messages; without them they are named by place: #0, #1 ...  `theirs`
+    is what the teacher reads in place of the examples and of `own_dev`, if its prompts are others.
     Each evaluation has "dev_loss" (cross-entropy on the dev references), "dev_objective" (the training loss,
     on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
     """
@@ -224,7 +245,7 @@ def fit(
     kd_ratio = settings.kd_ratio if settings.loss == "kd" else 0.0
     due = evaluation_steps(engine.steps, settings.evaluations)
     cache = teacher_cache(engine, teacher, examples, settings) if teacher is not None and kd_ratio else None
-    work = Supervision(engine, examples, dev, own_dev, teacher, kd_ratio, cache)
+    work = Supervision(engine, examples, dev, own_dev, teacher, kd_ratio, cache, theirs)
 
     def save() -> None:
         if cache:
@@ -255,16 +276,29 @@ def fit(
     return history
 
 
-def training_examples(data: Path, pseudo: Path | None) -> tuple[list[Example], list[Example]]:
+def training_examples(
+    data: Path, pseudo: Path | None, teacher_data: Path | None = None
+) -> tuple[list[Example], list[Example]]:
     """(training examples, dev examples of the same kind).
 
-    The gold answers (and no dev examples), or with `pseudo` the teacher's answers to the same prompts.
+    The gold answers (and no dev examples), or with `pseudo` the teacher's answers to the same rows, whose
+    prompts and end it has from `teacher_data`, if that is not `data`.
     """
     if pseudo is not None:
-        answers = read_answers(pseudo, data)
+        answers = read_answers(pseudo, data, teacher_data)
         return answers["train"], answers["dev"]
     rows = Rows.open(data, "train")
     return [(rows.prompt(i), rows.response(i)) for i in range(len(rows))], []
+
+
+def read_by_teacher(
+    prompts: TeacherPrompts, data: Path, examples: Sequence[Example], own_dev: Sequence[Example]
+) -> tuple[list[Example], list[Example]]:
+    """The teacher's prompts with the responses of `examples` and `own_dev`, the first rows of each split."""
+    return tuple(  # type: ignore[return-value]
+        prompts.of(split, Rows.open(data, split).ids[: len(part)], part)
+        for split, part in (("train", examples), ("dev", own_dev))
+    )
 
 
 def run_stage(
@@ -277,18 +311,17 @@ def run_stage(
     checkpoints: Path,
     init: Path | None = None,
     teacher: Path | None = None,
+    teacher_data: Path | None = None,
     pseudo: Path | None = None,
 ) -> None:
     """Stages teacher, sft, kd and seqkd: train `base` on `data`.
 
     Writes the checkpoint of best dev ROUGE-L to `out` and, if asked for, that of lowest dev loss to `init`.
+    `teacher_data`: the same rows in the teacher's chat template, if that is another.
     """
     world = start(settings.seed, launch.patience)
-    inputs = {
-        key: identity(path)
-        for key, path in {"data": data, "base": base, "teacher": teacher, "pseudo": pseudo}.items()
-        if path
-    }
+    paths = {"data": data, "base": base, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
+    inputs = {key: identity(path) for key, path in paths.items() if path}
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(data / "tokenizer")
     check_same_tokenizer(base, data / "tokenizer")
     needs_teacher = settings.training.loss == "kd"
@@ -296,8 +329,12 @@ def run_stage(
         raise UserError(f"{settings.stage}: the loss 'kd' needs a teacher")
     if teacher is not None:
         check_same_tokenizer(base, teacher)
-    examples, own_dev = training_examples(data, pseudo)
-    dev = Dev.open(data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
+    examples, own_dev = training_examples(data, pseudo, teacher_data)
+    prompts = TeacherPrompts.open(data, teacher_data)
+    theirs = read_by_teacher(prompts, data, examples, own_dev) if prompts else None
+    dev = Dev.open(
+        data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed, prompts
+    )
     raw = dataclasses.asdict(settings)
     student = load_once(base, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, settings.sampling.max_tokens, examples)
@@ -314,7 +351,7 @@ def run_stage(
     teacher_model = None
     if needs_teacher and teacher:
         loaded = load_once(teacher, settings.precision, world, launch.shard_teacher)
-        check_rows(loaded, data, 0, examples)
+        check_rows(loaded, teacher_data or data, 0, theirs[0] if theirs else examples)
         teacher_model = engine.frozen(loaded)
     history = fit(
         engine,
@@ -327,6 +364,7 @@ def run_stage(
         own_dev=own_dev,
         # The teacher's answers are named by their place.
         ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
+        theirs=theirs,
     )
     outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
     export(engine, dev, history, outputs, raw, inputs, settings.seed)

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from minillm.data.rows import Rows
+from minillm.data.rows import Example, Rows
+from minillm.data.teacher_prompts import TeacherPrompts, exchanged
 from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError
 from minillm.files import check_record, sha256
 from minillm.models.loading import load_tokenizer
 from minillm.readers import read_json_lines, read_object
-from minillm.training.dev_set import Example
 
 AGAIN = "remove it and make the teacher's answers again"
 
 
-def read_answers(path: Path, data: Path) -> dict[str, list[Example]]:
+def read_answers(path: Path, data: Path, teacher_data: Path | None = None) -> dict[str, list[Example]]:
     """Split ("train", "dev") -> the folder's prompts with the teacher's answers, in the order of the rows.
+
+    A teacher with rows of its own (`teacher_data`) ends its answers with its own token, which becomes that of
+    the folder.
 
     Raises UserError, one line naming file and line, for a damaged line, a row that the data folder lacks, a
     row left out or answered twice, a token outside of the vocabulary, and a file that is not what its
@@ -39,8 +42,13 @@ def read_answers(path: Path, data: Path) -> dict[str, list[Example]]:
             raise UserError(f"{where}: the {split} row {id_} is answered twice; {AGAIN}")
         answered[split][places[split][id_]] = np.asarray(answer["response_tokens"], dtype=np.int32)
     _check_complete(path, parts, answered)
+    teacher = TeacherPrompts.open(data, teacher_data)
+    swap = teacher.swap if teacher else None
     return {
-        split: [(parts[split].prompt(i), answers[i]) for i in sorted(answers)]
+        split: [
+            (parts[split].prompt(i), exchanged(answers[i], swap) if swap else answers[i])
+            for i in sorted(answers)
+        ]
         for split, answers in answered.items()
     }
 

@@ -71,7 +71,8 @@ def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
         paths = _paths(run, weights, name, teacher)
         if kind == "human":
             paths |= _of_people(run, weights, name, recorded)
-        chosen = {name.replace("-", "_"): paths[name] for name in entry.required if name in paths}
+        wanted = [*entry.required, *_optional(run, entry, weights, teacher)]
+        chosen = {name.replace("-", "_"): paths[name] for name in wanted if name in paths}
         positional = [settings] if settings is not None else []
         positional += [Launch()] if entry.launched else []
         with contextlib.redirect_stdout(io.StringIO()):
@@ -91,6 +92,12 @@ def _metric(run: Run, findings: Findings, path: Path, models: bool) -> None:
 def _key(entry: Stage, path: Path) -> str:
     """The settings file of a measurement: for some one for each test set or task."""
     return f"{entry.name}/{path.stem}" if entry.key else entry.name
+
+
+def _optional(run: Run, entry: Stage, weights: str, teacher: str) -> tuple[str, ...]:
+    """Optional paths of exposure bias: those of a student whose prompts are not its teacher's."""
+    apart = bool(teacher) and run.data(weights) != run.data(layout.teacher_weights(teacher))
+    return entry.optional if apart else ()
 
 
 def _paths(run: Run, weights: str, name: str, teacher: str) -> dict[str, Any]:

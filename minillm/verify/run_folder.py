@@ -122,7 +122,9 @@ class Run:
         if role == "teacher":
             return self.folder / layout.model(layout.teacher_weights(rest[0]))
         if role == "pseudo":
-            return self.folder / layout.pseudo_answers(self.tokenizers[name], rest[0])
+            return self.folder / layout.pseudo_answers(self.tokenizers[rest[0]], rest[0])
+        if role == "teacher_data":
+            return self.data(layout.teacher_weights(rest[0]))
         raise UserError(f"{self.folder / layout.model(weights)}: unknown kind of input '{role}'")
 
     # --- recorded paths

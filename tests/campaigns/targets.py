@@ -86,6 +86,10 @@ def configurations() -> Iterator[Target]:
 
 
 # --- data
+TALKS = [
+    {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}."}]}
+    for i in range(5)
+]
 ROWS = [{"instruction": f"Say {i}.", "input": "", "output": f"{i}."} for i in range(5)]
 
 
@@ -95,6 +99,7 @@ def data() -> Iterator[Target]:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), sink)
     held = {
         "rows.jsonl": lines(*ROWS),
+        "messages.jsonl": lines(*TALKS),
         "rows.json": json.dumps(ROWS).encode(),
         "rows.csv": table.encode(),
         "rows.tsv": table.replace(",", "\t").encode(),

@@ -22,7 +22,9 @@ PAGES = [
 ]
 KEYS = {field.name for cls in classes().values() for field in dataclasses.fields(cls)}
 # Ends of file names, which look like attributes of a module.
-FILES = set(["csv", "html", "json", "jsonl", "lock", "md", "npy", "pdf", "png", "py", "toml", "yaml", "yml"])
+FILES = set(
+    ["csv", "html", "jinja", "json", "jsonl", "lock", "md", "npy", "pdf", "png", "py", "toml", "yaml", "yml"]
+)
 
 
 def defined(path: Path) -> set[str]:

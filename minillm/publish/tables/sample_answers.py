@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from minillm.config import layout
+from minillm.data.conversations import are_messages, as_text
 from minillm.errors import UserError
 from minillm.evaluation.rouge import AGAIN, ROW
 from minillm.publish.item_results import ItemResults, Trained
@@ -38,14 +39,16 @@ def samples(results: ItemResults) -> Sheet:
                     answers[model] = by_id
             for row in _drawn(answers, f"{results.settings.seed}/{test}"):
                 first = next(iter(answers.values()))[row]
-                about = f"{results.label(test)}, row {row}\n{_cut(first['prompt'])}"
+                talk = first.get("messages", [])
+                asked = as_text(talk) if talk and are_messages(talk) else first["prompt"]
+                about = f"{results.label(test)}, row {row}\n{_cut(asked)}"
                 lines = [("reference", "", "; ".join(first["references"]))]
                 lines += [
                     (model.label, model.method_label, by_id[row]["response"])
                     for model, by_id in answers.items()
                 ]
                 rows += [[about, f"{name} {method}".strip(), _cut(text)] for name, method, text in lines]
-                prompt = {"test": test, "id": row, "prompt": first["prompt"]}
+                prompt = {"test": test, "id": row, "prompt": asked}
                 records += [
                     {**prompt, "model": name, "method": method, "text": text} for name, method, text in lines
                 ]
