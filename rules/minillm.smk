@@ -6,6 +6,7 @@ rule minillm:
         data=FLOW.data,
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        base=FLOW.base_of_adapter,
         code=FLOW.code("minillm"),
     output:
         directory(
@@ -31,6 +32,10 @@ rule minillm:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
+        base=lambda wildcards, input: (
+            f"--base {shlex.quote(str(input.base))}" if input.base else ""
+        ),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
-        " --teacher {input.teacher:q} --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
+        " --teacher {input.teacher:q} {params.base}"
+        " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

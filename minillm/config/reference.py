@@ -23,6 +23,7 @@ PARTS = (
     ("Experiment", "Top level", ""),
     ("Tokenizer", "Tokenizers", "`tokenizers.NAME`"),
     ("Model", "Models", "`models.NAME`, `checkpoints.PATH`"),
+    ("Adapter", "Adapters", "`models.NAME.adapter`"),
     ("Dataset", "Data sets", "`datasets.NAME`"),
     ("Subsets", "Subsets by length", "`subsets.NAME`"),
     ("Data", "Data", "`data`"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
+from minillm.config.adapter import Adapter
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
 
@@ -237,6 +238,11 @@ class Model:
         default=None,
         description="How a `scratch` model is pre-trained on the plain text, or a `pruned` one healed: by "
         "distillation from its parent on the plain text and the training rows. Other sources have none.",
+    )
+    adapter: Adapter | None = Field(
+        default=None,
+        description="Train a low-rank adapter (LoRA) in place of all weights whenever the model is "
+        "fine-tuned, as a teacher or as a student (docs/adapters.md); empty: all weights.",
     )
 
 

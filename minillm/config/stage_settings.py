@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.adapter import Adapter
 from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import (
@@ -138,9 +139,11 @@ class BaseSettings:
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str = "", weights: str = "") -> BaseSettings:
         """The settings in `config` for the base `model`, or for a checkpoint in the place of `weights`."""
+        spec = config.checkpoints[weights] if stage == "checkpoint" else config.models[model]
         return cls(
             stage="base",
-            model=config.checkpoints[weights] if stage == "checkpoint" else config.models[model],
+            # A base model is the same with every adapter.
+            model=dataclasses.replace(spec, adapter=None),
             seed=config.training_seeds[0],
             precision=config.precision,
             sampling=Sampling(max_tokens=config.data.max_response),
@@ -158,6 +161,7 @@ class TrainSettings:
     training: Training
     sampling: Sampling
     teacher: str = ""
+    adapter: Adapter | None = None
 
     @classmethod
     def of(
@@ -172,6 +176,7 @@ class TrainSettings:
             precision=config.precision,
             training=config.for_model(stage, model),
             sampling=Sampling(max_tokens=config.data.max_response),
+            adapter=config.models[model].adapter,
         )
 
 
@@ -208,6 +213,7 @@ class OnPolicySettings:
     seed: int
     precision: Precision
     training: OnPolicy
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:
@@ -220,6 +226,7 @@ class OnPolicySettings:
             seed=seed,
             precision=config.precision,
             training=config.on_policy(stage, model),
+            adapter=config.models[model].adapter,
         )
 
 

@@ -157,6 +157,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
+        optional=("base",),
         launched=True,
     ),
     Stage(
