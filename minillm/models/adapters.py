@@ -75,6 +75,8 @@ def _inject(model: PreTrainedModel, config: Any) -> None:
     _peft().inject_adapter_in_model(config, model, adapter_name=NAME)
     for weight in adapter_weights(model).values():
         weight.data = weight.data.to(dtype)
+    # New layers are in training mode, whatever the model's: a frozen model would drop inputs.
+    model.train(model.training)
 
 
 def targets_of(model: PreTrainedModel, targets: tuple[str, ...]) -> dict[str, bool]:
