@@ -409,7 +409,7 @@ class Launch:
     save_minutes: NonNegative = Field(
         default=0.0,
         description="Minutes between checkpoints, counted from the end of the last one, instead of "
-        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per parameter.",
+        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per trained parameter.",
     )
     log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
     tracker: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
