@@ -18,7 +18,7 @@ from minillm.config.adapter import Adapter
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models import adapters
-from minillm.models.adapters import ADAPTER, add_adapter, load_adapter, merged, save_adapter, targets_of, twin
+from minillm.models.adapters import add_adapter, load_adapter, merged, save_adapter, targets_of, twin
 from minillm.training.supervised import example_loss
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -286,5 +286,14 @@ def test_a_merged_model_with_other_logits_is_refused(tmp_path):
         merged(make("gpt2", 1), tmp_path, lambda m: m(IDS).logits * float("nan"), 1e-3)
 
 
-def test_the_folder_in_a_model_is_no_model_of_its_own():
-    assert ADAPTER == "adapter" and adapters.PREFIX == "base_model.model."
+def test_the_name_of_the_base_is_only_a_note(tmp_path):
+    """Nothing is looked up: peft loads the adapter as before, and it can be trained on."""
+    model = adapted("llama", dtype=torch.float32)
+    save_adapter(model, tmp_path)
+    adapters.name_base(tmp_path, "nobody/nothing", "v1")
+    config = json.loads((tmp_path / adapters.CONFIG).read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("nobody/nothing", "v1")
+    merged(make("llama", 1), tmp_path, lambda m: m(IDS).logits, 1e-5)
+    other = make("llama", 1)
+    load_adapter(other, tmp_path)
+    assert torch.equal(other(IDS).logits, model(IDS).logits)

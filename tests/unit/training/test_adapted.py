@@ -346,4 +346,12 @@ def test_what_does_not_belong_together_is_refused(run):
         run.minillm("other", base=False)
     with pytest.raises(UserError, match="init: its adapter is .*'rank': 2.* here it is .*'rank': 4"):
         run.minillm("other", adapter=Adapter(rank=4))
+    weights = run.folder / "init/adapter/adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(UserError, match="init: adapter/adapter_model.safetensors is not what provenance"):
+            run.minillm("other")
+    finally:
+        weights.write_bytes(whole)
     assert not (run.folder / "other").exists()
