@@ -209,6 +209,11 @@ class Workflow:
         parent = self.config.models[wildcards.model].parent
         return [self.below(layout.model(layout.base_weights(parent)))] if parent else []
 
+    def base_of_adapter(self, wildcards: Any) -> list[str]:
+        """Input function: the base model of a student that is trained by an adapter."""
+        adapted = self.config.models[wildcards.student].adapter is not None
+        return [self.below(layout.model(layout.base_weights(wildcards.student)))] if adapted else []
+
     def recorded(self, section: str, *names: str) -> list[str]:
         """Records of what is not made here: of the entries of a section that come from the hub or from files.
 

@@ -7,6 +7,7 @@ rule minillm:
         teacher_data=FLOW.teacher_data,
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        base=FLOW.base_of_adapter,
         code=FLOW.code("minillm"),
     output:
         directory(
@@ -32,8 +33,9 @@ rule minillm:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
+        base=option("base"),
         teacher_data=option("teacher_data"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
-        " --teacher {input.teacher:q}{params.teacher_data} --out {output:q}"
+        " --teacher {input.teacher:q}{params.base}{params.teacher_data} --out {output:q}"
         " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -16,6 +16,7 @@ SLOW = (
     "tests/pipeline",
     "tests/workflow",
     "tests/unit/runtime/test_zero.py",
+    "tests/unit/training/test_adapted.py",
     "tests/unit/models/test_compiled_blocks.py",
     "tests/unit/models/test_compiled.py",
     "tests/unit/training/test_invariances.py",
@@ -34,6 +35,8 @@ SLOW = (
     "tests/unit/runtime/test_several_nodes.py",
     "tests/unit/runtime/test_fp16.py",
     "tests/unit/sampling/test_architectures.py",
+    "tests/unit/models/test_adapters.py",
+    "tests/unit/test_fits_adapters.py",
     "tests/unit/runtime/test_engine.py",
 )
 

@@ -410,6 +410,34 @@ MUTATIONS = [
         "torch.from_numpy(numbers(chunk))",
         "tests/unit/training/test_no_waiting.py::test_sampling_from_a_mixture",
     ),
+    Mutation(
+        "a frozen model drops inputs of its adapter",
+        "models/adapters.py",
+        "    model.train(model.training)\n",
+        "",
+        "tests/unit/models/test_adapters.py::test_a_saved_adapter_is_the_same_again",
+    ),
+    Mutation(
+        "a merged model is not compared",
+        "models/adapters.py",
+        "if not share <= tolerance:",
+        "if False:",
+        "tests/unit/models/test_adapters.py::test_a_merged_model_with_other_logits_is_refused",
+    ),
+    Mutation(
+        "the teacher is the bare base model",
+        "training/adapted.py",
+        "load_adapter(model, folder / ADAPTER)",
+        "pass",
+        "tests/unit/training/test_adapted.py::test_each_model_loads_its_own_adapter_on_one_base",
+    ),
+    Mutation(
+        "checkpoints hold the frozen weights",
+        "runtime/saving.py",
+        "if weight.requires_grad else adapted)",
+        "if weight.requires_grad else False)",
+        "tests/unit/training/test_adapted.py::test_resuming_is_exact_and_checkpoints_hold_only_the_adapter",
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from minillm.config import layout
+from minillm.config.adapter import check_adapters
 from minillm.config.estimators import Estimators
 from minillm.config.measurements.calibration import Calibration
 from minillm.config.measurements.diversity import Diversity
@@ -254,6 +255,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         _check_model(config, name, model, where)
     for weights, model in config.checkpoints.items():
         _check_checkpoint(config, weights, model, where)
+    check_adapters(config, where)
     _check_methods(config, where)
     for name, stages in config.per_model.items():
         _check_per_model(config, name, stages, where)

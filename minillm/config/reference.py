@@ -24,6 +24,7 @@ PARTS = (
     ("Tokenizer", "Tokenizers", "`tokenizers.NAME`"),
     ("Chat", "Chat templates", "`tokenizers.NAME.chat`"),
     ("Model", "Models", "`models.NAME`, `checkpoints.PATH`"),
+    ("Adapter", "Adapters", "`models.NAME.adapter`"),
     ("Dataset", "Data sets", "`datasets.NAME`"),
     ("Subsets", "Subsets by length", "`subsets.NAME`"),
     ("Data", "Data", "`data`"),

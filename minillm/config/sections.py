@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
+from minillm.config.adapter import Adapter
 from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
@@ -248,6 +249,11 @@ class Model:
         description="How a `scratch` model is pre-trained on the plain text, or a `pruned` one healed: by "
         "distillation from its parent on the plain text and the training rows. Other sources have none.",
     )
+    adapter: Adapter | None = Field(
+        default=None,
+        description="Train a low-rank adapter (LoRA) in place of all weights whenever the model is "
+        "fine-tuned, as a teacher or as a student (docs/adapters.md); empty: all weights.",
+    )
 
 
 # --- the whole experiment
@@ -425,7 +431,7 @@ class Launch:
     save_minutes: NonNegative = Field(
         default=0.0,
         description="Minutes between checkpoints, counted from the end of the last one, instead of "
-        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per parameter.",
+        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per trained parameter.",
     )
     log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
     tracker: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.adapter import Adapter
 from minillm.config.chat import linked
 from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
@@ -147,9 +148,11 @@ class BaseSettings:
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str = "", weights: str = "") -> BaseSettings:
         """The settings in `config` for the base `model`, or for a checkpoint in the place of `weights`."""
+        spec = config.checkpoints[weights] if stage == "checkpoint" else config.models[model]
         return cls(
             stage="base",
-            model=config.checkpoints[weights] if stage == "checkpoint" else config.models[model],
+            # A base model is the same with every adapter.
+            model=dataclasses.replace(spec, adapter=None),
             seed=config.training_seeds[0],
             precision=config.precision,
             sampling=Sampling(max_tokens=config.data.max_response),
@@ -167,6 +170,7 @@ class TrainSettings:
     training: Training
     sampling: Sampling
     teacher: str = ""
+    adapter: Adapter | None = None
 
     @classmethod
     def of(
@@ -181,6 +185,7 @@ class TrainSettings:
             precision=config.precision,
             training=config.for_model(stage, model),
             sampling=Sampling(max_tokens=config.data.max_response),
+            adapter=config.models[model].adapter,
         )
 
 
@@ -217,6 +222,7 @@ class OnPolicySettings:
     seed: int
     precision: Precision
     training: OnPolicy
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:
@@ -229,6 +235,7 @@ class OnPolicySettings:
             seed=seed,
             precision=config.precision,
             training=config.on_policy(stage, model),
+            adapter=config.models[model].adapter,
         )
 
 

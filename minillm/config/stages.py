@@ -161,7 +161,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
-        optional=("teacher-data",),
+        optional=("base", "teacher-data"),
         launched=True,
     ),
     Stage(

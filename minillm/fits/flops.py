@@ -39,10 +39,11 @@ def update(part: Part, student: Size, recomputed: bool) -> float:
     That ends before each block's last product, whose result nothing needs.
     """
     width = part.prompt + part.response
-    total = LINEAR * linear(student, part.rows * width)
+    # No gradient of what is frozen.
+    total = LINEAR * linear(student, part.rows * width) - 2.0 * student.frozen * part.rows * width
     total += (ATTENTION + recomputed) * part.rows * attention(student, width, width)
     total += 2.0 * recomputed * (student.matrices - student.last) * part.rows * width
-    total += 3 * head(student, part.rows * part.response)
+    total += (2 if student.frozen else 3) * head(student, part.rows * part.response)
     if part.loss.teacher is not None:
         total += part.reads * read(part.loss.teacher, part.rows, width)
         if part.scored:

@@ -62,7 +62,7 @@ def seconds(work: Work, machine: Machine) -> Seconds:
 
 
 def _optimizer(work: Work, machine: Machine) -> float:
-    own = work.student.parameters / (work.launch.processes if work.launch.zero else 1)
+    own = work.student.trained / (work.launch.processes if work.launch.zero else 1)
     return own * 7 * 4 / (machine.bandwidth * BANDWIDTH)
 
 
@@ -103,9 +103,10 @@ def _links(work: Work) -> float:
     launch, number = work.launch, bytes_of(work.precision)
     rows = work.batch / launch.processes
     micro = max(1.0, rows / launch.micro_batch)
-    weights = number * work.student.parameters
+    weights, gradients = number * work.student.parameters, number * work.student.trained
     # Gradients are reduced at every micro-batch from ZeRO 2 on, weights gathered twice under ZeRO 3.
-    sent = weights * (2 if launch.zero < 2 else 1 + micro if launch.zero == 2 else 3 * micro)
+    sent = gradients * (2 if launch.zero < 2 else 1 + micro if launch.zero == 2 else micro)
+    sent += 2 * micro * weights if launch.zero == 3 else 0
     if launch.shard_teacher:
         passes_of_teacher = micro * max((part.reads for part in work.parts), default=0.0)
         sent += number * sum(m.parameters for m in work.frozen) * passes_of_teacher
@@ -115,7 +116,7 @@ def _links(work: Work) -> float:
 # --- disk
 def state_bytes(work: Work) -> int:
     """Bytes of a checkpoint."""
-    return (saving.BYTES if work.launch.zero else saving.BYTES_ZERO_0) * work.student.parameters
+    return (saving.BYTES if work.launch.zero else saving.BYTES_ZERO_0) * work.student.trained
 
 
 def saves(work: Work, hours: float) -> int:
@@ -134,4 +135,5 @@ def disk(work: Work) -> tuple[int, int]:
     if not work.steps:
         return kept, 0
     width = work.teacher.width if work.teacher else 0
-    return kept, int(2 * state_bytes(work) + 2 * model + work.cached * width * bytes_of(work.precision))
+    candidates = 2 * bytes_of(work.precision) * work.student.trained
+    return kept, int(2 * state_bytes(work) + candidates + work.cached * width * bytes_of(work.precision))

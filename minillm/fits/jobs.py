@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
 from minillm.config.onpolicy import OnPolicy
@@ -15,7 +16,7 @@ from minillm.config.stages import STAGES
 from minillm.fits.machines import BANDWIDTH, COMPUTE
 from minillm.fits.passes import Loss
 from minillm.fits.rows import PROMPT, RESPONSE, Lengths, lengths_of, rows_of
-from minillm.fits.sizes import Size, shape_of, size_of
+from minillm.fits.sizes import Size, adapted, shape_of, size_of
 from minillm.fits.work import Draw, Part, Read, Work
 from minillm.runtime.schedule import count_steps
 
@@ -120,22 +121,47 @@ class Planner:
         bare = Work(key.stage, student, (), launch, config.precision)
         if key.stage == "base":
             return self._base(bare, key)
-        if key.stage in ("teacher", "sft", "kd", "seqkd"):
-            training = config.for_model(key.stage, key.model)
-            return _supervised(
-                dataclasses.replace(bare, frozen=(teacher,) if teacher and training.loss == "kd" else ()),
-                training,
-                self.lengths(key.model),
-                (config.data.max_prompt, config.data.max_response),
-            )
-        if key.stage == "minillm":
-            teacher = self.size(key.teacher)
-            settings = config.on_policy(key.method, key.model)
-            frozen = (teacher, student) if settings.init_kl else (teacher,)
-            return _on_policy(
-                dataclasses.replace(bare, frozen=frozen), settings, self.lengths(key.model), config
-            )
+        if key.stage in ("teacher", "sft", "kd", "seqkd", "minillm"):
+            return self._trained(bare, key, teacher)
         return self._evaluation(bare, key, teacher)
+
+    def _trained(self, bare: Work, key: Key, teacher: Size | None) -> Work:
+        """Fine-tuning, of an adapter if the model has one; other models on its base then share that."""
+        config, launch, base = self.config, bare.launch, bare.student
+        adapter = config.models[key.model].adapter
+        student = size_of(adapted(base.shape, adapter))
+        on_base = adapter is not None and teacher is not None and self._one_base(key)
+        if on_base:
+            teacher = size_of(adapted(base.shape, config.models[key.teacher].adapter))
+        settings: Any = None
+        if key.stage == "minillm":
+            settings = config.on_policy(key.method, key.model)
+            initial = (student,) if settings.init_kl else ()
+        else:
+            settings, initial = config.for_model(key.stage, key.model), ()
+            teacher = teacher if settings.loss == "kd" else None
+        sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
+        models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0
+        bare = dataclasses.replace(
+            bare,
+            student=student,
+            frozen=(*([teacher] if teacher else []), *initial),
+            shared=models * base.parameters,
+        )
+        lengths = self.lengths(key.model)
+        if key.stage == "minillm":
+            return _on_policy(bare, settings, lengths, config)
+        return _supervised(bare, settings, lengths, (config.data.max_prompt, config.data.max_response))
+
+    def _one_base(self, key: Key) -> bool:
+        """Whether the teacher of such jobs is trained here, on the student's base model."""
+        if layout.teacher_weights(key.teacher) in self.config.checkpoints:
+            return False
+        first, second = (
+            dataclasses.replace(self.config.models[name], family="", size="", adapter=None)
+            for name in (key.model, key.teacher)
+        )
+        return first == second
 
     def _base(self, bare: Work, key: Key) -> Work:
         spec, lengths = self.config.models[key.model], self.lengths(key.model)

@@ -87,7 +87,7 @@ def memory(work: Work, device: str = "cuda") -> Memory:
     Raises UserError if the processes do not divide the batch.
     """
     number, launch = bytes_of(work.precision), work.launch
-    teacher = sum(m.parameters for m in work.frozen)
+    teacher = sum(m.parameters for m in work.frozen) - work.shared
     sharded = launch.processes if launch.shard_teacher else 1
     trained = _training(work, device) if work.steps else {}
     own = number * work.student.parameters
@@ -110,11 +110,11 @@ def memory(work: Work, device: str = "cuda") -> Memory:
 def least(work: Work) -> int:
     """Bytes that a process has at least, without a look at activations: in the optimizer's step."""
     number, launch, size = bytes_of(work.precision), work.launch, work.student
-    held = number * sum(model.parameters for model in (size, *work.frozen))
+    held = number * (sum(model.parameters for model in (size, *work.frozen)) - work.shared)
     if not work.steps or launch.offload or launch.zero == 3:
         return held
-    own = size.parameters // (launch.processes if launch.zero else 1)
-    gradients = own if launch.zero == 2 else size.parameters
+    own = size.trained // (launch.processes if launch.zero else 1)
+    gradients = own if launch.zero == 2 else size.trained
     # Two moments, and float32 weights unless those of the model are.
     masters = 12 if number < 4 or launch.zero else 8
     return held + masters * own + number * gradients
@@ -123,7 +123,7 @@ def least(work: Work) -> int:
 def _training(work: Work, device: str) -> dict[str, int]:
     """weights, gradients, optimizer, buckets, activations, tiles, step and host of a training."""
     number, launch, size = bytes_of(work.precision), work.launch, work.student
-    n, processes = size.parameters, launch.processes
+    n, processes = size.trained, launch.processes
     rows = share(work.batch, processes)
     update = _update(work, device, rows)
     several = rows > launch.micro_batch
@@ -146,8 +146,8 @@ def _training(work: Work, device: str) -> dict[str, int]:
     if launch.zero in (1, 2):
         parts["buckets"] = 2 * BUCKET * number
     if launch.zero == 3:
-        parts["weights"] = number * own
-        parts["buckets"] = number * (BUCKET + min(n, GATHERED))
+        parts["weights"] = number * (size.parameters // processes)
+        parts["buckets"] = number * (BUCKET + min(size.parameters, GATHERED))
         parts["step"] = _step(min(own, GROUP), number)
     if launch.shard_teacher and processes > 1 and any(part.reads for part in work.parts):
         parts["buckets"] += number * min(sum(m.parameters for m in work.frozen), GATHERED)

@@ -115,8 +115,10 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in model.modules():
         for name, values in module._parameters.items():
             if values is not None:
-                new = made.setdefault(id(values), nn.Parameter(torch.empty(values.shape, dtype=dtype)))
-                module._parameters[name] = new
+                made.setdefault(
+                    id(values), nn.Parameter(torch.empty(values.shape, dtype=dtype), values.requires_grad)
+                )
+                module._parameters[name] = made[id(values)]
 
 
 def _batch(rows: Rows, tokens: int) -> Any:
@@ -233,7 +235,7 @@ def _tile(how: How) -> int:
 def _update(size: Size, layers: int, rows: Rows, how: How, loss: Loss) -> Update:
     with _faked(how) as live:
         model = _ready(size, layers, how)
-        for values in model.parameters():
+        for values in (weight for weight in model.parameters() if weight.requires_grad):
             values.register_post_accumulate_grad_hook(_drop)
         vocabulary = loss.vocabulary(size)
         tokens = _tokens(rows, how, vocabulary)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minillm.config import layout
+from minillm.config.adapter import Adapter
 from minillm.config.experiment import Experiment
+from minillm.config.strict import parse
 from minillm.errors import UserError
+from minillm.models.adapters import adapter_weights, add_adapter
 from minillm.models.checks import in_one_line
 from minillm.models.loading import decoder_blocks
 from minillm.readers import read_json
 
 # Key of a pruned model's shape: how many layers of its parent it has.
 KEPT = "kept_layers"
+# Key of the shape of a model that is trained by an adapter: the adapter's settings.
+ADAPTER = "adapter"
 # Dropout inside attention, by its names in the configurations of transformers.
 ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
 
@@ -30,15 +38,18 @@ ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
 class Size:
     """Numbers of a model, counted on its own class; `shape` makes it again (JSON, so that it can be a key).
 
-    matrices: numbers of the linear weights of all blocks, what a token is multiplied by; last: of those, the
-    blocks' last ones.  decaying: weights with two dimensions and more, the optimizer's larger group.
+    matrices: numbers of the linear weights of all blocks, what a token is multiplied by; frozen: of those,
+    the ones that are not trained since an adapter is; last: the blocks' last ones.  trained: all numbers that
+    are; decaying: of those, weights with two dimensions and more, the optimizer's larger group.
     attention: features of all heads together.  cache: numbers that the KV cache holds of a token, all layers.
     """
 
     shape: str
     parameters: int
+    trained: int
     decaying: int
     matrices: int
+    frozen: int
     last: int
     vocabulary: int
     width: int
@@ -65,12 +76,17 @@ def build(shape: str, layers: int = 0, fused_dropout: bool = False) -> PreTraine
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise UserError(f"shapes: {in_one_line(error)} ({shape})") from None
+    if adapter := json.loads(shape).get(ADAPTER):
+        # torch refuses to move fake weights, which are where they belong.
+        with mock.patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            add_adapter(model, parse(Adapter, adapter, "models", "adapter"), 0)
     return model
 
 
 def _configuration(shape: str, layers: int = 0) -> Any:
     arguments = json.loads(shape)
     kept = arguments.pop(KEPT, 0)
+    arguments.pop(ADAPTER, None)
     layers = layers or kept
     try:
         config = AutoConfig.for_model(**arguments)
@@ -106,11 +122,16 @@ def size_of(shape: str) -> Size:
 def _counts(model: PreTrainedModel) -> dict[str, int]:
     blocks = decoder_blocks(model)
     rows, width = model.get_output_embeddings().weight.shape
+    own = {id(weight) for weight in adapter_weights(model).values()}
+    matrices = [[p for p in block.parameters() if p.ndim > 1] for block in blocks]
+    trained = [p for p in model.parameters() if p.requires_grad]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "decaying": sum(p.numel() for p in model.parameters() if p.ndim > 1),
-        "matrices": sum(p.numel() for p in blocks.parameters() if p.ndim > 1),
-        "last": sum([p.numel() for p in block.parameters() if p.ndim > 1][-1] for block in blocks),
+        "trained": sum(p.numel() for p in trained),
+        "decaying": sum(p.numel() for p in trained if p.ndim > 1),
+        "matrices": sum(p.numel() for of_block in matrices for p in of_block),
+        "frozen": sum(p.numel() for of_block in matrices for p in of_block if not p.requires_grad),
+        "last": sum([p.numel() for p in of_block if id(p) not in own][-1] for of_block in matrices),
         "vocabulary": int(rows),
         "width": int(width),
     }
@@ -119,6 +140,13 @@ def _counts(model: PreTrainedModel) -> dict[str, int]:
 def text_of(shape: Mapping[str, Any]) -> str:
     """A shape as text, the same for equal ones."""
     return json.dumps(dict(shape), sort_keys=True)
+
+
+def adapted(shape: str, adapter: Adapter | None) -> str:
+    """The shape of a model while it is trained by `adapter`, if it is."""
+    if adapter is None:
+        return shape
+    return text_of({**json.loads(shape), ADAPTER: dataclasses.asdict(adapter)})
 
 
 def shape_of(config: Experiment, name: str, root: Path = Path()) -> str:

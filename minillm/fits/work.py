@@ -70,7 +70,8 @@ class Read:
 class Work:
     """One job.  Without `steps` nothing is trained; `frozen` are the other models, the teacher first.
 
-    batch: rows of an optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
+    shared: numbers of the frozen models' weights that are the student's, in memory once.  batch: rows of an
+    optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
     cached: those that lie on the disk.  outputs: models that the stage writes; answers: its responses.
     """
 
@@ -79,6 +80,7 @@ class Work:
     frozen: tuple[Size, ...]
     launch: Launch
     precision: str
+    shared: int = 0
     steps: int = 0
     batch: int = 1
     dropout: bool = False

@@ -55,6 +55,7 @@ def model_card(
     facts = {
         "method": METHODS.get(method, f"on-policy distillation, variant `{method}`" if method else ""),
         "teacher": settings.get("teacher", ""),
+        "adapter": _adapter(settings.get("adapter")),
         "training seed": settings.get("seed", ""),
         "optimizer steps": record.get("steps", ""),
         "precision": settings.get("precision", ""),
@@ -85,6 +86,17 @@ def _name(settings: Mapping[str, Any], method: str) -> str:
     model = settings.get("model")
     name = model if isinstance(model, str) else ""
     return ", ".join(filter(None, [name, method])) or "Model"
+
+
+def _adapter(values: Any) -> str:
+    """What was trained in place of all weights; "" if they were."""
+    if not isinstance(values, Mapping):
+        return ""
+    targets = ", ".join(values.get("targets") or ["all linear layers of the decoder blocks"])
+    return (
+        f"LoRA, rank {values.get('rank')}, alpha {values.get('alpha'):g}, dropout {values.get('dropout'):g}, "
+        f"on {targets}; merged here, and by itself in `adapter/`"
+    )
 
 
 def _origin(record: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from minillm.config.sections import Launch, Training
 from minillm.data.batching import least_padding
 from minillm.errors import UserError
 from minillm.models import compiling
+from minillm.models.adapters import is_adapted
 from minillm.models.head import keep_head
 from minillm.models.loading import attention, decoder_blocks, without_dropout
 from minillm.runtime import checkpoints, precisions, saving, state, trust
@@ -275,6 +276,7 @@ class Engine:
                     tag="deepspeed",
                     client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
                     save_latest=False,
+                    exclude_frozen_parameters=is_adapted(self.model),
                 )
             hashes |= written
             name = f"random-{self.world.rank}.safetensors"
@@ -339,10 +341,16 @@ class Engine:
         return self.seconds + time.monotonic() - self._since
 
     def weights(self) -> dict[str, Any] | None:
-        """The full weights, gathered under ZeRO-3 (every rank must call); None if the model holds them."""
+        """The full weights, gathered under ZeRO-3 (every rank must call); None if the model holds them.
+
+        Of a model with an adapter only its trained ones.
+        """
         if self.launch.zero < 3:
             return None
-        state: dict[str, Any] = self.engine._zero3_consolidated_16bit_state_dict()
+        gathered = self.engine._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=is_adapted(self.model)
+        )
+        state: dict[str, Any] = gathered
         return state
 
     @contextmanager

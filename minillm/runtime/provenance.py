@@ -29,7 +29,7 @@ def write(
     All other files of the folder have to be there: the hash of each is recorded.  A model card follows, which
     is not recorded.
     """
-    found = hashes(folder)
+    found, adapted = hashes(folder), settings.get("adapter") is not None
     record = {
         "content": model_content(found),
         "settings": settings,
@@ -37,7 +37,7 @@ def write(
         "inputs": inputs,
         "git": revision(),
         "command": command(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *(["peft"] if adapted else []))},
         "peak_memory_mb": peak_memory_mb(),
         **run,
         "files": found,

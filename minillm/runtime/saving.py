@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from minillm.config.sections import KILLED_AFTER
+from minillm.models.adapters import is_adapted
 from minillm.runtime import trust
 from minillm.runtime.processes import World
 
@@ -24,8 +25,8 @@ LARGE = 2**20
 # Bytes written to measure a disk, and of a checkpoint below which it is not worth measuring.
 PROBE = 2**28
 SMALL = 2**30
-# Bytes of a parameter in a checkpoint: float32 weight and two moments; without ZeRO also the weight that is
-# computed with.
+# Bytes of a trained parameter in a checkpoint: float32 weight and two moments; without ZeRO also the weight
+# that is computed with.
 BYTES, BYTES_ZERO_0 = 12, 16
 
 
@@ -90,21 +91,23 @@ def hashing(engine: Any, folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def without_weights(engine: Any, zero: int) -> Iterator[None]:
-    """Inside, `engine` saves no weights in the computing precision if ZeRO's float32 ones have them: 1 and 2.
+    """Inside, `engine` saves no weights that something else has.
 
-    Under ZeRO 3 DeepSpeed does not save them anyway.
+    Those below an adapter are the base model's; those that are trained the optimizer has in float32 under
+    ZeRO 1 and 2.  Under ZeRO 3 DeepSpeed does not save weights anyway.
     """
-    if zero not in (1, 2):
-        yield
-        return
-    trained = {
+    adapted = is_adapted(engine.module)
+    elsewhere = {
         name
         for name, weight in engine.module.named_parameters(remove_duplicate=False)
-        if weight.requires_grad
+        if (zero in (1, 2) if weight.requires_grad else adapted)
     }
+    if zero == 3 or not elsewhere:
+        yield
+        return
 
     def module_state_dict(**_: Any) -> dict[str, Any]:
-        return {name: value for name, value in engine.module.state_dict().items() if name not in trained}
+        return {name: value for name, value in engine.module.state_dict().items() if name not in elsewhere}
 
     engine.module_state_dict = module_state_dict
     try:
@@ -121,7 +124,8 @@ def restore_weights(engine: Any, zero: int) -> None:
 
 def checkpoint_bytes(model: nn.Module, zero: int) -> int:
     """Of all ranks' files together, before the weights are sharded."""
-    return sum(p.numel() for p in model.parameters()) * (BYTES if zero else BYTES_ZERO_0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained * (BYTES if zero else BYTES_ZERO_0)
 
 
 def announce(size: int, folder: Path, world: World, say: Callable[[str], None]) -> None:

@@ -21,6 +21,7 @@ from minillm.data.rows import Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.data.tokenizers import vocabulary_size
 from minillm.files import whole_folder
+from minillm.models.adapters import ADAPTER, is_adapted, save_adapter
 from minillm.models.head import (
     head_of,
     logits_by_tile,
@@ -214,9 +215,14 @@ class Candidates:
         if step not in self.chosen(history):
             return
         state = self.engine.weights()
+        model = self.engine.model
         if self.engine.world.rank == 0:
             with whole_folder(self.folder(step)) as partial:
-                save_model(self.engine.model, self.tokenizer, partial, state)
+                if is_adapted(model):
+                    (partial / ADAPTER).mkdir()
+                    save_adapter(model, partial / ADAPTER, state)
+                else:
+                    save_model(model, self.tokenizer, partial, state)
         self.engine.world.barrier()
 
     def prune(self, history: list[dict[str, Any]]) -> None:
@@ -234,7 +240,10 @@ class Candidates:
                     shutil.rmtree(path)
 
     def export(self, rule: str, history: list[dict[str, Any]], folder: Path) -> None:
-        """Copy the model that `rule` chooses, selection.json and the run's metrics into `folder`."""
+        """Copy the model that `rule` chooses, selection.json and the run's metrics into `folder`.
+
+        Of a model with an adapter only that, in the folder ADAPTER.
+        """
         shutil.copytree(self.folder(selection.choose(history, rule)["step"]), folder, dirs_exist_ok=True)
         text = json.dumps(selection.evidence(history, rule), indent=1)
         (folder / "selection.json").write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from minillm.runtime import provenance
 from minillm.runtime.checkpoints import discard
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import host
+from minillm.training.adapted import merge
 from minillm.training.dev_set import Candidates, Dev
 
 
@@ -22,9 +23,11 @@ def export(
     settings: dict[str, Any],
     inputs: dict[str, str],
     seed: int,
+    base: Path | None = None,
 ) -> None:
     """Write the chosen models to their folders (`outputs`: rule -> folder), then remove the checkpoints.
 
+    If adapters were trained, they are merged into `base`.
     Under torchrun a signal meanwhile counts as failure, and a failed job's outputs are removed: the
     checkpoints then stay, and the next attempt only writes the outputs again.
     """
@@ -44,6 +47,8 @@ def export(
             for rule, folder in outputs.items():
                 with whole_folder(folder) as partial:
                     candidates.export(rule, history, partial)
+                    if base is not None:
+                        merge(partial, base, settings["precision"], dev)
                     provenance.write(partial, settings, inputs, run)
         engine.stop_if_asked(lambda: None)
         if engine.world.rank == 0:

@@ -29,6 +29,7 @@ from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
+from minillm.training.adapted import load_frozen, with_adapter
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
@@ -172,11 +173,13 @@ def run_stage(
     teacher: Path,
     out: Path,
     checkpoints: Path,
+    base: Path | None = None,
     teacher_data: Path | None = None,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
 
-    `teacher_data`: the same rows in the teacher's chat template, if that is another.
+    A student with an adapter goes on with that of `init`, on its base model (`base`).  `teacher_data`: the
+    same rows in the teacher's chat template, if that is another.
     """
     training = settings.training
     world = start(settings.seed, launch.patience)
@@ -193,9 +196,18 @@ def run_stage(
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, prompts)
     paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data}
     inputs = {key: identity(path) for key, path in paths.items() if path}
-    raw = dataclasses.asdict(settings)
-    student = load_once(init, settings.precision, world, sharded=launch.zero == 3)
+    raw, adapter = dataclasses.asdict(settings), settings.adapter
+    if adapter is None:
+        base = None
+    elif base is None:
+        raise UserError(f"{settings.method}: a student with an adapter also needs --base, its base model")
+    student = load_once(base or init, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, training.max_tokens)
+    own_base = None
+    if adapter is not None and base is not None:
+        inputs["base"] = identity(base)
+        named = base, inputs["base"]
+        own_base = with_adapter(student, adapter, settings.seed, named, launch, world, init)
     engine = Engine(
         student,
         training,
@@ -208,7 +220,7 @@ def run_stage(
     )
 
     def frozen(folder: Path, rows_of: Path) -> Any:
-        model = load_once(folder, settings.precision, world, launch.shard_teacher)
+        model = load_frozen(folder, settings.precision, world, launch.shard_teacher, own_base)
         check_rows(model, rows_of, training.max_tokens)
         return engine.frozen(model)
 
@@ -217,4 +229,4 @@ def run_stage(
         frozen(teacher, teacher_data or data), anchor, Corpus.open(data), dev, training, settings.seed
     )
     history = train(engine, task, rows, settings.method)
-    export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed)
+    export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

@@ -41,6 +41,7 @@ from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
+from minillm.training.adapted import load_frozen, with_adapter
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
@@ -338,6 +339,9 @@ def run_stage(
     raw = dataclasses.asdict(settings)
     student = load_once(base, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, settings.sampling.max_tokens, examples)
+    adapter, own_base = settings.adapter, None
+    if adapter is not None:
+        own_base = with_adapter(student, adapter, settings.seed, (base, inputs["base"]), launch, world)
     engine = Engine(
         student,
         settings.training,
@@ -350,7 +354,7 @@ def run_stage(
     )
     teacher_model = None
     if needs_teacher and teacher:
-        loaded = load_once(teacher, settings.precision, world, launch.shard_teacher)
+        loaded = load_frozen(teacher, settings.precision, world, launch.shard_teacher, own_base)
         check_rows(loaded, teacher_data or data, 0, theirs[0] if theirs else examples)
         teacher_model = engine.frozen(loaded)
     history = fit(
@@ -367,7 +371,7 @@ def run_stage(
         theirs=theirs,
     )
     outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
-    export(engine, dev, history, outputs, raw, inputs, settings.seed)
+    export(engine, dev, history, outputs, raw, inputs, settings.seed, base if adapter else None)
     world.barrier()
     if world.rank == 0:
         engine.say(f"{settings.stage}: finished after {engine.steps} steps and {engine.elapsed():.0f} s")

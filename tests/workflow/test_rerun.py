@@ -112,6 +112,10 @@ def one_seed_more(config):
     config["training_seeds"].append(30)
 
 
+def one_students_adapter(config):
+    config["models"]["small"]["adapter"] = {"rank": 4}
+
+
 def generation(config):
     config["generate"]["temperature"] = 0.7
 
@@ -151,6 +155,12 @@ EXPECTED = {
     | evaluated([*weights("small", seeds=NEW), *weights("short", seeds=NEW)])
     | item_settings("table", "figure")
     | published(),
+    # Not its base model, which is read now by its on-policy jobs too.
+    one_students_adapter: settings(*(f"sft/small/{seed}" for seed in SEEDS))
+    | settings(*(f"{m}/small/big/{seed}" for m in METHODS for seed in SEEDS))
+    | {f"sft student=small seed={seed}" for seed in SEEDS}
+    | trained(METHODS, ["small"])
+    | evaluated(weights("small")),
     generation: settings("generate", "table", "metrics")
     | item_settings("table", "figure")
     | evaluated(ALL)
