@@ -249,7 +249,7 @@ class TableSettings:
 
     `methods`: those of all pairs, in order.  `sweeps`: further models, only with the first training seed.
     `judged`: test sets with a column for the judge's score, which holds dashes if no real judge (`judge`, in
-    words) is configured.
+    words) is configured.  `metrics`: those of test sets that have others than ROUGE-L.
     """
 
     stage: Literal["table"]
@@ -266,6 +266,7 @@ class TableSettings:
     sweeps: tuple[Pair, ...] = ()
     judged: tuple[str, ...] = ()
     judge: str = ""
+    metrics: dict[str, tuple[str, ...]] | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str = "table", *, sweeps: bool = False) -> TableSettings:
@@ -300,6 +301,7 @@ class TableSettings:
             sampling=config.generate,
             judged=judge.tests,
             judge=f"{judge.kind} {judge.model}" if judge.is_real else "",
+            metrics=dict(config.metrics) or None,
         )
 
 

@@ -70,6 +70,7 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path) -> None:
             "prompt": render(r, settings.template),
             "prompt_tokens": ids,
             "references": list(r.outputs),
+            **({"options": dict(r.options)} if r.options else {}),
         }
         for r, ids in kept
     ]

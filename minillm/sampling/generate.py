@@ -161,7 +161,8 @@ def run_stage(settings: GenerateSettings, launch: Launch, *, test: Path, model: 
         with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 row = by_id[question.row]
-                shared = {key: row[key] for key in ("id", "dataset", "prompt", "references")}
+                kept = ("id", "dataset", "prompt", "references", "options")
+                shared = {key: row[key] for key in kept if key in row}
                 file.write(json.dumps({**shared, **answer, "seed": question.seed}, ensure_ascii=False) + "\n")
         meta = {
             "model": inputs["model"],
