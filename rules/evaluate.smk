@@ -58,8 +58,8 @@ rule scored:
     conda:
         "../environment.yml"
     params:
-        config=lambda wildcards, input: (
-            f"--config {shlex.quote(input.config)}" if input.get("config") else ""
+        config=lambda wildcards, input: shlex.join(
+            option for file in input.config for option in ("--config", file)
         ),
     shell:
         "python -m minillm {wildcards.scored} {params.config} --generations {input.answers:q}"

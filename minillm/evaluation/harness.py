@@ -41,9 +41,8 @@ def run_stage(settings: HarnessSettings, launch: Launch, *, model: Path, out: Pa
     )
     asked = settings.harness
     manager = _tasks(library, settings)
-    seeds = {
-        f"{what}_seed": settings.seed for what in ("random", "numpy_random", "torch_random", "fewshot_random")
-    }
+    generators = ("random", "numpy_random", "torch_random", "fewshot_random")
+    seeds = {f"{generator}_seed": settings.seed for generator in generators}
     try:
         measured = library.simple_evaluate(
             model=wrapped,

@@ -28,10 +28,7 @@ def harness(results: ItemResults) -> Sheet:
     counts = found.dropna(subset="n").drop_duplicates("test_set")
     n = "; ".join(f"{task}: n = {n}" for task, n in zip(counts["test_set"], counts["n"], strict=True))
     versions = dict.fromkeys(
-        f"lm-eval {content['lm_eval']}; examples before a question: {_or(content['fewshot'], 'as the task has')}"
-        f"; questions of each task: {_or(content['limit'], 'all')}"
-        for model in results.models()
-        for content in results.contents("harness", model, FILE)
+        _how(content) for model in results.models() for content in results.contents("harness", model, FILE)
     )
     notes = [
         "Numbers as lm-eval gives them (accuracies from 0 to 1), by the tasks' own prompts. ± for a single "
@@ -45,5 +42,11 @@ def harness(results: ItemResults) -> Sheet:
     return Sheet("Tasks of lm-eval.", columns, merged_labels(rows), notes, records, n, missing)
 
 
-def _or(value: int | None, text: str) -> str:
-    return text if value is None else str(value)
+def _how(content: dict[str, Any]) -> str:
+    """How the questions of one metric file were asked."""
+    shots, limit = content["fewshot"], content["limit"]
+    return (
+        f"lm-eval {content['lm_eval']}; examples before a question: "
+        f"{'as in the task' if shots is None else shots}; "
+        f"questions of each task: {'all' if limit is None else limit}"
+    )
