@@ -120,7 +120,7 @@ def _words(cells: list[Cell]) -> list[str]:
 
 def _without(cells: list[Cell]) -> str:
     """The test sets with rows that nothing can answer, and how many these are."""
-    rows = {c.test_label: (c.without, c.n) for c in cells if c.without}
+    rows = {c.test_label: (c.without_tokens, c.n) for c in cells if c.without_tokens}
     return ", ".join(f"{label} ({count} of {n} rows)" for label, (count, n) in rows.items())
 
 

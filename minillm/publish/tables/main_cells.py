@@ -82,8 +82,8 @@ class Cell:
     exact_match: float | None = None  # percentage of responses that equal one of the references
     # Over training seeds if there are several, else over sampling seeds.
     exact_match_error: float | None = None
-    # Only for the notes: rows whose references have nothing that the metric reads; how ROUGE counts words.
-    without: int = 0
+    # Only for the notes: rows whose references have no word (for numeric no number); how ROUGE counts words.
+    without_tokens: int = 0
     tokenizer: str = ""
     metric: str = "rougeL"
 
@@ -99,7 +99,9 @@ class Cell:
 
 
 # "metric" is one only if a set has another one than ROUGE-L.
-COLUMNS = [f.name for f in dataclasses.fields(Cell) if f.name not in ("without", "tokenizer", "metric")]
+COLUMNS = [
+    f.name for f in dataclasses.fields(Cell) if f.name not in ("without_tokens", "tokenizer", "metric")
+]
 NUMBERS = [
     *("mean", "standard_error", "low", "high", "between_variance", "within_variance", "published"),
     *("judged", "judged_error", "judged_published", "exact_match", "exact_match_error"),
@@ -207,7 +209,7 @@ def _with_scores(
         exact_match=exact_match if cell.metric == "rougeL" else None,
         exact_match_error=exact_match_error if cell.metric == "rougeL" else None,
         sources=";".join(values["source"].unique()),
-        without=next((answers[0][key]["count"] for key in WITHOUT if key in answers[0]), 0),
+        without_tokens=next((answers[0][key]["count"] for key in WITHOUT if key in answers[0]), 0),
         tokenizer=answers[0].get("tokenizer", ""),
     )
     return cell, scores, training
