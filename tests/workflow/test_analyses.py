@@ -131,7 +131,7 @@ def test_metrics_of_a_set_are_scored_from_the_same_responses(checkout):
     checkout.snakemake("--cores", "2", target, "--configfile", asking(), "--quiet", "--show-failed-logs")
     config = asking(metrics={"easy": ["rougeL", "rouge2"], "hard": ["numeric"]})
     jobs = checkout.planned(target, config=config)
-    assert Counter(job.split()[0] for job in jobs) == {"settings": 2, "scored": 34, "table": 1}
+    assert Counter(job.split()[0] for job in jobs) == {"settings": 2, "scored": 42, "table": 1}
     assert "settings key=rouge2" in jobs and "settings key=table" in jobs
     assert "scored scored=numeric weights=big/teacher test=hard" in jobs
     run = checkout.snakemake("-n", "-p", "--cores", "2", target, "--configfile", config)
@@ -146,7 +146,7 @@ def test_lm_eval_asks_the_models_of_the_main_table(checkout, tmp_path):
     config = checkout.write("harness.yaml", lambda c: c.update(sections, run="harness"))
     jobs = checkout.planned("results/harness/tables/harness.md", config=config)
     asked = {job for job in jobs if job.startswith("harness ")}
-    assert len(asked) == 17 and "harness weights=big/teacher" in asked
+    assert len(asked) == 21 and "harness weights=big/teacher" in asked
     assert "local source=harness/tasks" in jobs and "settings key=harness" in jobs
     assert not [job for job in jobs if job.startswith(("generate", "rouge"))]
 
