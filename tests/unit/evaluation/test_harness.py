@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import make
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from word_model import word_model
 
 from minillm.config.measurements.harness import Harness, HarnessSettings
 from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.evaluation.harness import cut_to, entries, run_stage
-from minillm.files import hashes, model_content, settings_hash, write_json
+from minillm.files import settings_hash
 from minillm.models.loading import load_model
 
 # The model has two rows more: padding.
@@ -33,15 +31,7 @@ QUESTIONS = [("a b", ["c", "d", "e"], 0), ("f", ["g", "h", "i"], 2), ("j a", ["b
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model whose tokenizer makes one token of a word."""
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=WORDS[0], pad_token=WORDS[0], unk_token="a"
-    ).save_pretrained(tmp_path / "model")
-    make("llama", 3).save_pretrained(tmp_path / "model")
-    write_json(tmp_path / "model" / "provenance.json", {"content": model_content(hashes(tmp_path / "model"))})
-    return tmp_path / "model"
+    return word_model(tmp_path / "model", WORDS)
 
 
 @pytest.fixture

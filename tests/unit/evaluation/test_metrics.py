@@ -8,8 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from word_model import word_model
 
 from minillm.config.measurements.metrics import RougeNSettings
+from minillm.config.sections import Launch, Sampling
+from minillm.config.stage_settings import GenerateSettings
 from minillm.data import embedded_corpus, open_world
 from minillm.errors import UserError
 from minillm.evaluation.choice import named
@@ -21,6 +24,7 @@ from minillm.evaluation.rouge import run_stage as rouge_l
 from minillm.evaluation.rouge_n import run_stage as rouge_n
 from minillm.publish.results import frame_of
 from minillm.publish.run_models import MetricFile
+from minillm.sampling.generate import run_stage as generate
 from minillm.scores import rouge
 
 
@@ -216,6 +220,29 @@ def test_rows_that_have_no_options_are_refused(row: dict, message: str, tmp_path
     path = write(tmp_path, {10: ["B"]}, [["B"]], **row)
     with pytest.raises(UserError, match=message):
         choice(generations=path, out=tmp_path / "m.json")
+
+
+def test_options_go_from_a_test_set_to_the_metric(tmp_path: Path) -> None:
+    folder = word_model(tmp_path / "model", ["<end>", *"abcdefghijkl"])
+    test, out = tmp_path / "test.jsonl", tmp_path / "answers.jsonl"
+    shared = {"dataset": "t", "prompt": "a b", "prompt_tokens": [1, 2], "references": ["c", "d"]}
+    options = {letter: f"the {letter}" for letter in "cdefgh"}
+    rows = [{"id": i, **shared, **({"options": options} if i < 2 else {})} for i in range(3)]
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = GenerateSettings("generate", (10, 20), "fp32", Sampling(max_tokens=3))
+    generate(asked, Launch(), test=test, model=folder, out=out)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer.get("options") for answer in answers] == [options, options, None] * 2
+    with pytest.raises(UserError, match="seed 10, id 2: 'options' is missing"):
+        choice(generations=out, out=tmp_path / "m.json")
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    generate(asked, Launch(), test=test, model=folder, out=out)
+    choice(generations=out, out=tmp_path / "m.json")
+    metric = json.loads((tmp_path / "m.json").read_text())
+    for answer in map(json.loads, out.read_text().splitlines()):
+        first = next((word for word in answer["response"].split() if word in options), None)
+        score = metric["scores"][str(answer["seed"])][answer["id"]]
+        assert score == (100 if first == "c" else 0)
 
 
 def test_exact_match_is_once_in_the_frame(tmp_path: Path) -> None:
