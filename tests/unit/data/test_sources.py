@@ -98,7 +98,8 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
     assert (row.instruction, row.input, row.outputs) == ("Q?", "C", ("R",))
     text = message(lambda: read_rows(folder(path, fields={"outputs": "response"}), "datasets.d"))
     assert (
-        text == "datasets.d.fields.outputs: no such field here; known: instruction, input, output, category, options"
+        text
+        == "datasets.d.fields.outputs: no such field here; known: instruction, input, output, category, options"
     )
 
 
