@@ -27,7 +27,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 RECORD = "record_sha256"
 # Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
 # results re-runs none of it.
-NEWER = ("forms", "coins", "chat", "turns", "also", "adapter")
+NEWER = ("forms", "coins", "chat", "turns", "also", "adapter", "instruction", "where", "metrics")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""ROUGE-L and exact match of one response against its references, both from 0 to 100.
+"""ROUGE and exact match of one response against its references, from 0 to 100.
 
-ROUGE-L as in the paper's code: Google's `rouge_score` with its own tokenizer, stemming, F-measure, the best
+ROUGE as in the paper's code: Google's `rouge_score` with its own tokenizer, stemming, F-measure, the best
 of the references (section 5 of the paper and `rouge_metric.py` of the official code).
 """
 
@@ -53,9 +53,12 @@ def _tokenizer(words: Words) -> tokenizers.Tokenizer:
     return _UnicodeWords() if words == "unicode" else tokenizers.DefaultTokenizer(use_stemmer=True)
 
 
+Kind = Literal["rouge1", "rouge2", "rougeL"]
+
+
 @cache
-def _scorer(words: Words) -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_tokenizer(words))
+def _scorer(kind: Kind, words: Words) -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer([kind], tokenizer=_tokenizer(words))
 
 
 def rouge_l(response: str, references: Sequence[str], words: Words = "rouge_score") -> float:
@@ -66,9 +69,14 @@ def rouge_l(response: str, references: Sequence[str], words: Words = "rouge_scor
     same.
     Raises ValueError if there is no reference.
     """
+    return rouge("rougeL", response, references, words)
+
+
+def rouge(kind: Kind, response: str, references: Sequence[str], words: Words = "rouge_score") -> float:
+    """The same for single words (`rouge1`), pairs of words (`rouge2`) or the longest common subsequence."""
     _check(references)
-    score = _scorer(words).score
-    return 100.0 * max(score(reference, response.strip())["rougeL"].fmeasure for reference in references)
+    score = _scorer(kind, words).score
+    return 100.0 * max(score(reference, response.strip())[kind].fmeasure for reference in references)
 
 
 def has_tokens(references: Sequence[str], words: Words = "rouge_score") -> bool:
@@ -79,7 +87,8 @@ def has_tokens(references: Sequence[str], words: Words = "rouge_score") -> bool:
 def exact_match(response: str, references: Sequence[str]) -> float:
     """100 if the response equals a reference in lower case, without punctuation, with single spaces; else 0.
 
-    Articles stay, unlike in SQuAD's exact match: "the cat" is not "cat".
+    SQuAD's normalisation (Rajpurkar et al. 2016) but for articles, which stay, as in the evaluation of
+    Super-NaturalInstructions (Wang et al. 2022): "the cat" is not "cat".  Punctuation is ASCII's.
     Raises ValueError if there is no reference.
     """
     _check(references)

@@ -20,6 +20,7 @@ from minillm.config import layout
 from minillm.config.chat import linked
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
+from minillm.config.measurements.metrics import STAGE_OF
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.sections import KILLED_AFTER
 from minillm.config.stages import STAGES, names_of
@@ -97,13 +98,15 @@ class Workflow:
             "test": one_of(dict.fromkeys([*config.data.tests, *config.lengths.tests])),
             "weights": one_of(self.every_weights),
             "taken": one_of(config.checkpoints),
-            "source": r"(models|tokenizers|datasets|checkpoints|subsets|judge)/.+",
+            "source": r"(models|tokenizers|datasets|checkpoints|subsets|judge|harness)/.+",
             "subset": one_of(config.subsets),
             "method": one_of(["minillm", *config.variants]),
             "seed": r"\d+",
             "key": f"({one_of(settings)})(/.+)?",
             "task": one_of(config.calibration.tasks),
             "judged": one_of(config.sets_of("judge")),
+            # ROUGE-L has a rule of its own.
+            "scored": one_of(stage for stage in STAGE_OF.values() if stage != "rouge"),
             "compared": one_of(self.compared),
         }
 
@@ -191,6 +194,11 @@ class Workflow:
         default = self.config.rouge == Rouge()
         return [] if default else [self.below(layout.settings_file("rouge"))]
 
+    def scored_settings(self, wildcards: Any) -> list[str]:
+        """Input function: the settings of one of the other metrics of responses, if it has any."""
+        has = STAGES[wildcards.scored].settings
+        return [self.below(layout.settings_file(wildcards.scored))] if has else []
+
     def first_data(self) -> str:
         """The data folder of the first teacher."""
         return self.below(layout.training_data(self._tokenizer(self.teachers[0])))
@@ -247,6 +255,11 @@ class Workflow:
         """Input function: the record of a classification task's data set."""
         return self.recorded("datasets", self.config.calibration.tasks[wildcards.task].dataset)
 
+    def record_of_harness(self) -> list[str]:
+        """The record of the folder with our own tasks of lm-eval, if the configuration names one."""
+        folder = self.config.harness.task_folder
+        return [self.below(layout.local("harness/tasks"))] if folder else []
+
     def record_of_judge(self) -> list[str]:
         """The record of a judge that is a local model."""
         local = self.config.judge.kind == "transformers"
@@ -259,7 +272,9 @@ class Workflow:
         says already, so that nothing runs again for that.
         """
         section, name = wildcards.source.split("/", 1)
-        path = self.config.judge.model if section == "judge" else getattr(self.config, section)[name].path
+        # Sections that are one entry each.
+        single = {"judge": self.config.judge.model, "harness": self.config.harness.task_folder}
+        path = single[section] if section in single else getattr(self.config, section)[name].path
         run = Path(layout.run_folder(self.config.run))
         found = content_of(section, path, run)
         if found is None:

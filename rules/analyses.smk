@@ -188,6 +188,31 @@ rule calibration:
         "{params.command} --config {input.config:q} --model {input.model:q} --out {output:q} > {log:q} 2>&1"
 
 
+# Tasks of lm-eval, all of a model in one job.
+rule harness:
+    input:
+        config=at(layout.settings_file("harness")),
+        model=at(layout.model("{weights}")),
+        records=FLOW.record_of_harness(),
+        code=FLOW.code("harness"),
+    output:
+        at(layout.metric("harness", "{weights}", HARNESS_FILE)),
+    log:
+        at(layout.log("harness/{weights}")),
+    benchmark:
+        at(layout.benchmark("harness/{weights}/" + HARNESS_FILE))
+    conda:
+        "../environment.yml"
+    threads: threads_of("harness")
+    resources:
+        mem_mb=16000,
+        runtime="8h",
+    params:
+        command=FLOW.launch("harness"),
+    shell:
+        "{params.command} --config {input.config:q} --model {input.model:q} --out {output:q} > {log:q} 2>&1"
+
+
 # Verdicts are cached in a folder that is not an output: Snakemake removes outputs before it reruns a job. A
 # judge behind an address is called from where Snakemake runs, since a cluster's nodes may have no network.
 rule judge:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minillm.config import layout
 from minillm.config.experiment import experiment
+from minillm.config.measurements.harness import FILE as HARNESS_FILE
 from minillm.errors import UserError
 from minillm.publish import report_texts
 from minillm.publish.registry import ITEMS, READING

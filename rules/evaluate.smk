@@ -41,3 +41,26 @@ rule rouge:
     shell:
         "python -m minillm rouge --config {input.config:q} --generations {input.answers:q}"
         " --out {output:q} > {log:q} 2>&1"
+
+
+# The other metrics of responses: stages that are named like their files.
+rule scored:
+    input:
+        config=FLOW.scored_settings,
+        answers=at(layout.generations("{weights}", "{test}")),
+        meta=at(layout.meta(layout.generations("{weights}", "{test}"))),
+        code=lambda wildcards: FLOW.code(wildcards.scored),
+    output:
+        at(layout.metric("{scored}", "{weights}", "{test}")),
+    log:
+        at(layout.log("{scored}/{weights}/{test}")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        config=lambda wildcards, input: shlex.join(
+            option for file in input.config for option in ("--config", file)
+        ),
+    shell:
+        "python -m minillm {wildcards.scored} {params.config} --generations {input.answers:q}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -438,6 +438,20 @@ MUTATIONS = [
         "if weight.requires_grad else False)",
         "tests/unit/training/test_adapted.py::test_resuming_is_exact_and_checkpoints_hold_only_the_adapter",
     ),
+    Mutation(
+        "exact match of two files is taken for that of two trainings",
+        "publish/results.py",
+        "return frame[~twice] if twice.any() else frame",
+        "return frame",
+        "tests/unit/evaluation/test_metrics.py::test_exact_match_is_once_in_the_frame",
+    ),
+    Mutation(
+        "a response without a choice takes the first option",
+        "evaluation/choice.py",
+        "return min(found)[2] if found else None",
+        "return min(found)[2] if found else next(iter(options))",
+        "tests/unit/evaluation/test_metrics.py::test_the_file_of_choice_counts_what_is_unanswered",
+    ),
 ]
 
 

@@ -1,8 +1,8 @@
 """A whole configuration, and its check.
 
-The dataclasses are the only source of the schema.  `experiment(raw)` checks what all YAML files together
-hold; derive.py cuts each stage's settings out of it.  Anything unknown, of the wrong type or out of range is
-refused in one line that names file and key.
+The dataclasses are the only source of the schema (schema.py).  `experiment(raw)` checks what all YAML files
+together hold; derive.py cuts each stage's settings out of it.  Anything unknown, of the wrong type or out of
+range is refused in one line that names file and key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from itertools import product
 from typing import Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config import layout
@@ -20,9 +20,11 @@ from minillm.config.estimators import Estimators
 from minillm.config.measurements.calibration import Calibration
 from minillm.config.measurements.diversity import Diversity
 from minillm.config.measurements.exposure_bias import ExposureBias
+from minillm.config.measurements.harness import Harness
 from minillm.config.measurements.human import Human
 from minillm.config.measurements.judge import Judge
 from minillm.config.measurements.lengths import Lengths
+from minillm.config.measurements.metrics import Metrics, check_metrics, sets_by_metric
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
@@ -130,7 +132,13 @@ class Experiment:
         default_factory=Estimators,
         description="The exact study of gradient estimators.",
     )
-    rouge: Rouge = Field(default_factory=Rouge, description="Measurement: how ROUGE-L counts words.")
+    metrics: dict[Name, Metrics] = Field(
+        default_factory=dict,
+        description="Metrics of test sets, the columns of the main table: test set → some of `rouge1`, "
+        "`rouge2`, `rougeL`, `exact_match`, `numeric` and `choice` (docs/evaluation.md). A set that is not "
+        "named has `[rougeL]`.",
+    )
+    rouge: Rouge = Field(default_factory=Rouge, description="Measurement: how ROUGE counts words.")
     exposure_bias: ExposureBias = Field(
         default_factory=ExposureBias,
         description="Measurement: excess error by exposure bias.",
@@ -153,6 +161,7 @@ class Experiment:
     )
     judge: Judge = Field(default_factory=Judge, description="Measurement: scores by a judge model.")
     human: Human = Field(default_factory=Human, description="Measurement: blind comparisons by annotators.")
+    harness: Harness = Field(default_factory=Harness, description="Measurement: tasks of lm-eval.")
 
     @property
     def every_method(self) -> dict[str, None]:
@@ -179,11 +188,14 @@ class Experiment:
         main = (teacher, student, method) in self.trained(sweeps=False)
         return self.training_seeds if main else self.training_seeds[:1]
 
+    # Metric of test sets -> the sets that have it.
+    scored = property(sets_by_metric)
+
     def sets_of(self, measurement: str) -> tuple[str, ...]:
         """Names of the test sets (calibration: tasks) that a measurement is configured for."""
         value: Any = self
         for part in MEASUREMENTS[measurement].sets.split("."):
-            value = getattr(value, part)
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
         return tuple(value)
 
     def measured(self) -> dict[str, tuple[str, ...]]:
@@ -221,14 +233,6 @@ class Experiment:
         return dataclasses.replace(dataset, path=f"{layout.run_folder(self.run)}/{rows}")
 
 
-def schema() -> dict[str, Any]:
-    """JSON schema of a configuration, for Snakemake's `validate` and for editors."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **TypeAdapter(Experiment).json_schema(),
-    }
-
-
 # --- checking a whole configuration
 def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     """A whole configuration, checked: types and ranges, references by name, tokenizers shared by each pair.
@@ -242,6 +246,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for field in dataclasses.fields(config):
         if check := getattr(getattr(config, field.name), "check", None):
             check(config, where)
+    check_metrics(config, where)
     for i, pair in enumerate(config.pairs):
         _check_pair(config, pair, where, f"pairs.{i}")
     for i, pair in enumerate(config.sweeps):

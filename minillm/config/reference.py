@@ -48,6 +48,7 @@ PARTS = (
     ("ClassificationTask", "Classification tasks", "`calibration.tasks.NAME`"),
     ("Judge", "Judge", "`judge`"),
     ("Human", "Human evaluation", "`human`"),
+    ("Harness", "Tasks of lm-eval", "`harness`"),
     ("Estimators", "Study of estimators", "`estimators`"),
     ("Style", "Style of the figures", "`style`"),
     ("Launch", "Launch values", "`launch.default`, `launch.STAGE`, `per_model.MODEL.launch.STAGE`"),

@@ -3,9 +3,20 @@
 Snakemake validates the configuration with it; it is made from the dataclasses.
 """
 
-import yaml
+from typing import Any
 
-from minillm.config.experiment import schema
+import yaml
+from pydantic import TypeAdapter
+
+from minillm.config.experiment import Experiment
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a configuration, for Snakemake's `validate` and for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **TypeAdapter(Experiment).json_schema(),
+    }
 
 
 def text() -> str:

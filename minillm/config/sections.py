@@ -108,7 +108,19 @@ class Dataset:
         default_factory=dict,
         description="Columns of the source under other names than ours: `{instruction: question}` reads the "
         "instruction from the column `question`. Ours are `instruction`, `input`, `output` and `category`, "
-        "or `messages`; for plain text `text`.",
+        "or `messages`; for plain text `text`. `options` names the column with the options of a "
+        "multiple-choice question, which is read only if it is named (docs/data.md).",
+    )
+    instruction: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Instruction of every row, for a source that has none, such as documents with their "
+        "summaries.",
+    )
+    where: dict[str, str] | None = Field(
+        default=None,
+        description="Keep only the rows whose columns, under the source's names, have these values: "
+        "`{category: summarization}`. Applied to the slice of `start` and `rows`, before `sample`.",
     )
     label: str = Field(default="", description="Name in tables and figures; empty is the name of the entry.")
 

@@ -265,7 +265,7 @@ class TableSettings:
 
     `methods`: those of all pairs, in order.  `sweeps`: further models, only with the first training seed.
     `judged`: test sets with a column for the judge's score, which holds dashes if no real judge (`judge`, in
-    words) is configured.
+    words) is configured.  `metrics`: those of test sets that have others than ROUGE-L.
     """
 
     stage: Literal["table"]
@@ -282,6 +282,7 @@ class TableSettings:
     sweeps: tuple[Pair, ...] = ()
     judged: tuple[str, ...] = ()
     judge: str = ""
+    metrics: dict[str, tuple[str, ...]] | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str = "table", *, sweeps: bool = False) -> TableSettings:
@@ -316,6 +317,7 @@ class TableSettings:
             sampling=config.generate,
             judged=judge.tests,
             judge=f"{judge.kind} {judge.model}" if judge.is_real else "",
+            metrics=dict(config.metrics) or None,
         )
 
 

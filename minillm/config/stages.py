@@ -67,6 +67,11 @@ _SUPERVISED: dict[str, Any] = {
     "settings": f"{_SETTINGS}:TrainSettings",
     "launched": True,
 }
+_ROUGE_N: dict[str, Any] = {
+    "target": "minillm.evaluation.rouge_n:run_stage",
+    "settings": f"{_MEASURE}.metrics:RougeNSettings",
+    "required": ("config", "generations", "out"),
+}
 
 _ENTRIES = (
     Stage(
@@ -180,7 +185,30 @@ _ENTRIES = (
         settings=f"{_MEASURE}.rouge:RougeSettings",
         required=("generations", "out"),
         optional=("config",),
-        sets="data.tests",
+        sets="scored.rougeL",
+    ),
+    Stage("rouge1", "ROUGE-1 of responses", **_ROUGE_N, sets="scored.rouge1"),
+    Stage("rouge2", "ROUGE-2 of responses", **_ROUGE_N, sets="scored.rouge2"),
+    Stage(
+        "exact_match",
+        "share of responses that equal a reference",
+        target="minillm.evaluation.exact_match:run_stage",
+        required=("generations", "out"),
+        sets="scored.exact_match",
+    ),
+    Stage(
+        "numeric",
+        "share of responses whose number is that of a reference",
+        target="minillm.evaluation.numeric:run_stage",
+        required=("generations", "out"),
+        sets="scored.numeric",
+    ),
+    Stage(
+        "choice",
+        "share of responses that choose the right option",
+        target="minillm.evaluation.choice:run_stage",
+        required=("generations", "out"),
+        sets="scored.choice",
     ),
     Stage(
         "samples",
@@ -251,6 +279,15 @@ _ENTRIES = (
         required=("config", "model", "out"),
         launched=True,
         sets="calibration.tasks",
+    ),
+    Stage(
+        "harness",
+        "tasks of lm-eval",
+        target="minillm.evaluation.harness:run_stage",
+        settings=f"{_MEASURE}.harness:HarnessSettings",
+        required=("config", "model", "out"),
+        launched=True,
+        sets="harness.files",
     ),
     Stage(
         "judge",

@@ -90,7 +90,7 @@ def _is_read(section: str, name: str) -> bool:
         return False
     if section == "tokenizers":
         return fits(TOKENIZER)
-    return section in ("datasets", "subsets") or not fits(IGNORED)
+    return section in ("datasets", "subsets", "harness") or not fits(IGNORED)
 
 
 def _known(path: Path) -> dict[str, list[Any]]:

@@ -259,6 +259,7 @@ def count_and_first(ids: list[int]) -> dict[str, Any]:
 
 
 def source_of(dataset: Dataset) -> str:
+    kept = [f"{column}={value}" for column, value in (dataset.where or {}).items()]
     return " ".join(
-        filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision])
+        filter(None, [dataset.source, dataset.path, dataset.subset, dataset.split, dataset.revision, *kept])
     )

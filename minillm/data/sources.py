@@ -15,6 +15,7 @@ from minillm.config.sections import Dataset
 from minillm.data import embedded_corpus, open_world
 from minillm.data.conversations import MESSAGES, conversation, questions
 from minillm.data.file_formats import entries, is_plain_text, lines
+from minillm.data.options import read_options, right_option
 from minillm.errors import UserError
 from minillm.readers import Kind, all_are, are_tokens, read_json_lines
 
@@ -38,6 +39,8 @@ class Row:
     outputs: tuple[str, ...]
     category: str = ""
     messages: tuple[dict[str, str], ...] = ()
+    # Label -> text, of a multiple-choice question.
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -81,20 +84,22 @@ def read_rows(dataset: Dataset, where: str, every_turn: bool = False) -> list[Ro
     turns before it (conversations.py).  Raises UserError for a source that is missing or empty, a line that
     does not parse, and a row without instruction or output.
     """
-    _check_fields(dataset, where, ("instruction", "input", "output", "category", MESSAGES[0]))
+    _check_fields(dataset, where, ("instruction", "input", "output", "category", MESSAGES[0], "options"))
+    if dataset.instruction is not None and "instruction" in dataset.fields:
+        raise UserError(f"{where}: instruction: fields names a column for it already; remove one of the two")
     end = _end(dataset)
     rows: list[Row] = []
     for i, (place, entry) in enumerate(_entries(dataset, where)):
         if end is not None and i >= end:
             break
-        if i >= dataset.start:
+        if i >= dataset.start and _is_kept(dataset, entry):
             turns = conversation(entry, place, dataset.fields)
             if turns is None:
-                rows.append(_row(i, entry, place, dataset.fields))
+                rows.append(_row(i, entry, place, dataset))
             else:
                 rows += [Row(*part) for part in questions(i, turns, every_turn)]
     if not rows:
-        raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
+        raise UserError(_no_rows(dataset, where))
     return rows
 
 
@@ -115,9 +120,13 @@ def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str,
         found = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated))
     else:
         found = _entries(dataset, where)
-    rows = [(i, *entry) for i, entry in enumerate(itertools.islice(found, end)) if i >= dataset.start]
+    rows = [
+        (i, place, entry)
+        for i, (place, entry) in enumerate(itertools.islice(found, end))
+        if i >= dataset.start and _is_kept(dataset, entry)
+    ]
     if not rows:
-        raise UserError(f"{where}: {dataset.path or dataset.split}: no rows here; check path, start and rows")
+        raise UserError(_no_rows(dataset, where))
     return rows
 
 
@@ -128,6 +137,9 @@ def read_texts(dataset: Dataset, where: str) -> list[str]:
     `read_rows` does.
     """
     _check_fields(dataset, where, ("text",))
+    for key in ("instruction", "where"):
+        if getattr(dataset, key) is not None:
+            raise UserError(f"{where}.{key}: plain text has no rows; remove it")
     end = _end(dataset)
     if dataset.source == "embedded":
         texts = _embedded_text(dataset.split, end or 0)
@@ -184,6 +196,16 @@ def detokenise(text: str) -> str:
     text = re.sub(r" (?=[,.;:!?)\]%](?:\W|$)|'s\b|n't\b)", "", text)
     text = re.sub(r"([(\[]) ", r"\1", text)
     return re.sub(r'" ([^"]*?) "', r'"\1"', text).strip()
+
+
+def _is_kept(dataset: Dataset, entry: dict[str, Any]) -> bool:
+    """Whether a row has the values that `where` asks for."""
+    return all(str(entry.get(column)) == value for column, value in (dataset.where or {}).items())
+
+
+def _no_rows(dataset: Dataset, where: str) -> str:
+    keys = "path, start and rows" if not dataset.where else "path, start, rows and where"
+    return f"{where}: {dataset.path or dataset.split}: no rows here; check {keys}"
 
 
 def _end(dataset: Dataset) -> int | None:
@@ -275,11 +297,14 @@ def _hub(dataset: Dataset, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((f"{name} row {i}", dict(entry)) for i, entry in enumerate(table))
 
 
-def _row(i: int, entry: dict[str, Any], place: str, fields: dict[str, str]) -> Row:
+def _row(i: int, entry: dict[str, Any], place: str, dataset: Dataset) -> Row:
+    fields = dataset.fields
+
     def field(name: str) -> Any:
         return entry.get(fields.get(name, name))
 
     instruction, context, output, category = map(field, ("instruction", "input", "output", "category"))
+    instruction = instruction if dataset.instruction is None else dataset.instruction
     if not isinstance(instruction, str) or not instruction.strip():
         raise UserError(
             f"{place}: no instruction in the field '{fields.get('instruction', 'instruction')}'; "
@@ -292,7 +317,14 @@ def _row(i: int, entry: dict[str, Any], place: str, fields: dict[str, str]) -> R
     key = fields.get("output", "output")
     if output is None or output == []:
         raise UserError(f"{place}: no output in the field '{key}'; fix or delete this row")
+    category = category if isinstance(category, str) else ""
+    if "options" in fields:
+        options = read_options(entry.get(fields["options"]), f"{place}: the field '{fields['options']}'")
+        right = right_option(options, output, f"{place}: the field '{key}'")
+        lines = "\n".join(f"{label}. {text}" for label, text in options)
+        context = f"{context}\n{lines}" if context else lines
+        return Row(i, instruction, context, right, category, options)
     outputs = [output] if isinstance(output, str) else output
     if not isinstance(outputs, list) or not all(isinstance(o, str) for o in outputs):
         raise UserError(f"{place}: the field '{key}' must be text or a list of texts; fix or delete this row")
-    return Row(i, instruction, context or "", tuple(outputs), category if isinstance(category, str) else "")
+    return Row(i, instruction, context or "", tuple(outputs), category)

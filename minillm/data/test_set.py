@@ -78,6 +78,7 @@ def run_stage(settings: TestSettings, *, data: Path, out: Path, also: Sequence[P
             "prompt_tokens": ids,
             "references": list(r.outputs),
             **({"messages": messages_of(r)} if chat else {}),
+            **({"options": dict(r.options)} if r.options else {}),
         }
         for r, prompt, ids in kept
     ]

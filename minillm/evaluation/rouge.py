@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from minillm.config.measurements.rouge import RougeSettings
 from minillm.errors import UserError
 from minillm.evaluation.records import check_generations
-from minillm.evaluation.statistics import mean_and_error
+from minillm.evaluation.row_scores import count_and_first, scored
 from minillm.files import write_json
 from minillm.readers import Kind, all_are, read_json_lines, read_object
 from minillm.scores import Words, exact_match, has_tokens, rouge_l
@@ -31,45 +30,34 @@ def run_stage(settings: RougeSettings | None = None, *, generations: Path, out: 
     """
     words: Words = settings.tokenizer if settings else "rouge_score"
     meta, rows, ids = read_generations(generations)
-    rouge: dict[str, list[float]] = {}
-    exact: dict[str, float] = {}
-    for seed in meta["seeds"]:
-        answers = [rows[seed][id_] for id_ in ids]
-        rouge[str(seed)] = [rouge_l(row["response"], row["references"], words) for row in answers]
-        hits = math.fsum(exact_match(row["response"], row["references"]) for row in answers)
-        exact[str(seed)] = hits / len(answers)
-    references = {id_: rows[meta["seeds"][0]][id_]["references"] for id_ in ids}
-    without = [id_ for id_ in ids if not has_tokens(references[id_], words)]
-    per_seed = {seed: math.fsum(scores) / len(scores) for seed, scores in rouge.items()}
-    mean, error = mean_and_error(per_seed.values())
-    exact_mean, exact_error = mean_and_error(exact.values())
+    rouge = scored("rougeL", meta, rows, ids, lambda row: rouge_l(row["response"], row["references"], words))
+    exact = scored("", meta, rows, ids, lambda row: exact_match(row["response"], row["references"]))
     write_json(
         out,
         {
-            "metric": "rougeL",
-            "dataset": meta["dataset"],
-            "n": len(ids),
-            "seeds": meta["seeds"],
-            "mean": mean,
-            "standard_error": error,
-            "over": "sampling seeds",
-            "per_seed": per_seed,
-            "ids": ids,
-            "scores": rouge,
-            "exact_match": exact_mean,
-            "exact_match_error": exact_error,
+            **rouge,
+            "exact_match": exact["mean"],
+            "exact_match_error": exact["standard_error"],
             "sampling": meta["sampling"],
             "sources": [str(generations)],
-            **_words(words, without),
+            **how_counted(words, without_words(meta, rows, ids, words)),
         },
     )
 
 
-def _words(words: Words, without: list[int]) -> dict[str, Any]:
+def without_words(
+    meta: dict[str, Any], rows: dict[int, dict[int, dict[str, Any]]], ids: list[int], words: Words
+) -> list[int]:
+    """Ids of the rows whose references have no word."""
+    first = rows[meta["seeds"][0]]
+    return [id_ for id_ in ids if not has_tokens(first[id_]["references"], words)]
+
+
+def how_counted(words: Words, without: list[int]) -> dict[str, Any]:
     """What is only in a metric file if it is not as usual: how words are counted, and rows without any."""
     return {
         **({} if words == "rouge_score" else {"tokenizer": words}),
-        **({"without_tokens": {"count": len(without), "first_ids": without[:5]}} if without else {}),
+        **({"without_tokens": count_and_first(without)} if without else {}),
     }
 
 

@@ -92,5 +92,10 @@ SHAPES: dict[str, dict[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
         "buckets": lambda values, _: _edges(values),
     },
     "calibration": {"bins": lambda values, _: _bins(values)},
+    "harness": {
+        "lm_eval": lambda value, _: is_a(value, str),
+        "fewshot": _optional(int),
+        "limit": _optional(int),
+    },
     "judge": {"stand_in": _optional(bool), "judge": _optional((str, dict))},
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+from minillm.config.measurements.metrics import STAGE_OF
 from minillm.data.prompts import render
 from minillm.data.sources import Row
 from minillm.files import CARD, PROVENANCE, settings_hash
@@ -63,7 +64,7 @@ def measured(run: Path, weights: str, record: Mapping[str, Any]) -> str:
         for line in frame[frame["sampling_seed"].isna()].to_dict("records"):
             error = None if line["error"] != line["error"] else line["error"]
             n = "" if line["n"] is None or line["n"] != line["n"] else str(line["n"])
-            rows.append(f"| {markdown(file.test_set)} | {line['metric']} | {_value(line, error)} | {n} |")
+            rows.append(f"| {markdown(line['test_set'])} | {line['metric']} | {_value(line, error)} | {n} |")
     notes = []
     if rows:
         texts = origins(run, sources)["sampling"]
@@ -72,7 +73,9 @@ def measured(run: Path, weights: str, record: Mapping[str, Any]) -> str:
     if others:
         notes.append(f"Left out, since measured on other weights: {', '.join(others)}.")
     head = ["| test set | metric | value | n |", "|:--|:--|--:|--:|"]
-    return "\n\n".join(filter(None, ["\n".join([*head, *rows]) if rows else "", " ".join(notes)]))
+    # ROUGE-L's file has exact match too.
+    table = "\n".join([*head, *dict.fromkeys(rows)]) if rows else ""
+    return "\n\n".join(filter(None, [table, " ".join(notes)]))
 
 
 def _metric_files(run: Path, weights: str, record: Mapping[str, Any]) -> list[MetricFile]:
@@ -106,7 +109,7 @@ def _of_model(run: Path, weights: str, metric: Mapping[str, Any], content: str) 
 
 def _value(line: Mapping[str, Any], error: float | None) -> str:
     """As in the main table for scores of 0 to 100, else with four digits."""
-    if line["metric"] in ("rouge", "exact_match", "judge"):
+    if line["metric"] in (*STAGE_OF.values(), "judge"):
         return number(line["value"], error)
     return f"{line['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
 

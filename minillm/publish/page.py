@@ -27,7 +27,7 @@ READ_MAIN = (
     "students with each other; the teacher is what they imitate, not a limit."
 )
 # Where `sets` of a measurement is not a key but follows from one.
-KEYS = {"judge.asked": "judge.tests", "human.counted": "human.test"}
+KEYS = {"judge.asked": "judge.tests", "human.counted": "human.test", "harness.files": "harness.tasks"}
 # Raw HTML in a result is text, whatever it says.
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -93,7 +93,7 @@ def _section(run: Path, name: str, sidecar: dict[str, Any]) -> str:
 def _missing(name: str, sidecar: dict[str, Any]) -> str:
     """What is missing, and the keys that would measure it if that is all that it lacks."""
     keys = [MEASUREMENTS[kind].sets for kind in ITEMS[name].needs if kind in MEASUREMENTS]
-    keys = [KEYS.get(key, key) for key in dict.fromkeys(keys) if key != "data.tests"]
+    keys = [KEYS.get(key, key) for key in dict.fromkeys(keys) if not key.startswith("scored.")]
     if sidecar["missing"].startswith("not measured:"):
         # Other models, methods or sizes, as that text says.
         keys = []

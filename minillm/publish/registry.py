@@ -65,6 +65,9 @@ ITEMS = {
     "modes": Item("table", "tables.modes", "modes",
                   "Precision, coverage and probability of the right answers, where all are known",
                   ("validity", "mode_mass"), if_asked=True),
+    "harness": Item("table", "tables.harness", "harness",
+                    "Tasks of lm-eval, model by model",
+                    ("harness",), if_asked=True),
     "cost": _table("tables.costs", "costs",
                    "What each method cost, next to its score",
                    "rouge", "models", sweeps=True),
@@ -165,6 +168,10 @@ READING = {
     "modes-plot": (
         "Up: more responses are right. To the right: more of the right answers are reached. Above the dashed "
         "line a method gives up answers for precision."
+    ),
+    "harness": (
+        "Each column is one number of one task, in lm-eval's own unit. A difference of less than two "
+        "standard errors says little; with a limit on the questions the errors are large."
     ),
     "figure1": (
         "Higher is better; the dashed line is the teacher. A method that distils well comes near that "

@@ -36,6 +36,8 @@ class Measured(NamedTuple):
     error: float | None = None
     n: int | None = None
     sampling_seed: int | None = None
+    # If one file holds several sets; empty is the file's.
+    test_set: str = ""
 
 
 def read_text(path: Path) -> str | None:
@@ -71,12 +73,15 @@ def frame_of(run_folder: Path, contents: Iterable[tuple[MetricFile, Mapping[str,
             for number in FLATTEN.get(file.kind, _mean)(file.kind, content):
                 if number.value is not None and math.isfinite(number.value):
                     _check_types(number)
-                    where = (number.sampling_seed, file.test_set, number.metric)
+                    where = (number.sampling_seed, number.test_set or file.test_set, number.metric)
                     error = math.nan if number.error is None else float(number.error)
                     rows.append((*model, *where, float(number.value), error, number.n, file.path))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     integers = {"training_seed": "int64", "sampling_seed": "Int64", "n": "Int64"}
-    return frame.astype(integers | {"value": "float64", "error": "float64"})
+    frame = frame.astype(integers | {"value": "float64", "error": "float64"})
+    # ROUGE-L's files have the same number.
+    twice = frame.duplicated(COLUMNS[:7]) & (frame["metric"] == "exact_match")
+    return frame[~twice] if twice.any() else frame
 
 
 @contextmanager
@@ -140,10 +145,29 @@ def _mean(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _rouge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
-    check_scores(content)
-    yield from _mean(kind, content)
+    yield from _scores(kind, content)
     n = content.get("n")
     yield Measured("exact_match", content.get("exact_match"), content.get("exact_match_error"), n)
+
+
+def _scores(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    check_scores(content)
+    yield from _mean(kind, content)
+
+
+def _choice(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    """The share of right choices, and that of responses without a choice, in percent."""
+    yield from _scores(kind, content)
+    share = 100 * content["unanswered"] / content["responses"]
+    yield Measured(f"{kind}_unanswered", share, None, content.get("n"))
+
+
+def _harness(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
+    """Every number as lm-eval gives it: `harness_acc`; with its filter, if it is not the plain one."""
+    for entry in content["results"]:
+        filtered = "" if entry["filter"] == "none" else f"_{entry['filter']}"
+        name = f"{kind}_{entry['metric']}{filtered}"
+        yield Measured(name, entry["value"], entry["error"], entry["n"], None, entry["task"])
 
 
 def _judge(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
@@ -223,6 +247,9 @@ def _mode_mass(kind: str, content: Mapping[str, Any]) -> Iterator[Measured]:
 
 FLATTEN: dict[str, Callable[[str, Mapping[str, Any]], Iterator[Measured]]] = {
     "rouge": _rouge,
+    **dict.fromkeys(("rouge1", "rouge2", "exact_match", "numeric"), _scores),
+    "choice": _choice,
+    "harness": _harness,
     "judge": _judge,
     "calibration": _calibration,
     "diversity": _diversity,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from minillm.config import layout
+from minillm.config.measurements.metrics import STAGE_OF, metrics_of
 from minillm.config.stage_settings import TableSettings
 
 # Measured only for the main table's models, never for those of a sweep.
@@ -92,8 +93,12 @@ def declared(
 
 
 def main_table_asks(settings: TableSettings) -> dict[str, tuple[str, ...]]:
-    """What the main table shows, as `declared` takes it: ROUGE-L, and the scores of a real judge."""
-    return {"rouge": settings.tests} | ({"judge": settings.judged} if settings.judge else {})
+    """What the main table shows, as `declared` takes it: the sets' metrics, and a real judge's scores."""
+    asked: dict[str, tuple[str, ...]] = {}
+    for test in settings.tests:
+        for metric in metrics_of(settings.metrics, test):
+            asked[STAGE_OF[metric]] = (*asked.get(STAGE_OF[metric], ()), test)
+    return asked | ({"judge": settings.judged} if settings.judge else {})
 
 
 def labels(settings: TableSettings) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
+from minillm.config.measurements.metrics import STAGE_OF
 from minillm.config.sections import Style
 from minillm.config.stage_settings import TableSettings
 from minillm.config.strict import STRICT
@@ -145,8 +146,11 @@ def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
         asked["lengths"] = tuple(name for name in asked["lengths"] if name not in config.lengths.figure15)
     if item == "figure15":
         asked["lengths"] = config.lengths.figure15
-    if item == "table6" and not config.judge.is_real:
-        asked["judge"] = ()
+    if item == "table6":
+        # The main table's columns.
+        asked |= {stage: sets for metric, stage in STAGE_OF.items() if (sets := config.scored[metric])}
+        if not config.judge.is_real:
+            asked["judge"] = ()
     return asked
 
 

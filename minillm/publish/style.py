@@ -9,6 +9,15 @@ from minillm.config.sections import Sampling
 
 METHOD_NAMES = {"teacher": "Teacher", "sft": "SFT w/o KD", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM"}
 
+METRIC_NAMES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "exact_match": "exact match",
+    "numeric": "numeric",
+    "choice": "choice",
+}
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; hatches do the same in black and white.
 COLOURS = {"teacher": "#000000", "sft": "#56B4E9", "kd": "#E69F00", "seqkd": "#009E73", "minillm": "#D55E00"}
 HATCHES = {"sft": "", "kd": "////", "seqkd": "....", "minillm": "xxxx"}

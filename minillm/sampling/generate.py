@@ -29,7 +29,7 @@ AGAIN = "remove this file; the answers in it are sampled again"
 ENTRY: dict[str, Kind] = {"key": list, "response": str, "response_tokens": list, "finished": bool}
 
 # Keys of a test set's row that a line of responses has too; only those of chat templates have messages.
-SHARED = ("id", "dataset", "prompt", "messages", "references")
+SHARED = ("id", "dataset", "prompt", "messages", "references", "options")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ SECTIONS: dict[str, Any] = {
     "calibration": {"tasks": {"boolq": {**TASK, "label": "BoolQ"}, "sst2": {**TASK, "label": "SST-2"}}},
     "judge": {"kind": "openai", "model": "some-judge", "tests": ["dolly"]},
     "human": {"test": "dolly", "answers": ["anna.json"]},
+    "harness": {"tasks": ["arc_easy"]},
 }
 
 
@@ -153,6 +154,7 @@ def make(folder: Path, config: Experiment) -> Path:
                 "judge": JUDGE,
             }
             put(folder, f"metrics/judge/{weights}/dolly.json", judged)
+            put(folder, f"metrics/harness/{weights}/tasks.json", harness(strength))
             for task in ("boolq", "sst2"):
                 put(folder, f"metrics/calibration/{weights}/{task}.json", calibration(task))
             train(folder, weights, method, strength)
@@ -254,6 +256,15 @@ def lengths(strength: float) -> dict[str, Any]:
     scores = [mean + step for mean in means for step in (-15.0, -5.0, 5.0, 15.0)]
     tokens = [length for length in (3, 8, 20) for _ in range(4)]
     return {"n": 12, "buckets": buckets, "ids": list(range(12)), "scores": scores, "reference_tokens": tokens}
+
+
+def harness(strength: float) -> dict[str, Any]:
+    entry = {"task": "arc_easy", "filter": "none", "n": 40, "version": 1.0}
+    results = [
+        entry | {"metric": "acc", "value": 0.3 + strength / 100, "error": 0.07},
+        entry | {"metric": "bleu", "value": 12.5, "error": None},
+    ]
+    return {"results": results, "lm_eval": "0.4.13", "fewshot": None, "limit": 40}
 
 
 def calibration(task: str) -> dict[str, Any]:

@@ -121,6 +121,36 @@ def test_a_wrong_section_is_one_line(changes, message):
     assert re.match(f"config: {message}", str(error.value))
 
 
+def test_metrics_of_a_set_are_scored_from_the_same_responses(checkout):
+    """Another metric generates nothing again; a set without ROUGE-L has none."""
+
+    def asking(**sections):
+        return checkout.write("metrics.yaml", lambda config: config.update(sections, run="metrics"))
+
+    target = "results/metrics/tables/main.md"
+    checkout.snakemake("--cores", "2", target, "--configfile", asking(), "--quiet", "--show-failed-logs")
+    config = asking(metrics={"easy": ["rougeL", "rouge2"], "hard": ["numeric"]})
+    jobs = checkout.planned(target, config=config)
+    assert Counter(job.split()[0] for job in jobs) == {"settings": 2, "scored": 42, "table": 1}
+    assert "settings key=rouge2" in jobs and "settings key=table" in jobs
+    assert "scored scored=numeric weights=big/teacher test=hard" in jobs
+    run = checkout.snakemake("-n", "-p", "--cores", "2", target, "--configfile", config)
+    for words in commands(run.stdout):
+        parser().parse_args(words[words.index("minillm") + 1 :])
+        assert words[words.index("minillm") + 1] != "numeric" or "--config" not in words
+
+
+def test_lm_eval_asks_the_models_of_the_main_table(checkout, tmp_path):
+    (tmp_path / "mine.yaml").write_text("task: mine\n")
+    sections = {"harness": {"tasks": ["mine"], "task_folder": str(tmp_path)}}
+    config = checkout.write("harness.yaml", lambda c: c.update(sections, run="harness"))
+    jobs = checkout.planned("results/harness/tables/harness.md", config=config)
+    asked = {job for job in jobs if job.startswith("harness ")}
+    assert len(asked) == 21 and "harness weights=big/teacher" in asked
+    assert "local source=harness/tasks" in jobs and "settings key=harness" in jobs
+    assert not [job for job in jobs if job.startswith(("generate", "rouge"))]
+
+
 def test_lengths_of_rows_that_are_no_test_set(checkout):
     """Their answers are made for this alone: no other evaluation of them is planned."""
     config = with_sections(checkout, "dev.yaml", lengths={"tests": ["held"], "per_test": {}})

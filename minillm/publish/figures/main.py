@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from minillm.config.sections import Style
 from minillm.config.stage_settings import FigureSettings
 from minillm.publish.figures.drawing import Looks, fonts, legend, looks_of, save
-from minillm.publish.style import DASH, METHOD_NAMES
+from minillm.publish.style import DASH, METHOD_NAMES, METRIC_NAMES
 from minillm.publish.tables.main_cells import Cell, read_csv
 
 # Width of a test set's group of bars.
@@ -38,9 +38,10 @@ def run_stage(settings: FigureSettings, *, table: Path, out: Path) -> None:
 
 def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     panels: list[Panel] = list(dict.fromkeys((c.teacher, c.student) for c in cells if c.student))
-    tests = list(dict.fromkeys(c.test for c in cells))
+    names = _column_names(cells)
+    tests = list(names)
     methods = list(dict.fromkeys(c.method for c in cells if c.student))
-    words = [word for c in cells for word in c.test_label.split()]
+    words = [word for name in names.values() for word in name.split()]
     # As many columns as leave room for every test set's label, without breaking a word.
     columns = max(1, min(len(panels), 3, int(style.width // (0.6 * len(tests) + 0.4))))
     while columns > 1 and _letters(style, columns, len(tests)) < max(map(len, words)):
@@ -52,11 +53,11 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     letters = _letters(style, columns, len(tests))
     for axes, (teacher, student) in zip(grid.flat, panels, strict=False):
         shown = [c for c in cells if c.teacher == teacher and c.student in ("", student)]
-        _panel(axes, shown, tests, methods, looks, letters)
+        _panel(axes, shown, names, methods, looks, letters)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for row in grid:
-        row[0].set_ylabel("ROUGE-L")
+        row[0].set_ylabel("ROUGE-L" if all(c.metric == "rougeL" for c in cells) else "score (0 to 100)")
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=looks["teacher"][0], linestyle="--", label=METHOD_NAMES["teacher"])
     ]
@@ -67,36 +68,41 @@ def _draw(cells: list[Cell], style: Style, looks: Looks) -> Figure:
     return figure
 
 
+def _column_names(cells: list[Cell]) -> dict[str, str]:
+    """Column -> name below its bars, with its metric if any is not ROUGE-L."""
+    several = any(c.metric != "rougeL" for c in cells)
+    return {c.column: c.test_label + f", {METRIC_NAMES[c.metric]}" * several for c in cells}
+
+
 def _letters(style: Style, columns: int, tests: int) -> int:
     """How many letters of a tick label (0.9 of the font size, 0.6 of that wide) fit below a group of bars."""
     return max(4, int(72 * style.width / columns / tests / (0.6 * 0.9 * style.font_size)))
 
 
 def _panel(
-    axes: Axes, cells: list[Cell], tests: list[str], methods: list[str], looks: Looks, letters: int
+    axes: Axes, cells: list[Cell], names: dict[str, str], methods: list[str], looks: Looks, letters: int
 ) -> None:
-    cell_of = {(c.method, c.test): c for c in cells}
+    cell_of = {(c.method, c.column): c for c in cells}
     width = GROUP / len(methods)
     # Not every pair has every method.
     present = [method for method in methods if any(c.method == method for c in cells)]
     labels = []
-    for x, test in enumerate(tests):
+    for x, (column, name) in enumerate(names.items()):
         for i, method in enumerate(present):
-            _bar(axes, x + (i + 0.5 - len(present) / 2) * width, width, cell_of.get((method, test)), looks)
-        teacher = cell_of.get(("teacher", test))
+            _bar(axes, x + (i + 0.5 - len(present) / 2) * width, width, cell_of.get((method, column)), looks)
+        teacher = cell_of.get(("teacher", column))
         if teacher is not None and teacher.mean is not None:
             ends = [x - GROUP / 2 - 0.04, x + GROUP / 2 + 0.04]
             error, colour = teacher.standard_error or 0.0, looks["teacher"][0]
             low, high = teacher.mean - error, teacher.mean + error
             axes.fill_between(ends, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(ends, [teacher.mean] * 2, color=colour, linestyle="--", linewidth=1.0)
-        counts = [c.n for c in cells if c.test == test and c.n is not None]
-        label = next(c.test_label for c in cells if c.test == test)
-        label = textwrap.fill(label, letters, break_long_words=False, break_on_hyphens=False)
+        counts = [c.n for c in cells if c.column == column and c.n is not None]
+        label = textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False)
         labels.append(f"{label}\nn={counts[0] if counts else DASH}")
-    axes.set_xticks(range(len(tests)), labels)
+    axes.set_xticks(range(len(names)), labels)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.55, len(tests) - 0.45)
+    axes.set_xlim(-0.55, len(names) - 0.45)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.set_axisbelow(True)

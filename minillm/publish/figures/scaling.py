@@ -25,7 +25,6 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
 
     The judge's score if a real one scored anything, else ROUGE-L, which the caption then says.
     """
-    table = results.settings.table
     judged = results.names("judge")
     metrics = [
         m for model in results.models() for test in judged for m in results.contents("judge", model, test)
@@ -37,9 +36,9 @@ def scores(results: ItemResults) -> tuple[Score, str, str, list[str]]:
             f"Mean over {names} of the judge's score ({judge}), a ratio of totals to those of the references."
         )
         return lambda model: results.average(model, "judge", judged), "judge's score (%)", text, judged
-    tests = list(table.tests)
+    tests = results.names("rouge")
     why = "a stand-in judge's scores are not shown" if metrics else "no judge scored this run"
-    names = ", ".join(map(results.label, tests))
+    names = ", ".join(map(results.label, tests)) or "no test set"
     text = f"ROUGE-L, not a judge's score as in the paper ({why}): mean over {names}."
     return lambda model: results.average(model, "rouge", tests), "mean ROUGE-L", text, tests
 
@@ -168,7 +167,7 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
 def size_gap(results: ItemResults) -> Drawing:
     """The share of the teacher's ROUGE-L that a student reaches, against the ratio of their sizes."""
     style, methods = style_of(results), results.settings.table.methods
-    tests = list(results.settings.table.tests)
+    tests = results.names("rouge")
     points: Points = {}
     handles = []
     for teacher, students in results.pairs():

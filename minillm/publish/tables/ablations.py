@@ -53,7 +53,7 @@ def papers_sets(results: ItemResults, kind: str) -> bool:
 
 def strategies(results: ItemResults) -> Sheet:
     """Table 4: ROUGE-L on dev (of the chosen checkpoint) and test, of MiniLLM and without each strategy."""
-    tests = results.settings.table.tests
+    tests = results.names("rouge")
     present = [method for method in STRATEGIES if method in results.settings.table.methods]
     caption = "MiniLLM without one of its strategies (ROUGE-L)."
     columns = ["Student", "Method", "dev", *map(results.label, tests)]
@@ -165,7 +165,7 @@ def _plain_text_values(
     values = {
         "cls": class_accuracy(results, model),
         "inst": inst_score(results, model),
-        "rougeL": results.average(model, "rouge", results.settings.table.tests),
+        "rougeL": results.average(model, "rouge", results.names("rouge")),
     }
     # The paper has no mean ROUGE-L.
     paper: dict[str, Published | None] = {"cls": None, "inst": None, "rougeL": None}
@@ -180,7 +180,7 @@ def _plain_text_notes(
     results: ItemResults, models: Sequence[Trained], compared: bool
 ) -> tuple[list[str], str]:
     """The notes under Table 7, and its n in words."""
-    tasks, judged, tests = results.names("calibration"), results.names("judge"), results.settings.table.tests
+    tasks, judged, tests = (results.names(kind) for kind in ("calibration", "judge", "rouge"))
     kinds = {"calibration": tasks, "judge": judged, "rouge": tests}
     sizes = (text for kind, names in kinds.items() for text in results.sizes_text(kind, names, models))
     n = "; ".join(dict.fromkeys(sizes))
@@ -189,7 +189,7 @@ def _plain_text_notes(
         f"CLS: mean accuracy over {', '.join(map(results.label, tasks)) or 'the classification tasks'}. "
         f"Inst: mean over {', '.join(map(results.label, judged)) or 'the judged test sets'} of the judge's "
         f"score, dashes unless a real judge ran (judge: {', '.join(judges) or 'none'}); ROUGE-L: mean over "
-        f"{', '.join(map(results.label, tests))}.",
+        f"{', '.join(map(results.label, tests)) or 'no test set'}.",
         "± for a single training: CLS over rows, the judge's score over prompts, ROUGE-L over sampling "
         "seeds, the sets taken as independent; over training seeds if a row has several.",
         *([BRACKETS] if compared else []),

@@ -23,7 +23,7 @@ COLUMNS = ["Model", "Method", *QUANTITIES, "ROUGE-L"]
 
 def costs(results: ItemResults) -> Sheet:
     """One line per model, averaged over training seeds."""
-    tests = results.settings.table.tests
+    tests = results.names("rouge")
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for model in results.models():
@@ -45,9 +45,9 @@ def costs(results: ItemResults) -> Sheet:
         "Tokens: for on-policy methods those newly sampled, summed over the log's collections; for "
         "supervised ones those of the answers trained on, counted each time (updates × batch × mean length "
         "of an answer).",
-        f"ROUGE-L: mean over {', '.join(map(results.label, tests))}; ± over sampling seeds for a single "
-        f"training, the sets taken as independent, over training seeds if there are several. {DASH}: not "
-        "recorded.",
+        f"ROUGE-L: mean over {', '.join(map(results.label, tests)) or 'no test set'}; ± over sampling seeds "
+        "for a single training, the sets taken as independent, over training seeds if there are several. "
+        f"{DASH}: not recorded.",
     ]
     count = sum(record["training_seeds"] for record in records)
     missing = "" if count else "no trained model of this run has a provenance"

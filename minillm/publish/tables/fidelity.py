@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,9 @@ class Measured:
 
 def fidelity(results: ItemResults) -> Sheet:
     """The table `fidelity`: measured, interval, published and their difference; dashes if not measured."""
-    cells = {
-        (c.teacher, c.student, c.method, c.test): c
-        for c in collect_cells(results.settings.table, results.folder)
-    }
+    # Published scores are ROUGE-L.
+    table = dataclasses.replace(results.settings.table, tests=tuple(results.names("rouge")), metrics=None)
+    cells = {(c.teacher, c.student, c.method, c.test): c for c in collect_cells(table, results.folder)}
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for key, paper in results.paper.items():

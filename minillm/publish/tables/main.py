@@ -1,15 +1,33 @@
-"""The main table: ROUGE-L (and judge scores) of every model on every test set, as CSV, Markdown and LaTeX."""
+"""The main table: every model on every test set by the set's metrics, as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from minillm.config.measurements.metrics import metrics_of
 from minillm.config.stage_settings import TableSettings
 from minillm.files import whole_file
 from minillm.publish.published_numbers import BRACKETS, Published, bracketed, numbers
-from minillm.publish.style import DASH, FEWER, bold, latex, latex_row, markdown, number, sampling_text
-from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, write_csv
+from minillm.publish.style import (
+    DASH,
+    FEWER,
+    METRIC_NAMES,
+    bold,
+    latex,
+    latex_row,
+    markdown,
+    number,
+    sampling_text,
+)
+from minillm.publish.tables.main_cells import LEVEL, Cell, collect_cells, has_judge, write_csv
+
+# Of metrics that are no ROUGE.
+DEFINITIONS = {
+    "exact_match": "% of responses that equal a reference in lower case and without punctuation",
+    "numeric": "% of responses whose number, as math-verify reads it, equals that of a reference",
+    "choice": "% of responses that name the right option before any other; naming none is wrong",
+}
 
 
 def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Path | None = None) -> None:
@@ -30,7 +48,7 @@ def run_stage(settings: TableSettings, *, run_folder: Path, out: Path, paper: Pa
 
 def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
     """The table's notes: what the numbers are, what standard errors range over, how responses were drawn."""
-    notes = [f"ROUGE-L F-measure × 100, best of the references; mean{_ranges(settings, cells)}."]
+    notes = [f"{_definitions(settings)}mean{_ranges(settings, cells)}."]
     notes += _words(cells)
     notes += _leads(settings, cells)
     if any(c.standard_error is not None and c.training_seeds == 1 for c in cells):
@@ -66,9 +84,20 @@ def footnotes(settings: TableSettings, cells: list[Cell]) -> list[str]:
             f"Not every teacher's block was tested on the same rows of {', '.join(differing)} (prompts too "
             "long in the block's tokenizer are dropped); compare within a block."
         )
-    if any(c.mean is None or (c.judged is None and c.test in settings.judged) for c in cells):
+    if any(c.mean is None or (c.judged is None and has_judge(settings, c)) for c in cells):
         notes.append(f"{DASH}: not evaluated.")
     return notes
+
+
+def _definitions(settings: TableSettings) -> str:
+    """What the numbers of the columns are."""
+    if not settings.metrics:
+        return "ROUGE-L F-measure × 100, best of the references; "
+    used = dict.fromkeys(m for test in settings.tests for m in metrics_of(settings.metrics, test))
+    rouge = ", ".join(METRIC_NAMES[metric] for metric in used if metric.startswith("rouge"))
+    texts = [f"{rouge}: F-measure × 100, best of the references."] if rouge else []
+    texts += [f"{METRIC_NAMES[metric]}: {text}." for metric, text in DEFINITIONS.items() if metric in used]
+    return " ".join([*texts, "All: "])
 
 
 def _words(cells: list[Cell]) -> list[str]:
@@ -79,27 +108,34 @@ def _words(cells: list[Cell]) -> list[str]:
             "ROUGE-L counts words of all scripts (rouge.tokenizer: unicode), not only a-z and 0-9 as in the "
             "paper."
         )
-    rows = {c.test_label: (c.without_tokens, c.n) for c in cells if c.without_tokens}
-    if rows:
-        sets = ", ".join(f"{label} ({count} of {n} rows)" for label, (count, n) in rows.items())
+    if sets := _without([c for c in cells if c.metric.startswith("rouge")]):
         notes.append(
             f"In {sets} no reference has a word that ROUGE-L's tokenizer knows: they score 0 whatever the "
             "response (docs/evaluation.md, rouge.tokenizer)."
         )
+    if sets := _without([c for c in cells if c.metric == "numeric"]):
+        notes.append(f"In {sets} no reference has a number: by numeric they score 0 whatever the response.")
     return notes
+
+
+def _without(cells: list[Cell]) -> str:
+    """The test sets with rows that nothing can answer, and how many these are."""
+    rows = {c.test_label: (c.without_tokens, c.n) for c in cells if c.without_tokens}
+    return ", ".join(f"{label} ({count} of {n} rows)" for label, (count, n) in rows.items())
 
 
 def _leads(settings: TableSettings, cells: list[Cell]) -> list[str]:
     """What bold means; empty if there is nothing to compare."""
-    groups = {(c.teacher, c.student, c.test) for c in cells if c.student and c.mean is not None}
+    groups = {(c.teacher, c.student, c.column) for c in cells if c.student and c.mean is not None}
     count = sum(c.student != "" and c.mean is not None for c in cells) - len(groups)
     if not count:
         return []
     how = "paired bootstrap over prompts, scores averaged over seeds"
     if any(c.student and c.training_seeds > 1 for c in cells):
         how = "Student's t of the paired difference, variances over prompts and over training seeds added"
+    ahead, column = ("ahead", "column") if settings.metrics else ("ROUGE-L ahead", "test set")
     text = (
-        f"Bold: ROUGE-L ahead of every other method of that student and test set ({how}, Holm's correction "
+        f"Bold: {ahead} of every other method of that student and {column} ({how}, Holm's correction "
         f"over the table's {count} comparison{'s' * (count > 1)}, p ≤ {LEVEL:g})"
     )
     text += "." if "training" in how else "; it compares these models, not trainings."
@@ -146,21 +182,22 @@ def _ranges(settings: TableSettings, cells: list[Cell]) -> str:
 
 
 def headings(settings: TableSettings) -> list[str]:
-    """Column headings: each test set, preceded by its judge column if it has one."""
-    labels = {test: settings.test_labels.get(test, test) for test in settings.tests}
-    return [
-        head
-        for test in settings.tests
-        for head in ([f"{labels[test]}, judge"] if test in settings.judged else []) + [labels[test]]
-    ]
+    """Column headings: the metrics of each test set, preceded by its judge column if it has one."""
+    heads = []
+    for test in settings.tests:
+        label = settings.test_labels.get(test, test)
+        heads += [f"{label}, judge"] if test in settings.judged else []
+        for metric in metrics_of(settings.metrics, test):
+            heads.append(f"{label}, {METRIC_NAMES[metric]}" if settings.metrics else label)
+    return heads
 
 
 def texts(settings: TableSettings, cell: Cell) -> list[tuple[str, bool]]:
-    """The text in each column of a test set, with the published number if any, and whether it is bold."""
-    rouge = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
+    """The text in each column of a cell, with the published number if any, and whether it is bold."""
+    score = number(cell.mean, cell.standard_error) + FEWER * _fewer(settings, cell)
     paper = _published(cell.published, cell.published_status)
-    shown = [(bracketed(rouge, cell.mean, paper), cell.best)]
-    if cell.test in settings.judged:
+    shown = [(bracketed(score, cell.mean, paper), cell.best)]
+    if has_judge(settings, cell):
         judged = number(cell.judged, cell.judged_error)
         paper = _published(cell.judged_published, cell.judged_published_status)
         shown.insert(0, (bracketed(judged, cell.judged, paper), False))
@@ -186,15 +223,17 @@ def _blocks(settings: TableSettings, cells: list[Cell]) -> list[_Block]:
     blocks = []
     for teacher in dict.fromkeys(c.teacher for c in cells):
         block = [c for c in cells if c.teacher == teacher]
-        counts = {c.test: c.n for c in block if c.n is not None}
+        counts = {c.column: c.n for c in block if c.n is not None}
         judged = {c.test: c.judged_n for c in block if c.judged_n is not None}
         lines: dict[tuple[str, str], list[Cell]] = {}
         for c in block:
             lines.setdefault((c.student, c.method), []).append(c)
+        first = next(iter(lines.values()))
         column_counts = [
-            f"n = {n.get(test, DASH)}"
-            for test in settings.tests
-            for n in ([judged] if test in settings.judged else []) + [counts]
+            f"n = {n}"
+            for c in first
+            for n in ([judged.get(c.test, DASH)] if has_judge(settings, c) else [])
+            + [counts.get(c.column, DASH)]
         ]
         column_texts = [
             (

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from minillm.config.measurements.metrics import STAGE_OF, metrics_of
 from minillm.config.stage_settings import TableSettings
 from minillm.errors import UserError
 from minillm.evaluation.statistics import (
@@ -41,13 +42,15 @@ from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.sheet import table_of
 from minillm.readers import all_are, is_a, read_object, read_text
 
+# Keys of a metric file that count rows which nothing can answer.
+WITHOUT = ("without_tokens", "without_number")
 # Significance level of all comparisons of a table together.
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model on one test set; `mean` is None if there is no metric file."""
+    """One model on one test set by one metric; `mean` is None if there is no metric file."""
 
     teacher: str
     student: str  # empty for the teacher itself
@@ -79,17 +82,26 @@ class Cell:
     exact_match: float | None = None  # percentage of responses that equal one of the references
     # Over training seeds if there are several, else over sampling seeds.
     exact_match_error: float | None = None
-    # Only for the notes: rows whose references have no word that ROUGE-L counts, and how it counts words.
+    # Only for the notes: rows whose references have no word (for numeric no number); how ROUGE counts words.
     without_tokens: int = 0
     tokenizer: str = ""
+    metric: str = "rougeL"
+
+    @property
+    def column(self) -> str:
+        """Test set, and metric if it is not ROUGE-L."""
+        return self.test if self.metric == "rougeL" else f"{self.test}/{self.metric}"
 
     @property
     def training_seeds(self) -> int:
         """How many training seeds the mean is over."""
-        return sum("metrics/rouge/" in source for source in self.sources.split(";"))
+        return sum(f"metrics/{STAGE_OF[self.metric]}/" in source for source in self.sources.split(";"))
 
 
-COLUMNS = [f.name for f in dataclasses.fields(Cell) if f.name not in ("without_tokens", "tokenizer")]
+# "metric" is one only if a set has another one than ROUGE-L.
+COLUMNS = [
+    f.name for f in dataclasses.fields(Cell) if f.name not in ("without_tokens", "tokenizer", "metric")
+]
 NUMBERS = [
     *("mean", "standard_error", "low", "high", "between_variance", "within_variance", "published"),
     *("judged", "judged_error", "judged_published", "exact_match", "exact_match_error"),
@@ -110,8 +122,8 @@ def collect_cells(
     rows_of = dict(iter(frame.groupby([*MODEL, "test_set"], sort=False)))
     answers: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for file, content in contents.items():
-        if file.kind == "rouge":
-            answers.setdefault((file.teacher, file.student, file.method, file.test_set), []).append(content)
+        whose = (file.teacher, file.student, file.method, file.test_set, file.kind)
+        answers.setdefault(whose, []).append(content)
     names = labels(settings)
     cells, scores, trainings = [], [], []
     for teacher, student, method in models(settings):
@@ -119,25 +131,33 @@ def collect_cells(
         for test in settings.tests:
             key = (teacher, student, method, test)
             who = (teacher, student, names.get(student, ""), names[teacher], method, label)
-            cell = _with_paper(Cell(*who, test, settings.test_labels.get(test, test)), settings, paper or {})
             rows = rows_of.get(key, frame[:0])
-            cell, prompt_scores, training = _with_rouge(cell, rows, answers.get(key, []))
-            cells.append(_with_judge(cell, rows))
-            scores.append(prompt_scores)
-            trainings.append(training)
-    groups = [(cell.teacher, cell.student, cell.test) for cell in cells]
+            for metric in metrics_of(settings.metrics, test):
+                cell = Cell(*who, test, settings.test_labels.get(test, test), metric=metric)
+                cell = _with_paper(cell, settings, paper or {})
+                files = answers.get((*key, STAGE_OF[metric]), [])
+                cell, prompt_scores, training = _with_scores(cell, rows, files)
+                cells.append(_with_judge(cell, rows) if has_judge(settings, cell) else cell)
+                scores.append(prompt_scores)
+                trainings.append(training)
+    groups = [(cell.teacher, cell.student, cell.column) for cell in cells]
     best = significant_leads(groups, cells, scores, trainings)
     return [dataclasses.replace(cell, best=i in best) for i, cell in enumerate(cells)]
 
 
+def has_judge(settings: TableSettings, cell: Cell) -> bool:
+    """Whether the judge's column of a test set stands before this cell: before its first metric."""
+    return cell.test in settings.judged and cell.metric == metrics_of(settings.metrics, cell.test)[0]
+
+
 def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile, dict[str, Any]]:
-    """The declared metric files that exist; those of ROUGE-L are checked, and share rows for each teacher."""
+    """The declared metric files that exist; the sets' metrics are checked, and share a teacher's rows."""
     contents: dict[MetricFile, dict[str, Any]] = {}
     first: dict[tuple[str, str], MetricFile] = {}
     for file in declared(settings, main_table_asks(settings)):
         path = run_folder / file.path
-        if file.kind == "rouge" and path.exists():
-            contents[file] = _read_rouge(path, settings, file.test_set)
+        if file.kind != "judge" and path.exists():
+            contents[file] = _read_scores(path, settings, file.test_set)
             reference = first.setdefault((file.teacher, file.test_set), file)
             if contents[file]["ids"] != contents[reference]["ids"]:
                 where = run_folder / reference.path
@@ -147,33 +167,33 @@ def _read_contents(settings: TableSettings, run_folder: Path) -> dict[MetricFile
     return contents
 
 
-def _with_rouge(
+def _with_scores(
     cell: Cell, rows: pd.DataFrame, answers: Sequence[Mapping[str, Any]]
 ) -> tuple[Cell, list[float], Part | None]:
-    """The cell with its ROUGE-L; its mean score over seeds on each prompt; the training seeds' variance.
+    """The cell with its value; its mean score over seeds on each prompt; the training seeds' variance.
 
     `rows`: the cell's rows of the frame.  `answers`: its metric files, which have one score per prompt.
     """
-    rouge = rows[(rows["metric"] == "rouge") & rows["sampling_seed"].notna()]
-    if rouge.empty:
+    values = rows[(rows["metric"] == STAGE_OF[cell.metric]) & rows["sampling_seed"].notna()]
+    if values.empty or not answers:
         return cell, [], None
     seeds = {
         int(seed): dict(zip(seed_rows["sampling_seed"], seed_rows["value"].tolist(), strict=True))
-        for seed, seed_rows in rouge.groupby("training_seed", sort=False)
+        for seed, seed_rows in values.groupby("training_seed", sort=False)
     }
     ids = answers[0]["ids"]
-    seed_scores = [values for content in answers for values in content["scores"].values()]
+    seed_scores = [each for content in answers for each in content["scores"].values()]
     scores = [math.fsum(column) / len(column) for column in zip(*seed_scores, strict=True)]
-    training = part([math.fsum(values.values()) / len(values) for values in seeds.values()])
+    training = part([math.fsum(each.values()) / len(each) for each in seeds.values()])
     mean, error, over = pooled(seeds)
     # A single run.
     if error is None and len(scores) > 1:
         error = _error_over_prompts(scores)
         over = f"prompts (bootstrap), {over}"
-    exact = over_training_seeds(rows[rows["metric"] == "exact_match"])
-    exact_match, exact_match_error = exact or (None, None)
+    exact = rows[(rows["metric"] == "exact_match") & rows["sampling_seed"].isna()]
+    exact_match, exact_match_error = over_training_seeds(exact) or (None, None)
     variances = components(seeds)
-    name = "/".join((cell.teacher, cell.student, cell.method, cell.test))
+    name = "/".join((cell.teacher, cell.student, cell.method, cell.column))
     low, high = _interval(mean, scores, training, name)
     cell = dataclasses.replace(
         cell,
@@ -186,10 +206,10 @@ def _with_rouge(
         high=high,
         between_variance=variances.between,
         within_variance=variances.within,
-        exact_match=exact_match,
-        exact_match_error=exact_match_error,
-        sources=";".join(rouge["source"].unique()),
-        without_tokens=answers[0].get("without_tokens", {"count": 0})["count"],
+        exact_match=exact_match if cell.metric == "rougeL" else None,
+        exact_match_error=exact_match_error if cell.metric == "rougeL" else None,
+        sources=";".join(values["source"].unique()),
+        without_tokens=next((answers[0][key]["count"] for key in WITHOUT if key in answers[0]), 0),
         tokenizer=answers[0].get("tokenizer", ""),
     )
     return cell, scores, training
@@ -219,7 +239,9 @@ def _with_paper(cell: Cell, settings: TableSettings, paper: Mapping[Key, Publish
     names = (cell.student or cell.teacher, cell.teacher)
     model, teacher = (settings.labels.get(name, name) for name in names)
     changes: dict[str, Any] = {}
-    for column, metric in (("published", "rougeL"), ("judged_published", "gpt4")):
+    shown = {"published": "rougeL"} if cell.metric == "rougeL" else {}
+    shown |= {"judged_published": "gpt4"} if has_judge(settings, cell) or not settings.metrics else {}
+    for column, metric in shown.items():
         keys = [(table, model, teacher, cell.method_label, cell.test, metric) for table in ("1", "6")]
         number = next((paper[key] for key in keys if key in paper), None)
         if number and (metric == "rougeL" or GPT4.fullmatch(settings.judge)):
@@ -228,7 +250,7 @@ def _with_paper(cell: Cell, settings: TableSettings, paper: Mapping[Key, Publish
 
 
 def _with_judge(cell: Cell, rows: pd.DataFrame) -> Cell:
-    """The cell with a real judge's score, over training seeds that have one; `rows` as in `_with_rouge`."""
+    """The cell with a real judge's score, over training seeds that have one; `rows` as in `_with_scores`."""
     judge = rows[rows["metric"] == "judge"]
     if judge.empty or (rows["metric"] == "judge_stand_in").any():
         return cell
@@ -287,8 +309,9 @@ def _p(first: Sequence[float], second: Sequence[float], trainings: Sequence[Part
 
 def write_csv(cells: list[Cell], path: Path) -> None:
     """Long form, one line per cell; numbers at full precision, empty if missing."""
+    columns = COLUMNS + ["metric"] * any(cell.metric != "rougeL" for cell in cells)
     with whole_file(path) as partial:
-        table_of([dataclasses.asdict(cell) for cell in cells], COLUMNS).to_csv(partial, index=False)
+        table_of([dataclasses.asdict(cell) for cell in cells], columns).to_csv(partial, index=False)
 
 
 def read_csv(path: Path) -> list[Cell]:
@@ -318,7 +341,7 @@ def _cell(row: Mapping[Any, Any]) -> Cell:
     return Cell(**{**row, **values, **counts, "best": row["best"] == "True"})
 
 
-def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
+def _read_scores(path: Path, settings: TableSettings, test: str) -> dict[str, Any]:
     """A metric file, checked against the settings: a table must not mix responses sampled differently."""
     keys = {"dataset": str, "ids": list, "per_seed": dict, "scores": dict, "sampling": dict}
     metric = read_object(
@@ -332,9 +355,10 @@ def _read_rouge(path: Path, settings: TableSettings, test: str) -> dict[str, Any
         all_are(scores, numbers) and len(scores) == len(metric["ids"]) for scores in metric["scores"].values()
     ):
         raise UserError(f"{path}: not every row has a score; remove it and score again")
-    without = metric.get("without_tokens", {"count": 0})
-    if not isinstance(without, dict) or not is_a(without.get("count"), int):
-        raise UserError(f"{path}: 'without_tokens' is of the wrong type; remove it and score again")
+    for key in WITHOUT:
+        without = metric.get(key, {"count": 0})
+        if not isinstance(without, dict) or not is_a(without.get("count"), int):
+            raise UserError(f"{path}: '{key}' is of the wrong type; remove it and score again")
     if metric["dataset"] != test:
         problem = f"is for the test set '{metric['dataset']}', not '{test}'; remove it and score again"
         raise UserError(f"{path}: {problem}")

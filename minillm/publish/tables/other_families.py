@@ -50,4 +50,7 @@ def other_families(results: ItemResults) -> Sheet:
     ]
     missing = "" if n else "not measured in this run"
     records = [dataclasses.asdict(cell) for cell in cells]
+    if not settings.metrics:
+        # All are ROUGE-L.
+        records = [{key: value for key, value in record.items() if key != "metric"} for record in records]
     return Sheet(CAPTION, columns, merged_labels(rows), [*notes, n], records, n, missing)

@@ -53,6 +53,12 @@ def test_measurements_say_on_which_sets_they_are_made() -> None:
     assert set(MEASUREMENTS) == {
         *(
             "rouge",
+            "rouge1",
+            "rouge2",
+            "exact_match",
+            "numeric",
+            "choice",
+            "harness",
             "exposure_bias",
             "lengths",
             "diversity",

@@ -315,6 +315,20 @@ def test_testset(prepared: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.jsonl").read_bytes() == out.read_bytes() and card(tmp_path / "b.card.json") == found
 
 
+def test_testset_has_the_options_of_a_question(prepared: Path, tmp_path: Path) -> None:
+    question = {"instruction": "Which?", "choices": ["red", "blue"], "output": 1}
+    dataset = dataclasses.replace(
+        rows_file(tmp_path / "t.jsonl", question),
+        fields={"options": "choices"},
+        where={"instruction": "Which?"},
+    )
+    prepare_test(dataclasses.replace(TEST, dataset=dataset), data=prepared, out=tmp_path / "a.jsonl")
+    (line,) = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert line["options"] == {"A": "red", "B": "blue"} and line["references"] == ["B", "blue"]
+    assert "A. red\nB. blue\n" in line["prompt"]
+    assert card(tmp_path / "a.card.json")["source"].endswith("t.jsonl instruction=Which?")
+
+
 def test_testset_overlaps_long_prompts_and_samples(prepared: Path, tmp_path: Path) -> None:
     train, dev = embedded_corpus.instructions("train", 80)[3], embedded_corpus.instructions("dev", 20)[7]
     new = [row(f"New {i}.", ["a", "b"]) for i in range(4)]

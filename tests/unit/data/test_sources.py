@@ -97,7 +97,7 @@ def test_fields_rename_columns(tmp_path: Path) -> None:
     (row,) = read_rows(folder(path, fields=names), "d")
     assert (row.instruction, row.input, row.outputs) == ("Q?", "C", ("R",))
     text = message(lambda: read_rows(folder(path, fields={"outputs": "response"}), "datasets.d"))
-    known = "instruction, input, output, category, messages"
+    known = "instruction, input, output, category, messages, options"
     assert text == f"datasets.d.fields.outputs: no such field here; known: {known}"
 
 
