@@ -199,8 +199,9 @@ def detokenise(text: str) -> str:
 
 
 def _is_kept(dataset: Dataset, entry: dict[str, Any]) -> bool:
-    """Whether a row has the values that `where` asks for."""
-    return all(str(entry.get(column)) == value for column, value in (dataset.where or {}).items())
+    """Whether a row has the values that `where` asks for; no value is never the one."""
+    asked = (dataset.where or {}).items()
+    return all(entry.get(column) is not None and str(entry[column]) == value for column, value in asked)
 
 
 def _no_rows(dataset: Dataset, where: str) -> str:

@@ -44,8 +44,9 @@ def test_rows_are_chosen_by_their_columns(tmp_path: Path) -> None:
     assert [row.id for row in rows_of(path, where={"topic": "a"}, start=1, rows=2)] == [2]
     entries = read_entries(Dataset(source="folder", path=path, where={"topic": "b"}), "datasets.a")
     assert [i for i, _, _ in entries] == [1, 4]
-    with pytest.raises(UserError, match="no rows here; check path, start, rows and where$"):
-        rows_of(path, where={"topic": "c"})
+    for where in ({"topic": "c"}, {"nowhere": "None"}):
+        with pytest.raises(UserError, match="no rows here; check path, start, rows and where$"):
+            rows_of(path, where=where)
 
 
 def test_rows_of_the_embedded_world_are_chosen_by_category() -> None:
