@@ -21,11 +21,12 @@ from minillm.errors import UserError
 from minillm.evaluation import accumulated_error
 from minillm.evaluation.accumulated_error import Totals
 from minillm.evaluation.teacher_samples import Sampled, draw_samples, read_samples
-from minillm.files import identity, origin, stage_key, write_json
+from minillm.files import identity, origin, stage_key, without_unset, write_json
 from minillm.models.head import head_of, logits_by_tile, response_hidden, response_values
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import World, start
-from minillm.sampling.generate import remove_journals
+from minillm.sampling.answerer import Answerer
+from minillm.sampling.generate import load_answerer, remove_journals
 from minillm.sampling.sample import check_room
 
 # Number of lengths whose bootstrap draws are kept.
@@ -98,12 +99,14 @@ def run_stage(
     meta, theirs = read_samples(samples, settings.samples)
     if meta["model"] != identity(teacher):
         raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
-    student = load_model(model, settings.samples.precision, world.device)
     inputs = {"samples": identity(samples), "model": identity(model)}
     made_of = origin(settings, {samples: inputs["samples"], model: inputs["model"], teacher: meta["model"]})
     journal = out.with_name(f".{out.name}.{stage_key(dataclasses.asdict(settings.samples), inputs)}")
     prompts = {entry.id: entry.prompt for entry in theirs}
-    ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
+    precision, sampling = settings.samples.precision, settings.samples.sampling
+    answerer = load_answerer(model, precision, sampling, launch, world, journal)
+    ours = draw_samples(answerer, tokenizer, prompts, settings.samples, launch, world, journal)
+    student = load_model(model, precision, world.device) if isinstance(answerer, Answerer) else answerer
     loaded = load_model(teacher, settings.samples.precision, world.device)
     check_room(loaded, list(prompts.values()), settings.samples.sampling)
     how = {
@@ -152,7 +155,7 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
         "level": settings.level,
         "resamples": settings.resamples,
         **how,
-        "sampling": dataclasses.asdict(settings.samples.sampling),
+        "sampling": without_unset(dataclasses.asdict(settings.samples.sampling)),
         "seed": settings.samples.seed,
         "lengths": list(range(1, length + 1)),
         "ex_acc_err": plain(curve.error[:length]),
