@@ -1,7 +1,8 @@
 """Responses by a server that speaks OpenAI's form of completions, such as `vllm serve`.
 
-Prompts are sent as token ids, so the server cannot tokenize them in another way; token ids of the responses are
-asked back (vLLM's `return_token_ids`).  Of a server that returns only text, that is encoded again and compared.
+Prompts are sent as token ids, so that the server cannot tokenize them in another way; token ids of the
+responses are asked back (vLLM's `return_token_ids`).  Of a server that returns only text, that is encoded
+again and compared.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Server(Answerer):
         return {"program": "server", "address": self.served.address, "model": self.served.model}
 
     def check(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> None:
-        """Raises UserError for settings that OpenAI's form lacks; how long a prompt may be the server says."""
+        """Raises UserError for what servers lack; the server itself says how long a prompt may be."""
         if sampling.no_repeat_ngram:
             raise UserError("no_repeat_ngram: a server has no n-gram block; set it to 0")
 
@@ -130,14 +131,14 @@ class Server(Answerer):
         finished = bool(len(ends))
         if (finished and ends[0] != len(tokens) - 1) or finished != (reason == "stop"):
             raise UserError(
-                f"{where}: a response that ends with '{reason}', but not at the EOS {eos}; the server stops at "
-                "other tokens (vLLM: start it with --generation-config vllm)"
+                f"{where}: a response that ends with '{reason}', but not at the EOS {eos}; the server stops "
+                "at other tokens (vLLM: start it with --generation-config vllm)"
             )
         # Spaces at the edges, and bytes that are no characters, are shown in several ways.
         ours = decode(self.tokenizer, tokens)
         if finished and "\ufffd" not in ours and "".join(ours.split()) != "".join(text.split()):
             raise UserError(
-                f"{where}: its text {json.dumps(text[:60])} is {json.dumps(ours[:60])} in the run's tokenizer; "
-                "the two must be the same"
+                f"{where}: its text {json.dumps(text[:60])} is {json.dumps(ours[:60])} in the run's "
+                "tokenizer; the two must be the same"
             )
         return Answer(tokens.astype(np.int32), finished)

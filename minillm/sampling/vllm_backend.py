@@ -1,7 +1,7 @@
 """Responses by vLLM, which runs in a process and mostly an environment of its own (vllm_worker.py).
 
-What is drawn from are the same distributions; the random numbers are vLLM's, from one seed per request, and so
-independent of batches, order, processes and resuming (beyond rounding).
+The distributions are the same; the random numbers are vLLM's, from one seed per request, and so independent
+of batches, order, processes and resuming (beyond rounding).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from minillm.errors import UserError
 from minillm.files import whole_folder
 from minillm.models.loading import load_model
 from minillm.models.positions import check_positions
+from minillm.models.saving_cut import save_cut
 from minillm.runtime.processes import World
 from minillm.sampling import vllm_worker
 from minillm.sampling.answerer import Answer, Answerer, Request, seed_of
@@ -56,17 +57,24 @@ class Vllm(Answerer):
     """vLLM with the weights of a model folder; it starts with the first requests.
 
     memory: share of the GPU's memory that it may take.  scratch: where a copy of the weights may be written.
-    reloads: whether its weights will change.
+    reloads: whether its weights will change.  length: most tokens of prompt and response, if that is known.
     """
 
     def __init__(
-        self, folder: Path, precision: str, world: World, memory: float, scratch: Path, reloads: bool = False
+        self,
+        folder: Path,
+        precision: str,
+        world: World,
+        memory: float,
+        scratch: Path,
+        reloads: bool = False,
+        length: int = 0,
     ) -> None:
         self.program = python()
         self.folder, self.precision, self.world = folder, precision, world
         self.memory, self.scratch, self.reloads = memory, scratch, reloads
         self.version = ""
-        self.length = 0
+        self.length = length
         self._process: subprocess.Popen[str] | None = None
 
     def identity(self) -> dict[str, str]:
@@ -130,7 +138,7 @@ class Vllm(Answerer):
         if self._process is not None and length <= self.length:
             return
         self.close()
-        self.length = length
+        self.length = max(self.length, length)
         environment = {key: value for key, value in os.environ.items() if key not in RANKS}
         if self.world.device.type == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = _visible(self.world.device)
@@ -153,7 +161,7 @@ class Vllm(Answerer):
             {
                 "model": str(self._fitting(vocabulary)),
                 "dtype": DTYPES[self.precision],
-                "length": length,
+                "length": self.length,
                 "memory": self.memory,
                 "reloads": self.reloads,
             }
@@ -165,9 +173,8 @@ class Vllm(Answerer):
         if self._config().get_text_config().vocab_size == vocabulary:
             return self.folder
         model = load_model(self.folder, self.precision)
-        model.resize_token_embeddings(vocabulary)
         with whole_folder(self.scratch) as partial:
-            model.save_pretrained(partial)
+            save_cut(model, vocabulary, partial)
         return self.scratch
 
     def _config(self) -> Any:

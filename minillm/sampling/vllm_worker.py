@@ -25,8 +25,9 @@ def engine(start: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     import vllm
+    from vllm.platforms import current_platform
 
-    on_cpu = vllm.platforms.current_platform.is_cpu()
+    on_cpu = current_platform.is_cpu()
     memory = {} if on_cpu else {"gpu_memory_utilization": start["memory"]}
     return vllm.LLM(
         model=start["model"],
