@@ -148,7 +148,7 @@ class Vllm(Answerer):
             environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self._process = subprocess.Popen(
             # Isolated: nothing of this package or of its environment is imported there.
-            [self.program, "-I", vllm_worker.__file__],
+            [self.program, "-I", "-W", "ignore", vllm_worker.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

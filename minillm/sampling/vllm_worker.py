@@ -23,7 +23,7 @@ def engine(start: dict[str, Any]) -> Any:
     # In this process, which is vLLM's own already.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import vllm
     from vllm.platforms import current_platform
 
@@ -52,7 +52,10 @@ def answer(llm: Any, order: dict[str, Any], out: TextIO) -> None:
 
     # What top_k 1 means: all others are left out.
     greedy = order["top_k"] == 1
-    for number, tokens, seed in order["answer"]:
+    prompts = llm.llm_engine.renderer.render_cmpl(
+        [{"prompt_token_ids": tokens} for _, tokens, _ in order["answer"]]
+    )
+    for (number, _, seed), prompt in zip(order["answer"], prompts, strict=True):
         params = SamplingParams(
             temperature=0.0 if greedy else order["temperature"],
             top_k=0 if greedy else order["top_k"],
@@ -64,7 +67,7 @@ def answer(llm: Any, order: dict[str, Any], out: TextIO) -> None:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        llm.llm_engine.add_request(str(number), {"prompt_token_ids": tokens}, params)
+        llm.llm_engine.add_request(str(number), prompt, params)
     while llm.llm_engine.has_unfinished_requests():
         for result in llm.llm_engine.step():
             if result.finished:

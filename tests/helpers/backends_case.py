@@ -21,6 +21,8 @@ from minillm.sampling.answerer import Request
 from minillm.sampling.generate import answer_all
 
 WORLD = World(0, 1, torch.device("cpu"))
+# In the place of vLLM's process.
+FAKE = Path(__file__).with_name("fake_vllm.py")
 TEXTS = ["the cat sat on the mat and the dog ran to the door", "one two three four five six seven eight"] * 8
 PROMPTS = ("the cat", "one two three", "a dog ran to", "five", "the door and the mat")
 # Of each, sizes that vLLM's kernels take too: heads of 32.

@@ -25,17 +25,22 @@ if os.environ.get("FAKE_SAYS"):
     say({"error": os.environ["FAKE_SAYS"]})
     sys.exit(1)
 say({"version": "0.0"})
+# Tokens but the EOS, 0.
+OTHERS = int(os.environ.get("FAKE_OTHERS", "200"))
 left = int(os.environ.get("FAKE_DIES", "1000"))
 for line in sys.stdin:
     order = json.loads(line)
     note(order)
+    if "reload" in order:
+        say({})
+        continue
     # In another order than asked.
     for number, tokens, seed in reversed(order["answer"]):
         if left == 0:
             sys.exit(3)
         left -= 1
         count = min(order["max_tokens"], 1 + seed % 3)
-        said = [1 + (tokens[-1] + i) % 200 for i in range(count)]
+        said = [1 + (tokens[-1] + i) % OTHERS for i in range(count)]
         if count < order["max_tokens"]:
             said.append(order["eos"])
         say([number, said, count < order["max_tokens"]])

@@ -1,7 +1,8 @@
-"""A server in the place of a teacher: OpenAI's form of completions, spoken by a stand-in with a tiny model."""
+"""A server in the place of a teacher: OpenAI's form of completions, by a stand-in with a tiny model."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ from typing import Any
 import backends_case as case
 import numpy as np
 import pytest
-from data_case import message
+from data_case import BASE, message
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch, Model
+from minillm.config.sections import Launch, Model, Tokenizer
 from minillm.config.stage_settings import BaseSettings, GenerateSettings
 from minillm.data.prepare import run_stage as prepare
 from minillm.data.tokenizers import vocabulary_size
@@ -206,11 +207,8 @@ def test_a_served_teacher_is_a_folder_without_weights(
     stand: Stand, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From its entry of `checkpoints` through `base` to a test set."""
-    import dataclasses
-
-    from data_case import BASE
-
-    prepare(dataclasses.replace(BASE, max_prompt=200), out=tmp_path / "data")
+    data = dataclasses.replace(BASE, max_prompt=200, tokenizer=Tokenizer("folder", path=str(folder)))
+    prepare(data, out=tmp_path / "data")
     spec = Model("server", "t", path=f"{stand.url}/", served_name="teacher", key_variable="TEACHER_KEY")
     settings = BaseSettings("base", spec, 0, "fp32", Sampling())
     made = tmp_path / "made"
@@ -219,15 +217,7 @@ def test_a_served_teacher_is_a_folder_without_weights(
     record = json.loads((made / PROVENANCE).read_text())
     assert record["settings"]["model"]["served_name"] == "teacher" and identity(made) == record["content"]
     assert "a server (server.json), without weights" in message(lambda: load_model(made, "fp32"))
-    # Of the tokenizer that the stand-in has, here the run's.
     words = load_tokenizer(folder)
-    words.save_pretrained(tmp_path / "other")
-    for file in (tmp_path / "other").iterdir():
-        (made / file.name).write_bytes(file.read_bytes())
-    record = json.loads((made / PROVENANCE).read_text())
-    from minillm.runtime import provenance
-
-    provenance.write(made, record["settings"], {}, {})
     test = case.test_file(tmp_path / "test.jsonl", words)
     run_stage(
         GenerateSettings("generate", (10, 20), "fp32", GREEDY),

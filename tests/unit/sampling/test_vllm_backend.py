@@ -29,7 +29,6 @@ from minillm.sampling.generate import answer_all, run_stage
 from minillm.sampling.vllm_backend import VARIABLE, Vllm, python
 
 SAMPLING = Sampling(max_tokens=4, backend="vllm")
-FAKE = Path(case.__file__).with_name("fake_vllm.py")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def words() -> PreTrainedTokenizerBase:
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in takes vLLM's place; what it is asked is in this file."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -S {FAKE}\n")
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -S {case.FAKE}\n")
     program.chmod(0o755)
     monkeypatch.setenv(VARIABLE, str(program))
     monkeypatch.setenv("FAKE_NOTES", str(tmp_path / "notes"))
