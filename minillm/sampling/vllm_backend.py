@@ -57,24 +57,14 @@ class Vllm(Answerer):
     """vLLM with the weights of a model folder; it starts with the first requests.
 
     memory: share of the GPU's memory that it may take.  scratch: where a copy of the weights may be written.
-    reloads: whether its weights will change.  length: most tokens of prompt and response, if that is known.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        precision: str,
-        world: World,
-        memory: float,
-        scratch: Path,
-        reloads: bool = False,
-        length: int = 0,
-    ) -> None:
+    def __init__(self, folder: Path, precision: str, world: World, memory: float, scratch: Path) -> None:
         self.program = python()
         self.folder, self.precision, self.world = folder, precision, world
-        self.memory, self.scratch, self.reloads = memory, scratch, reloads
+        self.memory, self.scratch = memory, scratch
         self.version = ""
-        self.length = length
+        self.length = 0
         self._process: subprocess.Popen[str] | None = None
 
     def identity(self) -> dict[str, str]:
@@ -115,13 +105,6 @@ class Vllm(Answerer):
             self.close()
             raise
 
-    def reload(self, folder: Path) -> None:
-        """Answer with the weights of this folder from now on, of the same shape."""
-        self.folder = folder
-        if self._process is not None:
-            self._send({"reload": str(folder)})
-            self._receive()
-
     def close(self) -> None:
         """End vLLM's process and remove what was copied for it."""
         process, self._process = self._process, None
@@ -138,7 +121,7 @@ class Vllm(Answerer):
         if self._process is not None and length <= self.length:
             return
         self.close()
-        self.length = max(self.length, length)
+        self.length = length
         environment = {key: value for key, value in os.environ.items() if key not in RANKS}
         if self.world.device.type == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = _visible(self.world.device)
@@ -161,9 +144,8 @@ class Vllm(Answerer):
             {
                 "model": str(self._fitting(vocabulary)),
                 "dtype": DTYPES[self.precision],
-                "length": self.length,
+                "length": length,
                 "memory": self.memory,
-                "reloads": self.reloads,
             }
         )
         self.version = self._receive()["version"]

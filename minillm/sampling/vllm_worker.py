@@ -4,10 +4,9 @@ Run as a file by vllm_backend.py with the Python of vLLM's environment, which ne
 vLLM and the standard library are imported.
 
 The first line says how to start: {"model": folder, "dtype", "length": most tokens of prompt and response,
-"memory": share of a GPU, "reloads": whether weights will change}; the answer is {"version"}.  Each further
-line is an order.  {"answer": [[number, token ids, seed], ...], "eos", "temperature", "top_k", "top_p",
-"max_tokens"} is answered by a line [number, token ids, finished] for each request, in any order; {"reload":
-folder}, to take other weights of the same shape, by {}.  A problem is {"error": what vLLM says}.
+"memory": share of a GPU}; the answer is {"version"}.  Each further line is an order: {"answer": [[number,
+token ids, seed], ...], "eos", "temperature", "top_k", "top_p", "max_tokens"}, answered by a line [number,
+token ids, finished] for each request, in any order.  A problem is {"error": what vLLM says}.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ def engine(start: dict[str, Any]) -> Any:
         dtype=start["dtype"],
         seed=0,
         max_model_len=start["length"],
-        # A prompt's states would be those of earlier weights.
-        enable_prefix_caching=not start["reloads"],
         # Compiling for a CPU takes longer than it saves.
         enforce_eager=on_cpu,
         **memory,
@@ -92,13 +89,7 @@ def main() -> None:
 
         write(out, {"version": vllm.__version__})
         for line in sys.stdin:
-            order = json.loads(line)
-            if "reload" in order:
-                llm.collective_rpc("reload_weights", kwargs={"weights_path": order["reload"]})
-                llm.reset_prefix_cache()
-                write(out, {})
-            else:
-                answer(llm, order, out)
+            answer(llm, json.loads(line), out)
     except Exception as error:
         # Whatever vLLM makes of a model, a setting or its own installation.
         write(out, {"error": " ".join(f"{type(error).__name__}: {error}".split())})

@@ -62,7 +62,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
 
     vllm = None
     if s.backend == "vllm":
-        vllm = VllmRollouts(engine, s, precision, int(rows.lengths[:, 0].max()))
+        vllm = VllmRollouts(engine, s, precision)
     engine.engine.eval()
     if engine.step == 0:
         first = evaluate(engine, task)
@@ -93,8 +93,6 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
                 save()
                 candidates.prune(history)
             engine.stop_if_asked(save)
-    if vllm is not None:
-        vllm.close()
     log.close()
     return history
 

@@ -3,6 +3,9 @@
 vLLM says which tokens were drawn, and nothing else: old log-probabilities, the teacher's, reverse KL and
 entropy are computed here, by the models and in the precision of the updates.  vLLM rounds differently, so
 tokens are drawn from a distribution that is the recorded one up to rounding.
+
+It starts anew for each collection: weights that it reloads in place may be wrong (a GPT-2 on a CPU, vLLM
+0.32.0), and between collections the updates have the GPU to themselves.
 """
 
 from __future__ import annotations
@@ -25,30 +28,19 @@ from minillm.runtime.engine import Engine
 from minillm.sampling.answerer import Request
 from minillm.sampling.draw import token_values
 from minillm.sampling.sample import Record, Response
-from minillm.sampling.vllm_backend import Vllm
+from minillm.sampling.vllm_backend import Vllm, python
 
 
 class VllmRollouts:
-    """vLLM next to a training: one process of it for each of the training's, with the same weights.
+    """vLLM next to a training: one process of it for each of the training's, with the same weights."""
 
-    `longest`: tokens of the longest prompt.
-    """
-
-    def __init__(self, engine: Engine, settings: OnPolicy, precision: str, longest: int) -> None:
-        self.engine, self.folder = engine, engine.folder / "vllm"
+    def __init__(self, engine: Engine, settings: OnPolicy, precision: str) -> None:
+        self.engine, self.precision, self.folder = engine, precision, engine.folder / "vllm"
         self.sampling = Sampling(
             temperature=settings.temperature, max_tokens=settings.max_tokens, backend="vllm"
         )
-        self.vllm = Vllm(
-            self.folder,
-            precision,
-            engine.world,
-            engine.launch.vllm_memory,
-            # Not used: the weights are cut when they are written.
-            engine.folder / f"vllm-copy{engine.world.rank}",
-            reloads=True,
-            length=longest + settings.max_tokens,
-        )
+        # Now, rather than after the first evaluation of the dev set.
+        python()
 
     def sample(
         self,
@@ -71,16 +63,22 @@ class VllmRollouts:
                     save_cut(engine.model, vocabulary, partial)
 
         engine.world.together(write, f"{self.folder}: cannot be written")
-        self.vllm.reload(self.folder)
         requests = [
             Request((i,), row, seed, prompt, step)
             for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True))
         ]
-        answers = {
-            request.key[0]: answer
-            for request, answer in self.vllm.answers(requests, self.sampling, eos, vocabulary)
-        }
+        # The weights were cut when they were written: there is no copy.
+        scratch = engine.folder / f"vllm-copy{engine.world.rank}"
+        vllm = Vllm(self.folder, self.precision, engine.world, engine.launch.vllm_memory, scratch)
+        try:
+            answers = {
+                q.key[0]: answer for q, answer in vllm.answers(requests, self.sampling, eos, vocabulary)
+            }
+        finally:
+            vllm.close()
         engine.world.barrier()
+        if engine.world.rank == 0:
+            shutil.rmtree(self.folder)
         responses = [answers[i].tokens for i in range(len(prompts))]
         launch = engine.launch
         records = scored(
@@ -94,13 +92,6 @@ class VllmRollouts:
             launch.eval_tokens,
         )
         return [Response(answers[i].tokens, answers[i].finished, records[i]) for i in range(len(prompts))]
-
-    def close(self) -> None:
-        """End vLLM and remove the weights that it read."""
-        self.vllm.close()
-        self.engine.world.barrier()
-        if self.engine.world.rank == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -100,22 +100,16 @@ def check_laws(vllm: Vllm, folder: Path) -> None:
     ("family", "padding"), [("gpt2", 0), ("llama", 7), ("qwen2", 0), ("opt", 5), ("gpt_neox", 3)]
 )
 def test_a_family(family: str, padding: int, tmp_path: Path) -> None:
-    """Greedy answers, sampled ones, and greedy ones again with other weights."""
+    """Greedy answers, and laws of sampled ones."""
     folder = case.model_folder(tmp_path / "model", family, padding, seed=1)
     words = load_tokenizer(folder)
     asked, entries = case.requests(words), vocabulary_size(words)
-    vllm = Vllm(folder, "fp32", case.WORLD, 0.5, tmp_path / "scratch", reloads=family in ("gpt2", "llama"))
+    vllm = Vllm(folder, "fp32", case.WORLD, 0.5, tmp_path / "scratch")
     try:
         found = {q.key: a for q, a in vllm.answers(asked, GREEDY, words.eos_token_id, entries)}
         check_same(found, case.ours(folder, asked, GREEDY, tmp_path / "ours"))
         assert len({a.finished for a in found.values()}) == 2
         check_laws(vllm, folder)
-        if vllm.reloads:
-            other = case.model_folder(tmp_path / "other", family, seed=2)
-            vllm.reload(other)
-            changed = {q.key: a for q, a in vllm.answers(asked, GREEDY, words.eos_token_id, entries)}
-            check_same(changed, case.ours(other, asked, GREEDY, tmp_path / "others"))
-            assert any(changed[k].tokens.tolist() != found[k].tokens.tolist() for k in found)
     finally:
         vllm.close()
 
