@@ -6,10 +6,12 @@ of batches, order, processes and resuming (beyond rounding).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,7 +111,9 @@ class Vllm(Answerer):
         """End vLLM's process and remove what was copied for it."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            # With what it may have started to compile.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
