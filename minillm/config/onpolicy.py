@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
@@ -63,6 +64,11 @@ class OnPolicy:
         "number: a coin shared by a group of so many rows of a collection (0: by all) says which of the two "
         "draws, and the teacher reads only where it draws, all tokens since the last time at once. No row's "
         "distribution changes (docs/estimators.md). With `alpha` 0 the teacher reads once, at the end.",
+    )
+    backend: Backend = Field(
+        default="transformers",
+        description="Which program samples the student's responses, as in `generate`; `vllm` needs `alpha` "
+        "0. Log-probabilities are those of a pass of our own (docs/running.md).",
     )
     temperature: Positive = Field(
         default=1.0,
@@ -335,6 +341,10 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
             "adaptive: the share of samples grows at dev evaluations; "
             "set student_share below 1 and evaluations to 2 or more"
         )
+    elif settings.backend == "vllm" and settings.alpha > 0:
+        problem = "backend: vLLM samples from the student only; set alpha: 0.0, or backend: transformers"
+    elif settings.backend == "vllm" and settings.temperature < COLDEST:
+        problem = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
         problem = f"{limit}: must be a factor above 1, or 0 for none"
     if problem:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from minillm.config.adapter import Adapter
 from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
+from minillm.config.sampling import Sampling
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -127,29 +128,6 @@ class Dataset:
 
 # --- training and models
 @dataclass(frozen=True, config=STRICT)
-class Sampling:
-    """How responses are drawn."""
-
-    temperature: Positive = Field(
-        default=1.0,
-        description="Divides the logits before the softmax. The paper: 1.",
-    )
-    top_k: Natural = Field(default=0, description="Draw only from this many of the likeliest tokens; 0: off.")
-    top_p: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="Draw only from the likeliest tokens, up to this total probability; 1.0: off.",
-    )
-    no_repeat_ngram: Natural = Field(
-        default=0,
-        description="No n-gram of this length may occur twice in prompt and response; 0: off. The paper does "
-        "not mention it; its numbers were made with 6 at test time (D19 in docs/method.md).",
-    )
-    max_tokens: Count = Field(default=256, description="Longest response, in tokens, EOS included.")
-
-
-@dataclass(frozen=True, config=STRICT)
 class Training:
     """Supervised training with AdamW."""
 
@@ -220,10 +198,11 @@ class Pseudo:
 class Model:
     """A base model, or a finished one that is taken over (`checkpoints`)."""
 
-    source: Literal["scratch", "folder", "hub", "gguf", "pruned"] = Field(
+    source: Literal["scratch", "folder", "hub", "gguf", "pruned", "server"] = Field(
         description="`scratch`: `architecture` with random weights, pre-trained by `training` on the plain "
         "text. `folder`, `hub`, `gguf`: loaded from `path`. `pruned`: some `layers` of the base model "
-        "`parent`, healed by `training`.",
+        "`parent`, healed by `training`. `server`, only in `checkpoints`: a teacher that answers at the "
+        "address `path`, for SeqKD and test sets (docs/running.md).",
     )
     tokenizer: Name = Field(
         description="Entry of `tokenizers`. Teacher and student of a pair must share it; with "
@@ -237,11 +216,21 @@ class Model:
     size: str = Field(default="", description="Size in tables, such as `120M`.")
     path: str = Field(
         default="",
-        description="Folder, hub repository or GGUF file, as in a tokenizer's path.",
+        description="Folder, hub repository or GGUF file, as in a tokenizer's path; with `source: server` an "
+        "address of OpenAI's form, `http://HOST:PORT/v1`, without a key in it.",
     )
     revision: str = Field(
         default="",
         description="Commit, tag or branch of the hub repository; empty is `main`.",
+    )
+    served_name: str | None = Field(
+        default=None,
+        description="With `source: server`: the model's name there.",
+    )
+    key_variable: str | None = Field(
+        default=None,
+        description="With `source: server`: the environment variable that its key is read from; empty if it "
+        "wants none.",
     )
     architecture: dict[str, Any] = Field(
         default_factory=dict,
@@ -451,6 +440,13 @@ class Launch:
         description="Trackers that get the lines of `metrics.jsonl` as well, under `results/<run>/trackers`; "
         "`trackio` and `wandb` are installed separately. Nothing leaves the machine unless the trackers' own "
         "variables say so (`WANDB_MODE=online`, `TRACKIO_SPACE_ID`).",
+    )
+    vllm_memory: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="With `backend: vllm`: share of a GPU's memory that vLLM takes, weights included. For "
+        "rollouts less: what the training leaves.",
     )
     patience: Count = Field(
         default=600,

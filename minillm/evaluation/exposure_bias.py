@@ -25,11 +25,12 @@ from minillm.errors import UserError
 from minillm.evaluation import accumulated_error
 from minillm.evaluation.accumulated_error import Totals
 from minillm.evaluation.teacher_samples import Sampled, draw_samples, read_samples
-from minillm.files import identity, origin, stage_key, write_json
+from minillm.files import identity, origin, stage_key, without_unset, write_json
 from minillm.models.head import head_of, logits_by_tile, response_hidden, response_values
 from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer, special_tokens
 from minillm.runtime.processes import World, start
-from minillm.sampling.generate import remove_journals
+from minillm.sampling.answerer import Answerer
+from minillm.sampling.generate import load_answerer, remove_journals
 from minillm.sampling.sample import check_room
 
 # Number of lengths whose bootstrap draws are kept.
@@ -125,7 +126,6 @@ def run_stage(
     meta, theirs = read_samples(samples, settings.samples)
     if meta["model"] != identity(teacher):
         raise UserError(f"{samples}: not drawn from the weights in {teacher}; draw the samples again")
-    student = load_model(model, settings.samples.precision, world.device)
     own = {} if test is None else {"test": identity(test)}
     inputs = {"samples": identity(samples), "model": identity(model), **own}
     sources = {samples: inputs["samples"], model: inputs["model"], teacher: meta["model"]}
@@ -137,7 +137,10 @@ def run_stage(
         seen, swap = prompts, (special_tokens(tokenizer)[0], special_tokens(load_tokenizer(teacher))[0])
         prompts = own_prompts(test, prompts, samples)
         theirs = as_students(theirs, prompts, swap)
-    ours = draw_samples(student, tokenizer, prompts, settings.samples, launch, world, journal)
+    precision, sampling = settings.samples.precision, settings.samples.sampling
+    answerer = load_answerer(model, precision, sampling, launch, world, journal)
+    ours = draw_samples(answerer, tokenizer, prompts, settings.samples, launch, world, journal)
+    student = load_model(model, precision, world.device) if isinstance(answerer, Answerer) else answerer
     loaded = load_model(teacher, settings.samples.precision, world.device)
     check_room(loaded, list((seen or prompts).values()), settings.samples.sampling)
     how = {
@@ -206,7 +209,7 @@ def measure(settings: ExposureBiasSettings, student: Totals, teacher: Totals) ->
         "level": settings.level,
         "resamples": settings.resamples,
         **how,
-        "sampling": dataclasses.asdict(settings.samples.sampling),
+        "sampling": without_unset(dataclasses.asdict(settings.samples.sampling)),
         "seed": settings.samples.seed,
         "lengths": list(range(1, length + 1)),
         "ex_acc_err": plain(curve.error[:length]),

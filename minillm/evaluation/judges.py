@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import random
-import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from minillm.config.measurements.judge import Judge
 from minillm.data.sources import resolve_path
+from minillm.endpoint import Address, Endpoint
 from minillm.errors import UserError
 from minillm.files import sha256
 from minillm.readers import parse_json
-from minillm.redact import blanked, holds
 from minillm.scores import rouge_l
 
-# Seconds before a call is made again, whatever the endpoint asks for.
-LONGEST_WAIT = 60.0
 # Characters kept of a reply that is not a chat completion.
 KEPT = 4000
 # Codes with which endpoints refuse a prompt for its content.
@@ -55,7 +47,7 @@ class JudgeClient(Protocol):
 def make_judge(settings: Judge, precision: str) -> JudgeClient:
     """The judge that a configuration names; nothing is loaded or asked yet."""
     if settings.kind == "openai":
-        return Endpoint(settings)
+        return ChatEndpoint(settings)
     if settings.kind == "transformers":
         return Local(settings, precision)
     if settings.kind == "stand-in":
@@ -155,19 +147,25 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Stopped(Exception):
-    """A call that was not made because another one failed for good."""
-
-
-class Endpoint:
-    """Chat completions over HTTP, several at once; failed calls are retried with growing waits.
-
-    The key is read when the first question is asked and appears nowhere else: whatever the endpoint says is
-    blanked (redact.py) before it is kept or shown.
-    """
+class ChatEndpoint:
+    """Chat completions over HTTP (endpoint.py); a prompt that a filter of contents refuses has no reply."""
 
     def __init__(self, settings: Judge) -> None:
-        self.settings, self._stop, self._key = settings, threading.Event(), ""
+        self.settings = settings
+        self.endpoint = Endpoint(
+            Address(
+                settings.base_url,
+                settings.model,
+                settings.key_variable,
+                settings.concurrency,
+                settings.retries,
+                settings.backoff,
+                settings.timeout,
+                {key: f"judge.{key}" for key in ("base_url", "model", "key_variable")},
+                "judge",
+                "verdict",
+            )
+        )
         # What the endpoint calls the longest reply: reasoning models refuse the older name.
         self._limit = "max_tokens"
         self.identity = {
@@ -180,97 +178,18 @@ class Endpoint:
 
     def replies(self, questions: Sequence[JudgePrompt]) -> Iterator[tuple[JudgePrompt, str | None]]:
         """Raises UserError after the last retry, once the replies of pending calls have been yielded."""
-        client = self._client()
-        self._stop.clear()
-        failure: UserError | None = None
-        with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            asked: dict[Future[str | None], JudgePrompt] = {
-                pool.submit(self._ask, client, q.prompt): q for q in questions
-            }
-            try:
-                for done in as_completed(asked):
-                    if done.cancelled():
-                        continue
-                    error = done.exception()
-                    if error is None:
-                        yield asked[done], done.result()
-                    elif isinstance(error, UserError):
-                        failure = failure or error
-                    elif not isinstance(error, _Stopped):
-                        raise error
-            finally:
-                self._stop.set()
-                for future in asked:
-                    future.cancel()
-        client.close()
-        if failure:
-            raise failure
+        return self.endpoint.ask_all(questions, self._reply)
 
-    def _client(self) -> Any:
+    def _reply(self, client: Any, question: JudgePrompt) -> str | None:
+        """The text of one reply; None if a filter refused the prompt."""
         import openai
 
-        name = self.settings.key_variable
-        key = os.environ.get(name, "") if name else "none"
-        if not key:
-            raise UserError(
-                f"judge.key_variable: ${name} is not set; export the key there (it is written nowhere)"
-            )
-        # The client would name such a key in its exception, or repeat the call for ever.
-        if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(
-                f"judge.key_variable: the key in ${name} has a space, a line end or another character that "
-                "no key has; export it again"
-            )
-        self._key = key if name else ""
-        for where in ("base_url", "model"):
-            if holds(getattr(self.settings, where), self._key):
-                raise UserError(f"judge.{where}: contains the key in ${name}; take it out, it would be kept")
-        return openai.OpenAI(
-            api_key=key,
-            base_url=self.settings.base_url,
-            timeout=self.settings.timeout,
-            max_retries=0,
-            organization="",
-            project="",
-        )
-
-    def _ask(self, client: Any, prompt: str) -> str | None:
-        """The text of one reply; once a call has failed for good, no other is begun."""
         try:
-            return self._answer(client, prompt)
-        except UserError:
-            self._stop.set()
+            return self._call(client, question.prompt)
+        except openai.APIStatusError as error:
+            if _filtered(error):
+                return None
             raise
-
-    def _answer(self, client: Any, prompt: str) -> str | None:
-        """The text of one reply, after as many calls as it takes; None if a filter refused the prompt."""
-        import openai
-
-        if self._stop.is_set():
-            raise _Stopped
-        for attempt in range(self.settings.retries + 1):
-            try:
-                return self._call(client, prompt)
-            except openai.APIStatusError as error:
-                reason, asked_for = f"status {error.status_code}", error.response.headers.get("retry-after")
-                if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    if _filtered(error):
-                        return None
-                    raise UserError(self._refused(error.status_code, str(error))) from None
-            # Timeouts included.
-            except openai.APIConnectionError as error:
-                reason, asked_for = type(error).__name__, None
-            if attempt < self.settings.retries:
-                wait = self._wait(attempt, asked_for)
-                print(
-                    f"judge: {reason}; call {attempt + 2} for this verdict in {wait:.1f} s", file=sys.stderr
-                )
-                if self._stop.wait(wait):
-                    raise _Stopped
-        raise UserError(
-            f"{self.settings.base_url}: no answer after {self.settings.retries + 1} calls (last: {reason}); "
-            "verdicts so far are kept, run it again to resume"
-        )
 
     def _call(self, client: Any, prompt: str) -> str | None:
         """One call; a second one if the endpoint has another name for the longest reply."""
@@ -292,27 +211,8 @@ class Endpoint:
             answer = create(**values, **{limit: self.settings.max_tokens})
             self._limit = limit
         # Blanked before the text may be cut, and again once it is unescaped.
-        text = _content(blanked(answer.http_response.text, self._key))
-        return None if text is None else blanked(text, self._key)
-
-    def _wait(self, attempt: int, asked_for: str | None) -> float:
-        """Seconds to wait: doubled each time, with a jitter of a quarter.
-
-        At least the endpoint's Retry-After, at most a minute.
-        """
-        wait = self.settings.backoff * 2**attempt * random.uniform(0.75, 1.25)
-        # Retry-After may be a date.
-        with contextlib.suppress(ValueError):
-            wait = max(wait, float(asked_for or 0))
-        return min(wait, LONGEST_WAIT)
-
-    def _refused(self, status: int, text: str) -> str:
-        where = f"{self.settings.base_url}: status {status}"
-        # The endpoint's text may repeat a part of the key that is too short to be found.
-        if status in (401, 403):
-            return f"{where}: the key in ${self.settings.key_variable} was refused; check it"
-        line = " ".join(blanked(text, self._key).split())[:200]
-        return f"{where} for the model '{self.settings.model}': {line}; check judge.model and judge.base_url"
+        text = _content(self.endpoint.blanked(answer.http_response.text))
+        return None if text is None else self.endpoint.blanked(text)
 
 
 def _wants_other_limit(error: Any) -> bool:

@@ -17,11 +17,12 @@ from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError
-from minillm.files import check_record, identity, sha256, stage_key, whole_file, write_json
-from minillm.models.loading import load_model, load_tokenizer
+from minillm.files import check_record, identity, sha256, stage_key, whole_file, without_unset, write_json
+from minillm.models.loading import load_tokenizer
 from minillm.readers import Kind, all_are, are_tokens, read_json_lines, read_object
 from minillm.runtime.processes import World, start
-from minillm.sampling.generate import Request, answer_all, remove_journals
+from minillm.sampling.answerer import Answerer
+from minillm.sampling.generate import Request, answer_all, answered_by, load_answerer, remove_journals
 
 AGAIN = "remove it and draw the samples again"
 ROW: dict[str, Kind] = {"id": int, "prompt_tokens": list, "responses": list, "finished": list}
@@ -39,7 +40,7 @@ class Sampled:
 
 
 def draw_samples(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Answerer,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[int, np.ndarray],
     settings: SamplesSettings,
@@ -78,7 +79,7 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
     journal = out.with_name(f".{out.name}.{stage_key(raw, inputs)}")
     chosen = subset(rows, settings.prompts, settings.seed, "samples")
     prompts = {row["id"]: np.asarray(row["prompt_tokens"], dtype=np.int32) for row in chosen}
-    loaded = load_model(model, settings.precision, world.device)
+    loaded = load_answerer(model, settings.precision, settings.sampling, launch, world, journal)
     samples = draw_samples(loaded, tokenizer, prompts, settings, launch, world, journal)
     if world.rank == 0:
         with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
@@ -92,7 +93,8 @@ def run_stage(settings: SamplesSettings, launch: Launch, *, test: Path, model: P
             **inputs,
             "dataset": rows[0]["dataset"],
             "rows": len(samples),
-            "settings": raw,
+            "settings": without_unset(raw),
+            **answered_by(loaded),
             "content": sha256(out),
         }
         write_json(out.with_suffix(".meta.json"), meta)
@@ -104,7 +106,7 @@ def read_samples(path: Path, settings: SamplesSettings) -> tuple[dict[str, Any],
     """The meta file and the samples; UserError if one is missing, damaged, or not drawn with `settings`."""
     absent = "no such file; run the samples stage first"
     meta = read_object(path.with_suffix(".meta.json"), META, absent, AGAIN)
-    if meta["settings"] != json.loads(json.dumps(dataclasses.asdict(settings))):
+    if without_unset(meta["settings"]) != without_unset(dataclasses.asdict(settings)):
         raise UserError(f"{path}: drawn with other settings ({meta['settings']}); {AGAIN}")
     samples = []
     for number, row in read_json_lines(path, ROW, absent, AGAIN):

@@ -27,6 +27,7 @@ from minillm.config import sections
 from minillm.data.sources import resolve_path
 from minillm.data.tokenizers import check_same_tokens, vocabulary_size
 from minillm.errors import UserError
+from minillm.files import SERVED
 from minillm.models.checks import check_model, in_one_line
 from minillm.models.weights import read_gguf, read_model
 
@@ -59,6 +60,8 @@ def load_model(folder: Path, precision: str, device: torch.device | None = None)
 
     Raises UserError if the folder is missing, holds no weights or cannot be loaded.
     """
+    if (folder / SERVED).is_file():
+        raise UserError(f"{folder}: a server ({SERVED}), without weights; it can only answer prompts")
     model = read_model(folder, DTYPES[precision], folder, device, local_files_only=True)
     check_model(model, folder)
     return nn.Module.to(model, device).eval() if device else model.eval()

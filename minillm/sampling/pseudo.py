@@ -10,9 +10,9 @@ from minillm.config.sections import Launch
 from minillm.config.stage_settings import PseudoSettings
 from minillm.data.rows import Rows
 from minillm.files import identity, settings_hash, sha256, stage_key, whole_file, write_json
-from minillm.models.loading import check_same_tokenizer, load_model, load_tokenizer
+from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.processes import start
-from minillm.sampling.generate import Request, answer_all, remove_journals
+from minillm.sampling.generate import Request, answer_all, answered_by, load_answerer, remove_journals
 
 
 def run_stage(
@@ -35,15 +35,22 @@ def run_stage(
             Request((split, int(rows.ids[i])), int(rows.ids[i]), settings.seed, rows.prompt(i))
             for i in range(count)
         ]
-    loaded = load_model(teacher, settings.precision, world.device)
-    answers = answer_all(loaded, tokenizer, questions, settings.pseudo.sampling, launch, world, journal)
+    sampling = settings.pseudo.sampling
+    loaded = load_answerer(teacher, settings.precision, sampling, launch, world, journal)
+    answers = answer_all(loaded, tokenizer, questions, sampling, launch, world, journal)
     if answers is not None:
         with whole_file(out) as partial, open(partial, "w", encoding="utf-8") as file:
             for question, answer in zip(sorted(questions, key=lambda q: q.key), answers, strict=True):
                 split, row = question.key
                 file.write(json.dumps({"id": row, "split": split, **answer}, ensure_ascii=False) + "\n")
         settings_sha256 = settings_hash(dataclasses.asdict(settings))
-        meta = {**inputs, "rows": len(answers), "settings_sha256": settings_sha256, "content": sha256(out)}
+        meta = {
+            **inputs,
+            "rows": len(answers),
+            "settings_sha256": settings_sha256,
+            **answered_by(loaded),
+            "content": sha256(out),
+        }
         write_json(out.with_suffix(".meta.json"), meta)
         remove_journals(journal)
     world.barrier()

@@ -15,6 +15,7 @@ from minillm.data.rows import Corpus, Example, Rows
 from minillm.data.tokenizers import check_ids, own_tokenizer
 from minillm.files import CHAT_TEMPLATE, identity, stage_key, whole_folder
 from minillm.models.loading import DTYPES, base_model, end_with, load_tokenizer, save_model
+from minillm.models.served import write_served
 from minillm.runtime import provenance
 from minillm.runtime.engine import Engine
 from minillm.runtime.load_once import load_once
@@ -43,6 +44,12 @@ def run_stage(
     tokenizer = load_tokenizer(data / "tokenizer")
     inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
     raw = dataclasses.asdict(settings)
+    if spec.source == "server":
+        with whole_folder(out) as partial:
+            write_served(partial, spec)
+            tokenizer.save_pretrained(partial)
+            provenance.write(partial, raw, inputs, {"source": spec.path, "served_name": spec.served_name})
+        return
     model = base_model(spec, tokenizer, settings.seed, parent)
     check_limits(model, data, spec.path or spec.source)
     if (data / CHAT_TEMPLATE).is_file():

@@ -35,12 +35,13 @@ from minillm.training.export import export
 from minillm.training.lengths import check_rows
 from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
+from minillm.training.vllm_rollouts import VllmRollouts
 
 # Orders of mini-batches are drawn with other keys than orders of prompts.
 INNER = 2**40
 
 
-def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, Any]]:
+def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "fp32") -> list[dict[str, Any]]:
     """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations."""
     s = task.settings
     saved = engine.resume()
@@ -61,6 +62,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
         kept = vars(rollouts) if engine.step % per_collection else None
         engine.save({"history": history, "rollouts": kept, "memory": memory.saved()})
 
+    vllm = None
+    if s.backend == "vllm":
+        vllm = VllmRollouts(engine, s, precision)
     engine.engine.eval()
     if engine.step == 0:
         first = evaluate(engine, task)
@@ -71,7 +75,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str) -> list[dict[str, A
             collection, place = divmod(engine.step, per_collection)
             if place == 0:
                 rollouts = collect_rollouts(
-                    engine, task.teacher, rows, task.dev, s, memory, collection, task.seed
+                    engine, task.teacher, rows, task.dev, s, memory, collection, task.seed, vllm
                 )
                 log.write(rollouts.summary | credit_summary(rollouts, s))
                 guard(rollouts, memory, s, engine)
@@ -228,5 +232,5 @@ def run_stage(
     task = Task(
         frozen(teacher, teacher_data or data), anchor, Corpus.open(data), dev, training, settings.seed
     )
-    history = train(engine, task, rows, settings.method)
+    history = train(engine, task, rows, settings.method, settings.precision)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

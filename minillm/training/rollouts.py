@@ -28,6 +28,7 @@ from minillm.runtime.shared_rows import gathered
 from minillm.sampling.coins import grouped
 from minillm.sampling.sample import Mixture, Record, sample
 from minillm.training.dev_set import Dev
+from minillm.training.vllm_rollouts import VllmRollouts
 
 # Where each row comes from is drawn with other keys than everything else.
 SOURCES = 2**42
@@ -144,8 +145,12 @@ def collect_rollouts(
     memory: Memory,
     collection: int,
     seed: int,
+    vllm: VllmRollouts | None = None,
 ) -> Rollouts:
-    """One collection: the ranks share the sampling of what `choose` leaves open, then all is combined."""
+    """One collection: the ranks share the sampling of what `choose` leaves open, then all is combined.
+
+    `vllm` samples if the settings ask for it.
+    """
     plan = choose(rows, settings, memory, collection, seed)
     asked = [row for row in plan if isinstance(row, int)]
     rank, size = engine.world.rank, engine.world.size
@@ -164,22 +169,30 @@ def collect_rollouts(
     end = dev.teacher.ends[1] if dev.teacher is not None else None
     keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
     with engine.whole():
-        samples = sample(
-            engine.model,
-            [rows.prompt(i) for i in mine],
-            [int(rows.ids[i]) for i in mine],
-            Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
-            seed=seed,
-            step=collection,
-            ends=[eos],
-            pad=pad,
-            vocabulary=dev.vocabulary,
-            mixture=Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None,
-            record=True,
-            batch=engine.launch.eval_batch,
-            budget=engine.launch.eval_tokens,
-            graphs=engine.launch.cuda_graphs,
-        )
+        asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
+        mixture = Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None
+        how: dict[str, Any] = {
+            "seed": seed,
+            "step": collection,
+            "ends": [eos],
+            "pad": pad,
+            "vocabulary": dev.vocabulary,
+            "mixture": mixture,
+        }
+        if vllm is not None:
+            samples = vllm.sample(asked_of, ids, **how)
+        else:
+            samples = sample(
+                engine.model,
+                asked_of,
+                ids,
+                Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
+                **how,
+                record=True,
+                batch=engine.launch.eval_batch,
+                budget=engine.launch.eval_tokens,
+                graphs=engine.launch.cuda_graphs,
+            )
         fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
         sent = engine.world.gather([without_states(entry) for entry in fresh])
         by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}

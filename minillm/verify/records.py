@@ -26,6 +26,7 @@ from minillm.files import (
     record_hash,
     settings_hash,
     sha256,
+    without_unset,
 )
 from minillm.models.loading import load_tokenizer
 from minillm.readers import read_json, read_object
@@ -230,8 +231,10 @@ def _generations(run: Run, findings: Findings, path: Path) -> None:
     _texts(findings, path, every, model)
     settings = run.settings("generate")
     recorded = {key: meta.get(key) for key in ("seeds", "precision", "sampling")}
-    asked_for = json.loads(json.dumps(dataclasses.asdict(settings)))
-    findings.same(path, "settings of generate", {key: asked_for[key] for key in recorded}, recorded)
+    asked_for = without_unset(dataclasses.asdict(settings))
+    findings.same(
+        path, "settings of generate", {key: asked_for[key] for key in recorded}, without_unset(recorded)
+    )
 
 
 def _samples(run: Run, findings: Findings, path: Path) -> None:

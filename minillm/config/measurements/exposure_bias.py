@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.sections import Precision, Sampling
+from minillm.config.sampling import Backend, Sampling
+from minillm.config.sections import Precision
 from minillm.config.strict import STRICT, Count, Name, Natural, Seed, must_be_one_of
+from minillm.errors import UserError
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,6 +30,10 @@ class ExposureBias:
         description="Responses of student and teacher to each prompt. The paper: 10 (D22 in docs/method.md).",
     )
     max_tokens: Count = Field(default=256, description="Longest response, in tokens, EOS included.")
+    backend: Backend = Field(
+        default="transformers",
+        description="Which program draws the responses, as in `generate`.",
+    )
     finished: Literal["alive", "zero"] = Field(
         default="alive",
         description="The mean at a position is over the responses that reach it (`alive`), or over all of "
@@ -49,6 +55,10 @@ class ExposureBias:
         """Raises UserError, one line naming `where` and the key, for what the types do not say."""
         for test in self.tests:
             must_be_one_of(test, config.data.tests, where, "exposure_bias.tests", "data.tests")
+        if self.backend == "vllm" and self.semantics == "released":
+            raise UserError(
+                f"{where}: exposure_bias.backend: vLLM has no 6-gram block, which semantics: released needs"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -74,7 +84,7 @@ class SamplesSettings:
             responses=section.responses,
             seed=section.seed,
             precision=config.precision,
-            sampling=Sampling(no_repeat_ngram=ngram, max_tokens=section.max_tokens),
+            sampling=Sampling(no_repeat_ngram=ngram, max_tokens=section.max_tokens, backend=section.backend),
         )
 
 

@@ -34,7 +34,7 @@ from minillm.evaluation.statistics import (
     t_interval,
     t_test,
 )
-from minillm.files import check_record, whole_file
+from minillm.files import check_record, whole_file, without_unset
 from minillm.publish.published_numbers import GPT4, Key, Published
 from minillm.publish.results import MODEL, frame_of, over_training_seeds, read_json
 from minillm.publish.run_models import MetricFile, declared, labels, main_table_asks, models
@@ -366,7 +366,7 @@ def _read_scores(path: Path, settings: TableSettings, test: str) -> dict[str, An
     if sorted(metric["per_seed"]) != seeds:
         problem = f"sampling seeds {', '.join(metric['per_seed'])}, but the table has {', '.join(seeds)}"
         raise UserError(f"{path}: {problem}; generate again")
-    if metric["sampling"] != dataclasses.asdict(settings.sampling):
+    if without_unset(metric["sampling"]) != without_unset(dataclasses.asdict(settings.sampling)):
         problem = f"sampled with {metric['sampling']}, not with the table's settings; generate again"
         raise UserError(f"{path}: {problem}")
     return metric

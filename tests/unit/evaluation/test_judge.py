@@ -29,7 +29,7 @@ from minillm.errors import UserError
 from minillm.evaluation.answers import question
 from minillm.evaluation.judge import LAYOUT, REQUEST, parse_scores, request
 from minillm.evaluation.judge import run_stage as evaluate
-from minillm.evaluation.judges import KEPT, Endpoint, _fingerprint
+from minillm.evaluation.judges import KEPT, ChatEndpoint, _fingerprint
 from minillm.scores import rouge_l
 
 KEY = "sk-secret-0123456789"
@@ -332,10 +332,10 @@ def test_a_key_in_the_address_is_refused(server: Server, tmp_path: Path) -> None
 
 
 def test_an_endpoint_without_a_key_may_say_none() -> None:
-    endpoint = Endpoint(Judge(kind="openai", model="m", key_variable=""))
+    endpoint = ChatEndpoint(Judge(kind="openai", model="m", key_variable="")).endpoint
     pytest.importorskip("openai", reason="openai is not installed here")
-    endpoint._client()
-    assert endpoint._key == ""
+    endpoint.client()
+    assert endpoint.blanked("none") == "none"
 
 
 def test_a_reply_in_parts(server: Server, tmp_path: Path) -> None:
@@ -521,11 +521,11 @@ def test_without_a_key_nothing_is_asked(
 
 
 def test_waits_grow_and_follow_the_endpoint() -> None:
-    endpoint = Endpoint(Judge(kind="openai", model="m", backoff=1.0))
-    waits = [endpoint._wait(attempt, None) for attempt in range(9)]
+    endpoint = ChatEndpoint(Judge(kind="openai", model="m", backoff=1.0)).endpoint
+    waits = [endpoint.wait(attempt, None) for attempt in range(9)]
     assert all(0.75 * 2**i <= wait <= 1.25 * 2**i for i, wait in enumerate(waits[:5])) and waits[8] == 60
-    assert endpoint._wait(0, "30") == 30 and endpoint._wait(0, "9999") == 60
-    assert endpoint._wait(0, "Wed, 21 Oct 2026 07:28:00 GMT") < 2
+    assert endpoint.wait(0, "30") == 30 and endpoint.wait(0, "9999") == 60
+    assert endpoint.wait(0, "Wed, 21 Oct 2026 07:28:00 GMT") < 2
 
 
 @pytest.mark.parametrize(
