@@ -324,7 +324,7 @@ def _row(i: int, entry: dict[str, Any], place: str, dataset: Dataset) -> Row:
         right = right_option(options, output, f"{place}: the field '{key}'")
         lines = "\n".join(f"{label}. {text}" for label, text in options)
         context = f"{context}\n{lines}" if context else lines
-        return Row(i, instruction, context, right, category, options)
+        return Row(i, instruction, context, right, category, options=options)
     outputs = [output] if isinstance(output, str) else output
     if not isinstance(outputs, list) or not all(isinstance(o, str) for o in outputs):
         raise UserError(f"{place}: the field '{key}' must be text or a list of texts; fix or delete this row")

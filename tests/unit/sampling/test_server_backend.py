@@ -62,7 +62,7 @@ class Stand(ThreadingHTTPServer):
             Sampling(top_k=1, max_tokens=body["max_tokens"]),
             seed=0,
             step=0,
-            eos=body["stop_token_ids"][0],
+            ends=body["stop_token_ids"][:1],
             pad=0,
             vocabulary=vocabulary_size(self.words),
         )[0]
