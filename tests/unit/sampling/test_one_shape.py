@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from minillm.config.sections import Sampling
 from minillm.errors import UserError
 from minillm.models.head import head_of
-from minillm.sampling import cuda_graphs, kv_cache, one_shape, refilled, together
+from minillm.sampling import cuda_graphs, one_shape, refilled, together
 from minillm.sampling.cuda_graphs import Graphs
 from minillm.sampling.kv_cache import Decoder
 from minillm.sampling.one_shape import OneShape
@@ -54,13 +54,19 @@ def same(found, expected, tolerance):
             np.testing.assert_allclose(getattr(a.record, name), getattr(b.record, name), atol=tolerance)
 
 
+@pytest.fixture
+def seldom(monkeypatch):
+    """The host looks at every third position who has ended, as on a GPU at every eighth."""
+    for module in (refilled, together):
+        monkeypatch.setattr(module, "look_every", lambda device: 3)
+        monkeypatch.setattr(module, "compact_at", lambda device: 0.5)
+
+
 @pytest.fixture(params=["each", "third"])
-def looks(request, monkeypatch):
-    """How often the host looks at who has ended."""
+def looks(request):
+    """How often the host looks."""
     if request.param == "third":
-        for module in (kv_cache, refilled, together):
-            monkeypatch.setattr(module, "look_every", lambda device: 3)
-            monkeypatch.setattr(module, "compact_at", lambda device: 0.5)
+        request.getfixturevalue("seldom")
 
 
 def model_of(name, seed=1):
@@ -78,7 +84,7 @@ def test_which_models_have_steps_of_one_shape():
 
 
 @pytest.mark.parametrize("name", SHAPED)
-def test_answers_stay(name, looks):
+def test_answers_stay(name, seldom):
     """All rows at once, and three slots for twelve prompts; rows are sampled beyond windows of 4."""
     model = model_of(name)
     expected = before(model, record=True)
@@ -100,7 +106,7 @@ def test_eager_attention_too(name):
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("groups", [None, [0] * COUNT, [i // 3 for i in range(COUNT)]])
 @pytest.mark.parametrize("names", [("gpt2", "llama"), ("qwen2-sliding", "gemma3"), ("opt", "gpt_neo")])
-def test_a_teacher_that_reads_along(names, groups, alpha, looks):
+def test_a_teacher_that_reads_along(names, groups, alpha, seldom):
     student, teacher = (model_of(name, seed) for seed, name in enumerate(names, 1))
     mixture = Mixture(teacher, alpha, groups)
     found, expected = (how(student, mixture=mixture, record=True, batch=5) for how in (run, before))
@@ -259,7 +265,7 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("mixed", [None, "token by token", "coins"])
-def test_captured_steps_give_the_same_answers(mixed, recorded, looks):
+def test_captured_steps_give_the_same_answers(mixed, recorded, seldom):
     """Results are overwritten by the next step, but nobody keeps them."""
     student, teacher = make("gpt2", 1).double(), make("llama", 2).double()
     mixture = mixed and Mixture(teacher, 0.3, [0] * COUNT if mixed == "coins" else None)
