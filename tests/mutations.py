@@ -215,6 +215,28 @@ MUTATIONS = [
         "tests/unit/sampling/test_coins.py::test_coins_are_independent_of_the_numbers_that_draw_tokens",
     ),
     Mutation(
+        "vLLM's seeds are those of the row's place, not of its id",
+        "sampling/answerer.py",
+        "counter=[0, 0, request.row, 0]",
+        "counter=[0, 0, request.key[-1], 0]",
+        "tests/unit/sampling/test_vllm_backend.py::test_seeds_depend_on_seed_step_and_row_and_nothing_else",
+    ),
+    Mutation(
+        "vLLM may draw padding of the embedding",
+        "models/saving_cut.py",
+        "values[:vocabulary] if",
+        "values if",
+        "tests/unit/sampling/test_vllm_backend.py::"
+        "test_padding_of_the_vocabulary_is_cut_off_before_vllm_sees_the_weights",
+    ),
+    Mutation(
+        "what vLLM drew is scored at another temperature",
+        "training/vllm_rollouts.py",
+        "head_of(model, vocabulary, temperature)",
+        "head_of(model, vocabulary)",
+        "tests/unit/training/test_vllm_rollouts.py::test_records_are_those_of_sampling_and_of_float64",
+    ),
+    Mutation(
         "weights are those of the model that drew the token",
         "sampling/scored.py",
         "teacher.gather(-1, at).exp(), alpha)",

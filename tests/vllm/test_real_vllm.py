@@ -77,7 +77,7 @@ def p_value(found: Counter[Any], law: dict[Any, float]) -> float:
     rest = total - sum(expected)
     if rest > 1e-6 * total:
         seen, expected = [*seen, total - sum(seen)], [*expected, rest]
-    assert len(bins) > 4
+    assert len(bins) > 2
     return float(chisquare(seen, expected).pvalue)
 
 
@@ -97,7 +97,7 @@ def check_laws(vllm: Vllm, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "padding"), [("gpt2", 0), ("llama", 7), ("qwen2", 0), ("opt", 5), ("gpt_neox", 3)]
+    ("family", "padding"), [("gpt2", 0), ("llama", 7), ("qwen2", 0), ("opt", 6), ("gpt_neox", 3)]
 )
 def test_a_family(family: str, padding: int, tmp_path: Path) -> None:
     """Greedy answers, and laws of sampled ones."""

