@@ -328,7 +328,8 @@ def _is_itself(config: Experiment, student: str, teacher: str) -> bool:
     """Whether both are one base model, whatever its name, and the teacher is not a finished checkpoint."""
     if layout.teacher_weights(teacher) in config.checkpoints:
         return False
-    first, second = (dataclasses.replace(config.models[m], family="", size="") for m in (student, teacher))
+    words: dict[str, Any] = {"family": "", "size": "", "licence": None, "gated": None}
+    first, second = (dataclasses.replace(config.models[name], **words) for name in (student, teacher))
     return first == second
 
 

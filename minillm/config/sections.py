@@ -233,6 +233,15 @@ class Model:
         default=(),
         description="With `source: pruned`: decoder layers of the parent to keep, counted from 0.",
     )
+    licence: str | None = Field(
+        default=None,
+        description="Licence as the hub names it, such as `apache-2.0`, for model cards of what is made from "
+        "it; empty: as the model's own card says.",
+    )
+    gated: bool | None = Field(
+        default=None,
+        description="Whether the hub asks for an accepted licence before it gives the files.",
+    )
     training: Training | None = Field(
         default=None,
         description="How a `scratch` model is pre-trained on the plain text, or a `pruned` one healed: by "

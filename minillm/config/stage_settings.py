@@ -49,12 +49,16 @@ class FetchSettings:
     revision: str
     subset: str = ""
     split: str = ""
+    gated: bool | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, source: str) -> FetchSettings:
         """The settings in `config` for `source`: a section and a name in it, models/gpt2."""
         section, name = source.split("/", 1)
         spec = getattr(config, section)[name]
+        # A tokenizer is in the repository of a model, which says so.
+        models = (*config.models.values(), *config.checkpoints.values())
+        gated = {m.gated for m in models if (m.source, m.path) == ("hub", spec.path)}
         return cls(
             stage="fetch",
             kind=HUB_KINDS[section],  # type: ignore[arg-type]
@@ -62,6 +66,7 @@ class FetchSettings:
             revision=spec.revision,
             subset=getattr(spec, "subset", ""),
             split=getattr(spec, "split", ""),
+            gated=True if True in gated else None,
         )
 
 
@@ -138,9 +143,11 @@ class BaseSettings:
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str = "", weights: str = "") -> BaseSettings:
         """The settings in `config` for the base `model`, or for a checkpoint in the place of `weights`."""
+        spec = config.checkpoints[weights] if stage == "checkpoint" else config.models[model]
         return cls(
             stage="base",
-            model=config.checkpoints[weights] if stage == "checkpoint" else config.models[model],
+            # Whether the hub asks for something is no property of what it gives.
+            model=dataclasses.replace(spec, gated=None),
             seed=config.training_seeds[0],
             precision=config.precision,
             sampling=Sampling(max_tokens=config.data.max_response),
