@@ -212,7 +212,7 @@ class Workflow:
         data = self.config.data
         return [
             *self.recorded("tokenizers", wildcards.tokenizer),
-            *self.recorded("datasets", data.train, data.dev, data.corpus),
+            *self.recorded("datasets", *filter(None, (data.train, data.dev, data.corpus))),
         ]
 
     def records_of_task(self, wildcards: Any) -> list[str]:

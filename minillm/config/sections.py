@@ -256,14 +256,16 @@ class Data:
 
     train: Name = Field(description="Entry of `datasets` with the training rows. The paper: Dolly.")
     dev: Name = Field(description="Entry of `datasets` with the dev rows, by which checkpoints are chosen.")
-    corpus: Name = Field(
-        description="Entry of `datasets` with plain text, for the pre-training loss. The paper: OpenWebText "
-        "for GPT-2, RoBERTa's training corpus for the other families.",
-    )
     tests: tuple[Name, ...] = Field(
         min_length=1,
         description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
         "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
+    )
+    corpus: str = Field(
+        default="",
+        description="Entry of `datasets` with plain text, for the pre-training loss (`lm_coef`), tokenizers "
+        "and models that are trained here; empty if nothing needs any. The paper: OpenWebText for GPT-2, "
+        "RoBERTa's training corpus for the other families.",
     )
     template: Literal["alpaca", "plain"] = Field(
         default="alpaca",

@@ -78,7 +78,7 @@ class DataSettings:
     tokenizer: Tokenizer
     train: Dataset
     dev: Dataset
-    corpus: Dataset
+    corpus: Dataset | None
     template: str
     max_prompt: Count
     max_response: Count
@@ -94,7 +94,7 @@ class DataSettings:
             tokenizer=config.tokenizers[tokenizer],
             train=config.datasets[data.train],
             dev=config.datasets[data.dev],
-            corpus=config.datasets[data.corpus],
+            corpus=config.datasets[data.corpus] if data.corpus else None,
             template=data.template,
             max_prompt=data.max_prompt,
             max_response=data.max_response,

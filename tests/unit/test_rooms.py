@@ -21,6 +21,7 @@ FLOORS = (
     ("publish",),
     ("fits",),
     ("plan", "workflow", "verify", "chat"),
+    ("init",),
     ("cli",),
     ("__main__",),
 )
