@@ -26,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 METHODS = ("sft", "kd", "seqkd", "minillm", *VARIANTS)
 # Parameters from which the paper's smaller learning rates apply, and on which recomputation pays off.
 LARGE = 1.0e9
+# Columns of a line.
+WIDTH = 110
 # Passes of the on-policy phase over the training prompts, at most the paper's number of collections.
 PASSES, MOST = 10, 312
 
@@ -50,12 +52,15 @@ def text_of(asked: Asked) -> str:
     counts = asked.data.counts
     parts = [
         f"# {teacher.name} teaches {student.name}: written by `minillm init`, to be read and changed.\n"
-        "# It holds what differs from the defaults; docs/configuration.md has every key.",
+        "# It holds what differs from the defaults; docs/configuration.md has every key. Change it, and\n"
+        "# `snakemake -n` says which jobs the change runs again.",
         _keys(run=asked.run),
         *_models(asked),
         f"# {counts['train']:,} rows to train on, {counts['dev']:,} to choose checkpoints by and "
         f"{counts['test']:,} to test on,\n# in the order of the file: shuffle it before if it is sorted.",
         _section("datasets", _datasets(asked)),
+        f"# Prompts by `template: {asked.data.template}`. Prompts longer than max_prompt are dropped and "
+        "counted,\n# longer answers cut (256 tokens each, if nothing is said here).",
         _section("data", _data(asked)),
         _keys(pairs=[{"teacher": teacher.name, "students": [student.name]}]),
         *_teacher(asked),
@@ -63,7 +68,10 @@ def text_of(asked: Asked) -> str:
         *_stages(asked),
         *_launch(asked),
     ]
-    return "\n".join(parts) + "\n"
+    # A comment belongs to the section below it.
+    blocks = [part if part.startswith("#") else f"{part}\n" for part in parts]
+    blocks[0] += "\n"
+    return "\n".join(blocks).rstrip("\n") + "\n"
 
 
 def _flow(value: Any) -> str:
@@ -80,7 +88,15 @@ def _keys(**values: Any) -> str:
 
 
 def _section(name: str, values: dict[str, Any]) -> str:
-    return "\n".join([f"{name}:", *(f"  {key}: {_flow(value)}" for key, value in values.items())])
+    """A section, one line an entry; entries that would be long have one line a key."""
+    lines = [f"{name}:"]
+    for key, value in values.items():
+        line = f"  {key}: {_flow(value)}"
+        if len(line) <= WIDTH or not isinstance(value, dict):
+            lines.append(line)
+        else:
+            lines += [f"  {key}:", *(f"    {k}: {_flow(v)}" for k, v in value.items())]
+    return "\n".join(lines)
 
 
 def _spec(model: Found, tokenizer: str) -> dict[str, Any]:
@@ -187,10 +203,14 @@ def _stages(asked: Asked) -> list[str]:
     stages["minillm"] = phase | extra
     if response:
         stages["pseudo"] = {"sampling": extra}
-    why = f"# On-policy: {PASSES} passes over the prompts, at most the paper's {MOST} collections."
+    comments = [
+        "# Learning rates of the paper's grid for these sizes: to be tried. All stages have to be here, also",
+        "# those that `methods` does not use.",
+        f"# On-policy: {PASSES} passes over the prompts, at most the paper's {MOST} collections.",
+    ]
     if not asked.text:
-        why += " No plain text\n# was given (--text), so there is no pre-training loss: lm_coef 0."
-    parts = [why, _section("stages", stages)]
+        comments.append("# No plain text was given (--text), so there is no pre-training loss: lm_coef 0.")
+    parts = [*comments, _section("stages", stages)]
     return [*parts, *([_keys(generate=extra)] if response else [])]
 
 

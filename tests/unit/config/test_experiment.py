@@ -173,3 +173,17 @@ def test_licence_and_gate_change_no_settings_unless_they_are_set() -> None:
     for source in ("models/small", "tokenizers/letters"):
         plain, gated = (stage_settings(experiment(raw), "fetch", source=source) for raw in (bare, full))
         assert gated == {**plain, "gated": True} and "gated" not in plain
+
+
+def test_plain_text_is_asked_for_if_something_needs_it() -> None:
+    """One after the other: base models, the tokenizer, the pre-training loss; then none is needed."""
+    raw = changed("data.corpus", "")
+    missing = "config: data.corpus: missing; "
+    assert line(raw).startswith(f"{missing}models.big is trained on it")
+    for name in ("big", "small", "short"):
+        raw["models"][name] = {"source": "folder", "path": name, "tokenizer": "letters"}
+    assert line(raw).startswith(f"{missing}tokenizers.letters is trained on it")
+    raw["tokenizers"]["letters"] = {"source": "folder", "path": "big"}
+    assert line(raw).startswith(f"{missing}the method 'minillm' of small has lm_coef 1")
+    raw["stages"]["minillm"]["lm_coef"] = 0.0
+    assert stage_settings(experiment(raw), "data", tokenizer="letters")["corpus"] is None
