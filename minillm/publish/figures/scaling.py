@@ -174,7 +174,7 @@ def size_gap(results: ItemResults) -> Drawing:
     tests, specs = list(results.settings.table.tests), results.settings.models
     shares: Points = {}
     scored: dict[str, Points] = {}
-    handles, labels = [], {}
+    handles, labels = [], dict[str, str]()
     for teacher, students in results.pairs():
         top = _size(results, teacher.teacher)
         for model in results.drawn(students):
@@ -184,8 +184,8 @@ def size_gap(results: ItemResults) -> Drawing:
                 continue
             # A line must not join two families of teachers.
             if specs[model.student].family == specs[model.teacher].family:
-                points = scored.setdefault(model.student, {}).setdefault(model.method, [])
-                points.append((top / size, value[0], value[1] or 0.0))
+                of_method = scored.setdefault(model.student, {}).setdefault(model.method, [])
+                of_method.append((top / size, value[0], value[1] or 0.0))
                 labels[model.student] = model.label
             handles.append(key(style, methods, model))
             if share:
