@@ -43,8 +43,8 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
         "--machine",
         default="",
         metavar="NAME",
-        help="search changes for what does not fit into it: V100-32G, A100-40G, A100-80G (default), H100, "
-        "H200, 'this CPU'",
+        help="search changes for what does not fit into it: L4, RTX4090, V100-32G, A100-40G, A100-80G "
+        "(default), H100, H200, 'this CPU'",
     )
     sub.add_argument("targets", nargs="*", metavar="TARGET", help="files or rules, as for snakemake (all)")
 
@@ -149,7 +149,47 @@ def _chat(args: argparse.Namespace) -> int:
     return 0
 
 
+def _init_options(sub: argparse.ArgumentParser) -> None:
+    model = "a folder, a name of config/models.yaml, or OWNER/NAME of the hub"
+    sub.add_argument("--teacher", required=True, metavar="NAME", help=model)
+    sub.add_argument("--student", required=True, metavar="NAME", help="the same")
+    sub.add_argument(
+        "--data", required=True, metavar="FILE", help="rows, or OWNER/NAME of the hub; split into three"
+    )
+    for part in ("dev", "test"):
+        sub.add_argument(f"--{part}", default="", metavar="FILE", help=f"rows of the {part} set, if apart")
+    sub.add_argument("--text", default="", metavar="FILE", help="plain text for the pre-training loss")
+    sub.add_argument(
+        "--method",
+        nargs="+",
+        default=["minillm"],
+        metavar="NAME",
+        help="sft, kd, seqkd, minillm, reverse-kl, forward-kl, gkd (minillm)",
+    )
+    sub.add_argument(
+        "--finetune-teacher", action="store_true", help="fine-tune the teacher on the rows first"
+    )
+    sub.add_argument("--run", default="", metavar="NAME", help="name of the run (STUDENT-from-TEACHER)")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="the configuration (RUN.yaml)")
+
+
+def _init(args: argparse.Namespace) -> int:
+    from minillm.init.command import begin
+
+    options = {"dev": args.dev, "test": args.test, "text": args.text, "run": args.run, "out": args.out}
+    begin(
+        args.teacher,
+        args.student,
+        args.data,
+        methods=args.method,
+        finetune=args.finetune_teacher,
+        **options,
+    )
+    return 0
+
+
 PEOPLE = {
+    "init": Command("write a configuration for two models and your rows", _init_options, _init),
     "plan": Command(
         "jobs, hours, critical path and memory of what a configuration would still run", _plan_options, _plan
     ),
@@ -221,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its status, or 2 after one line on stderr about what the user can fix."""
     args = parser().parse_args(arguments)
     # What comes from the hub was fetched before (data/fetch.py).  Its clients read the variable on import.
-    if args.command not in ("fetch", "push"):
+    if args.command not in ("fetch", "push", "init"):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         if args.command in PEOPLE:

@@ -30,7 +30,7 @@ RECORD = "record_sha256"
 # Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
 # results re-runs none of it.
 NEWER = (
-    *("forms", "coins", "chat", "turns", "also", "adapter"),
+    *("forms", "coins", "chat", "turns", "also", "adapter", "licence", "gated"),
     *("instruction", "where", "metrics", "served_name", "key_variable"),
 )
 # The same for keys whose default has a name.

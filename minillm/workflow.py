@@ -247,7 +247,7 @@ class Workflow:
         chats = [self.config.tokenizers[name].chat for name in names] if data.template == "chat" else []
         return [
             *self.recorded("tokenizers", *names),
-            *self.recorded("datasets", data.train, data.dev, data.corpus),
+            *self.recorded("datasets", *filter(None, (data.train, data.dev, data.corpus))),
             *(str(resolve_path(c.template, "tokenizers.chat.template")) for c in chats if c and c.template),
         ]
 

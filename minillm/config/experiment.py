@@ -264,6 +264,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     check_adapters(config, where)
     _check_methods(config, where)
     check_backend(config.stages.pseudo.sampling, f"{where}: stages.pseudo.sampling")
+    _check_corpus(config, where)
     for name, stages in config.per_model.items():
         _check_per_model(config, name, stages, where)
     _check_launch(
@@ -276,7 +277,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
 
 def _check_data(config: Experiment, where: str) -> None:
-    for key in ("train", "dev", "corpus"):
+    for key in ("train", "dev", *(["corpus"] if config.data.corpus else [])):
         must_be_one_of(getattr(config.data, key), config.datasets, where, f"data.{key}")
     for i, name in enumerate(config.data.tests):
         must_be_one_of(name, config.datasets, where, f"data.tests.{i}")
@@ -296,6 +297,26 @@ def _check_methods(config: Experiment, where: str) -> None:
             config.on_policy(method, student, where)
     for i, method in enumerate(config.methods):
         must_be_one_of(method, config.every_method, where, f"methods.{i}")
+
+
+def _check_corpus(config: Experiment, where: str) -> None:
+    """Plain text may be left out if no tokenizer, model or loss is made from it."""
+    if config.data.corpus:
+        return
+    trained = config.trained(sweeps=True)
+    used = {name for teacher, student, _ in trained for name in (teacher, student)}
+    needs = [f"models.{name} is trained on it" for name in sorted(used) if config.models[name].training]
+    tokenizers = sorted({config.models[name].tokenizer for name in used})
+    needs += [
+        f"tokenizers.{n} is trained on it" for n in tokenizers if config.tokenizers[n].source == "train"
+    ]
+    needs += [
+        f"the method '{method}' of {student} has lm_coef {settings.lm_coef:g} (0 leaves it out)"
+        for _, student, method in trained
+        if method in ("minillm", *config.variants) and (settings := config.on_policy(method, student)).lm_coef
+    ]
+    if needs:
+        raise UserError(f"{where}: data.corpus: missing; {needs[0]}; name plain text of `datasets`")
 
 
 def _check_per_model(config: Experiment, name: str, stages: dict[str, dict[str, Any]], where: str) -> None:
@@ -339,8 +360,9 @@ def _is_itself(config: Experiment, student: str, teacher: str) -> bool:
     """Whether both are one base model, whatever its name, and the teacher is not a finished checkpoint."""
     if layout.teacher_weights(teacher) in config.checkpoints:
         return False
+    words: dict[str, Any] = {"family": "", "size": "", "licence": None, "gated": None, "tokenizer": "alike"}
     models = [config.models[name] for name in (student, teacher)]
-    first, second = (dataclasses.replace(model, family="", size="", tokenizer="alike") for model in models)
+    first, second = (dataclasses.replace(model, **words) for model in models)
     return first == second and len({repr(config.tokenizers.get(m.tokenizer)) for m in models}) == 1
 
 

@@ -245,6 +245,15 @@ class Model:
         default=(),
         description="With `source: pruned`: decoder layers of the parent to keep, counted from 0.",
     )
+    licence: str | None = Field(
+        default=None,
+        description="Licence as the hub names it, such as `apache-2.0`, for model cards of what is made from "
+        "it; empty: as the model's own card says.",
+    )
+    gated: bool | None = Field(
+        default=None,
+        description="Whether the hub asks for an accepted licence before it gives the files.",
+    )
     training: Training | None = Field(
         default=None,
         description="How a `scratch` model is pre-trained on the plain text, or a `pruned` one healed: by "
@@ -264,14 +273,16 @@ class Data:
 
     train: Name = Field(description="Entry of `datasets` with the training rows. The paper: Dolly.")
     dev: Name = Field(description="Entry of `datasets` with the dev rows, by which checkpoints are chosen.")
-    corpus: Name = Field(
-        description="Entry of `datasets` with plain text, for the pre-training loss. The paper: OpenWebText "
-        "for GPT-2, RoBERTa's training corpus for the other families.",
-    )
     tests: tuple[Name, ...] = Field(
         min_length=1,
         description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
         "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
+    )
+    corpus: str = Field(
+        default="",
+        description="Entry of `datasets` with plain text, for the pre-training loss (`lm_coef`), tokenizers "
+        "and models that are trained here; empty if nothing needs any. The paper: OpenWebText for GPT-2, "
+        "RoBERTa's training corpus for the other families.",
     )
     template: Literal["alpaca", "plain", "chat"] = Field(
         default="alpaca",

@@ -51,12 +51,16 @@ class FetchSettings:
     revision: str
     subset: str = ""
     split: str = ""
+    gated: bool | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, source: str) -> FetchSettings:
         """The settings in `config` for `source`: a section and a name in it, models/gpt2."""
         section, name = source.split("/", 1)
         spec = getattr(config, section)[name]
+        # A tokenizer is in the repository of a model, which says so.
+        models = (*config.models.values(), *config.checkpoints.values())
+        gated = {m.gated for m in models if (m.source, m.path) == ("hub", spec.path)}
         return cls(
             stage="fetch",
             kind=HUB_KINDS[section],  # type: ignore[arg-type]
@@ -64,6 +68,7 @@ class FetchSettings:
             revision=spec.revision,
             subset=getattr(spec, "subset", ""),
             split=getattr(spec, "split", ""),
+            gated=True if True in gated else None,
         )
 
 
@@ -78,7 +83,7 @@ class DataSettings:
     tokenizer: Tokenizer
     train: Dataset
     dev: Dataset
-    corpus: Dataset
+    corpus: Dataset | None
     template: str
     max_prompt: Count
     max_response: Count
@@ -97,7 +102,7 @@ class DataSettings:
             tokenizer=spec if data.template == "chat" else dataclasses.replace(spec, chat=None),
             train=config.datasets[data.train],
             dev=config.datasets[data.dev],
-            corpus=config.datasets[data.corpus],
+            corpus=config.datasets[data.corpus] if data.corpus else None,
             template=data.template,
             max_prompt=data.max_prompt,
             max_response=data.max_response,
@@ -151,8 +156,8 @@ class BaseSettings:
         spec = config.checkpoints[weights] if stage == "checkpoint" else config.models[model]
         return cls(
             stage="base",
-            # A base model is the same with every adapter.
-            model=dataclasses.replace(spec, adapter=None),
+            # A base model is the same with every adapter, and whether or not the hub asks for a licence.
+            model=dataclasses.replace(spec, adapter=None, gated=None),
             seed=config.training_seeds[0],
             precision=config.precision,
             sampling=Sampling(max_tokens=config.data.max_response),

@@ -26,6 +26,7 @@ def run_stage(settings: FetchSettings, *, out: Path) -> None:
     log then name both commits.  Raises UserError, one line, if the download fails.
     """
     from huggingface_hub import get_token
+    from huggingface_hub.errors import GatedRepoError
 
     before = _cached_commit(settings)
     what = f"{settings.kind} '{settings.path}'"
@@ -37,10 +38,12 @@ def run_stage(settings: FetchSettings, *, out: Path) -> None:
         # The hub's clients raise many kinds of exceptions, network failures among them; all become one line.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = blanked(reason, get_token() or "")
+        gated = settings.gated or isinstance(error, GatedRepoError)
         raise UserError(
-            f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); check name, "
-            "revision and network, or fetch it on a machine with a network, with HF_HOME on a file system "
-            "that both see"
+            f"{what} at revision '{settings.revision or 'main'}': cannot be fetched ({reason}); "
+            + (f"{asks_for_licence(settings.path, settings.kind)}; " if gated else "")
+            + "check name, revision and network, or fetch it on a machine with a network, with HF_HOME on a "
+            "file system that both see"
         ) from None
     if before and record["commit"] not in (None, "local", before):
         record["moved_from"] = before
@@ -52,6 +55,13 @@ def run_stage(settings: FetchSettings, *, out: Path) -> None:
     write_json(
         out, {"kind": settings.kind, "path": settings.path, "revision": settings.revision or "main", **record}
     )
+
+
+def asks_for_licence(path: str, kind: str = "model") -> str:
+    """What to do about a repository that the hub gives only to those who accepted its licence."""
+    page = "https://huggingface.co/" + ("datasets/" if kind in ("dataset", "subsets") else "")
+    page += "/".join(path.split("/")[:2])
+    return f"it is gated: accept its licence at {page}, then `hf auth login` (or set HF_TOKEN)"
 
 
 def _cached_commit(settings: FetchSettings) -> str:

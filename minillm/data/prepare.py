@@ -41,13 +41,13 @@ SHORTEST = 8
 
 
 def run_stage(settings: DataSettings, *, out: Path) -> None:
-    """Stage `data`: a tokenizer, and training rows, dev rows and corpus in its tokens, into the folder `out`.
+    """Stage `data`: a tokenizer, and training rows, dev rows and any corpus in its tokens, into `out`.
 
     card.json says what was kept.  Rows with a prompt over `max_prompt` tokens (also in a linked template) or
     without a response are dropped, never cut.  Raises UserError if training and dev rows overlap, and if
     linked tokenizers differ in a token.
     """
-    texts = read_texts(settings.corpus, "data.corpus")
+    texts = read_texts(settings.corpus, "data.corpus") if settings.corpus else []
     rows = {
         "train": read_rows(settings.train, "data.train", every_turn=settings.turns == "all"),
         "dev": read_rows(settings.dev, "data.dev"),
@@ -67,7 +67,9 @@ def run_stage(settings: DataSettings, *, out: Path) -> None:
             (partial / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), encoding="utf-8")
         for split, dataset in (("train", settings.train), ("dev", settings.dev)):
             card[split] = _write_rows(partial, split, rows[split], dataset, settings, renderers)
-        card["corpus"] = _write_corpus(partial, texts, settings, tokenizer, document_end)
+        if settings.corpus:
+            length = settings.corpus_length
+            card["corpus"] = _write_corpus(partial, texts, settings.corpus, length, tokenizer, document_end)
         # Any overlap was refused above.
         card["dev"]["overlap_with_train"] = 0
         card["tokenizer"] = {
@@ -177,24 +179,28 @@ def rendered_otherwise(
 
 
 def _write_corpus(
-    folder: Path, texts: list[str], settings: DataSettings, tokenizer: PreTrainedTokenizerBase, end: int
+    folder: Path,
+    texts: list[str],
+    corpus: Dataset,
+    length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    end: int,
 ) -> dict[str, Any]:
     """Documents with an `end` each, cut into chunks; a last one of fewer than `SHORTEST` is left out."""
     tokens: list[int] = []
     for text in texts:
         tokens += [*tokenizer.encode(text, add_special_tokens=False), end]
-    length = settings.corpus_length
     lengths = [min(length, len(tokens) - first) for first in range(0, len(tokens), length)]
     if lengths[-1] < SHORTEST:
         lengths.pop()
     if not lengths:
         raise UserError(
-            f"data.corpus ({source_of(settings.corpus)}): fewer than {SHORTEST} tokens of text; give it more"
+            f"data.corpus ({source_of(corpus)}): fewer than {SHORTEST} tokens of text; give it more"
         )
     np.save(folder / "corpus.tokens.npy", np.asarray(tokens[: sum(lengths)], dtype=np.int32))
     np.save(folder / "corpus.lengths.npy", np.asarray(lengths, dtype=np.int32))
     return {
-        "source": source_of(settings.corpus),
+        "source": source_of(corpus),
         "documents": len(texts),
         "chunks": len(lengths),
         "tokens": sum(lengths),

@@ -83,6 +83,11 @@ class Corpus:
     starts: np.ndarray
 
     @classmethod
+    def none(cls) -> Corpus:
+        """No chunks."""
+        return cls(np.zeros(0, np.int32), np.zeros(1, np.int64))
+
+    @classmethod
     def open(cls, folder: Path) -> Corpus:
         """Raises UserError if `folder` is not a data folder, or its files are damaged."""
         if not (folder / "corpus.lengths.npy").is_file():

@@ -63,11 +63,14 @@ def _gpu(name: str, half: float, full: float, mebibytes: int, bandwidth: float, 
     return Machine(name, MappingProxyType(flops), mebibytes * 2**20, bandwidth * GB, link * GB)
 
 
-# NVIDIA's data sheets: dense tensor cores, fp32 without TF32 (torch's default); memory as nvidia-smi says it.
-# V100 has no bf16: its figures are those of fp16.
+# NVIDIA's data sheets: dense tensor cores (RTX 4090: with sums in fp32), fp32 without TF32 (torch's default);
+# memory as nvidia-smi says it. V100 has no bf16: its figures are those of fp16. L4 and RTX 4090 are linked by
+# PCIe 4.
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        _gpu("L4", 121, 30.3, 23034, 300, 32),
+        _gpu("RTX4090", 165.2, 82.6, 24564, 1008, 32),
         _gpu("V100-32G", 125, 15.7, 32510, 900, 150),
         _gpu("A100-40G", 312, 19.5, 40536, 1555, 300),
         _gpu("A100-80G", 312, 19.5, 81920, 2039, 300),

@@ -57,11 +57,12 @@ def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengt
     folder = root / layout.run_folder(config.run) / layout.training_data(tokenizer)
     data = config.data
     try:
-        train, dev, chunks = (np.load(folder / f"{name}.lengths.npy") for name in ("train", "dev", "corpus"))
+        names = ("train", "dev", *(["corpus"] if data.corpus else []))
+        train, dev, *texts = (np.load(folder / f"{name}.lengths.npy") for name in names)
+        chunks = texts[0] if texts else np.zeros(0, np.int32)
         prompt, response = train.reshape(-1, 2).mean(0)
-        return Lengths(
-            len(train), len(dev), float(prompt), float(response), len(chunks), int(chunks.max()), False
-        )
+        longest = int(chunks.max(initial=0))
+        return Lengths(len(train), len(dev), float(prompt), float(response), len(chunks), longest, False)
     except (OSError, ValueError):
         pass
     return Lengths(
@@ -69,7 +70,7 @@ def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengt
         rows_of(config, data.dev),
         min(PROMPT, data.max_prompt),
         min(RESPONSE, data.max_response),
-        rows_of(config, data.corpus),
+        rows_of(config, data.corpus) if data.corpus else 0,
         data.corpus_length,
         True,
     )

@@ -84,8 +84,13 @@ def described(source: Mapping[str, Any]) -> str:
 
 
 def licence_of(source: Mapping[str, Any]) -> str:
-    """The licence of a source, as the header of its own model card has it; `UNKNOWN` if that is not here."""
+    """The licence of a source: what the configuration says, else the header of its own model card.
+
+    `UNKNOWN` if neither is here.
+    """
     kind, path = source.get("source", ""), str(source.get("path", ""))
+    if source.get("licence"):
+        return str(source["licence"])
     if kind in ("scratch", "pruned"):
         return "that of its parent" if kind == "pruned" else "none of others"
     card: Path | None = None

@@ -128,8 +128,8 @@ def _made_from(record: Mapping[str, Any], ancestors: list[Ancestor]) -> str:
     if not lines:
         return ""
     note = (
-        "A licence is named as the model card of that source names it. Those of all of them and of the data "
-        "apply to this model; which licence it has itself is its publisher's to say."
+        "A licence is named as the configuration or the model card of that source names it. Those of all of "
+        "them and of the data apply to this model; which licence it has itself is its publisher's to say."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

@@ -110,7 +110,7 @@ ITEMS = {
                            "Reliability diagrams of Table 2",
                            "calibration"),
     "size-gap": _figure("figures.scaling", "size_gap",
-                        "Share of the teacher's score against how much larger the teacher is",
+                        "Scores of students, and their share of the teacher's, against how much larger it is",
                         "rouge", sweeps=True),
     "modes-plot": Item("figure", "figures.modes", "modes",
                        "Precision of the responses against their coverage of the right answers",
@@ -217,7 +217,7 @@ READING = {
     ),
     "size-gap": (
         "100% is the teacher's score. Read along the axis: how much is lost as the teacher grows beyond "
-        "the student."
+        "the student. In a student's own panel: does a method's score rise with the gap, stay or fall?"
     ),
     "divergences": (
         "The same training under two losses, each measured by both divergences: does each win on its own "

@@ -229,8 +229,7 @@ def run_stage(
         return engine.frozen(model)
 
     anchor = frozen(init, data) if training.init_kl else None
-    task = Task(
-        frozen(teacher, teacher_data or data), anchor, Corpus.open(data), dev, training, settings.seed
-    )
+    corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
+    task = Task(frozen(teacher, teacher_data or data), anchor, corpus, dev, training, settings.seed)
     history = train(engine, task, rows, settings.method, settings.precision)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

@@ -1,6 +1,7 @@
 """What a plan knows of a model before it is here: sizes from shapes, rows from the configuration."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minillm.fits.rows import lengths_of, rows_of
 from minillm.fits.sizes import KEPT, shape_of, size_of, text_of
 from minillm.models.loading import decoder_blocks
 from minillm.plan import configuration
+from minillm.publish.item_results import parameters
 
 # As the models' cards and papers count them.
 PUBLISHED = {
@@ -28,6 +30,33 @@ PUBLISHED = {
     "llama-13b": 13_015_864_320,
     "gpt-j-6b": 6_050_882_784,
     "gpt-neo-2.7b": 2_651_307_520,
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "smollm2-135m-base": 134_515_008,
+    "smollm2-360m-base": 361_821_120,
+    "smollm2-1.7b-base": 1_711_376_384,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-1b": 999_885_952,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
 }
 PAPER = configuration([])
 
@@ -35,6 +64,17 @@ PAPER = configuration([])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_of_the_published_model(name):
     assert size_of(shape_of(PAPER, name)).parameters == PUBLISHED[name]
+
+
+def test_every_model_of_the_catalogue_has_a_shape():
+    """And its size in tables is that of the shape, as far as it is rounded there."""
+    assert set(PAPER.shapes) == set(PAPER.models)
+    for name in PAPER.models:
+        if name.endswith(("-instruct", "-it")):
+            base = re.sub("-(instruct|it)$", "", name)
+            assert PAPER.shapes[name] == PAPER.shapes[base if base in PAPER.shapes else f"{base}-base"]
+        else:
+            assert PUBLISHED[name] == pytest.approx(parameters(PAPER.models[name].size), rel=0.31)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt-1.3b", "llama-7b", "gpt-j-6b", "gpt-neo-2.7b"])

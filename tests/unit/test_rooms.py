@@ -22,6 +22,7 @@ FLOORS = (
     ("publish",),
     ("fits",),
     ("plan", "workflow", "verify", "chat"),
+    ("init",),
     ("cli",),
     ("__main__",),
 )

@@ -165,38 +165,58 @@ def _teacher_sizes(results: ItemResults, wanted: Callable[[str], bool]) -> Drawi
 
 
 def size_gap(results: ItemResults) -> Drawing:
-    """The share of the teacher's ROUGE-L that a student reaches, against the ratio of their sizes."""
+    """The share of the teacher's ROUGE-L that a student reaches, against the ratio of their sizes.
+
+    Next to it, for each student with teachers of several sizes, its methods' own ROUGE-L against that ratio.
+    """
     style, methods = style_of(results), results.settings.table.methods
-    tests = results.names("rouge")
-    points: Points = {}
-    handles = []
+    tests, specs = results.names("rouge"), results.settings.models
+    shares: Points = {}
+    scored: dict[str, Points] = {}
+    handles, labels = [], dict[str, str]()
     for teacher, students in results.pairs():
-        sizes = _size(results, teacher.teacher), _size(results, students[0].student)
+        top = _size(results, teacher.teacher)
         for model in results.drawn(students):
-            share = _share(results, model, teacher, tests)
-            if share and sizes[0] and sizes[1]:
-                points.setdefault(model.method, []).append((sizes[0] / sizes[1], *share))
-                handles.append(key(style, methods, model))
-    ratios = {ratio for values in points.values() for ratio, _, _ in values}
-    if len(ratios) < 2:
+            size, share = _size(results, model.student), _share(results, model, teacher, tests)
+            value = results.average(model, "rouge", tests)
+            if not top or not size or not value:
+                continue
+            # A line must not join two families of teachers.
+            if specs[model.student].family == specs[model.teacher].family:
+                of_method = scored.setdefault(model.student, {}).setdefault(model.method, [])
+                of_method.append((top / size, value[0], value[1] or 0.0))
+                labels[model.student] = model.label
+            handles.append(key(style, methods, model))
+            if share:
+                shares.setdefault(model.method, []).append((top / size, *share))
+    if len(_positions(shares)) < 2:
         one = "not measured: this configuration has only one ratio of sizes"
-        return nothing(results, one if ratios else NOT_MEASURED)
-    figure, (axes,) = panels(style, 1)
-    for method, values in points.items():
+        return nothing(results, one if shares else NOT_MEASURED)
+    several = {student: points for student, points in scored.items() if len(_positions(points)) > 1}
+    figure, (first, *others) = panels(style, 1 + len(several))
+    for method, values in shares.items():
         # No line: the pairs are unrelated.
-        _errorbar(axes, sorted(values), {**line_of(style, methods, method), "linestyle": "none"})
-    axes.axhline(100, color="0.4", linestyle="--", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(ratios), [f"{ratio:.2g}" for ratio in sorted(ratios)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("teacher's parameters / student's")
-    axes.set_ylabel("share of the teacher's ROUGE-L (%)")
+        _errorbar(first, sorted(values), {**line_of(style, methods, method), "linestyle": "none"})
+    first.axhline(100, color="0.4", linestyle="--", linewidth=0.8)
+    _ticks(first, _positions(shares), _ratio_label)
+    first.set_ylabel("share of the teacher's ROUGE-L (%)")
+    first.set_title("all pairs" if several else "")
+    for axes, (student, points) in zip(others, several.items(), strict=True):
+        _draw(axes, points, style, methods, _ratio_label)
+        axes.set_title(f"student: {labels[student]}")
+        axes.set_ylabel("mean ROUGE-L")
+    for axes in (first, *others):
+        axes.set_xlabel("teacher's parameters / student's")
     legend(figure, handles)
     caption = (
         "How much of the teacher's score a student reaches, against the gap in size; mean over "
         f"{', '.join(map(results.label, tests))}. Error bars: standard error by bootstrap over prompts, the "
         "same for student and teacher; combined with that over training seeds if there are several."
     )
+    if several:
+        caption += " Students with several teachers: their own scores too; SFT has no teacher and is flat. "
+        models = [m for m in results.drawn(results.models()) if m.student in several]
+        caption += _bars(results, models, tests, "mean ROUGE-L")
     caption += results.drawn_note
     return finished(figure, style, caption, _n(results, tests, "ROUGE-L"))
 
@@ -224,17 +244,27 @@ def _by_prompt(metrics: Sequence[dict]) -> list[float]:
     return [math.fsum(column) / len(column) for column in columns]
 
 
-def _draw(axes: Axes, points: Points, style: Style, methods: Sequence[str]) -> None:
-    """A curve per method, with a tick per size."""
+def _draw(
+    axes: Axes,
+    points: Points,
+    style: Style,
+    methods: Sequence[str],
+    label: Callable[[float], str] | None = None,
+) -> None:
+    """A curve per method, with a tick per position, which `label` writes (default: as a size)."""
     for (method, values), shift in zip(points.items(), _shifts(points), strict=True):
         shifted = sorted((size * shift, y, error) for size, y, error in values)
         _errorbar(axes, shifted, line_of(style, methods, method))
-    _sizes(axes, sorted({size for values in points.values() for size, _, _ in values}))
+    _ticks(axes, _positions(points), label or _size_label)
+
+
+def _positions(points: Points) -> list[float]:
+    return sorted({x for values in points.values() for x, _, _ in values})
 
 
 def _shifts(points: Points) -> list[float]:
     """Factors that set the methods' points 1.5% of a logarithmic axis apart, so that none hides another."""
-    sizes = [size for values in points.values() for size, _, _ in values]
+    sizes = _positions(points)
     span = math.log(max(sizes, default=1) / min(sizes, default=1)) or math.log(4)
     return [math.exp(0.015 * span * (i - (len(points) - 1) / 2)) for i in range(len(points))]
 
@@ -244,11 +274,19 @@ def _errorbar(axes: Axes, values: Sequence[tuple[float, float, float]], looks: d
     axes.errorbar(x, y, errors if any(errors) else None, capsize=2, **looks)
 
 
-def _sizes(axes: Axes, sizes: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with a tick per size."""
+def _ticks(axes: Axes, positions: Sequence[float], label: Callable[[float], str]) -> None:
+    """Make the x axis logarithmic, with a tick per position."""
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{s / 1e9:g}B" if s >= 1e9 else f"{s / 1e6:g}M" for s in sizes])
+    axes.set_xticks(positions, list(map(label, positions)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if len(sizes) == 1:
-        axes.set_xlim(sizes[0] / 2, sizes[0] * 2)
+    if len(positions) == 1:
+        axes.set_xlim(positions[0] / 2, positions[0] * 2)
+
+
+def _size_label(size: float) -> str:
+    return f"{size / 1e9:g}B" if size >= 1e9 else f"{size / 1e6:g}M"
+
+
+def _ratio_label(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
 from minillm.errors import UserError
 from minillm.readers import read_yaml
@@ -145,3 +146,44 @@ def test_a_message_is_one_short_line() -> None:
     assert "unknown key" in said and len(said) < 1100
     said = line(changed("precision", "x\n" * 10_000))
     assert len(said) < 1100
+
+
+def test_configurations_do_not_use_names_of_the_catalogue_for_models_of_their_own() -> None:
+    """Keys would be merged, and a new entry of the catalogue would change old runs."""
+    root = Path(__file__).parents[3]
+    files = {
+        p.name: read_yaml(p) for folder in ("config", "tests/config") for p in root.glob(f"{folder}/*.yaml")
+    }
+    catalogue = files.pop("models.yaml")
+    for name, config in files.items():
+        for section in ("models", "tokenizers"):
+            assert not set(config.get(section, {})) & set(catalogue[section]), (name, section)
+
+
+def test_licence_and_gate_change_no_settings_unless_they_are_set() -> None:
+    """The licence is recorded with the model; the gate only with what is fetched."""
+    hub = {"source": "hub", "path": "OWNER/NAME", "tokenizer": "letters"}
+    terms = {"licence": "mit", "gated": True}
+    bare, full = (changed("models.small", {**hub, **more}) for more in ({}, terms))
+    for raw in (bare, full):
+        raw["tokenizers"]["letters"] = {"source": "hub", "path": "OWNER/NAME"}
+    base, known = (stage_settings(experiment(raw), "base", model="small") for raw in (bare, full))
+    assert known == {**base, "model": {**base["model"], "licence": "mit"}}
+    assert not {"licence", "gated"} & set(base["model"])
+    for source in ("models/small", "tokenizers/letters"):
+        plain, gated = (stage_settings(experiment(raw), "fetch", source=source) for raw in (bare, full))
+        assert gated == {**plain, "gated": True} and "gated" not in plain
+
+
+def test_plain_text_is_asked_for_if_something_needs_it() -> None:
+    """One after the other: base models, the tokenizer, the pre-training loss; then none is needed."""
+    raw = changed("data.corpus", "")
+    missing = "config: data.corpus: missing; "
+    assert line(raw).startswith(f"{missing}models.big is trained on it")
+    for name in ("big", "small", "short"):
+        raw["models"][name] = {"source": "folder", "path": name, "tokenizer": "letters"}
+    assert line(raw).startswith(f"{missing}tokenizers.letters is trained on it")
+    raw["tokenizers"]["letters"] = {"source": "folder", "path": "big"}
+    assert line(raw).startswith(f"{missing}the method 'minillm' of small has lm_coef 1")
+    raw["stages"]["minillm"]["lm_coef"] = 0.0
+    assert stage_settings(experiment(raw), "data", tokenizer="letters")["corpus"] is None

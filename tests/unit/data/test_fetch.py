@@ -12,10 +12,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import GatedRepoError
 
 REPO = Path(__file__).resolve().parents[3]
+REFUSED: Any = SimpleNamespace(headers={}, request=None, status_code=401)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -111,6 +115,48 @@ def test_a_token_is_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     settings = FetchSettings("fetch", "dataset", "owner/set/valid.jsonl", "main", "", "")
     with pytest.raises(UserError, match=r"cannot be fetched \(401 for 'authorization: Bearer \*\*\*'\)"):
         run_stage(settings, out=tmp_path / "record.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "error", "page"),
+    [
+        (
+            "dataset",
+            None,
+            GatedRepoError("401", response=REFUSED),
+            "https://huggingface.co/datasets/o/set",
+        ),
+        ("model", True, OSError("no network"), "https://huggingface.co/o/set"),
+        ("model", None, OSError("no network"), None),
+    ],
+)
+def test_a_gated_repository_says_what_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    known: bool | None,
+    error: Exception,
+    page: str | None,
+) -> None:
+    """The hub says so, or the configuration knows it, whatever went wrong."""
+    import huggingface_hub
+
+    from minillm.config.stage_settings import FetchSettings
+    from minillm.data.fetch import run_stage
+    from minillm.errors import UserError
+
+    def refuses(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(huggingface_hub, name, refuses)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = FetchSettings("fetch", kind, "o/set/a.jsonl", "main", "", "", known)
+    with pytest.raises(UserError) as refused:
+        run_stage(settings, out=tmp_path / "record.json")
+    said = str(refused.value)
+    assert "\n" not in said and ("accept its licence at" in said) == bool(page)
+    assert page is None or f"at {page}, then `hf auth login`" in said
 
 
 def test_every_catalogue_entry_names_a_commit_or_is_listed_as_open() -> None:

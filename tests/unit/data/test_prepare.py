@@ -25,6 +25,7 @@ from minillm.data.prepare import statistics, subset
 from minillm.data.rows import Corpus, Rows
 from minillm.data.test_set import run_stage as prepare_test
 from minillm.data.tokenizers import END
+from minillm.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,20 @@ def test_corpus_chunks(prepared: Path, tmp_path: Path) -> None:
         prepare(dataclasses.replace(BASE, corpus_length=length), out=tmp_path / str(rest))
         found = np.load(tmp_path / str(rest) / "corpus.lengths.npy")
         assert found.sum() == len(stream) - rest + kept and found[-1] == (kept or length)
+
+
+def test_without_plain_text_there_is_no_corpus(prepared: Path, tmp_path: Path) -> None:
+    """All else is as it was."""
+    own = Tokenizer(source="folder", path=str(prepared / "tokenizer"))
+    for name, corpus in (("with", BASE.corpus), ("without", None)):
+        prepare(dataclasses.replace(BASE, tokenizer=own, corpus=corpus), out=tmp_path / name)
+    files = {name: {p.name for p in (tmp_path / name).iterdir()} for name in ("with", "without")}
+    assert files["with"] - files["without"] == {"corpus.tokens.npy", "corpus.lengths.npy"}
+    whole, bare = (json.loads((tmp_path / name / "card.json").read_text()) for name in ("with", "without"))
+    assert "corpus" not in bare and bare["train"] == whole["train"] and bare["content"] != whole["content"]
+    with pytest.raises(UserError, match="no corpus here"):
+        Corpus.open(tmp_path / "without")
+    assert len(Corpus.none()) == 0
 
 
 def test_card(prepared: Path) -> None:

@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from items_case import drawn, published_item, text
+from items_case import drawn, published_item, settings, text
 from made_up_run import config, make
 from matplotlib.container import ErrorbarContainer
 
 from minillm.evaluation.statistics import sign_test
 from minillm.files import write_json
 from minillm.publish.figures.figure2_toy import TARGET, Mixture, fit_forward, fit_reverse, reverse_kl
+from minillm.publish.item_results import ItemResults
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,25 @@ def test_share_of_the_teachers_score_has_an_error(run: Path) -> None:
     bars = [bar for bar in drawn("size-gap", run).axes[0].containers if isinstance(bar, ErrorbarContainer)]
     lengths = [abs(b[1] - a[1]) for bar in bars for a, b in bar.lines[2][0].get_segments()]
     assert lengths and all(1 < length < 30 for length in lengths)
+
+
+def test_a_student_with_several_teachers_has_its_scores_against_the_ratio(run: Path, tmp_path: Path) -> None:
+    """Its methods' means as the table has them, at the ratios of the published sizes."""
+    everything = drawn("size-gap", run).axes
+    assert [axes.get_title() for axes in everything] == ["all pairs", "student: GPT-2 120M"]
+    curves = [bar for bar in everything[1].containers if isinstance(bar, ErrorbarContainer)]
+    # The third teacher is of another family.
+    assert list(everything[1].get_xticks()) == pytest.approx([7.6e8 / 1.2e8, 1.5e9 / 1.2e8])
+    assert [label.get_text() for label in everything[1].get_xticklabels()] == ["6.3", "12"]
+    item = ItemResults(settings("size-gap"), run)
+    for teacher, students in item.pairs():
+        for model in students:
+            if model.student == "base" and model.teacher != "j":
+                value, _ = item.average(model, "rouge", list(item.settings.table.tests))
+                heights = [y for bar in curves for y in bar.lines[0].get_ydata()]
+                assert any(y == pytest.approx(value) for y in heights), (teacher, model)
+    sidecar = published_item("size-gap", run, tmp_path)
+    assert "SFT has no teacher and is flat" in sidecar["caption"]
 
 
 def test_tasks_go_by_their_labels(run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from takeaway_case import WEIGHTS, make_run
 
 from minillm.cli import main
 from minillm.errors import UserError
-from minillm.files import PROVENANCE, identity, sha256, write_json
+from minillm.files import PROVENANCE, RECORD, identity, sha256, write_json
 from minillm.publish import push as push_module
 from minillm.publish.model_card import full_card, trained_template
 from minillm.publish.push import push
@@ -75,6 +75,18 @@ def test_lineage_licences_data_and_prompt(student: Path) -> None:
     assert header(card)["base_model"] == "OWNER/NAME"
     assert "16 rows of 16" in card and "INSTRUCTION\nINPUT\n### Response:" in card
     assert header(full_card(student, "mit"))["license"] == "mit"
+
+
+def test_a_licence_in_the_configuration_comes_before_that_of_a_card(student: Path) -> None:
+    run = student.parents[4]
+    for name, licence in (("small", "mit"), ("big", "llama3.2")):
+        path = run / f"models/{name}/base" / PROVENANCE
+        record = json.loads(path.read_text())
+        record["settings"]["model"]["licence"] = licence
+        write_json(path, {key: value for key, value in record.items() if key != RECORD})
+    card = full_card(student)
+    assert "at revision `abc123`; licence: mit" in card
+    assert "the folder `published-teacher`; licence: llama3.2" in card
 
 
 def test_a_parent_that_was_made_again_is_no_ancestor(student: Path) -> None:
