@@ -17,6 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 TESTS = "tests/unit/training/test_invariances.py"
 TILES = "tests/unit/models/test_tiled_loss.py"
+PARTS = "tests/unit/training/test_objective_parts.py"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,62 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation(
+        "exponents change places",
+        "objectives.py",
+        "alpha * (both * p).exp() + beta * (both * q).exp()",
+        "beta * (both * p).exp() + alpha * (both * q).exp()",
+        f"{PARTS}::test_the_exponents_of_the_alpha_beta_divergence",
+    ),
+    Mutation(
+        "shares of forward and reverse KL have a gradient",
+        "objectives.py",
+        "share = torch.sigmoid(gap).detach()",
+        "share = torch.sigmoid(gap)",
+        f"{PARTS}::test_divergences",
+    ),
+    Mutation(
+        "weights of entries have a gradient",
+        "objectives.py",
+        "torch.zeros_like(q)}[weight].detach()",
+        "torch.zeros_like(q)}[weight]",
+        f"{PARTS}::test_weights_of_entries",
+    ),
+    Mutation(
+        "an entry of both top-k sets counts twice",
+        "token_sets.py",
+        "torch.cat([torch.ones_like(shared), ~shared], -1)",
+        "None",
+        f"{PARTS}::test_sets_of_entries",
+    ),
+    Mutation(
+        "probabilities of a set always sum to 1",
+        "token_sets.py",
+        "pair.append(values.log_softmax(-1) if renormalise else values)",
+        "pair.append(values.log_softmax(-1))",
+        f"{PARTS}::test_sets_of_entries",
+    ),
+    Mutation(
+        "the target is trained",
+        "objectives.py",
+        "_log_softmax(student_logits.detach(), teacher_logits)",
+        "_log_softmax(student_logits, teacher_logits)",
+        f"{PARTS}::test_moving_target",
+    ),
+    Mutation(
+        "the target starts again with every start",
+        "training/onpolicy.py",
+        '{"target": target.saved()} if target else {}',
+        "{}",
+        f"{PARTS}::test_a_run_with_a_moving_target_resumes_exactly",
+    ),
+    Mutation(
+        "the teacher's share in the assistant is the student's",
+        "objectives.py",
+        "_mixture(power * p, power * q, share)",
+        "_mixture(power * q, power * p, share)",
+        f"{PARTS}::test_assistant",
+    ),
     Mutation(
         "padding is attended to",
         "data/batching.py",

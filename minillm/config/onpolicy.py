@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, problem
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
@@ -24,6 +25,9 @@ Objective = Literal[
     "skew_forward_kl",
     "skew_reverse_kl",
     "total_variation",
+    "alpha_beta",
+    "token_wise_kl",
+    "squared_log_ratio",
 ]
 
 
@@ -102,6 +106,21 @@ class OnPolicy:
         lt=1,
         description="Alpha of the skewed divergences: the share of the first distribution in the mixture "
         "that it is compared with.",
+    )
+    # Keys that are newer than others' results: None, and in files.NEWER.
+    alpha_beta: AlphaBeta | None = Field(
+        default=None, description="Parameters of `objective: alpha_beta`; `null`: their defaults."
+    )
+    signal: Signal | None = Field(
+        default=None,
+        description="Which entries of the vocabulary the divergence sums over, for `minillm` in its "
+        "single-step term; `null`: all.",
+    )
+    taid: Taid | None = Field(
+        default=None, description="A target that moves from student to teacher; `null`: the teacher."
+    )
+    assistant: Assistant | None = Field(
+        default=None, description="A mixture in the place of student or teacher; `null`: none."
     )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
@@ -310,32 +329,32 @@ def combined(places: Sequence[dict[str, Any]], where: str, under: str) -> OnPoli
 
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     """Raises UserError, one line naming `where` and the key, for combinations that mean nothing."""
-    problem = ""
+    wrong = ""
     if settings.rollouts % settings.batch:
-        problem = (
+        wrong = (
             f"batch: {settings.rollouts} rollouts are not a whole number of mini-batches of {settings.batch}"
         )
     elif settings.objective == "minillm" and (
         settings.student_share < 1 or settings.adaptive or settings.replay
     ):
         key = "student_share" if settings.student_share < 1 else "adaptive" if settings.adaptive else "replay"
-        problem = (
+        wrong = (
             f"{key}: the long term needs samples of the current student; "
             "choose another objective or leave this off"
         )
     elif settings.advantage == "centred" and settings.single_step:
-        problem = "advantage: 'centred' replaces the single-step term; set single_step: false"
+        wrong = "advantage: 'centred' replaces the single-step term; set single_step: false"
     elif settings.advantage == "expected" and settings.include_current:
-        problem = (
+        wrong = (
             "advantage: 'expected' covers the rewards that follow, not the token's own; "
             "set include_current: false"
         )
     elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
-        problem = (
+        wrong = (
             "adaptive: the share of samples grows at dev evaluations; "
             "set student_share below 1 and evaluations to 2 or more"
         )
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
-        problem = f"{limit}: must be a factor above 1, or 0 for none"
-    if problem:
-        raise UserError(f"{where}: {under}.{problem}")
+        wrong = f"{limit}: must be a factor above 1, or 0 for none"
+    if wrong := wrong or problem(settings):
+        raise UserError(f"{where}: {under}.{wrong}")

@@ -38,7 +38,8 @@ PLACES = {
 
 # Keys of OnPolicy that the loss on samples depends on.
 LOSS = (
-    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate"
+    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
+    "alpha_beta", "signal", "taid", "assistant",
 )  # fmt: skip
 
 

@@ -162,6 +162,7 @@ class Loss:
             ids[part],
             *(value[part] for value in values),
             *(logits(part) if logits else None for logits in frozen),
+            torch.tensor(0.5) if self.settings.taid else None,
         )
 
     def _frozen(

@@ -29,6 +29,7 @@ from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
 from minillm.training.dev_set import Dev, Example
+from minillm.training.divergences import token_divergence
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
 
@@ -108,24 +109,6 @@ def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
     return objectives.whiten(values, mask, statistics=(mean, variance))
 
 
-def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The configured divergence of each token; for "minillm" reverse KL, which is what it minimises."""
-    if settings.objective == "minillm":
-        return objectives.reverse_kl(student_logits, teacher_logits)
-    if settings.objective == "jensen_shannon":
-        return objectives.jensen_shannon(student_logits, teacher_logits, settings.beta)
-    if settings.objective == "skew_forward_kl":
-        return objectives.skew_forward_kl(student_logits, teacher_logits, settings.skew)
-    if settings.objective == "skew_reverse_kl":
-        return objectives.skew_reverse_kl(student_logits, teacher_logits, settings.skew)
-    plain = {
-        "forward_kl": objectives.forward_kl,
-        "reverse_kl": objectives.reverse_kl,
-        "total_variation": objectives.total_variation,
-    }
-    return plain[settings.objective](student_logits, teacher_logits)
-
-
 @dataclass(frozen=True)
 class LossInputs:
     """Constants of a micro-batch's loss: (tokens,) in the order of the logits; frozen logits by tile."""
@@ -157,12 +140,13 @@ class SampleLoss:
         advantages: Tensor,
         teacher_logits: Tensor | None,
         initial_logits: Tensor | None,
+        target: Tensor | None = None,
     ) -> Terms:
-        """Logits (n, vocabulary), all others (n,)."""
+        """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,)."""
         s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            losses[s.objective] = token_divergence(s, logits, teacher_logits).sum()
+            losses[s.objective] = token_divergence(s, logits, teacher_logits, tokens, target).sum()
         else:
             new = token_logprobs(logits, tokens)
             losses["long_term"] = objectives.policy_gradient_loss(
@@ -173,10 +157,8 @@ class SampleLoss:
                 ratio = torch.exp(new.detach() - old_logprobs) * weights
                 counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
             if teacher_logits is not None:
-                weighted = weights if s.single_step_weights else None
-                losses["single_step"] = objectives.single_step_loss(
-                    logits, teacher_logits, None, weights=weighted, denominator=1
-                )
+                values = token_divergence(s, logits, teacher_logits, tokens)
+                losses["single_step"] = (values * weights if s.single_step_weights else values).sum()
         if initial_logits is not None:
             losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
         return losses, counts
@@ -208,6 +190,8 @@ class MiniBatch:
     text_denominator: float
     device: torch.device
     compiled: bool
+    # TAID's t.
+    target: float | None = None
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
@@ -250,6 +234,10 @@ class MiniBatch:
 
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
         """The loss of a tile of sampled tokens; its terms are added to `sums`."""
+        # A tensor, since each other number would be compiled again, made on the device (see objectives.py).
+        target = None
+        if self.target is not None:
+            target = torch.full((), self.target, dtype=torch.float64, device=self.device)
 
         def constants(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
@@ -259,6 +247,7 @@ class MiniBatch:
                 inputs.weights[tile],
                 inputs.advantages[tile],
                 *frozen,
+                target,
             )
 
         def note(terms: Terms) -> None:
@@ -318,11 +307,11 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
 
 
 def micro_batches(
-    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int]
+    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int], target: float | None = None
 ) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
     """(this rank's micro-batches of a mini-batch and its plain text, the loss of one of them).
 
-    Over all micro-batches of all ranks the losses sum to the whole loss.
+    Over all micro-batches of all ranks the losses sum to the whole loss.  `target` is TAID's t.
     """
     s, rows = task.settings, list(chosen)
     mask, texts = rollouts.mask[rows], plain_text(engine, task)
@@ -343,6 +332,7 @@ def micro_batches(
         ),
         device=engine.world.device,
         compiled=engine.launch.compile,
+        target=target,
     )
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)

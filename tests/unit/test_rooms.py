@@ -11,6 +11,7 @@ FLOORS = (
     ("errors",),
     ("readers",),
     ("files", "counts", "scores", "objectives", "redact"),
+    ("token_sets",),
     ("config",),
     ("data",),
     ("models",),

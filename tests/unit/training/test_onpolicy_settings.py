@@ -136,6 +136,9 @@ SWITCHES = [
     ("objective", "skew_forward_kl"),
     ("objective", "skew_reverse_kl"),
     ("objective", "total_variation"),
+    ("objective", "alpha_beta"),
+    ("objective", "token_wise_kl"),
+    ("objective", "squared_log_ratio"),
     ("temperature", 0.7),
 ]
 
@@ -352,6 +355,46 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
         (
             {"objective": "forward_kl", "adaptive": True, "student_share": 0.5, "evaluations": 1},
             "adaptive: the share of samples",
+        ),
+        ({"signal": {"tokens": "union"}}, "signal.top_k: 'union' needs a number"),
+        ({"signal": {"top_k": 3}}, "signal.top_k: 'all' takes no number"),
+        ({"signal": {"renormalise": True}}, "signal.renormalise: all entries sum to 1 anyway"),
+        (
+            {"signal": {"tokens": "student_topk", "top_k": 1, "renormalise": True}},
+            "signal.renormalise: a single entry has probability 1",
+        ),
+        ({"signal": {"weight": "none"}}, "signal.weight: only objective 'squared_log_ratio'"),
+        (
+            {"signal": {"tokens": "union", "top_k": 3}, "single_step": False, "include_current": True},
+            "signal: it is the single-step term's",
+        ),
+        (
+            {"signal": {"tokens": "sampled"}, "objective": "reverse_kl", "alpha": 0.0},
+            "signal.tokens: one sampled token is no divergence",
+        ),
+        (
+            {"signal": {"tokens": "sampled"}, "objective": "squared_log_ratio"},
+            "signal.tokens: the 'sampled' token must be the current student's; leave alpha off",
+        ),
+        (
+            {
+                "signal": {"tokens": "sampled"},
+                "objective": "squared_log_ratio",
+                "alpha": 0.0,
+                "student_share": 0.5,
+            },
+            "signal.tokens: the 'sampled' token must be the current student's; leave student_share",
+        ),
+        ({"taid": {}}, "taid: the long term's rewards are the teacher's own"),
+        ({"assistant": {}}, "assistant: the long term's rewards are"),
+        (
+            {"taid": {}, "assistant": {}, "objective": "forward_kl"},
+            "assistant: 'taid' has an intermediate teacher already",
+        ),
+        ({"taid": {"start": 0.9, "end": 0.5}, "objective": "forward_kl"}, "taid.start: 0.9 is above"),
+        (
+            {"alpha_beta": {"beta": 1e-6}, "objective": "alpha_beta"},
+            "alpha_beta.beta: 1e-06 divides by almost 0",
         ),
         ({"stop_length": 0.5}, "stop_length: must be a factor above 1, or 0 for none"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),

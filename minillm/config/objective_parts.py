@@ -1,0 +1,138 @@
+"""Parts of the on-policy objective: each may be combined with any divergence, and is off if it is not set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from minillm.config.strict import STRICT, Natural, NonNegative, Share
+
+if TYPE_CHECKING:
+    from minillm.config.onpolicy import OnPolicy
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlphaBeta:
+    """Parameters of `objective: alpha_beta` (ABKD, arXiv 2505.04560)."""
+
+    alpha: NonNegative = Field(
+        default=0.2, description="Exponent of the teacher's probabilities; 0 is the limit. ABKD, GPT-2: 0.2."
+    )
+    beta: NonNegative = Field(
+        default=0.7, description="Exponent of the student's probabilities; 0 is the limit. ABKD, GPT-2: 0.7."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Signal:
+    """Which entries of the vocabulary the divergence sums over at each token (docs/method.md)."""
+
+    tokens: Literal["all", "student_topk", "teacher_topk", "union", "intersection", "sampled"] = Field(
+        default="all",
+        description="All entries; the `top_k` likeliest of the student, of the teacher, of either, or of "
+        "both; or the sampled token, which only `objective: squared_log_ratio` can do with.",
+    )
+    top_k: Natural = Field(
+        default=0,
+        description="How many entries of a model belong to the set; from the vocabulary's size on, all do.",
+    )
+    renormalise: bool = Field(
+        default=False,
+        description="Compare the two distributions given that the entry is in the set, rather than sum the "
+        "terms of the whole distributions that belong to it.",
+    )
+    weight: Literal["student", "teacher", "none"] = Field(
+        default="student",
+        description="What weighs the entries in `objective: squared_log_ratio`: the probabilities of student "
+        "or teacher, or nothing; the weights of a set sum to 1. Other divergences have weights of their own.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Taid:
+    """The teacher's place is taken by softmax((1 - t) z_q + t z_p), z_q constant (TAID, arXiv 2501.16937).
+
+    t rises with the steps, and faster where the loss falls faster.
+    """
+
+    start: Share = Field(default=0.4, description="t at the first step. TAID: 0.2 to 0.4.")
+    end: Share = Field(default=1.0, description="t at the last step, and its largest value. TAID: 1.")
+    adaptive: bool = Field(
+        default=True, description="Move t by the loss too; otherwise linearly from `start` to `end`."
+    )
+    step: NonNegative = Field(
+        default=5e-4, description="Largest adaptive step, as a share of 1 - t. TAID: 5e-4."
+    )
+    momentum: float = Field(
+        default=0.99, ge=0, lt=1, description="Momentum of the relative change of the loss. TAID: 0.99."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Assistant:
+    """A mixture of teacher and student takes the place of one of them (AMiD, arXiv 2510.15982)."""
+
+    replaces: Literal["student", "teacher"] = Field(
+        default="student",
+        description="The model whose place it takes: then the objective compares it with the other one.",
+    )
+    alpha: float = Field(
+        default=-1.0,
+        ge=-10,
+        le=10,
+        description="Kind of mean: -1 arithmetic (as in the skewed divergences), 1 geometric, 3 harmonic.",
+    )
+    share: float = Field(
+        default=0.1, gt=0, lt=1, description="The teacher's share in the mixture (AMiD's lambda). AMiD: 0.1."
+    )
+
+
+def problem(s: OnPolicy) -> str:
+    """What is wrong with the combination of parts, after their key; "" if nothing is."""
+    return _problem_of_signal(s) or _problem_of_target(s)
+
+
+def _problem_of_signal(s: OnPolicy) -> str:
+    if s.signal is None:
+        return ""
+    tokens, k = s.signal.tokens, s.signal.top_k
+    fixed = tokens in ("all", "sampled")
+    if fixed and k:
+        return f"signal.top_k: '{tokens}' takes no number; set 0, or other tokens"
+    if not fixed and not k:
+        return f"signal.top_k: '{tokens}' needs a number; how many entries belong to the set?"
+    if s.signal.renormalise and (fixed or (k == 1 and tokens != "union")):
+        what = (
+            "all entries sum to 1 anyway" if tokens == "all" else "a single entry has probability 1 in both"
+        )
+        return f"signal.renormalise: {what}; set false"
+    if s.signal.weight != "student" and s.objective != "squared_log_ratio":
+        return "signal.weight: only objective 'squared_log_ratio' has weights to choose; leave it out"
+    if s.objective == "minillm" and not s.single_step:
+        return "signal: it is the single-step term's, which single_step: false leaves out"
+    if tokens != "sampled":
+        return ""
+    if s.objective != "squared_log_ratio":
+        return (
+            "signal.tokens: one sampled token is no divergence; 'sampled' needs objective 'squared_log_ratio'"
+        )
+    if s.alpha or s.student_share < 1 or s.adaptive or s.replay:
+        key = "alpha" if s.alpha else "student_share, adaptive and replay"
+        return f"signal.tokens: the 'sampled' token must be the current student's; leave {key} off"
+    return ""
+
+
+def _problem_of_target(s: OnPolicy) -> str:
+    part = "taid" if s.taid else "assistant"
+    if s.taid and s.assistant:
+        return "assistant: 'taid' has an intermediate teacher already; leave one of them out"
+    if (s.taid or s.assistant) and s.objective == "minillm":
+        return f"{part}: the long term's rewards are the teacher's own; choose another objective"
+    if s.taid and s.taid.start > s.taid.end:
+        return f"taid.start: {s.taid.start:g} is above taid.end, {s.taid.end:g}"
+    for name in ("alpha", "beta"):
+        if s.alpha_beta and 0 < (value := getattr(s.alpha_beta, name)) < 0.01:
+            return f"alpha_beta.{name}: {value:g} divides by almost 0; set 0 for the limit, or at least 0.01"
+    return ""
