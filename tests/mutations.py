@@ -18,6 +18,7 @@ REPO = Path(__file__).resolve().parents[1]
 TESTS = "tests/unit/training/test_invariances.py"
 TILES = "tests/unit/models/test_tiled_loss.py"
 PARTS = "tests/unit/training/test_objective_parts.py"
+WEIGHTS = "tests/unit/training/test_token_weights.py"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,41 @@ MUTATIONS = [
         "_mixture(power * p, power * q, share)",
         "_mixture(power * q, power * p, share)",
         f"{PARTS}::test_assistant",
+    ),
+    Mutation(
+        "a token's discrepancy counts its own",
+        "training/token_weights.py",
+        "before = (gaps.cumsum(1) - gaps) * mask",
+        "before = gaps.cumsum(1) * mask",
+        f"{WEIGHTS}::test_each_factor",
+    ),
+    Mutation(
+        "positions of weights count what is masked",
+        "training/token_weights.py",
+        "position, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)",
+        "position, length = torch.ones_like(mask).cumsum(1) - 1, mask.sum(1, keepdim=True)",
+        f"{WEIGHTS}::test_under_every_mask",
+    ),
+    Mutation(
+        "token weights are not the advantages'",
+        "training/rollout_losses.py",
+        "credit = credit * weights",
+        "pass",
+        f"{WEIGHTS}::test_weights_in_the_long_term",
+    ),
+    Mutation(
+        "the teacher's entropy is that of the padded vocabulary",
+        "training/rollouts.py",
+        "head = head_of(teacher, dev.vocabulary, settings.temperature)",
+        "head = head_of(teacher, head_of(teacher, 1).weight.shape[0], settings.temperature)",
+        f"{WEIGHTS}::test_the_teachers_entropy",
+    ),
+    Mutation(
+        "weights are normalised over the collection",
+        "training/rollout_losses.py",
+        "weights * (tokens / weights[rows].sum().clamp(min=1e-8))",
+        "weights * (tokens / weights.sum().clamp(min=1e-8))",
+        f"{WEIGHTS}::test_normalised_by_the_mini_batch",
     ),
     Mutation(
         "padding is attended to",

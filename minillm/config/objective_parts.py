@@ -89,9 +89,83 @@ class Assistant:
     )
 
 
+@dataclass(frozen=True, config=STRICT)
+class TokenWeights:
+    """Factors that the loss of each token is multiplied by (docs/method.md).
+
+    Values are those recorded when the token was drawn; entropies and divergences are in nats.
+    """
+
+    first: float = Field(
+        default=1.0, gt=0, le=1, description="Only this share of each response's tokens, from its start."
+    )
+    discount: float = Field(default=1.0, gt=0, le=1, description="Its power by the position, from 0.")
+    prefix_discrepancy: NonNegative = Field(
+        default=0.0,
+        description="1 plus this times the part of the response's discrepancy that lies at or after the "
+        "token (IW-OPD's gamma, there 0.5).",
+    )
+    advantage: Literal["any", "positive", "not_positive"] = Field(
+        default="any", description="Only tokens whose log-ratio, teacher over student, has this sign (AOPD)."
+    )
+    student_entropy_above: NonNegative | None = Field(
+        default=None, description="Only where the student's entropy is above this."
+    )
+    student_entropy_at_most: NonNegative | None = Field(
+        default=None, description="Only where the student's entropy is at most this."
+    )
+    teacher_entropy_above: NonNegative | None = Field(
+        default=None, description="Only where the teacher's entropy is above this. EOPD's forward KL: 0.8."
+    )
+    teacher_entropy_at_most: NonNegative | None = Field(
+        default=None, description="Only where the teacher's entropy is at most this."
+    )
+    reverse_kl_above: NonNegative | None = Field(
+        default=None, description="Only where the reverse KL to the teacher is above this."
+    )
+    reverse_kl_at_most: NonNegative | None = Field(
+        default=None, description="Only where the reverse KL to the teacher is at most this."
+    )
+    uncertain_or_wrong: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Only this share of each response's tokens: of highest entropy or divergence (TIP).",
+    )
+    mask_special: bool = Field(
+        default=False,
+        description="Leave out the tokenizer's special tokens, the EOS too: the student then learns only "
+        "from other positions when to stop.",
+    )
+    truncated: Share = Field(
+        default=1.0, description="Factor of responses that were cut at `max_tokens`; 0 leaves them out."
+    )
+    normalise: bool = Field(
+        default=False, description="Divide by the sum of a mini-batch's weights instead of its tokens."
+    )
+
+    @property
+    def of_teacher(self) -> bool:
+        """Whether the teacher's log-probabilities of the sampled tokens, or its divergence, are needed."""
+        bounds = (self.reverse_kl_above, self.reverse_kl_at_most)
+        chosen = self.prefix_discrepancy > 0 or self.advantage != "any" or self.uncertain_or_wrong < 1
+        return chosen or any(bound is not None for bound in bounds)
+
+    @property
+    def of_student(self) -> bool:
+        """Whether values are needed that only samples of the current student have."""
+        bounds = (self.student_entropy_above, self.student_entropy_at_most)
+        return self.of_teacher or any(bound is not None for bound in bounds)
+
+    @property
+    def of_teacher_entropy(self) -> bool:
+        """Whether the teacher's entropy is needed."""
+        return self.teacher_entropy_above is not None or self.teacher_entropy_at_most is not None
+
+
 def problem(s: OnPolicy) -> str:
     """What is wrong with the combination of parts, after their key; "" if nothing is."""
-    return _problem_of_signal(s) or _problem_of_target(s)
+    return _problem_of_signal(s) or _problem_of_target(s) or _problem_of_weights(s)
 
 
 def _problem_of_signal(s: OnPolicy) -> str:
@@ -135,4 +209,22 @@ def _problem_of_target(s: OnPolicy) -> str:
     for name in ("alpha", "beta"):
         if s.alpha_beta and 0 < (value := getattr(s.alpha_beta, name)) < 0.01:
             return f"alpha_beta.{name}: {value:g} divides by almost 0; set 0 for the limit, or at least 0.01"
+    return ""
+
+
+def _problem_of_weights(s: OnPolicy) -> str:
+    w = s.token_weights
+    if w is None:
+        return ""
+    for name in ("student_entropy", "teacher_entropy", "reverse_kl"):
+        above, at_most = getattr(w, f"{name}_above"), getattr(w, f"{name}_at_most")
+        if above is not None and at_most is not None and above >= at_most:
+            return f"token_weights.{name}_above: nothing is above {above:g} and at most {at_most:g}"
+    if w.of_student and (s.student_share < 1 or s.adaptive or s.replay):
+        return (
+            "token_weights: log-ratios, reverse KL and the student's entropy are recorded only for samples "
+            "of the current student; leave student_share, adaptive and replay off"
+        )
+    if w.normalise and s.normaliser == "sequences":
+        return "token_weights.normalise: the loss is divided by responses; set normaliser: tokens"
     return ""

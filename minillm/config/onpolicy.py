@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, problem
+from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, TokenWeights, problem
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
@@ -121,6 +121,10 @@ class OnPolicy:
     )
     assistant: Assistant | None = Field(
         default=None, description="A mixture in the place of student or teacher; `null`: none."
+    )
+    token_weights: TokenWeights | None = Field(
+        default=None,
+        description="Factors of each token's terms: of its divergence, and of its advantage; `null`: none.",
     )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
@@ -237,6 +241,15 @@ class OnPolicy:
         "checkpoint with the best dev ROUGE-L is kept, as in the paper.",
     )
     dev_rows: Natural = Field(default=0, description="Evaluate on the first so many dev rows; 0: all.")
+
+    @property
+    def teacher_reads(self) -> bool:
+        """Whether the teacher reads along when responses are sampled.
+
+        It has a share in the sampling, or its log-probabilities are rewards, or watched, or weights.
+        """
+        weighs = self.token_weights is not None and self.token_weights.of_teacher
+        return self.alpha > 0 or self.objective == "minillm" or self.stop_kl > 0 or weighs
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -39,6 +39,7 @@ PARTS = (
     ("Signal", "Signal", "`signal` of the on-policy phase"),
     ("Taid", "Moving target", "`taid` of the on-policy phase"),
     ("Assistant", "Assistant distribution", "`assistant` of the on-policy phase"),
+    ("TokenWeights", "Token weights", "`token_weights` of the on-policy phase"),
     ("Variant", "Variants", "`variants.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
     ("Rouge", "ROUGE-L", "`rouge`"),

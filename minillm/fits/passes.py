@@ -163,6 +163,7 @@ class Loss:
             *(value[part] for value in values),
             *(logits(part) if logits else None for logits in frozen),
             torch.tensor(0.5) if self.settings.taid else None,
+            values[0][part] if self.settings.token_weights else None,
         )
 
     def _frozen(

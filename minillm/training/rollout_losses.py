@@ -32,6 +32,7 @@ from minillm.training.dev_set import Dev, Example
 from minillm.training.divergences import token_divergence
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
+from minillm.training.token_weights import token_weights
 
 # A sample's place in the collection, or a chunk's in the corpus.
 Row = tuple[Literal["sample", "text"], int]
@@ -119,6 +120,7 @@ class LossInputs:
     advantages: Tensor
     teacher: Callable[[slice], Tensor] | None
     initial: Callable[[slice], Tensor] | None
+    token_weights: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,21 @@ class SampleLoss:
         teacher_logits: Tensor | None,
         initial_logits: Tensor | None,
         target: Tensor | None = None,
+        token_weights: Tensor | None = None,
     ) -> Terms:
-        """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,)."""
+        """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,).
+
+        Advantages are multiplied by the token weights already.
+        """
+
+        def divergence(theirs: Tensor) -> Tensor:
+            values = token_divergence(s, logits, theirs, tokens, target)
+            return values if token_weights is None else values * token_weights
+
         s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            losses[s.objective] = token_divergence(s, logits, teacher_logits, tokens, target).sum()
+            losses[s.objective] = divergence(teacher_logits).sum()
         else:
             new = token_logprobs(logits, tokens)
             losses["long_term"] = objectives.policy_gradient_loss(
@@ -157,7 +168,7 @@ class SampleLoss:
                 ratio = torch.exp(new.detach() - old_logprobs) * weights
                 counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
             if teacher_logits is not None:
-                values = token_divergence(s, logits, teacher_logits, tokens)
+                values = divergence(teacher_logits)
                 losses["single_step"] = (values * weights if s.single_step_weights else values).sum()
         if initial_logits is not None:
             losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
@@ -177,8 +188,9 @@ def frozen_model_logits(
 class MiniBatch:
     """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
-    `advantages` and `weights` are (rollouts, time); the loss on samples is divided by `denominator`, that on
-    text by `text_denominator`.
+    `advantages`, `weights` (of importance) and `token_weights`, by which the advantages are multiplied
+    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
+    `text_denominator`.
     """
 
     task: Task
@@ -192,6 +204,7 @@ class MiniBatch:
     compiled: bool
     # TAID's t.
     target: float | None = None
+    token_weights: Tensor | None = None
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
@@ -229,7 +242,13 @@ class MiniBatch:
                 )
         initial = frozen(self.task.anchor) if self.task.anchor is not None else None
         return LossInputs(
-            tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial
+            tokens,
+            cut(rollouts.student_logprobs),
+            cut(self.weights),
+            cut(self.advantages),
+            teacher,
+            initial,
+            None if self.token_weights is None else cut(self.token_weights),
         )
 
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
@@ -248,6 +267,7 @@ class MiniBatch:
                 inputs.advantages[tile],
                 *frozen,
                 target,
+                None if inputs.token_weights is None else inputs.token_weights[tile],
             )
 
         def note(terms: Terms) -> None:
@@ -306,6 +326,15 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
     return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
 
 
+def weights_of(task: Task, rollouts: Rollouts) -> Tensor | None:
+    """The configured weights of a collection's tokens, (rows, time); None if there are none."""
+    s, tokenizer = task.settings.token_weights, task.dev.tokenizer
+    if s is None:
+        return None
+    special = frozenset(tokenizer.all_special_ids) if s.mask_special else frozenset()
+    return token_weights(rollouts, s, eos=special_tokens(tokenizer)[0], special=special)
+
+
 def micro_batches(
     engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int], target: float | None = None
 ) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
@@ -319,6 +348,11 @@ def micro_batches(
     # Statistics of the global mini-batch, however it is split.
     credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
+    weights = weights_of(task, rollouts)
+    if weights is not None:
+        if s.token_weights is not None and s.token_weights.normalise:
+            weights = weights * (tokens / weights[rows].sum().clamp(min=1e-8))
+        credit = credit * weights
     by_sequence = s.normaliser == "sequences"
     mini_batch = MiniBatch(
         task,
@@ -333,6 +367,7 @@ def micro_batches(
         device=engine.world.device,
         compiled=engine.launch.compile,
         target=target,
+        token_weights=weights,
     )
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)

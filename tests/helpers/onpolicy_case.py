@@ -63,6 +63,7 @@ class Tokenizer:
 
     eos_token_id: int = EOS
     pad_token_id: int = EOS
+    all_special_ids: tuple[int, ...] = (EOS, 3)
 
     def get_vocab(self) -> dict[str, int]:
         return {str(i): i for i in range(VOCABULARY)}

@@ -1,11 +1,50 @@
-"""Divergences of a token on sets, with their gradients with respect to the student's logits, by hand.
+"""A small batch, and divergences of a token on sets with their gradients by the student's logits, by hand.
 
 Numpy on probabilities: derivatives by log q are written out, then turned into those by the logits.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+import torch
+from onpolicy_case import VOCABULARY, pair, rollouts, settings
+
+
+def chosen(objective, alpha=0.0, **more):
+    return settings("default", objective=objective, alpha=alpha, lm_coef=0.0, **more)
+
+
+@functools.cache
+def drawn(alpha):
+    student, teacher = pair()
+    return student, teacher, rollouts(student, teacher, settings("default", alpha=alpha))
+
+
+def batch(settings_):
+    """(student, teacher, rollouts); samples depend only on alpha."""
+    return drawn(settings_.alpha)
+
+
+def expected(student, teacher, made, settings_, token):
+    """(loss, gradient by parameter): `token` has a token's value and gradient by the logits, by hand."""
+    student.zero_grad()
+    count, total = sum(map(len, made.responses)), 0.0
+    for row, (prompt, response) in enumerate(zip(made.prompts, made.responses, strict=True)):
+        ids = torch.tensor([[*prompt.tolist(), *response.tolist()]])
+        logits = student(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
+        with torch.no_grad():
+            theirs = teacher(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
+        pairs = [
+            token(z_q, z_p, int(y), (row, t))
+            for t, (z_q, z_p, y) in enumerate(
+                zip(logits.detach().numpy(), theirs.numpy(), response, strict=True)
+            )
+        ]
+        total += sum(value for value, _ in pairs) / count
+        logits.backward(torch.from_numpy(np.stack([slope for _, slope in pairs])) / count)
+    return total, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
 
 def softmax(x):

@@ -4,14 +4,13 @@ The batch has prompts and responses of different lengths, some of which end earl
 """
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
 import pytest
 import torch
-from onpolicy_case import COUNT, VOCABULARY, Prompts, engine_of, gradient, pair, rollouts, settings, task
-from parts_case import by_hand, with_assistant
+from onpolicy_case import COUNT, Prompts, engine_of, gradient, settings, task
+from parts_case import batch, by_hand, chosen, expected, with_assistant
 from torch.testing import assert_close
 
 from minillm import objectives
@@ -23,41 +22,6 @@ from minillm.training.moving_target import MovingTarget
 
 NAMES = ("forward_kl", "reverse_kl", "alpha_beta", "token_wise_kl", "squared_log_ratio")
 SETS = ("student_topk", "teacher_topk", "union", "intersection")
-
-
-def chosen(objective, alpha=0.0, **more):
-    return settings("default", objective=objective, alpha=alpha, lm_coef=0.0, **more)
-
-
-@functools.cache
-def drawn(alpha):
-    student, teacher = pair()
-    return student, teacher, rollouts(student, teacher, settings("default", alpha=alpha))
-
-
-def batch(settings_):
-    """(student, teacher, rollouts); samples depend only on alpha."""
-    return drawn(settings_.alpha)
-
-
-def expected(student, teacher, made, settings_, token):
-    """(loss, gradient by parameter): `token` has a token's value and gradient by the logits, by hand."""
-    student.zero_grad()
-    count, total = sum(map(len, made.responses)), 0.0
-    for row, (prompt, response) in enumerate(zip(made.prompts, made.responses, strict=True)):
-        ids = torch.tensor([[*prompt.tolist(), *response.tolist()]])
-        logits = student(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
-        with torch.no_grad():
-            theirs = teacher(ids).logits[0, len(prompt) - 1 : -1, :VOCABULARY]
-        pairs = [
-            token(z_q, z_p, int(y), (row, t))
-            for t, (z_q, z_p, y) in enumerate(
-                zip(logits.detach().numpy(), theirs.numpy(), response, strict=True)
-            )
-        ]
-        total += sum(value for value, _ in pairs) / count
-        logits.backward(torch.from_numpy(np.stack([slope for _, slope in pairs])) / count)
-    return total, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
 
 def check(settings_, token, target=None):

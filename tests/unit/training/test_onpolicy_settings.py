@@ -17,9 +17,11 @@ import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 from tiny_models import make
 
+from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.onpolicy import PRESETS, OnPolicy, expanded
 from minillm.config.sections import Launch
+from minillm.config.strict import parse
 from minillm.errors import UserError
 from minillm.training.rollout_losses import advantages, whitened
 
@@ -385,6 +387,18 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
             },
             "signal.tokens: the 'sampled' token must be the current student's; leave student_share",
         ),
+        (
+            {"token_weights": {"reverse_kl_above": 0.5, "reverse_kl_at_most": 0.5}},
+            "token_weights.reverse_kl_above: nothing is above 0.5 and at most 0.5",
+        ),
+        (
+            {"token_weights": {"advantage": "positive"}, "objective": "reverse_kl", "student_share": 0.5},
+            "token_weights: log-ratios, reverse KL and the student's entropy are recorded only",
+        ),
+        (
+            {"token_weights": {"normalise": True}, "normaliser": "sequences"},
+            "token_weights.normalise: the loss is divided by responses",
+        ),
         ({"taid": {}}, "taid: the long term's rewards are the teacher's own"),
         ({"assistant": {}}, "assistant: the long term's rewards are"),
         (
@@ -406,6 +420,21 @@ def test_meaningless_settings_are_one_line(plan, values, message):
     with pytest.raises(UserError, match=message) as error:
         experiment(plan)
     assert str(error.value).startswith("config: variants.other.") and "\n" not in str(error.value)
+
+
+def test_parts_that_are_not_set_are_in_no_settings_file(plan):
+    """Their keys are newer than results that must not be made again."""
+    plan["stages"]["minillm"] = {"rollouts": 8, "batch": 8}
+    training = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)[
+        "training"
+    ]
+    assert not {"alpha_beta", "signal", "taid", "assistant", "token_weights"} & set(training)
+    plan["stages"]["minillm"]["signal"] = {"tokens": "union", "top_k": 4}
+    plan["stages"]["minillm"]["token_weights"] = {"first": 0.5}
+    found = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)["training"]
+    assert found["signal"] == {"tokens": "union", "top_k": 4, "renormalise": False, "weight": "student"}
+    assert found["token_weights"]["first"] == 0.5
+    assert parse(OnPolicy, found, "f") == experiment(plan).on_policy("minillm", "short")
 
 
 def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
