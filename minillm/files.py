@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer/"
 RECORD = "record_sha256"
 # Keys of settings that count only if the configuration sets them, so that a key that is newer than a run's
 # results re-runs none of it.
-NEWER = ("forms", "coins", "alpha_beta", "signal", "taid", "assistant", "token_weights")
+NEWER = ("forms", "coins", "alpha_beta", "signal", "taid", "assistant", "token_weights", "also")
 
 
 @contextmanager

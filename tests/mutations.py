@@ -106,7 +106,7 @@ MUTATIONS = [
     Mutation(
         "token weights are not the advantages'",
         "training/rollout_losses.py",
-        "credit = credit * weights",
+        "credit = credit * factors[0]",
         "pass",
         f"{WEIGHTS}::test_weights_in_the_long_term",
     ),
@@ -119,10 +119,17 @@ MUTATIONS = [
     ),
     Mutation(
         "weights are normalised over the collection",
-        "training/rollout_losses.py",
-        "weights * (tokens / weights[rows].sum().clamp(min=1e-8))",
-        "weights * (tokens / weights.sum().clamp(min=1e-8))",
+        "training/token_weights.py",
+        "/ weights[rows].sum().clamp(min=1e-8)",
+        "/ weights.sum().clamp(min=1e-8)",
         f"{WEIGHTS}::test_normalised_by_the_mini_batch",
+    ),
+    Mutation(
+        "a further term has the objective's token weights",
+        "training/rollout_losses.py",
+        "by = factors[term] if factors else None",
+        "by = factors[0] if factors else None",
+        f"{WEIGHTS}::test_further_terms",
     ),
     Mutation(
         "padding is attended to",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Natural, NonNegative, Share
+from minillm.config.strict import STRICT, Natural, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
     from minillm.config.onpolicy import OnPolicy
@@ -163,9 +163,34 @@ class TokenWeights:
         return self.teacher_entropy_above is not None or self.teacher_entropy_at_most is not None
 
 
+@dataclass(frozen=True, config=STRICT)
+class Term:
+    """A further divergence to the teacher, with a set of entries and token weights of its own."""
+
+    objective: Literal[
+        "forward_kl",
+        "reverse_kl",
+        "jensen_shannon",
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "total_variation",
+        "alpha_beta",
+        "token_wise_kl",
+        "squared_log_ratio",
+    ] = Field(description="The divergence, as `objective` of the on-policy phase.")
+    coefficient: Positive = Field(default=1.0, description="What it is multiplied by.")
+    beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
+    skew: float = Field(default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences.")
+    alpha_beta: AlphaBeta | None = Field(default=None, description="Parameters of `alpha_beta`.")
+    signal: Signal | None = Field(default=None, description="Its set of entries; `null`: all.")
+    token_weights: TokenWeights | None = Field(default=None, description="Its token weights; `null`: none.")
+
+
 def problem(s: OnPolicy) -> str:
     """What is wrong with the combination of parts, after their key; "" if nothing is."""
-    return _problem_of_signal(s) or _problem_of_target(s) or _problem_of_weights(s)
+    own = _problem_of_signal(s) or _problem_of_target(s) or _problem_of_weights(s)
+    further = ((i, problem(term)) for i, term in enumerate(s.further_terms()))
+    return own or next((f"also.{i}.{text}" for i, text in further if text), "")
 
 
 def _problem_of_signal(s: OnPolicy) -> str:

@@ -7,13 +7,14 @@ the reasons.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, TokenWeights, problem
+from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, Term, TokenWeights, problem
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
@@ -125,6 +126,9 @@ class OnPolicy:
     token_weights: TokenWeights | None = Field(
         default=None,
         description="Factors of each token's terms: of its divergence, and of its advantage; `null`: none.",
+    )
+    also: tuple[Term, ...] | None = Field(
+        default=None, description="Further divergences to the teacher, added to the loss; `null`: none."
     )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
@@ -248,8 +252,28 @@ class OnPolicy:
 
         It has a share in the sampling, or its log-probabilities are rewards, or watched, or weights.
         """
-        weighs = self.token_weights is not None and self.token_weights.of_teacher
+        weighs = any(weights.of_teacher for weights in self.every_token_weights)
         return self.alpha > 0 or self.objective == "minillm" or self.stop_kl > 0 or weighs
+
+    def further_terms(self) -> list[OnPolicy]:
+        """The settings under which each term of `also` would be the objective."""
+        parts = ("objective", "beta", "skew", "alpha_beta", "signal", "token_weights")
+        none: dict[str, Any] = {"taid": None, "assistant": None, "also": None}
+        return [
+            dataclasses.replace(self, **none, **{name: getattr(term, name) for name in parts})
+            for term in self.also or ()
+        ]
+
+    @property
+    def every_token_weights(self) -> list[TokenWeights]:
+        """Those of the objective and of the further terms."""
+        terms: list[OnPolicy | Term] = [self, *(self.also or ())]
+        return [term.token_weights for term in terms if term.token_weights is not None]
+
+    @property
+    def teacher_scores(self) -> bool:
+        """Whether the loss needs the teacher's logits."""
+        return self.objective != "minillm" or self.single_step or bool(self.also)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -39,7 +39,7 @@ PLACES = {
 # Keys of OnPolicy that the loss on samples depends on.
 LOSS = (
     "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
-    "alpha_beta", "signal", "taid", "assistant", "token_weights",
+    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also",
 )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     most, chunk = config.data.max_prompt, config.data.corpus_length
     tokens = lengths.prompt + response
     steps = s.collections * s.inner_epochs * (s.rollouts // s.batch)
-    scored = s.objective != "minillm" or s.single_step
+    scored = s.teacher_scores
     keeps = launch.teacher_cache and scored
     # Equal losses take equal memory, whatever else differs between variants.
     of_loss = OnPolicy(**{name: getattr(s, name) for name in LOSS})
@@ -275,7 +275,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     reads = [Read(student, 2 * dev, looks, tokens, response, width)]
     reads.append(Read(teacher, dev, looks, tokens, response, width))
     unread = s.rollouts - drawn if s.teacher_reads else s.rollouts
-    weighs = s.token_weights is not None and s.token_weights.of_teacher_entropy
+    weighs = any(weights.of_teacher_entropy for weights in s.every_token_weights)
     if (keeps or weighs) and unread:
         reads.append(Read(teacher, unread, s.collections, tokens, response, width))
     return dataclasses.replace(

@@ -28,11 +28,11 @@ from minillm.models.loading import special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
+from minillm.training import token_weights
 from minillm.training.dev_set import Dev, Example
 from minillm.training.divergences import token_divergence
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
-from minillm.training.token_weights import token_weights
 
 # A sample's place in the collection, or a chunk's in the corpus.
 Row = tuple[Literal["sample", "text"], int]
@@ -120,7 +120,8 @@ class LossInputs:
     advantages: Tensor
     teacher: Callable[[slice], Tensor] | None
     initial: Callable[[slice], Tensor] | None
-    token_weights: Tensor | None
+    # Token weights of the objective and of each further term.
+    factors: list[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class SampleLoss:
     """
 
     settings: OnPolicy
+    # `settings.further_terms()`.
+    further: tuple[OnPolicy, ...] = ()
 
     def __call__(
         self,
@@ -143,21 +146,23 @@ class SampleLoss:
         teacher_logits: Tensor | None,
         initial_logits: Tensor | None,
         target: Tensor | None = None,
-        token_weights: Tensor | None = None,
+        *factors: Tensor | None,
     ) -> Terms:
         """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,).
 
-        Advantages are multiplied by the token weights already.
+        `factors` are the token weights of the objective, which are in the advantages already, and of each
+        further term; there may be none at all.
         """
 
-        def divergence(theirs: Tensor) -> Tensor:
-            values = token_divergence(s, logits, theirs, tokens, target)
-            return values if token_weights is None else values * token_weights
+        def weighted(values: Tensor, term: int = 0) -> Tensor:
+            by = factors[term] if factors else None
+            return values if by is None else values * by
 
         s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            losses[s.objective] = divergence(teacher_logits).sum()
+            values = token_divergence(s, logits, teacher_logits, tokens, target)
+            losses[s.objective] = weighted(values).sum()
         else:
             new = token_logprobs(logits, tokens)
             losses["long_term"] = objectives.policy_gradient_loss(
@@ -167,9 +172,13 @@ class SampleLoss:
             if s.clip:
                 ratio = torch.exp(new.detach() - old_logprobs) * weights
                 counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
-            if teacher_logits is not None:
-                values = divergence(teacher_logits)
+            if teacher_logits is not None and s.single_step:
+                values = weighted(token_divergence(s, logits, teacher_logits, tokens))
                 losses["single_step"] = (values * weights if s.single_step_weights else values).sum()
+        for i, (term, part) in enumerate(zip(self.further, s.also or (), strict=True), 1):
+            assert teacher_logits is not None
+            values = weighted(token_divergence(term, logits, teacher_logits, tokens), i)
+            losses[f"also_{i}"] = part.coefficient * values.sum()
         if initial_logits is not None:
             losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
         return losses, counts
@@ -188,7 +197,7 @@ def frozen_model_logits(
 class MiniBatch:
     """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
-    `advantages`, `weights` (of importance) and `token_weights`, by which the advantages are multiplied
+    `advantages`, `weights` (of importance) and each of `factors`, the first of which is in the advantages
     already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
     `text_denominator`.
     """
@@ -204,7 +213,7 @@ class MiniBatch:
     compiled: bool
     # TAID's t.
     target: float | None = None
-    token_weights: Tensor | None = None
+    factors: Sequence[Tensor | None] = ()
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
@@ -231,7 +240,7 @@ class MiniBatch:
             return frozen_model_logits(model, self.examples(samples), self.task, self.device, s.temperature)
 
         teacher = None
-        if s.objective != "minillm" or s.single_step:
+        if s.teacher_scores:
             if rollouts.teacher_hidden is None:
                 teacher = frozen(self.task.teacher)
             # Kept when the samples were drawn.
@@ -248,7 +257,7 @@ class MiniBatch:
             cut(self.advantages),
             teacher,
             initial,
-            None if self.token_weights is None else cut(self.token_weights),
+            [None if by is None else cut(by) for by in self.factors],
         )
 
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
@@ -267,7 +276,7 @@ class MiniBatch:
                 inputs.advantages[tile],
                 *frozen,
                 target,
-                None if inputs.token_weights is None else inputs.token_weights[tile],
+                *(None if by is None else by[tile] for by in inputs.factors),
             )
 
         def note(terms: Terms) -> None:
@@ -278,7 +287,8 @@ class MiniBatch:
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
 
-        return Compilable(SampleLoss(self.task.settings), constants, note, self.compiled)
+        loss = SampleLoss(self.task.settings, tuple(self.task.settings.further_terms()))
+        return Compilable(loss, constants, note, self.compiled)
 
     def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
         """The loss of a tile of plain text, at temperature 1."""
@@ -326,15 +336,6 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
     return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
 
 
-def weights_of(task: Task, rollouts: Rollouts) -> Tensor | None:
-    """The configured weights of a collection's tokens, (rows, time); None if there are none."""
-    s, tokenizer = task.settings.token_weights, task.dev.tokenizer
-    if s is None:
-        return None
-    special = frozenset(tokenizer.all_special_ids) if s.mask_special else frozenset()
-    return token_weights(rollouts, s, eos=special_tokens(tokenizer)[0], special=special)
-
-
 def micro_batches(
     engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int], target: float | None = None
 ) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
@@ -348,11 +349,12 @@ def micro_batches(
     # Statistics of the global mini-batch, however it is split.
     credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
-    weights = weights_of(task, rollouts)
-    if weights is not None:
-        if s.token_weights is not None and s.token_weights.normalise:
-            weights = weights * (tokens / weights[rows].sum().clamp(min=1e-8))
-        credit = credit * weights
+    factors = [
+        token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows)
+        for term in (s, *s.further_terms())
+    ]
+    if factors[0] is not None:
+        credit = credit * factors[0]
     by_sequence = s.normaliser == "sequences"
     mini_batch = MiniBatch(
         task,
@@ -367,7 +369,7 @@ def micro_batches(
         device=engine.world.device,
         compiled=engine.launch.compile,
         target=target,
-        token_weights=weights,
+        factors=factors,
     )
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)

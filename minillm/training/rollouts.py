@@ -162,7 +162,7 @@ def collect_rollouts(
         group_of = grouped({row: len(rows.prompt(row)) for row in asked}, settings.coins)
         mine = list(group_of)[rank * len(asked) // size : (rank + 1) * len(asked) // size]
         groups = [group_of[row] for row in mine]
-    keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
+    keep = engine.launch.teacher_cache and settings.teacher_scores
     with engine.whole():
         samples = sample(
             engine.model,
@@ -183,7 +183,7 @@ def collect_rollouts(
         sent = engine.world.gather([without_states(entry) for entry in fresh])
         by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
-        weighs = settings.token_weights is not None and settings.token_weights.of_teacher_entropy
+        weighs = any(weights.of_teacher_entropy for weights in settings.every_token_weights)
         hidden = teacher_hidden(engine, teacher, rows, entries, pad) if keep or weighs else None
         made = together(rows, entries, watched)
         if weighs and hidden is not None:

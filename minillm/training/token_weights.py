@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from minillm.config.objective_parts import TokenWeights
+from minillm.models.loading import special_tokens
 from minillm.training.rollouts import Rollouts
 
 # TIP takes entropies above this quantile of the collection as equal.
@@ -47,6 +49,22 @@ def token_weights(rollouts: Rollouts, s: TokenWeights, *, eos: int, special: fro
             places = mask[row].nonzero().squeeze(-1)
             weights[row, [places[i] for i, token in enumerate(response.tolist()) if token in special]] = 0.0
     return weights.to(rollouts.mask.dtype)
+
+
+def configured(
+    rollouts: Rollouts, s: TokenWeights | None, tokenizer: PreTrainedTokenizerBase, rows: list[int]
+) -> Tensor | None:
+    """The weights of a collection's tokens, (rows, time); None without settings.
+
+    `rows` are those of the mini-batch, over which they are normalised if that is asked for.
+    """
+    if s is None:
+        return None
+    special = frozenset(tokenizer.all_special_ids) if s.mask_special else frozenset()
+    weights = token_weights(rollouts, s, eos=special_tokens(tokenizer)[0], special=special)
+    if s.normalise:
+        weights = weights * (rollouts.mask[rows].sum() / weights[rows].sum().clamp(min=1e-8))
+    return weights
 
 
 def discrepancy(rollouts: Rollouts) -> Tensor:

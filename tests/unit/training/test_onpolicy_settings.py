@@ -399,6 +399,16 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
             {"token_weights": {"normalise": True}, "normaliser": "sequences"},
             "token_weights.normalise: the loss is divided by responses",
         ),
+        (
+            {
+                "also": [
+                    {"objective": "forward_kl"},
+                    {"objective": "reverse_kl", "signal": {"tokens": "union"}},
+                ]
+            },
+            "also.1.signal.top_k: 'union' needs a number",
+        ),
+        ({"also": [{"objective": "minillm"}]}, "also.0.objective: "),
         ({"taid": {}}, "taid: the long term's rewards are the teacher's own"),
         ({"assistant": {}}, "assistant: the long term's rewards are"),
         (
@@ -425,10 +435,8 @@ def test_meaningless_settings_are_one_line(plan, values, message):
 def test_parts_that_are_not_set_are_in_no_settings_file(plan):
     """Their keys are newer than results that must not be made again."""
     plan["stages"]["minillm"] = {"rollouts": 8, "batch": 8}
-    training = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)[
-        "training"
-    ]
-    assert not {"alpha_beta", "signal", "taid", "assistant", "token_weights"} & set(training)
+    training = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)["training"]
+    assert not {"alpha_beta", "signal", "taid", "assistant", "token_weights", "also"} & set(training)
     plan["stages"]["minillm"]["signal"] = {"tokens": "union", "top_k": 4}
     plan["stages"]["minillm"]["token_weights"] = {"first": 0.5}
     found = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)["training"]

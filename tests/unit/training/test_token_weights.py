@@ -24,7 +24,7 @@ from ranks import ranks
 from torch.nn import functional
 from torch.testing import assert_close
 
-from minillm.config.objective_parts import TokenWeights
+from minillm.config.objective_parts import Signal, Term, TokenWeights
 from minillm.config.sections import Launch, Sampling
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
@@ -219,6 +219,76 @@ def losses_of(student, teacher, samples, settings_, rows=None):
     )
     value, terms = loss(parts[0])
     return value.item(), {name: x.item() for name, x in terms.items()}
+
+
+FURTHER = {
+    "AOPD": (
+        {
+            "objective": "squared_log_ratio",
+            "signal": Signal(tokens="sampled"),
+            "token_weights": TokenWeights(advantage="positive"),
+        },
+        Term(
+            objective="forward_kl",
+            signal=Signal(tokens="teacher_topk", top_k=3),
+            token_weights=TokenWeights(advantage="not_positive"),
+        ),
+    ),
+    "EOPD without its clip": (
+        {"objective": "reverse_kl"},
+        Term(
+            objective="forward_kl",
+            coefficient=0.5,
+            signal=Signal(tokens="teacher_topk", top_k=4, renormalise=True),
+            token_weights=TokenWeights(teacher_entropy_above=2.0),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_terms(name):
+    """Each with its own divergence, set and weights."""
+    student, teacher, samples = made()
+    first, second = FURTHER[name]
+    settings_ = chosen(**first, also=(second,))
+
+    def part(settings_, weights, factor):
+        signal = settings_.signal or Signal()
+        rows = factors_by_hand(samples, weights or TokenWeights())
+
+        def token(z_q, z_p, y, place):
+            more = (signal.tokens, signal.top_k, signal.renormalise)
+            value, slope = by_hand(settings_.objective, z_q, z_p, y, *more)
+            w = factor * rows[place[0]][place[1]]
+            return w * value, w * slope
+
+        return token
+
+    parts = (
+        part(settings_, settings_.token_weights, 1.0),
+        part(second, second.token_weights, second.coefficient),
+    )
+
+    def both(*token):
+        return tuple(map(sum, zip(*(one(*token) for one in parts), strict=True)))
+
+    value, slopes = expected(student, teacher, samples, settings_, both)
+    found = gradient(student, samples, task(teacher, settings_), Launch(micro_batch=3))
+    assert found[0] == pytest.approx(value, abs=1e-8)
+    for parameter, slope in slopes.items():
+        assert_close(found[1][parameter], slope, atol=1e-8, rtol=1e-8)
+
+
+def test_a_further_term_beside_minillm():
+    """Its teacher's logits are there without the single-step term, too."""
+    student, teacher, samples = made()
+    base = settings("default", lm_coef=0.0, single_step=False, include_current=True)
+    other = dataclasses.replace(base, also=(Term(objective="forward_kl", coefficient=2.0),))
+    kl = gradient(student, samples, task(teacher, chosen("forward_kl")))[0]
+    before, after = (losses_of(student, teacher, samples, s) for s in (base, other))
+    assert set(after[1]) - set(before[1]) == {"also_1"}
+    assert after[0] - before[0] == pytest.approx(2 * kl, abs=1e-10)
 
 
 def test_padding_and_the_order_of_rows_do_not_count():
