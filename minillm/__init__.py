@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # imports an input of that stage, so imports here would make the whole package an input of every stage.
 _PUBLIC = {
     "minillm.objectives": (
+        "alpha_beta",
         "forward_kl",
         "importance_weights",
         "jensen_shannon",
@@ -24,10 +25,13 @@ _PUBLIC = {
         "single_step_loss",
         "skew_forward_kl",
         "skew_reverse_kl",
+        "squared_log_ratio",
         "token_rewards",
+        "token_wise_kl",
         "total_variation",
         "whiten",
     ),
+    "minillm.token_sets": ("on_set",),
     "minillm.config.sections": ("Sampling",),
     "minillm.sampling.sample": ("Mixture", "Record", "Response", "sample"),
     "minillm.data.batching": ("Batch", "collate"),

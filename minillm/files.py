@@ -32,6 +32,7 @@ RECORD = "record_sha256"
 NEWER = (
     *("forms", "coins", "chat", "turns", "also", "adapter", "licence", "gated"),
     *("instruction", "where", "metrics", "served_name", "key_variable"),
+    *("alpha_beta", "signal", "taid", "assistant", "token_weights"),
 )
 # The same for keys whose default has a name.
 NEWER_DEFAULTS = {"backend": "transformers"}

@@ -3,8 +3,11 @@
 Shapes: logits (batch, time, vocab); log-probabilities, rewards, advantages and masks (batch, time).  A mask
 is 1 on response tokens, including the EOS that ends them, in any padding layout.  p is the teacher, q the
 student; student arguments come first.  Everything is computed in float32 (float64 stays float64).  Nothing is
-detached, except that the losses take old log-probabilities, advantages and weights as constants.  Equation
-numbers are the paper's (docs/method.md).
+detached, except that the losses take old log-probabilities, advantages and weights as constants, and where a
+divergence is said to have constants.  Equation numbers are the paper's (docs/method.md).
+
+With `normalised=True` a divergence takes log-probabilities instead of logits, perhaps of only some of the
+tokens (token_sets.py): it is then the sum of the terms of these; -inf for both marks an entry that is absent.
 """
 
 from __future__ import annotations
@@ -14,18 +17,24 @@ from torch import Tensor
 
 # Logarithm of the largest ratio: far above any that occurs, and its square, in a gradient's norm, is finite.
 LARGEST = 40.0
+# Stands for the logarithm of 0 where -inf would make gradients NaN.
+FLOOR = -1e30
 
 
 def _full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _log_softmax(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+def _log_softmax(
+    student_logits: Tensor, teacher_logits: Tensor, normalised: bool = False
+) -> tuple[Tensor, Tensor]:
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise ValueError(
             f"vocabularies differ: student {student_logits.shape[-1]}, teacher {teacher_logits.shape[-1]}; "
             "truncate both to the shared range"
         )
+    if normalised:
+        return _full(student_logits), _full(teacher_logits)
     return _full(student_logits).log_softmax(-1), _full(teacher_logits).log_softmax(-1)
 
 
@@ -35,36 +44,37 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * gap).sum(-1)
 
 
-def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, normalised: bool = False) -> Tensor:
     """KL(p || q) of each token, shape (batch, time): the word-level KD baseline."""
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     return kl(p, q)
 
 
-def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, normalised: bool = False) -> Tensor:
     """KL(q || p) of each token, shape (batch, time).
 
     Minus the expectation of the reward r_t in Eq. 3, summed over the vocabulary.
     """
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     return kl(q, p)
 
 
 def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """log(share a + (1 - share) b); finite floors keep the gradient finite where a and b are both 0."""
-    floor = -1e30
     # Created on the device: sending a number to a GPU waits for it.
     mix = log_a.new_full((), share)
-    return torch.logaddexp(mix.log() + log_a.clamp(min=floor), torch.log1p(-mix) + log_b.clamp(min=floor))
+    return torch.logaddexp(mix.log() + log_a.clamp(min=FLOOR), torch.log1p(-mix) + log_b.clamp(min=FLOOR))
 
 
-def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5) -> Tensor:
+def jensen_shannon(
+    student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, *, normalised: bool = False
+) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each token, shape (batch, time).
 
     The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), with its convention for the ends,
     where the divergence itself is 0: forward KL at beta = 0, reverse KL at beta = 1.
     """
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     if beta == 0:
         return kl(p, q)
     if beta == 1:
@@ -73,25 +83,122 @@ def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, beta: float =
     return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
 
-def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
+def skew_forward_kl(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, *, normalised: bool = False
+) -> Tensor:
     """KL(p || alpha p + (1 - alpha) q) of each token, shape (batch, time); at most -log alpha.
 
     From DistiLLM (arXiv 2402.03898).
     """
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     return kl(p, _mixture(p, q, alpha))
 
 
-def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
+def skew_reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, *, normalised: bool = False
+) -> Tensor:
     """KL(q || alpha q + (1 - alpha) p) of each token, shape (batch, time)."""
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     return kl(q, _mixture(q, p, alpha))
 
 
-def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def total_variation(student_logits: Tensor, teacher_logits: Tensor, *, normalised: bool = False) -> Tensor:
     """Half the L1 distance between the two distributions of each token, shape (batch, time); in [0, 1]."""
-    q, p = _log_softmax(student_logits, teacher_logits)
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
     return 0.5 * (q.exp() - p.exp()).abs().sum(-1)
+
+
+def alpha_beta(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    alpha: float = 0.2,
+    beta: float = 0.7,
+    *,
+    normalised: bool = False,
+) -> Tensor:
+    """The alpha-beta divergence of p from q of each token, shape (batch, time); alpha, beta >= 0.
+
+    -1/(a b) sum_v [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], the loss of ABKD (arXiv 2505.04560); where a
+    parameter is 0, the limit (Cichocki, Cruces and Amari 2011): forward KL at (1, 0), reverse KL at (0, 1),
+    half the sum of squared log-ratios at (0, 0).
+    """
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
+    if alpha == 0 and beta == 0:
+        gap = (q - p).masked_fill(q == -torch.inf, 0.0)
+        return 0.5 * (gap**2).sum(-1)
+    if alpha == 0 or beta == 0:
+        first, second, power = (p, q, alpha) if beta == 0 else (q, p, beta)
+        gap = (first - second).masked_fill(first == -torch.inf, 0.0)
+        a, b = (power * first).exp(), (power * second).exp()
+        return (a * power * gap - a + b).sum(-1) / power**2
+    both = alpha + beta
+    cross = (alpha * p + beta * q).exp()
+    own = alpha * (both * p).exp() + beta * (both * q).exp()
+    return (own / both - cross).sum(-1) / (alpha * beta)
+
+
+def token_wise_kl(student_logits: Tensor, teacher_logits: Tensor, *, normalised: bool = False) -> Tensor:
+    """sum_v [s_v p_v log(p_v/q_v) + (1 - s_v) q_v log(q_v/p_v)] of each token, shape (batch, time).
+
+    ToDi (arXiv 2505.16297): each vocabulary entry has its own share of forward and reverse KL, s_v =
+    sigmoid(log(p_v/q_v)), a constant as in its code (criterions/various_divergence.py, compute_ToDi).
+    """
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
+    gap = (p - q).masked_fill((p == -torch.inf) & (q == -torch.inf), 0.0)
+    share = torch.sigmoid(gap).detach()
+    forward = p.exp() * gap.masked_fill(p == -torch.inf, 0.0)
+    reverse = q.exp() * gap.masked_fill(q == -torch.inf, 0.0)
+    return (share * forward - (1 - share) * reverse).sum(-1)
+
+
+def squared_log_ratio(
+    student_logits: Tensor, teacher_logits: Tensor, weight: str = "student", *, normalised: bool = False
+) -> Tensor:
+    """sum_v w_v (log q_v - log p_v)^2 / 2 of each token, shape (batch, time); the weights are constants.
+
+    w is proportional to q ("student"), p ("teacher") or 1 ("none"), and its sum is 1.  Its gradient,
+    sum_v w_v (log q_v - log p_v) grad log q_v, is that of a policy gradient whose action is each entry and
+    whose reward is its log-ratio, as on-policy distillation on top-k tokens has it (arXiv 2604.13016).  By q
+    and over the whole vocabulary that is the gradient of the reverse KL.  Raises ValueError for any other
+    weight.
+    """
+    q, p = _log_softmax(student_logits, teacher_logits, normalised)
+    if weight not in ("student", "teacher", "none"):
+        raise ValueError(f"weight must be 'student', 'teacher' or 'none', not {weight!r}")
+    by = {"student": q, "teacher": p, "none": torch.zeros_like(q)}[weight].detach()
+    # 0 everywhere if no entry is present.
+    weights = by.masked_fill(q == -torch.inf, -torch.inf).softmax(-1).nan_to_num(0.0)
+    gap = (q - p).masked_fill(weights == 0, 0.0)
+    return 0.5 * (weights * gap**2).sum(-1)
+
+
+def moving_target(student_logits: Tensor, teacher_logits: Tensor, t: Tensor | float) -> Tensor:
+    """log softmax((1 - t) z_q + t z_p), constant in the student, shape (batch, time, vocab).
+
+    TAID's intermediate teacher (arXiv 2501.16937): the student at t = 0, the teacher at t = 1.
+    """
+    q, p = _log_softmax(student_logits.detach(), teacher_logits)
+    return _renormalised((1 - t) * q.clamp(min=FLOOR) + t * p.clamp(min=FLOOR))
+
+
+def assistant(student_logits: Tensor, teacher_logits: Tensor, alpha: float, share: float) -> Tensor:
+    """Logarithm of the alpha-mixture of teacher (`share`) and student, shape (batch, time, vocab).
+
+    r proportional to [share p^c + (1 - share) q^c]^(1/c), c = (1 - alpha)/2, and to p^share q^(1 - share) at
+    alpha = 1: AMiD's assistant distribution (arXiv 2510.15982).  alpha = -1 is the mixture of the skewed
+    divergences.  `share` is in (0, 1).
+    """
+    q, p = (x.clamp(min=FLOOR) for x in _log_softmax(student_logits, teacher_logits))
+    power = (1 - alpha) / 2
+    if power == 0:
+        return _renormalised(share * p + (1 - share) * q)
+    return _renormalised(_mixture(power * p, power * q, share) / power)
+
+
+def _renormalised(logs: Tensor) -> Tensor:
+    """log softmax, with -inf in place of what stems from FLOOR."""
+    logs = logs.log_softmax(-1)
+    return logs.masked_fill(logs < FLOOR / 1e9, -torch.inf)
 
 
 def masked_mean(values: Tensor, mask: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:

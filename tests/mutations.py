@@ -18,6 +18,8 @@ REPO = Path(__file__).resolve().parents[1]
 TESTS = "tests/unit/training/test_invariances.py"
 TILES = "tests/unit/models/test_tiled_loss.py"
 TWO = "tests/unit/training/test_two_templates.py"
+PARTS = "tests/unit/training/test_objective_parts.py"
+WEIGHTS = "tests/unit/training/test_token_weights.py"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,104 @@ MUTATIONS = [
         "any(prompt_length(row, other, where) > settings.max_prompt for other in linked)",
         "False",
         "tests/unit/data/test_chat.py::test_what_one_template_drops_is_dropped_for_both",
+    ),
+    Mutation(
+        "exponents change places",
+        "objectives.py",
+        "alpha * (both * p).exp() + beta * (both * q).exp()",
+        "beta * (both * p).exp() + alpha * (both * q).exp()",
+        f"{PARTS}::test_the_exponents_of_the_alpha_beta_divergence",
+    ),
+    Mutation(
+        "shares of forward and reverse KL have a gradient",
+        "objectives.py",
+        "share = torch.sigmoid(gap).detach()",
+        "share = torch.sigmoid(gap)",
+        f"{PARTS}::test_divergences",
+    ),
+    Mutation(
+        "weights of entries have a gradient",
+        "objectives.py",
+        "torch.zeros_like(q)}[weight].detach()",
+        "torch.zeros_like(q)}[weight]",
+        f"{PARTS}::test_weights_of_entries",
+    ),
+    Mutation(
+        "an entry of both top-k sets counts twice",
+        "token_sets.py",
+        "torch.cat([torch.ones_like(shared), ~shared], -1)",
+        "None",
+        f"{PARTS}::test_sets_of_entries",
+    ),
+    Mutation(
+        "probabilities of a set always sum to 1",
+        "token_sets.py",
+        "pair.append(values.log_softmax(-1) if renormalise else values)",
+        "pair.append(values.log_softmax(-1))",
+        f"{PARTS}::test_sets_of_entries",
+    ),
+    Mutation(
+        "the target is trained",
+        "objectives.py",
+        "_log_softmax(student_logits.detach(), teacher_logits)",
+        "_log_softmax(student_logits, teacher_logits)",
+        f"{PARTS}::test_moving_target",
+    ),
+    Mutation(
+        "the target starts again with every start",
+        "training/onpolicy.py",
+        '{"target": target.saved()} if target else {}',
+        "{}",
+        f"{PARTS}::test_a_run_with_a_moving_target_resumes_exactly",
+    ),
+    Mutation(
+        "the teacher's share in the assistant is the student's",
+        "objectives.py",
+        "_mixture(power * p, power * q, share)",
+        "_mixture(power * q, power * p, share)",
+        f"{PARTS}::test_assistant",
+    ),
+    Mutation(
+        "a token's discrepancy counts its own",
+        "training/token_weights.py",
+        "before = (gaps.cumsum(1) - gaps) * mask",
+        "before = gaps.cumsum(1) * mask",
+        f"{WEIGHTS}::test_each_factor",
+    ),
+    Mutation(
+        "positions of weights count what is masked",
+        "training/token_weights.py",
+        "position, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)",
+        "position, length = torch.ones_like(mask).cumsum(1) - 1, mask.sum(1, keepdim=True)",
+        f"{WEIGHTS}::test_under_every_mask",
+    ),
+    Mutation(
+        "token weights are not the advantages'",
+        "training/rollout_losses.py",
+        "credit = credit * factors[0]",
+        "pass",
+        f"{WEIGHTS}::test_weights_in_the_long_term",
+    ),
+    Mutation(
+        "the teacher's entropy is that of the padded vocabulary",
+        "training/rollouts.py",
+        "head = head_of(teacher, dev.vocabulary, settings.temperature)",
+        "head = head_of(teacher, head_of(teacher, 1).weight.shape[0], settings.temperature)",
+        f"{WEIGHTS}::test_the_teachers_entropy",
+    ),
+    Mutation(
+        "weights are normalised over the collection",
+        "training/token_weights.py",
+        "/ weights[rows].sum().clamp(min=1e-8)",
+        "/ weights.sum().clamp(min=1e-8)",
+        f"{WEIGHTS}::test_normalised_by_the_mini_batch",
+    ),
+    Mutation(
+        "a further term has the objective's token weights",
+        "training/rollout_losses.py",
+        "by = factors[term] if factors else None",
+        "by = factors[0] if factors else None",
+        f"{WEIGHTS}::test_further_terms",
     ),
     Mutation(
         "padding is attended to",

@@ -7,12 +7,14 @@ the reasons.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, Term, TokenWeights, problem
 from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
@@ -25,6 +27,9 @@ Objective = Literal[
     "skew_forward_kl",
     "skew_reverse_kl",
     "total_variation",
+    "alpha_beta",
+    "token_wise_kl",
+    "squared_log_ratio",
 ]
 
 
@@ -108,6 +113,28 @@ class OnPolicy:
         lt=1,
         description="Alpha of the skewed divergences: the share of the first distribution in the mixture "
         "that it is compared with.",
+    )
+    # Keys that are newer than others' results: None, and in files.NEWER.
+    alpha_beta: AlphaBeta | None = Field(
+        default=None, description="Parameters of `objective: alpha_beta`; `null`: their defaults."
+    )
+    signal: Signal | None = Field(
+        default=None,
+        description="Which entries of the vocabulary the divergence sums over, for `minillm` in its "
+        "single-step term; `null`: all.",
+    )
+    taid: Taid | None = Field(
+        default=None, description="A target that moves from student to teacher; `null`: the teacher."
+    )
+    assistant: Assistant | None = Field(
+        default=None, description="A mixture in the place of student or teacher; `null`: none."
+    )
+    token_weights: TokenWeights | None = Field(
+        default=None,
+        description="Factors of each token's terms: of its divergence, and of its advantage; `null`: none.",
+    )
+    also: tuple[Term, ...] | None = Field(
+        default=None, description="Further divergences to the teacher, added to the loss; `null`: none."
     )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
@@ -225,6 +252,35 @@ class OnPolicy:
     )
     dev_rows: Natural = Field(default=0, description="Evaluate on the first so many dev rows; 0: all.")
 
+    @property
+    def teacher_reads(self) -> bool:
+        """Whether the teacher reads along when responses are sampled.
+
+        It has a share in the sampling, or its log-probabilities are rewards, or watched, or weights.
+        """
+        weighs = any(weights.of_teacher for weights in self.every_token_weights)
+        return self.alpha > 0 or self.objective == "minillm" or self.stop_kl > 0 or weighs
+
+    def further_terms(self) -> list[OnPolicy]:
+        """The settings under which each term of `also` would be the objective."""
+        parts = ("objective", "beta", "skew", "alpha_beta", "signal", "token_weights")
+        none: dict[str, Any] = {"taid": None, "assistant": None, "also": None}
+        return [
+            dataclasses.replace(self, **none, **{name: getattr(term, name) for name in parts})
+            for term in self.also or ()
+        ]
+
+    @property
+    def every_token_weights(self) -> list[TokenWeights]:
+        """Those of the objective and of the further terms."""
+        terms: list[OnPolicy | Term] = [self, *(self.also or ())]
+        return [term.token_weights for term in terms if term.token_weights is not None]
+
+    @property
+    def teacher_scores(self) -> bool:
+        """Whether the loss needs the teacher's logits."""
+        return self.objective != "minillm" or self.single_step or bool(self.also)
+
 
 @dataclass(frozen=True, config=STRICT)
 class Variant:
@@ -316,28 +372,28 @@ def combined(places: Sequence[dict[str, Any]], where: str, under: str) -> OnPoli
 
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     """Raises UserError, one line naming `where` and the key, for combinations that mean nothing."""
-    problem = ""
+    wrong = ""
     if settings.rollouts % settings.batch:
-        problem = (
+        wrong = (
             f"batch: {settings.rollouts} rollouts are not a whole number of mini-batches of {settings.batch}"
         )
     elif settings.objective == "minillm" and (
         settings.student_share < 1 or settings.adaptive or settings.replay
     ):
         key = "student_share" if settings.student_share < 1 else "adaptive" if settings.adaptive else "replay"
-        problem = (
+        wrong = (
             f"{key}: the long term needs samples of the current student; "
             "choose another objective or leave this off"
         )
     elif settings.advantage == "centred" and settings.single_step:
-        problem = "advantage: 'centred' replaces the single-step term; set single_step: false"
+        wrong = "advantage: 'centred' replaces the single-step term; set single_step: false"
     elif settings.advantage == "expected" and settings.include_current:
-        problem = (
+        wrong = (
             "advantage: 'expected' covers the rewards that follow, not the token's own; "
             "set include_current: false"
         )
     elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
-        problem = (
+        wrong = (
             "adaptive: the share of samples grows at dev evaluations; "
             "set student_share below 1 and evaluations to 2 or more"
         )
@@ -346,6 +402,6 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     elif settings.backend == "vllm" and settings.temperature < COLDEST:
         problem = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
-        problem = f"{limit}: must be a factor above 1, or 0 for none"
-    if problem:
-        raise UserError(f"{where}: {under}.{problem}")
+        wrong = f"{limit}: must be a factor above 1, or 0 for none"
+    if wrong := wrong or problem(settings):
+        raise UserError(f"{where}: {under}.{wrong}")

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from minillm.config.adapter import Adapter
 from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampling import Sampling
-from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share
+from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share, whole_schema
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -345,7 +345,7 @@ class Stages:
         description="Sequence-level distillation (SeqKD): cross-entropy on the teacher's responses.",
     )
     pseudo: Pseudo = Field(default_factory=Pseudo, description="The teacher's responses for SeqKD.")
-    minillm: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(OnPolicy).json_schema())] = Field(
+    minillm: Annotated[dict[str, Any], WithJsonSchema(whole_schema(OnPolicy))] = Field(
         default_factory=dict,
         description="The on-policy phase of MiniLLM and its variants. Keys that are not set come from the "
         "preset `semantics`, and only then from the defaults.",

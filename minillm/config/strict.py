@@ -83,6 +83,27 @@ def _siblings(schema: dict[str, Any], location: tuple[int | str, ...]) -> list[s
     return list(node.get("properties", {}))
 
 
+def whole_schema(cls: type) -> dict[str, Any]:
+    """JSON schema of a dataclass without references, so that it can stand inside another's schema."""
+    schema = TypeAdapter(cls).json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inlined(part) for part in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            node = {
+                **definitions[node["$ref"].rsplit("/", 1)[1]],
+                **{k: v for k, v in node.items() if k != "$ref"},
+            }
+        return {key: inlined(part) for key, part in node.items()}
+
+    whole: dict[str, Any] = inlined(schema)
+    return whole
+
+
 def hint(name: str, names: Iterable[str]) -> str:
     """What to write instead of an unknown name: the most similar of `names`, or all of them."""
     names = sorted(names)

@@ -39,7 +39,8 @@ PLACES = {
 
 # Keys of OnPolicy that the loss on samples depends on.
 LOSS = (
-    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate"
+    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
+    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also",
 )  # fmt: skip
 
 
@@ -269,9 +270,8 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     most, chunk = config.data.max_prompt, config.data.corpus_length
     tokens = lengths.prompt + response
     steps = s.collections * s.inner_epochs * (s.rollouts // s.batch)
-    scored = s.objective != "minillm" or s.single_step
+    scored = s.teacher_scores
     keeps = launch.teacher_cache and scored
-    watched = s.alpha > 0 or s.objective == "minillm" or s.stop_kl > 0
     # Equal losses take equal memory, whatever else differs between variants.
     of_loss = OnPolicy(**{name: getattr(s, name) for name in LOSS})
     drawn = round(s.rollouts * s.student_share)
@@ -289,7 +289,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     dev = min(s.dev_rows or lengths.dev, lengths.dev)
     looks = s.evaluations + 1
     prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
-    both = (student, teacher) if watched else (student,)
+    both = (student, teacher) if s.teacher_reads else (student,)
     draws = (
         Draw(
             both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
@@ -301,8 +301,9 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     width = most + max(s.max_tokens, config.data.max_response)
     reads = [Read(student, 2 * dev, looks, tokens, response, width)]
     reads.append(Read(teacher, dev, looks, tokens, response, width))
-    unread = s.rollouts - drawn if watched else s.rollouts
-    if keeps and unread:
+    unread = s.rollouts - drawn if s.teacher_reads else s.rollouts
+    weighs = any(weights.of_teacher_entropy for weights in s.every_token_weights)
+    if (keeps or weighs) and unread:
         reads.append(Read(teacher, unread, s.collections, tokens, response, width))
     return dataclasses.replace(
         bare,

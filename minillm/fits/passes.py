@@ -155,14 +155,18 @@ class Loss:
             theirs = self._frozen(bool(self.kd_ratio), tokens, vocabulary, dtype)
             return TokenLoss(self.kd_ratio), lambda part: (ids[part], theirs(part) if theirs else None)
         values = [torch.zeros(tokens) for _ in range(3)]
-        steps = self.settings.objective != "minillm" or self.settings.single_step
+        steps = self.settings.teacher_scores
         frozen = [
             self._frozen(wanted, tokens, vocabulary, dtype) for wanted in (steps, bool(self.settings.init_kl))
         ]
-        return SampleLoss(self.settings), lambda part: (
+        further = tuple(self.settings.further_terms())
+        weighted = [term.token_weights is not None for term in (self.settings, *further)]
+        return SampleLoss(self.settings, further), lambda part: (
             ids[part],
             *(value[part] for value in values),
             *(logits(part) if logits else None for logits in frozen),
+            torch.tensor(0.5) if self.settings.taid else None,
+            *(values[0][part] if weights else None for weights in weighted),
         )
 
     def _frozen(

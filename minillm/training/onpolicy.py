@@ -30,10 +30,12 @@ from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
 from minillm.training.adapted import load_frozen, with_adapter
-from minillm.training.dev_set import Candidates, Dev, answer, losses
+from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
+from minillm.training.divergences import token_divergence
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
-from minillm.training.rollout_losses import Task, credit_summary, micro_batches, token_divergence
+from minillm.training.moving_target import MovingTarget
+from minillm.training.rollout_losses import Task, credit_summary, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.vllm_rollouts import VllmRollouts
 
@@ -51,6 +53,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
     if saved and saved["rollouts"]:
         rollouts = Rollouts.restored(saved["rollouts"], engine.world)
     memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
+    target = MovingTarget.of(s.taid, saved.get("target") if saved else None)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
@@ -60,7 +63,8 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
     def save() -> None:
         # After a collection's last step its samples are not needed again.
         kept = vars(rollouts) if engine.step % per_collection else None
-        engine.save({"history": history, "rollouts": kept, "memory": memory.saved()})
+        state = {"history": history, "rollouts": kept, "memory": memory.saved()}
+        engine.save(state | ({"target": target.saved()} if target else {}))
 
     vllm = None
     if s.backend == "vllm":
@@ -81,11 +85,15 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
             sums = engine.update(
-                *micro_batches(engine, task, rollouts, chosen), rows=[rollouts.ids[i] for i in chosen]
+                *micro_batches(engine, task, rollouts, chosen, target.t if target else None),
+                rows=[rollouts.ids[i] for i in chosen],
             )
             bar.update()
             if engine.logs:
-                log.write(engine.summed(sums))
+                log.write(engine.summed(sums) | ({"target": target.t} if target else {}))
+            if target:
+                loss = math.fsum(engine.world.gather(float(sums[s.objective])))
+                target.move(loss, (engine.step - 1) / engine.steps)
             if engine.step in due:
                 history.append({"step": engine.step, **evaluate(engine, task)})
                 memory.look(history[-1]["dev_loss"], s)
@@ -122,7 +130,11 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
 
     # By name, so that a divergence that is reported anyway is computed only once.
     name: str = "reverse_kl" if s.objective == "minillm" else s.objective
-    wanted = {name: divergence, "forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
+    wanted: dict[str, Divergence] = {
+        name: divergence,
+        "forward_kl": objectives.forward_kl,
+        "reverse_kl": objectives.reverse_kl,
+    }
     with engine.whole():
         answers = answer(engine.model, dev, world)
         fresh = losses(

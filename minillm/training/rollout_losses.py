@@ -28,7 +28,9 @@ from minillm.models.loading import special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
+from minillm.training import token_weights
 from minillm.training.dev_set import Dev
+from minillm.training.divergences import token_divergence
 from minillm.training.rollouts import Rollouts
 from minillm.training.supervised import token_loss
 
@@ -113,24 +115,6 @@ def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
     return objectives.whiten(values, mask, statistics=(mean, variance))
 
 
-def token_divergence(settings: OnPolicy, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The configured divergence of each token; for "minillm" reverse KL, which is what it minimises."""
-    if settings.objective == "minillm":
-        return objectives.reverse_kl(student_logits, teacher_logits)
-    if settings.objective == "jensen_shannon":
-        return objectives.jensen_shannon(student_logits, teacher_logits, settings.beta)
-    if settings.objective == "skew_forward_kl":
-        return objectives.skew_forward_kl(student_logits, teacher_logits, settings.skew)
-    if settings.objective == "skew_reverse_kl":
-        return objectives.skew_reverse_kl(student_logits, teacher_logits, settings.skew)
-    plain = {
-        "forward_kl": objectives.forward_kl,
-        "reverse_kl": objectives.reverse_kl,
-        "total_variation": objectives.total_variation,
-    }
-    return plain[settings.objective](student_logits, teacher_logits)
-
-
 @dataclass(frozen=True)
 class LossInputs:
     """Constants of a micro-batch's loss: (tokens,) in the order of the logits; frozen logits by tile."""
@@ -141,6 +125,8 @@ class LossInputs:
     advantages: Tensor
     teacher: Callable[[slice], Tensor] | None
     initial: Callable[[slice], Tensor] | None
+    # Token weights of the objective and of each further term.
+    factors: list[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -152,6 +138,8 @@ class SampleLoss:
     """
 
     settings: OnPolicy
+    # `settings.further_terms()`.
+    further: tuple[OnPolicy, ...] = ()
 
     def __call__(
         self,
@@ -162,12 +150,24 @@ class SampleLoss:
         advantages: Tensor,
         teacher_logits: Tensor | None,
         initial_logits: Tensor | None,
+        target: Tensor | None = None,
+        *factors: Tensor | None,
     ) -> Terms:
-        """Logits (n, vocabulary), all others (n,)."""
+        """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,).
+
+        `factors` are the token weights of the objective, which are in the advantages already, and of each
+        further term; there may be none at all.
+        """
+
+        def weighted(values: Tensor, term: int = 0) -> Tensor:
+            by = factors[term] if factors else None
+            return values if by is None else values * by
+
         s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            losses[s.objective] = token_divergence(s, logits, teacher_logits).sum()
+            values = token_divergence(s, logits, teacher_logits, tokens, target)
+            losses[s.objective] = weighted(values).sum()
         else:
             new = token_logprobs(logits, tokens)
             losses["long_term"] = objectives.policy_gradient_loss(
@@ -177,11 +177,13 @@ class SampleLoss:
             if s.clip:
                 ratio = torch.exp(new.detach() - old_logprobs) * weights
                 counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
-            if teacher_logits is not None:
-                weighted = weights if s.single_step_weights else None
-                losses["single_step"] = objectives.single_step_loss(
-                    logits, teacher_logits, None, weights=weighted, denominator=1
-                )
+            if teacher_logits is not None and s.single_step:
+                values = weighted(token_divergence(s, logits, teacher_logits, tokens))
+                losses["single_step"] = (values * weights if s.single_step_weights else values).sum()
+        for i, (term, part) in enumerate(zip(self.further, s.also or (), strict=True), 1):
+            assert teacher_logits is not None
+            values = weighted(token_divergence(term, logits, teacher_logits, tokens), i)
+            losses[f"also_{i}"] = part.coefficient * values.sum()
         if initial_logits is not None:
             losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
         return losses, counts
@@ -205,8 +207,9 @@ def frozen_model_logits(
 class MiniBatch:
     """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
-    `advantages` and `weights` are (rollouts, time); the loss on samples is divided by `denominator`, that on
-    text by `text_denominator`.
+    `advantages`, `weights` (of importance) and each of `factors`, the first of which is in the advantages
+    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
+    `text_denominator`.
     """
 
     task: Task
@@ -218,6 +221,9 @@ class MiniBatch:
     text_denominator: float
     device: torch.device
     compiled: bool
+    # TAID's t.
+    target: float | None = None
+    factors: Sequence[Tensor | None] = ()
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
@@ -251,7 +257,7 @@ class MiniBatch:
             return frozen_model_logits(model, examples, self.task, self.device, s.temperature, swap)
 
         teacher = None
-        if s.objective != "minillm" or s.single_step:
+        if s.teacher_scores:
             if rollouts.teacher_hidden is None:
                 teacher = frozen(self.task.teacher, self.theirs(samples), self.task.swap)
             # Kept when the samples were drawn.
@@ -263,11 +269,21 @@ class MiniBatch:
         if self.task.anchor is not None:
             initial = frozen(self.task.anchor, self.examples(samples))
         return LossInputs(
-            tokens, cut(rollouts.student_logprobs), cut(self.weights), cut(self.advantages), teacher, initial
+            tokens,
+            cut(rollouts.student_logprobs),
+            cut(self.weights),
+            cut(self.advantages),
+            teacher,
+            initial,
+            [None if by is None else cut(by) for by in self.factors],
         )
 
     def on_samples(self, inputs: LossInputs, sums: dict[str, Tensor]) -> Compilable:
         """The loss of a tile of sampled tokens; its terms are added to `sums`."""
+        # A tensor, since each other number would be compiled again, made on the device (see objectives.py).
+        target = None
+        if self.target is not None:
+            target = torch.full((), self.target, dtype=torch.float64, device=self.device)
 
         def constants(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
@@ -277,6 +293,8 @@ class MiniBatch:
                 inputs.weights[tile],
                 inputs.advantages[tile],
                 *frozen,
+                target,
+                *(None if by is None else by[tile] for by in inputs.factors),
             )
 
         def note(terms: Terms) -> None:
@@ -287,7 +305,8 @@ class MiniBatch:
             for name, value in logged.items():
                 sums[name] = sums[name] + value if name in sums else value
 
-        return Compilable(SampleLoss(self.task.settings), constants, note, self.compiled)
+        loss = SampleLoss(self.task.settings, tuple(self.task.settings.further_terms()))
+        return Compilable(loss, constants, note, self.compiled)
 
     def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
         """The loss of a tile of plain text, at temperature 1."""
@@ -336,11 +355,11 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
 
 
 def micro_batches(
-    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int]
+    engine: Engine, task: Task, rollouts: Rollouts, chosen: Sequence[int], target: float | None = None
 ) -> tuple[list[list[Row]], Callable[[list[Row]], Losses]]:
     """(this rank's micro-batches of a mini-batch and its plain text, the loss of one of them).
 
-    Over all micro-batches of all ranks the losses sum to the whole loss.
+    Over all micro-batches of all ranks the losses sum to the whole loss.  `target` is TAID's t.
     """
     s, rows = task.settings, list(chosen)
     mask, texts = rollouts.mask[rows], plain_text(engine, task)
@@ -348,6 +367,12 @@ def micro_batches(
     # Statistics of the global mini-batch, however it is split.
     credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
+    factors = [
+        token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows)
+        for term in (s, *s.further_terms())
+    ]
+    if factors[0] is not None:
+        credit = credit * factors[0]
     by_sequence = s.normaliser == "sequences"
     mini_batch = MiniBatch(
         task,
@@ -361,6 +386,8 @@ def micro_batches(
         ),
         device=engine.world.device,
         compiled=engine.launch.compile,
+        target=target,
+        factors=factors,
     )
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)

@@ -17,10 +17,12 @@ from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Sampling
 from minillm.counts import repetition
-from minillm.data.batching import at_once, collate, least_padding
+from minillm.data.batching import at_once, collate, least_padding, moved
 from minillm.data.rows import Rows
-from minillm.models.head import response_hidden
+from minillm.models import tiled_loss
+from minillm.models.head import head_of, response_hidden
 from minillm.models.loading import special_tokens
+from minillm.models.tiled_loss import Head
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World
 from minillm.runtime.schedule import batch_of_step
@@ -88,7 +90,8 @@ class Rollouts:
     """One collection, the same on every rank: row ids, prompts, responses, and recorded values, (rows, time).
 
     `mask` is 1 on response tokens, right-padded.  Recorded values are 0 for responses that were not sampled
-    just now.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
+    just now; `entropy` is the student's.  `teacher_entropy` is None if not asked for, and there for all
+    responses.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
     recompute the teacher's logits from it at the cost of only the output matrix.  `teacher_prompts`: None if
     the teacher reads `prompts`.
     """
@@ -103,6 +106,9 @@ class Rollouts:
     summary: dict[str, float]
     teacher_hidden: list[Tensor] | None = None
     teacher_prompts: list[np.ndarray] | None = None
+    # None in checkpoints of before they were kept.
+    entropy: Tensor | None = None
+    teacher_entropy: Tensor | None = None
 
     @classmethod
     def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
@@ -156,8 +162,7 @@ def collect_rollouts(
     rank, size = engine.world.rank, engine.world.size
     mine = asked[rank::size]
     eos, pad = special_tokens(dev.tokenizer)
-    # The teacher reads along if it has a share in the sampling or its log-probabilities are the rewards.
-    watched = settings.alpha > 0 or settings.objective == "minillm" or settings.stop_kl > 0
+    watched = settings.teacher_reads
     groups = None
     if watched and settings.coins is not None:
         # Rows of a group, which need the teacher at the same positions, share a batch where possible.
@@ -167,7 +172,7 @@ def collect_rollouts(
     prompts = shown_to_teacher(rows, dev)
     theirs = None if prompts is None else [prompts[i] for i in mine]
     end = dev.teacher.ends[1] if dev.teacher is not None else None
-    keep = engine.launch.teacher_cache and (settings.objective != "minillm" or settings.single_step)
+    keep = engine.launch.teacher_cache and settings.teacher_scores
     with engine.whole():
         asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
         mixture = Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None
@@ -198,11 +203,34 @@ def collect_rollouts(
         by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
         read = rows.prompt if prompts is None else prompts.__getitem__
-        hidden = teacher_hidden(engine, teacher, read, entries, pad) if keep else None
+        weighs = any(weights.of_teacher_entropy for weights in settings.every_token_weights)
+        hidden = teacher_hidden(engine, teacher, read, entries, pad) if keep or weighs else None
+        made = together(rows, entries, watched)
+        if weighs and hidden is not None:
+            # The entropy does not depend on which token is called the end.
+            head = head_of(teacher, dev.vocabulary, settings.temperature)
+            made = dataclasses.replace(made, teacher_entropy=entropies(engine.world, hidden, head, made.mask))
     memory.store(entries, settings.replay)
     shown = None if prompts is None else [prompts[entry.row] for entry in entries]
-    made = together(rows, entries, watched)
-    return dataclasses.replace(made, teacher_hidden=hidden, teacher_prompts=shown)
+    return dataclasses.replace(made, teacher_hidden=hidden if keep else None, teacher_prompts=shown)
+
+
+def entropies(world: World, hidden: Sequence[Tensor], head: Head, mask: Tensor) -> Tensor:
+    """A model's entropy at each token, in the shape of `mask`, from its hidden states; the ranks share it."""
+
+    def of_tile(logits: Tensor, _: slice) -> Tensor:
+        logs = logits.log_softmax(-1)
+        return -(logs.exp() * logs.masked_fill(logs == -torch.inf, 0.0)).sum(-1)
+
+    mine = {
+        i: tiled_loss.values(of_tile, moved(hidden[i], world.device), head).cpu()
+        for i in range(world.rank, len(hidden), world.size)
+    }
+    values = torch.zeros_like(mask)
+    for part in world.gather(mine):
+        for i, row in part.items():
+            values[i, mask[i].bool()] = row.to(values.dtype)
+    return values
 
 
 def shown_to_teacher(rows: Rows, dev: Dev) -> list[np.ndarray] | None:
@@ -268,7 +296,7 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
 
     sampled = [e for e in entries if e.record is not None]
     fresh = mask * torch.tensor([[float(e.record is not None)] for e in entries])
-    reverse = recorded("reverse_kl")
+    reverse, entropy = recorded("reverse_kl"), recorded("entropy")
     summary = {
         "fresh": len(sampled) / len(entries),
         "repetition": float(np.mean([repetition(e.response) for e in entries])),
@@ -277,7 +305,7 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
     summary["sampled_tokens"] = fresh.sum().item()
     if sampled:
         summary["finished"] = float(np.mean([e.finished for e in sampled]))
-        summary["entropy"] = objectives.masked_mean(recorded("entropy"), fresh).item()
+        summary["entropy"] = objectives.masked_mean(entropy, fresh).item()
         if watched:
             summary["rollout_reverse_kl"] = objectives.masked_mean(reverse, fresh).item()
     return Rollouts(
@@ -289,4 +317,5 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
         recorded("teacher_logprobs"),
         reverse,
         summary,
+        entropy=entropy,
     )

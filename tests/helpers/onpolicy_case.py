@@ -63,6 +63,7 @@ class Tokenizer:
 
     eos_token_id: int = EOS
     pad_token_id: int = EOS
+    all_special_ids: tuple[int, ...] = (EOS, 3)
 
     def get_vocab(self) -> dict[str, int]:
         return {str(i): i for i in range(VOCABULARY)}
@@ -126,11 +127,16 @@ def task(teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Task:
 
 
 def gradient(
-    student: Any, made: Rollouts, work: Task, launch: Launch = WHOLE, order: list[int] | None = None
+    student: Any,
+    made: Rollouts,
+    work: Task,
+    launch: Launch = WHOLE,
+    order: list[int] | None = None,
+    target: float | None = None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient by parameter) of one mini-batch of all rows."""
     student.zero_grad()
-    parts, loss = micro_batches(OneProcess(student, launch), work, made, order or list(range(COUNT)))
+    parts, loss = micro_batches(OneProcess(student, launch), work, made, order or list(range(COUNT)), target)
     total = torch.stack([loss(part)[0] for part in parts]).sum()
     total.backward()
     return total.item(), {

@@ -21,6 +21,14 @@ def jensen_shannon(a, b, beta):
     return beta * kl(b, m) + (1 - beta) * kl(a, m)
 
 
+def alpha_beta(a, b, alpha, beta):
+    """Alpha is the exponent of b, the teacher's."""
+    both = alpha + beta
+    return -sum(
+        y**alpha * x**beta - alpha / both * y**both - beta / both * x**both for x, y in zip(a, b, strict=True)
+    ) / (alpha * beta)
+
+
 # Each with its value for a token's two distributions, the student's first.
 ALL = {
     o.forward_kl: lambda a, b: kl(b, a),
@@ -29,6 +37,7 @@ ALL = {
     o.skew_forward_kl: lambda a, b: skew(b, a, 0.1),
     o.skew_reverse_kl: lambda a, b: skew(a, b, 0.1),
     o.total_variation: lambda a, b: 0.5 * sum(abs(x - y) for x, y in zip(a, b, strict=True)),
+    o.alpha_beta: lambda a, b: alpha_beta(a, b, 0.2, 0.7),
 }
 every = pytest.mark.parametrize("divergence", ALL, ids=lambda function: function.__name__)
 
@@ -74,6 +83,26 @@ def test_skew_divergences_of_other_shares(alpha):
     same(o.skew_reverse_kl(q, p, alpha), each_token(q, p, lambda a, b: skew(a, b, alpha)))
     gradient_is_right(lambda x, y: o.skew_forward_kl(x, y, alpha), q[:1], p[:1])
     gradient_is_right(lambda x, y: o.skew_reverse_kl(x, y, alpha), q[:1], p[:1])
+
+
+@pytest.mark.parametrize(
+    ("exponents", "value"),
+    [
+        ((0.5, 1.5), lambda a, b: alpha_beta(a, b, 0.5, 1.5)),
+        ((1, 0), lambda a, b: kl(b, a)),
+        ((0, 1), kl),
+        ((0.5, 0), lambda a, b: alpha_beta(a, b, 0.5, 1e-7)),
+        ((0, 2), lambda a, b: alpha_beta(a, b, 1e-7, 2)),
+        ((0, 0), lambda a, b: 0.5 * sum(math.log(x / y) ** 2 for x, y in zip(a, b, strict=True))),
+    ],
+)
+def test_alpha_beta_of_other_exponents_and_its_limits(exponents, value):
+    q, p = logits()
+    limit = 0 in exponents and sum(exponents) not in (0, 1)
+    torch.testing.assert_close(
+        o.alpha_beta(q, p, *exponents), each_token(q, p, value), rtol=1e-5 if limit else 0, atol=1e-9
+    )
+    gradient_is_right(lambda x, y: o.alpha_beta(x, y, *exponents), q[:1, :2], p[:1, :2])
 
 
 @every

@@ -11,7 +11,7 @@ FLOORS = (
     ("errors",),
     ("readers",),
     ("files", "counts", "scores", "objectives", "redact"),
-    ("endpoint",),
+    ("endpoint", "token_sets"),
     ("config",),
     ("data",),
     ("models",),

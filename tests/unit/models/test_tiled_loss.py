@@ -36,6 +36,7 @@ from minillm.models.head import (
     token_logprobs,
 )
 from minillm.models.tiled_loss import Head
+from minillm.token_sets import TOP_K, on_set
 from minillm.training import rollouts as rollouts_module
 
 TOKENS, WIDTH, VOCABULARY, PADDED = 23, 6, 17, 20
@@ -47,6 +48,9 @@ DIVERGENCES = {
     "skew_forward_kl": objectives.skew_forward_kl,
     "skew_reverse_kl": objectives.skew_reverse_kl,
     "total_variation": objectives.total_variation,
+    "alpha_beta": objectives.alpha_beta,
+    "token_wise_kl": objectives.token_wise_kl,
+    "squared_log_ratio": objectives.squared_log_ratio,
 }
 
 
@@ -117,6 +121,17 @@ def test_every_divergence_exactly(name, head):
     assert (slopes[1][VOCABULARY:] == 0).all(), "padding of the embedding is never used"
 
 
+@pytest.mark.parametrize("tokens", TOP_K)
+def test_every_set_exactly(tokens):
+    def function(logits, theirs):
+        return objectives.reverse_kl(*on_set(logits, theirs, tokens, 4, renormalise=True), normalised=True)
+
+    (value, slopes), (expected, expected_slopes) = both_ways(function, *case(**HEADS["all"]))
+    assert_close(value, expected, atol=1e-10, rtol=1e-10)
+    for slope, other in zip(slopes, expected_slopes, strict=True):
+        assert_close(slope, other, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_float32_is_no_worse_than_whole_logits(name):
     """Errors of gradients against float64 on the same numbers, over 20 draws.
@@ -169,7 +184,8 @@ def test_tiles():
     assert list(tiled_loss.tiles(0, 5, 20)) == []
 
 
-def test_memory_does_not_grow_with_the_tokens(monkeypatch):
+@pytest.mark.parametrize("tokens", ["all", *TOP_K])
+def test_memory_does_not_grow_with_the_tokens(monkeypatch, tokens):
     """No tensor that the loss makes has more elements than a block or the matrix."""
     monkeypatch.setattr(tiled_loss, "TILE", 200)
     monkeypatch.setattr(tiled_loss, "BLOCK", 400)
@@ -183,10 +199,17 @@ def test_memory_does_not_grow_with_the_tokens(monkeypatch):
                 largest = max(largest, result.numel())
             return result
 
+    def function(logits, _):
+        theirs = logits.detach() * 2
+        if tokens == "all":
+            return objectives.forward_kl(logits, theirs)
+        # As many columns as the vocabulary has.
+        return objectives.forward_kl(*on_set(logits, theirs, tokens, 50), normalised=True)
+
     hidden, weight = torch.randn(1000, 4, requires_grad=True), torch.randn(50, 4, requires_grad=True)
     with Watch():
         tiled_loss.loss(
-            lambda logits, _: objectives.forward_kl(logits, logits.detach() * 2),
+            function,
             hidden,
             Head(weight, None, 50),
         ).backward()

@@ -34,6 +34,7 @@ from tiny_models import make
 from torch import nn
 from torch.testing import assert_close
 
+from minillm.config.objective_parts import Assistant, Signal, Taid
 from minillm.config.sections import Launch, Sampling
 from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
@@ -239,6 +240,10 @@ CASES = {
     "released": settings("released"),
     "clip and no single step": settings("paper", single_step=False),
     **{name: settings("paper", objective=name) for name in (*OBJECTIVES, "total_variation")},
+    **{name: settings("paper", objective=name) for name in ("alpha_beta", "token_wise_kl")},
+    "a set of entries": settings("paper", signal=Signal(tokens="union", top_k=3, renormalise=True)),
+    "an assistant": settings("paper", objective="reverse_kl", assistant=Assistant(alpha=0.0)),
+    "a moving target": settings("paper", objective="forward_kl", taid=Taid()),
 }
 
 
@@ -250,12 +255,13 @@ def update(
     made = rollouts(student, teacher, chosen)
     if not keep:
         made = dataclasses.replace(made, teacher_hidden=None)
-    _, expected = gradient(student, made, task(teacher, chosen))
+    _, expected = gradient(student, made, task(teacher, chosen), target=0.4 if chosen.taid else None)
     student.zero_grad()
     with PretendGPU() as gpu:
         there(gpu, student, teacher)
         engine = OneProcess(student, WHOLE, GPU)
-        parts, loss = micro_batches(engine, task(teacher, chosen), made, list(range(COUNT)))
+        t = 0.4 if chosen.taid else None
+        parts, loss = micro_batches(engine, task(teacher, chosen), made, list(range(COUNT)), t)
         for part in parts:
             value, terms = loss(part)
             assert all(tagged(x) for x in (value, *terms.values())), "nothing was read yet"

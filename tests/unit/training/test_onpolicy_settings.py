@@ -17,9 +17,11 @@ import yaml
 from onpolicy_case import COUNT, VOCABULARY, Texts, gradient, pair, rollouts, settings, task
 from tiny_models import make
 
+from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.onpolicy import PRESETS, OnPolicy, expanded
 from minillm.config.sections import Launch
+from minillm.config.strict import parse
 from minillm.errors import UserError
 from minillm.training.rollout_losses import advantages, whitened
 
@@ -136,6 +138,9 @@ SWITCHES = [
     ("objective", "skew_forward_kl"),
     ("objective", "skew_reverse_kl"),
     ("objective", "total_variation"),
+    ("objective", "alpha_beta"),
+    ("objective", "token_wise_kl"),
+    ("objective", "squared_log_ratio"),
     ("temperature", 0.7),
 ]
 
@@ -353,6 +358,68 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
             {"objective": "forward_kl", "adaptive": True, "student_share": 0.5, "evaluations": 1},
             "adaptive: the share of samples",
         ),
+        ({"signal": {"tokens": "union"}}, "signal.top_k: 'union' needs a number"),
+        ({"signal": {"top_k": 3}}, "signal.top_k: 'all' takes no number"),
+        ({"signal": {"renormalise": True}}, "signal.renormalise: all entries sum to 1 anyway"),
+        (
+            {"signal": {"tokens": "student_topk", "top_k": 1, "renormalise": True}},
+            "signal.renormalise: a single entry has probability 1",
+        ),
+        ({"signal": {"weight": "none"}}, "signal.weight: only objective 'squared_log_ratio'"),
+        (
+            {"signal": {"tokens": "union", "top_k": 3}, "single_step": False, "include_current": True},
+            "signal: it is the single-step term's",
+        ),
+        (
+            {"signal": {"tokens": "sampled"}, "objective": "reverse_kl", "alpha": 0.0},
+            "signal.tokens: one sampled token is no divergence",
+        ),
+        (
+            {"signal": {"tokens": "sampled"}, "objective": "squared_log_ratio"},
+            "signal.tokens: the 'sampled' token must be the current student's; leave alpha off",
+        ),
+        (
+            {
+                "signal": {"tokens": "sampled"},
+                "objective": "squared_log_ratio",
+                "alpha": 0.0,
+                "student_share": 0.5,
+            },
+            "signal.tokens: the 'sampled' token must be the current student's; leave student_share",
+        ),
+        (
+            {"token_weights": {"reverse_kl_above": 0.5, "reverse_kl_at_most": 0.5}},
+            "token_weights.reverse_kl_above: nothing is above 0.5 and at most 0.5",
+        ),
+        (
+            {"token_weights": {"advantage": "positive"}, "objective": "reverse_kl", "student_share": 0.5},
+            "token_weights: log-ratios, reverse KL and the student's entropy are recorded only",
+        ),
+        (
+            {"token_weights": {"normalise": True}, "normaliser": "sequences"},
+            "token_weights.normalise: the loss is divided by responses",
+        ),
+        (
+            {
+                "also": [
+                    {"objective": "forward_kl"},
+                    {"objective": "reverse_kl", "signal": {"tokens": "union"}},
+                ]
+            },
+            "also.1.signal.top_k: 'union' needs a number",
+        ),
+        ({"also": [{"objective": "minillm"}]}, "also.0.objective: "),
+        ({"taid": {}}, "taid: the long term's rewards are the teacher's own"),
+        ({"assistant": {}}, "assistant: the long term's rewards are"),
+        (
+            {"taid": {}, "assistant": {}, "objective": "forward_kl"},
+            "assistant: 'taid' has an intermediate teacher already",
+        ),
+        ({"taid": {"start": 0.9, "end": 0.5}, "objective": "forward_kl"}, "taid.start: 0.9 is above"),
+        (
+            {"alpha_beta": {"beta": 1e-6}, "objective": "alpha_beta"},
+            "alpha_beta.beta: 1e-06 divides by almost 0",
+        ),
         ({"stop_length": 0.5}, "stop_length: must be a factor above 1, or 0 for none"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
@@ -363,6 +430,19 @@ def test_meaningless_settings_are_one_line(plan, values, message):
     with pytest.raises(UserError, match=message) as error:
         experiment(plan)
     assert str(error.value).startswith("config: variants.other.") and "\n" not in str(error.value)
+
+
+def test_parts_that_are_not_set_are_in_no_settings_file(plan):
+    """Their keys are newer than results that must not be made again."""
+    plan["stages"]["minillm"] = {"rollouts": 8, "batch": 8}
+    training = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)["training"]
+    assert not {"alpha_beta", "signal", "taid", "assistant", "token_weights", "also"} & set(training)
+    plan["stages"]["minillm"]["signal"] = {"tokens": "union", "top_k": 4}
+    plan["stages"]["minillm"]["token_weights"] = {"first": 0.5}
+    found = stage_settings(experiment(plan), "minillm", model="short", teacher="big", seed=10)["training"]
+    assert found["signal"] == {"tokens": "union", "top_k": 4, "renormalise": False, "weight": "student"}
+    assert found["token_weights"]["first"] == 0.5
+    assert parse(OnPolicy, found, "f") == experiment(plan).on_policy("minillm", "short")
 
 
 def test_a_variant_is_checked_with_the_keys_of_each_model(plan):
