@@ -398,9 +398,9 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
             "set student_share below 1 and evaluations to 2 or more"
         )
     elif settings.backend == "vllm" and settings.alpha > 0:
-        problem = "backend: vLLM samples from the student only; set alpha: 0.0, or backend: transformers"
+        wrong = "backend: vLLM samples from the student only; set alpha: 0.0, or backend: transformers"
     elif settings.backend == "vllm" and settings.temperature < COLDEST:
-        problem = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
+        wrong = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
         wrong = f"{limit}: must be a factor above 1, or 0 for none"
     if wrong := wrong or problem(settings):

@@ -147,9 +147,8 @@ def _lengths(asked: Asked) -> dict[str, int]:
     """`max_prompt` and `max_response`, if the defaults cut more than one row in a hundred, or do not fit."""
     room = min((m.positions for m in (asked.teacher, asked.student) if m.positions), default=0) or 10**9
     usual = (Lengths.max_prompt, Lengths.max_response)
-    if not any(asked.data.lengths):
-        needed = usual
-    else:
+    needed: tuple[int, ...] = usual
+    if any(asked.data.lengths):
         needed = tuple(max(32, 32 * math.ceil(n / 32)) for n in asked.data.lengths)
     fits = sum(usual) <= room and all(n <= u for n, u in zip(needed, usual, strict=True))
     if fits:
