@@ -64,15 +64,17 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> None:
         # The weights of GPT-2's layers are transposed.
         fan_in_fan_out=all(kinds.values()),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        _inject(model, config)
+    _inject(model, config, seed)
 
 
-def _inject(model: PreTrainedModel, config: Any) -> None:
-    # To every base weight one precision: peft makes adapters in float32.
+def _inject(model: PreTrainedModel, config: Any, seed: int = 0) -> None:
+    # Of the base weights: peft makes adapters in float32.
     dtype = next(decoder_blocks(model).parameters()).dtype
+    # New layers are drawn on the CPU; other generators are left alone.
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
     _peft().inject_adapter_in_model(config, model, adapter_name=NAME)
+    torch.set_rng_state(state)
     for weight in adapter_weights(model).values():
         weight.data = weight.data.to(dtype)
     # New layers are in training mode, whatever the model's: a frozen model would drop inputs.
@@ -143,8 +145,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     checked(read_json(folder / CONFIG), {"r": int, "target_modules": list}, folder / CONFIG, again)
     try:
         config, tensors = _peft().LoraConfig.from_pretrained(folder), load_file(folder / WEIGHTS)
-        with torch.random.fork_rng():
-            _inject(model, config)
+        _inject(model, config)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: cannot load this adapter ({in_one_line(error)}); {again}") from None
     weights = {_in_file(name): weight for name, weight in adapter_weights(model).items()}
