@@ -147,7 +147,7 @@ def test_a_student_with_several_teachers_has_its_scores_against_the_ratio(run: P
     assert [label.get_text() for label in everything[1].get_xticklabels()] == ["6.3", "12"]
     item = ItemResults(settings("size-gap"), run)
     for teacher, students in item.pairs():
-        for model in students:
+        for model in item.drawn(students):
             if model.student == "base" and model.teacher != "j":
                 value, _ = item.average(model, "rouge", list(item.settings.table.tests))
                 heights = [y for bar in curves for y in bar.lines[0].get_ydata()]
