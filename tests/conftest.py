@@ -35,6 +35,7 @@ SLOW = (
     "tests/unit/runtime/test_fp16.py",
     "tests/unit/sampling/test_architectures.py",
     "tests/unit/runtime/test_engine.py",
+    "tests/unit/training/test_objective_parts.py",
 )
 
 
