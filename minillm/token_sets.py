@@ -30,7 +30,8 @@ def on_set(
     ("student_topk"), the teacher ("teacher_topk"), of either ("union") or of both ("intersection"), or the
     `sampled` token.  It is a constant.  -inf for both marks a column that is no entry.  With `renormalise`
     each sums to 1 over the set, and an empty set gives two equal distributions; otherwise they are the
-    probabilities in the whole vocabulary.  Raises ValueError for any other set.
+    probabilities in the whole vocabulary.  Raises ValueError for any other set, or if the
+    sampled tokens are missing.
     """
     index, present = _columns(student_logits, teacher_logits, tokens, k, sampled)
     pair = []
@@ -52,7 +53,8 @@ def _columns(
 ) -> tuple[Tensor, Tensor | None]:
     """(the entries of each token, (n, entries); which of them belong to the set, None for all)."""
     if tokens == "sampled":
-        assert sampled is not None
+        if sampled is None:
+            raise ValueError("tokens 'sampled' needs the sampled tokens")
         return sampled.unsqueeze(-1), None
     if tokens not in TOP_K:
         raise ValueError(f"tokens must be 'sampled' or one of {', '.join(TOP_K)}, not {tokens!r}")

@@ -38,6 +38,7 @@ SLOW = (
     "tests/unit/models/test_adapters.py",
     "tests/unit/test_fits_adapters.py",
     "tests/unit/runtime/test_engine.py",
+    "tests/unit/training/test_objective_parts.py",
 )
 
 

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from minillm import objectives
 from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid
 from minillm.config.sections import Launch
+from minillm.token_sets import on_set
 from minillm.training import onpolicy
 from minillm.training.divergences import token_divergence
 from minillm.training.moving_target import MovingTarget
@@ -248,6 +249,16 @@ def test_finite_at_extremes(dtype):
     for t in (0.0, 0.4, 1.0):
         value, slope = value_and_slope(chosen("forward_kl", taid=Taid()), z_q, z_p, target=torch.tensor(t))
         assert value.isfinite().all() and slope.isfinite().all()
+
+
+def test_unknown_sets_and_weights_are_refused():
+    z_q, z_p = logits(2, 9)
+    with pytest.raises(ValueError, match="tokens must be 'sampled' or one of student_topk"):
+        on_set(z_q, z_p, "top", 3)
+    with pytest.raises(ValueError, match="'sampled' needs the sampled tokens"):
+        on_set(z_q, z_p, "sampled")
+    with pytest.raises(ValueError, match="weight must be 'student', 'teacher' or 'none', not 'both'"):
+        objectives.squared_log_ratio(z_q, z_p, "both")
 
 
 # --- TAID's schedule
