@@ -22,7 +22,7 @@ from minillm.files import identity, sha256, stage_key, whole_file, write_json
 from minillm.models.loading import decode, load_model, load_tokenizer, special_tokens
 from minillm.readers import Kind, are_tokens, read_json_lines
 from minillm.runtime.processes import World, start
-from minillm.sampling.sample import How, as_they_end, check_room, uniforms
+from minillm.sampling.sample import How, Response, as_they_end, check_room, uniforms
 
 AGAIN = "remove this file; the answers in it are sampled again"
 # Keys of a line of a journal.
@@ -78,11 +78,7 @@ def answer_all(
 
     with open(my_journal, "a", encoding="utf-8") as file:
         for item, response in as_they_end(model, [q.prompt for q in left], numbers, how):
-            entry = {
-                "response": decode(tokenizer, response.tokens),
-                "response_tokens": response.tokens.tolist(),
-                "finished": response.finished,
-            }
+            entry = _entry(tokenizer, response)
             file.write(json.dumps({"key": left[item].key, **entry}) + "\n")
             file.flush()
             done[json.dumps(left[item].key)] = entry
@@ -96,6 +92,14 @@ def answer_all(
         if world.rank == 0
         else None
     )
+
+
+def _entry(tokenizer: PreTrainedTokenizerBase, response: Response) -> dict[str, Any]:
+    return {
+        "response": decode(tokenizer, response.tokens),
+        "response_tokens": response.tokens.tolist(),
+        "finished": response.finished,
+    }
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
