@@ -88,11 +88,7 @@ def answer_all(
         answers = _sampled(model, left, sampling, launch, eos, pad, vocabulary)
     with open(my_journal, "a", encoding="utf-8") as file:
         for question, response in answers:
-            entry = {
-                "response": decode(tokenizer, response.tokens),
-                "response_tokens": response.tokens.tolist(),
-                "finished": response.finished,
-            }
+            entry = _entry(tokenizer, response)
             file.write(json.dumps({"key": question.key, **entry}) + "\n")
             file.flush()
             done[json.dumps(question.key)] = entry
@@ -131,6 +127,14 @@ def _sampled(
 
     for item, response in as_they_end(model, [q.prompt for q in requests], numbers, how):
         yield requests[item], response
+
+
+def _entry(tokenizer: PreTrainedTokenizerBase, response: Answer | Response) -> dict[str, Any]:
+    return {
+        "response": decode(tokenizer, response.tokens),
+        "response_tokens": response.tokens.tolist(),
+        "finished": response.finished,
+    }
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
