@@ -200,7 +200,7 @@ rule harness:
     log:
         at(layout.log("harness/{weights}")),
     benchmark:
-        at(layout.benchmark("harness/{weights}/" + HARNESS_FILE))
+        at(layout.benchmark(f"harness/{{weights}}/{HARNESS_FILE}"))
     conda:
         "../environment.yml"
     threads: threads_of("harness")

@@ -9,8 +9,8 @@ from pathlib import Path
 from minillm.errors import UserError
 from minillm.files import whole_file
 from minillm.init.configuration import METHODS, Asked, text_of
-from minillm.init.models import Found, find, shared_tokenizer
-from minillm.init.rows import look
+from minillm.init.models import Found, find, renderers, shared_tokenizer
+from minillm.init.rows import Data, look
 from minillm.plan import configuration, plan
 
 
@@ -44,17 +44,20 @@ def begin(
     if models[0].name == models[1].name:
         models[1] = dataclasses.replace(models[1], name=f"{models[1].name}-student")
     shared = shared_tokenizer(models[0], models[1], known)
-    rows = look(data, shared.tokenizer, dev, test)
+    owners = renderers(models[0], models[1], shared)
+    apart = owners if owners[0] is not owners[1] else owners[:1]
+    words = [owner.tokenizer for owner in apart if owner.tokenizer is not None]
+    rows = look(data, words, models[0].chats and models[1].chats, dev, test)
     run = run or f"{models[1].name}-from-{models[0].name}"
     out = out or Path(f"{run}.yaml")
     if out.exists():
         raise UserError(f"{out}: this file exists; name another with --out, or remove it")
-    written = text_of(Asked(run, models[0], models[1], shared, rows, tuple(methods), text, finetune))
+    written = text_of(Asked(run, models[0], models[1], owners, rows, tuple(methods), text, finetune))
     with whole_file(out) as partial:
         partial.write_text(written, encoding="utf-8")
         # Refused before it stands under its name.
         configuration([partial])
-    for line in _found(models, shared, rows.counts, data):
+    for line in _found(models, owners, rows, data):
         print(line)
     print(f"written: {out}\n", flush=True)
     try:
@@ -65,11 +68,13 @@ def begin(
     return out
 
 
-def _found(models: Sequence[Found], shared: Found, counts: dict[str, int], data: str) -> list[str]:
+def _found(models: Sequence[Found], owners: tuple[Found, Found], rows: Data, data: str) -> list[str]:
     teacher, student = models
     ratio = teacher.parameters / student.parameters
+    one = owners[0] is owners[1]
     lines = [f"teacher {teacher.line()}", f"student {student.line()} ({ratio:.3g} times smaller)"]
-    lines += [f"tokenizer: that of {shared.name} for both"]
-    if teacher.chats and student.chats:
-        lines += ["prompts: the paper's (data.template alpaca)"]
-    return [*lines, f"{data}: {', '.join(f'{n:,} {part}' for part, n in counts.items())} rows"]
+    lines += [f"tokenizer: that of {owners[0].name} for both" if one else "tokenizers: one vocabulary"]
+    if rows.template == "chat":
+        whose = f"that of {owners[0].name}" if one else "each model's own"
+        lines += [f"prompts: by chat template, {whose}"]
+    return [*lines, f"{data}: {', '.join(f'{n:,} {part}' for part, n in rows.counts.items())} rows"]

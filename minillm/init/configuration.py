@@ -28,18 +28,22 @@ METHODS = ("sft", "kd", "seqkd", "minillm", *VARIANTS)
 LARGE = 1.0e9
 # Columns of a line.
 WIDTH = 110
+CHAT = " (tokenizers.NAME.chat: system prompt, thinking, end)"
 # Passes of the on-policy phase over the training prompts, at most the paper's number of collections.
 PASSES, MOST = 10, 312
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a configuration is written for.  tokenizer: whose both models read.  text: plain text, or ""."""
+    """What a configuration is written for.  text: plain text, or "".
+
+    renderers: whose tokenizer the teacher and the student read.
+    """
 
     run: str
     teacher: Found
     student: Found
-    tokenizer: Found
+    renderers: tuple[Found, Found]
     data: Data
     methods: tuple[str, ...]
     text: str = ""
@@ -49,7 +53,7 @@ class Asked:
 def text_of(asked: Asked) -> str:
     """The configuration, with comments.  Raises UserError if rows do not fit into the models' positions."""
     teacher, student = asked.teacher, asked.student
-    counts = asked.data.counts
+    counts, chat = asked.data.counts, asked.data.template == "chat"
     parts = [
         f"# {teacher.name} teaches {student.name}: written by `minillm init`, to be read and changed.\n"
         "# It holds what differs from the defaults; docs/configuration.md has every key. Change it, and\n"
@@ -59,8 +63,8 @@ def text_of(asked: Asked) -> str:
         f"# {counts['train']:,} rows to train on, {counts['dev']:,} to choose checkpoints by and "
         f"{counts['test']:,} to test on,\n# in the order of the file: shuffle it before if it is sorted.",
         _section("datasets", _datasets(asked)),
-        f"# Prompts by `template: {asked.data.template}`. Prompts longer than max_prompt are dropped and "
-        "counted,\n# longer answers cut (256 tokens each, if nothing is said here).",
+        f"# Prompts by `template: {asked.data.template}`{CHAT * chat}. Those longer than\n"
+        "# max_prompt are dropped and counted, longer answers cut (256 tokens each, if nothing is said).",
         _section("data", _data(asked)),
         _keys(pairs=[{"teacher": teacher.name, "students": [student.name]}]),
         *_teacher(asked),
@@ -105,23 +109,32 @@ def _spec(model: Found, tokenizer: str) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if value not in (None, "", (), {})}
 
 
-def _tokenizer(asked: Asked) -> str:
-    """Name of the tokenizer of the run: the catalogue's, or the one that is written."""
-    return asked.tokenizer.spec.tokenizer if asked.tokenizer.known else SHARED
+def _tokenizers(asked: Asked) -> tuple[str, str]:
+    """Names of the teacher's and the student's tokenizer: the catalogue's, or those that are written."""
+    one = asked.renderers[0] is asked.renderers[1]
+    names = [
+        owner.spec.tokenizer if owner.known else SHARED if one else owner.name for owner in asked.renderers
+    ]
+    return names[0], names[1]
 
 
 def _models(asked: Asked) -> list[str]:
-    owner, name = asked.tokenizer, _tokenizer(asked)
-    parts = []
-    if not owner.known:
-        spec = {k: v for k, v in _spec(owner, "").items() if k in ("source", "path", "revision")}
-        parts += ["# One for both models.", _section("tokenizers", {name: spec})]
-    new = [m for m in (asked.teacher, asked.student) if not m.known or m.spec.tokenizer != name]
+    names, parts = _tokenizers(asked), []
+    specs = {}
+    for owner, name in zip(asked.renderers, names, strict=True):
+        if not owner.known:
+            spec = _spec(owner, "")
+            specs[name] = {key: spec[key] for key in ("source", "path", "revision") if key in spec}
+    if specs:
+        comment = "# One for both models." if len(set(names)) == 1 else "# Each with its own chat template."
+        parts += [comment, _section("tokenizers", specs)]
+    pairs = zip((asked.teacher, asked.student), names, strict=True)
+    new = {m.name: (m, name) for m, name in pairs if not m.known or m.spec.tokenizer != name}
     if new:
         parts += ["# `family` and `size` are what tables call them."]
-        parts += [_section("models", {model.name: _spec(model, name) for model in new})]
+        parts += [_section("models", {key: _spec(*both) for key, both in new.items()})]
     # Those of a folder are read there.
-    shapes = {m.name: dict(m.shape) for m in new if m.spec.source == "hub" and not m.known}
+    shapes = {m.name: dict(m.shape) for m, _ in new.values() if m.spec.source == "hub" and not m.known}
     if shapes:
         parts += ["# Of their config.json, for `minillm plan`.", _section("shapes", shapes)]
     return parts
@@ -169,7 +182,7 @@ def _teacher(asked: Asked) -> list[str]:
     weights = layout.teacher_weights(asked.teacher.name)
     return [
         "# The teacher as it comes. Without this section it would be fine-tuned on the training rows first.",
-        _section("checkpoints", {weights: _spec(asked.teacher, _tokenizer(asked))}),
+        _section("checkpoints", {weights: _spec(asked.teacher, _tokenizers(asked)[0])}),
     ]
 
 

@@ -132,6 +132,18 @@ def _downloaded(spec: Model) -> Path:
         ) from None
 
 
+def renderers(teacher: Found, student: Found, shared: Found) -> tuple[Found, Found]:
+    """Whose tokenizer the teacher and the student read: each its own, if they have two chat templates.
+
+    That takes one vocabulary; `shared` is the tokenizer of both otherwise.
+    """
+    ours, theirs = teacher.tokenizer, student.tokenizer
+    if ours is None or theirs is None or not (teacher.chats and student.chats):
+        return shared, shared
+    alike = (ours.chat_template, ours.eos_token) == (theirs.chat_template, theirs.eos_token)
+    return (shared, shared) if alike or ours.get_vocab() != theirs.get_vocab() else (teacher, student)
+
+
 def shared_tokenizer(teacher: Found, student: Found, catalogue: Experiment) -> Found:
     """Whose tokenizer both models read: the teacher, or the student if only that one's fits both.
 

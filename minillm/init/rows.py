@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.chat import Chat
 from minillm.config.sections import Dataset
+from minillm.data.chat import with_chat
+from minillm.data.conversations import MESSAGES
 from minillm.data.prompts import render
 from minillm.data.sources import Row, read_entries, read_rows
 from minillm.errors import UserError
@@ -21,7 +25,7 @@ COLUMNS = {
     "input": ("input", "context"),
     "output": ("output", "response", "answer", "completion", "outputs", "responses"),
 }
-CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = (*MESSAGES, "conversation")
 # Rows without which nothing can be measured, least and most rows of dev and test sets, and their share.
 FEWEST, LEAST, MOST, SHARE = 50, 10, 500, 10
 # Rows whose lengths are looked at.
@@ -41,49 +45,60 @@ class Data:
     lengths: tuple[int, int]
 
 
-def template_and_fields(columns: Sequence[str], where: str) -> tuple[str, dict[str, str]]:
+def template_and_fields(columns: Sequence[str], where: str, chats: bool) -> tuple[str, dict[str, str]]:
     """The prompt template (`data.template`) and `fields` for rows with these columns.
 
-    Raises UserError, one line, if the columns say nothing, or are conversations.
+    chats: whether both models have a chat template.  Raises UserError, one line, if the columns say nothing,
+    or are conversations, which no other template can show.
     """
-    # The one place to change for chat templates and rows of messages.
     found: dict[str, str] = {}
     for ours, names in COLUMNS.items():
         name = next((name for name in names if name in columns), None)
         if name is not None:
             found[ours] = name
     if {"instruction", "output"} <= found.keys():
-        return "alpaca", {ours: name for ours, name in found.items() if ours != name}
+        return "chat" if chats else "alpaca", {ours: name for ours, name in found.items() if ours != name}
     talk = next((name for name in CONVERSATIONS if name in columns), None)
-    if talk:
+    if talk and not chats:
         raise UserError(
-            f"{where}: rows of conversations ('{talk}'); write each as instruction, input and output"
+            f"{where}: rows of conversations ('{talk}'), and a model without a chat template; name models "
+            "that have one, or write each row as instruction, input and output"
         )
+    if talk:
+        return "chat", {} if talk in MESSAGES else {MESSAGES[0]: talk}
     raise UserError(
         f"{where}: no columns for instruction and output among {', '.join(columns)}; rename them, such as to "
         "instruction and output"
     )
 
 
-def look(data: str, tokenizer: PreTrainedTokenizerBase | None, dev: str = "", test: str = "") -> Data:
+def look(
+    data: str,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    chats: bool = False,
+    dev: str = "",
+    test: str = "",
+) -> Data:
     """Splits `data` (a file, or a data set of the hub) in its order, unless `dev` or `test` are given.
 
     Dev rows come first, then test rows; the rest is trained on.  Raises UserError, one line, for files that
-    cannot be read, too few rows, and questions that more than one part asks.
+    cannot be read, too few rows, and questions that more than one part asks.  Lengths are the longest in the
+    tokens of `tokenizers`; chats: whether they have chat templates.
     """
     names = {"train": data, "dev": dev or data, "test": test or data}
     entries, rows, template = {}, {}, ""
     for part, name in names.items():
         entry = _entry(name)
         (_, _, columns), *_ = read_entries(Dataset(**{**entry, "rows": 1}), name)
-        template, fields = template_and_fields(list(columns), name)
+        template, fields = template_and_fields(list(columns), name, chats)
         entries[part] = {**entry, "fields": fields} if fields else entry
         rows[part] = read_rows(Dataset(**entries[part]), name)
     _split(entries, rows, data, own={"dev": bool(dev), "test": bool(test)})
     entries["test"]["label"] = Path(names["test"]).name.split(".")[0]
     _refuse_repeated(rows)
-    lengths = _lengths(rows["train"][:LOOKED_AT], template, tokenizer) if tokenizer else (0, 0)
-    return Data(entries, {part: len(found) for part, found in rows.items()}, template, lengths)
+    found = [_lengths(rows["train"][:LOOKED_AT], template, tokenizer) for tokenizer in tokenizers]
+    longest = max((p for p, _ in found), default=0), max((r for _, r in found), default=0)
+    return Data(entries, {part: len(rows[part]) for part in rows}, template, longest)
 
 
 def _entry(name: str) -> dict[str, Any]:
@@ -129,7 +144,12 @@ def _refuse_repeated(rows: dict[str, list[Row]]) -> None:
 
 
 def _lengths(rows: Sequence[Row], template: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    prompts = [len(tokenizer.encode(render(row, template), add_special_tokens=False)) for row in rows]
+    if template == "chat":
+        # A copy, since the template becomes part of it.
+        tokenizer = copy.deepcopy(tokenizer)
+        with_chat(tokenizer, Chat())
+    texts = [render(row, template, tokenizer, "data.train") for row in rows]
+    prompts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     responses = [len(tokenizer.encode(row.outputs[0], add_special_tokens=False)) + 1 for row in rows]
     return _most(prompts), _most(responses)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from init_case import make, rows
+from chat_case import HEADERS, MARKS, conversations, make_tokenizer, some_rows
+from init_case import make, model, rows
+from transformers import AutoTokenizer
 
 from minillm.cli import main
 from minillm.config.experiment import Experiment
@@ -101,6 +103,24 @@ def test_a_folder_with_a_name_of_the_catalogue_is_another_model(made: Path, tmp_
     config = written(made, tmp_path / "a.yaml", student=tmp_path / "gpt2")
     (student,) = config.pairs[0].students
     assert student != "gpt2" and config.models[student].revision == ""
+
+
+def test_two_chat_templates_and_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each model has its own tokenizer and template; with one template they share one."""
+    for name, template in (("Big", HEADERS), ("small", MARKS), ("like", MARKS)):
+        model(
+            tmp_path / name, AutoTokenizer.from_pretrained(make_tokenizer(tmp_path / name, template)), 1, 400
+        )
+    conversations(tmp_path / "rows.jsonl", *some_rows("train", 60))
+    config = written(tmp_path, tmp_path / "two.yaml")
+    assert "prompts: by chat template, each model's own" in capsys.readouterr().out
+    assert config.data.template == "chat" and config.datasets["train"].fields == {}
+    paths = {name: config.tokenizers[config.models[name].tokenizer].path for name in ("big", "small")}
+    assert paths == {"big": str(tmp_path / "Big"), "small": str(tmp_path / "small")}
+    assert config.checkpoints["big/teacher"] == config.models["big"]
+    config = written(tmp_path, tmp_path / "one.yaml", teacher=tmp_path / "like")
+    assert "prompts: by chat template, that of like" in capsys.readouterr().out
+    assert {config.models[name].tokenizer for name in ("like", "small")} == {"shared"}
 
 
 def test_a_gate_is_said(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
