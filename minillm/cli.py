@@ -162,7 +162,7 @@ def _init_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--method",
         nargs="+",
-        default=["minillm"],
+        action="extend",
         metavar="NAME",
         help="sft, kd, seqkd, minillm, reverse-kl, forward-kl, gkd (minillm)",
     )
@@ -181,7 +181,7 @@ def _init(args: argparse.Namespace) -> int:
         args.teacher,
         args.student,
         args.data,
-        methods=args.method,
+        methods=args.method or ["minillm"],
         finetune=args.finetune_teacher,
         **options,
     )
