@@ -43,7 +43,7 @@ def begin(
     models = [find(name, known, files) for name in (teacher, student)]
     if models[0].name == models[1].name:
         models[1] = dataclasses.replace(models[1], name=f"{models[1].name}-student")
-    shared = shared_tokenizer(*models, known)
+    shared = shared_tokenizer(models[0], models[1], known)
     rows = look(data, shared.tokenizer, dev, test)
     run = run or f"{models[1].name}-from-{models[0].name}"
     out = out or Path(f"{run}.yaml")
