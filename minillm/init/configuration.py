@@ -10,7 +10,6 @@ import yaml
 
 from minillm.config import layout
 from minillm.config.sections import Data as Lengths
-from minillm.errors import UserError
 from minillm.init.models import SHARED, Found
 from minillm.init.rows import Data
 
@@ -51,7 +50,7 @@ class Asked:
 
 
 def text_of(asked: Asked) -> str:
-    """The configuration, with comments.  Raises UserError if rows do not fit into the models' positions."""
+    """The configuration, with comments."""
     teacher, student = asked.teacher, asked.student
     counts, chat = asked.data.counts, asked.data.template == "chat"
     parts = [
@@ -158,22 +157,16 @@ def _data(asked: Asked) -> dict[str, Any]:
 
 def _lengths(asked: Asked) -> dict[str, int]:
     """`max_prompt` and `max_response`, if the defaults cut more than one row in a hundred, or do not fit."""
-    room = min((m.positions for m in (asked.teacher, asked.student) if m.positions), default=0) or 10**9
+    room = min((m.positions for m in (asked.teacher, asked.student) if m.positions), default=10**9)
     usual = (Lengths.max_prompt, Lengths.max_response)
-    needed: tuple[int, ...] = usual
-    if any(asked.data.lengths):
-        needed = tuple(max(32, 32 * math.ceil(n / 32)) for n in asked.data.lengths)
-    fits = sum(usual) <= room and all(n <= u for n, u in zip(needed, usual, strict=True))
-    if fits:
+    if sum(usual) <= room and all(n <= u for n, u in zip(asked.data.lengths, usual, strict=True)):
         return {}
-    prompt, response = needed if sum(needed) <= room else (room // 2, room - room // 2)
-    if prompt < min(needed[0], room // 2) or sum((prompt, response)) > room:
-        raise UserError(f"{asked.student.name}: its {room} positions are too few for these rows")
-    return {
-        "max_prompt": prompt,
-        "max_response": response,
-        **({} if room >= 512 else {"corpus_length": room}),
-    }
+    prompt, response = (max(32, 32 * math.ceil(n / 32)) for n in asked.data.lengths)
+    if not any(asked.data.lengths) or prompt + response > room:
+        # Longer prompts are dropped, and counted.
+        prompt, response = room // 2, room - room // 2
+    values = {"max_prompt": prompt, "max_response": response}
+    return values if room >= Lengths.corpus_length else {**values, "corpus_length": room}
 
 
 def _teacher(asked: Asked) -> list[str]:
