@@ -159,6 +159,8 @@ class Vllm(Answerer):
         if self._config().get_text_config().vocab_size == vocabulary:
             return self.folder
         model = load_model(self.folder, self.precision)
+        # transformers lets only rank 0 write, into a folder of all; this one is this rank's.
+        model.__dict__["should_save_on_this_rank"] = lambda is_main_process: True
         with whole_folder(self.scratch) as partial:
             save_cut(model, vocabulary, partial)
         return self.scratch

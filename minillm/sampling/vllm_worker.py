@@ -90,6 +90,9 @@ def main() -> None:
         write(out, {"version": vllm.__version__})
         for line in sys.stdin:
             answer(llm, json.loads(line), out)
+    except BrokenPipeError:
+        # The other process has ended.
+        os._exit(1)
     except Exception as error:
         # Whatever vLLM makes of a model, a setting or its own installation.
         write(out, {"error": " ".join(f"{type(error).__name__}: {error}".split())})

@@ -13,6 +13,7 @@ import pytest
 import torch
 from data_case import message
 from transformers import PreTrainedTokenizerBase
+from transformers.distributed import mixin
 
 from minillm.config.sampling import Sampling
 from minillm.config.sections import Launch
@@ -122,11 +123,15 @@ def test_an_interrupted_job_asks_only_for_what_is_left(
     assert [len(order["answer"]) for order in orders] == [10, 6]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 def test_padding_of_the_vocabulary_is_cut_off_before_vllm_sees_the_weights(
-    notes: Path, tmp_path: Path, words: PreTrainedTokenizerBase
+    rank: int, notes: Path, tmp_path: Path, words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By every rank for itself, although transformers saves only on the first."""
     folder, entries = case.model_folder(tmp_path / "model", "opt", padding=5), vocabulary_size(words)
     scratch = tmp_path / "scratch"
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: rank)
     answerer = vllm(folder, scratch)
     list(answerer.answers(case.requests(words)[:1], SAMPLING, words.eos_token_id, entries))
     assert noted(notes)[0]["model"] == str(scratch)
