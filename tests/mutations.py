@@ -53,7 +53,7 @@ MUTATIONS = [
         "data/prepare.py",
         "any(prompt_length(row, other, where) > settings.max_prompt for other in linked)",
         "False",
-        "tests/unit/data/test_chat.py::test_what_one_template_drops_is_dropped_for_both",
+        "tests/unit/data/test_chat_data.py::test_what_one_template_drops_is_dropped_for_both",
     ),
     Mutation(
         "exponents change places",

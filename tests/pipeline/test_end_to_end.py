@@ -216,6 +216,9 @@ def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
 
     index = (finished.run / "index.md").read_text()
     for name, item in ITEMS.items():
+        # Asked for by its own configuration only: it needs lm-eval.
+        if name == "harness":
+            continue
         folder = finished.run / f"{item.kind}s"
         for kind in ("csv", "md", "tex") if item.kind == "table" else ("png", "pdf"):
             assert (folder / f"{name}.{kind}").stat().st_size > 0, name

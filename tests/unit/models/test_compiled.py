@@ -104,6 +104,6 @@ def test_without_a_compiler_or_headers(missing, monkeypatch):
     else:
         monkeypatch.setenv("CXX", missing)
     with pytest.warns(UserWarning, match=f"no .*{missing}"):
-        run = tiled_loss._compiled(TokenLoss(0.0), None, 1.0)
+        run = tiled_loss._compiled(TokenLoss(0.0), None, 1.0, None)
     logits, tokens = torch.randn(3, 5), torch.tensor([0, 4, 2])
     assert run(logits, tokens, None)[0]["loss"] == -token_logprobs(logits, tokens).sum()

@@ -351,7 +351,7 @@ def kept_of(student, teacher, chosen):
         for i, r in enumerate(found)
     ]
     engine = OneProcess(student, Launch(eval_batch=3))
-    return rollouts_module.teacher_hidden(engine, teacher, Prompts(), entries, EOS)
+    return rollouts_module.teacher_hidden(engine, teacher, Prompts().prompt, entries, EOS)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 50])
