@@ -62,5 +62,5 @@ rule scored:
             option for file in input.config for option in ("--config", file)
         ),
     shell:
-        "python -m minillm {wildcards.scored} {params.config} --generations {input.answers:q}"
+        "python -m minillm {wildcards.scored:q} {params.config} --generations {input.answers:q}"
         " --out {output:q} > {log:q} 2>&1"

@@ -123,12 +123,16 @@ def test_names_that_no_command_line_can_carry_are_refused(name) -> None:
         experiment(raw)
 
 
+# Parameters that quote what they hold.
+QUOTES = r"(\w+)=(?:option\(|lambda wildcards, input: shlex\.join\()"
+
+
 def test_every_value_in_a_shell_command_is_quoted() -> None:
     """Except for commands and options, which workflow.py and common.smk put together and quote themselves."""
     made_of_quoted = {"{params.command}", "{params.options}", "{params.parent}"}
     for path in (REPO / "rules").glob("*.smk"):
         text = path.read_text()
-        quoted = made_of_quoted | {f"{{params.{name}}}" for name in re.findall(r"(\w+)=option\(", text)}
+        quoted = made_of_quoted | {f"{{params.{name}}}" for name in re.findall(QUOTES, text)}
         for block in re.findall(r"^    shell:\n((?:        .*\n)+)", text, re.MULTILINE):
             values = set(re.findall(r"\{[^{}]+\}", block))
             assert values and not {v for v in values if not v.endswith(":q}")} - quoted, (
