@@ -102,6 +102,7 @@ def line(name: str, rows: int, alpha: float, seconds: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.2, 0.5])
@@ -114,7 +115,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print("| teacher | rows | alpha | " + " | ".join(WAYS) + " |")
     print("|:--|--:|--:|" + "--:|" * len(WAYS))
-    for (name, pair), rows in itertools.product((TINY if args.tiny else PAIRS).items(), args.rows):
+    pairs = TINY if args.tiny else {name: PAIRS[name] for name in args.pairs}
+    for (name, pair), rows in itertools.product(pairs.items(), args.rows):
         shape = Shape(
             vocabulary=500 if args.tiny else 50257,
             batch=rows,
