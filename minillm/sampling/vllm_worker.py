@@ -27,7 +27,8 @@ def engine(start: dict[str, Any]) -> Any:
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    memory = {} if on_cpu else {"gpu_memory_utilization": start["memory"]}
+    # vLLM cannot go on with a CPU's random numbers after a prompt that it has read in part.
+    own = {"enable_chunked_prefill": False} if on_cpu else {"gpu_memory_utilization": start["memory"]}
     return vllm.LLM(
         model=start["model"],
         skip_tokenizer_init=True,
@@ -38,7 +39,7 @@ def engine(start: dict[str, Any]) -> Any:
         max_model_len=start["length"],
         # Compiling for a CPU takes longer than it saves.
         enforce_eager=on_cpu,
-        **memory,
+        **own,
     )
 
 
