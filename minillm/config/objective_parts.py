@@ -12,6 +12,19 @@ from minillm.config.strict import STRICT, Natural, NonNegative, Positive, Share
 if TYPE_CHECKING:
     from minillm.config.onpolicy import OnPolicy
 
+# Divergences between teacher and student, summed over a token's vocabulary (objectives.py).
+Divergence = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "total_variation",
+    "alpha_beta",
+    "token_wise_kl",
+    "squared_log_ratio",
+]
+
 
 @dataclass(frozen=True, config=STRICT)
 class AlphaBeta:
@@ -167,17 +180,7 @@ class TokenWeights:
 class Term:
     """A further divergence to the teacher, with a set of entries and token weights of its own."""
 
-    objective: Literal[
-        "forward_kl",
-        "reverse_kl",
-        "jensen_shannon",
-        "skew_forward_kl",
-        "skew_reverse_kl",
-        "total_variation",
-        "alpha_beta",
-        "token_wise_kl",
-        "squared_log_ratio",
-    ] = Field(description="The divergence, as `objective` of the on-policy phase.")
+    objective: Divergence = Field(description="The divergence, as `objective` of the on-policy phase.")
     coefficient: Positive = Field(default=1.0, description="What it is multiplied by.")
     beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
     skew: float = Field(default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences.")

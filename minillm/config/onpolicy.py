@@ -14,23 +14,21 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, Term, TokenWeights, problem
+from minillm.config.objective_parts import (
+    AlphaBeta,
+    Assistant,
+    Divergence,
+    Signal,
+    Taid,
+    Term,
+    TokenWeights,
+    problem,
+)
 from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
-Objective = Literal[
-    "minillm",
-    "forward_kl",
-    "reverse_kl",
-    "jensen_shannon",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "total_variation",
-    "alpha_beta",
-    "token_wise_kl",
-    "squared_log_ratio",
-]
+Objective = Literal["minillm", Divergence]
 
 
 @dataclass(frozen=True, config=STRICT)
