@@ -43,7 +43,7 @@ def expected(student, teacher, made, settings_, token):
             )
         ]
         total += sum(value for value, _ in pairs) / count
-        logits.backward(torch.from_numpy(np.stack([slope for _, slope in pairs])) / count)
+        logits.backward(torch.from_numpy(np.stack([derivative for _, derivative in pairs])) / count)
     return total, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
 
@@ -98,28 +98,28 @@ def by_hand(name, z_q, z_p, sampled, tokens="all", k=0, renormalise=False, targe
         return 0.0, gradient
     if renormalise:
         inside, other = q[chosen] / q[chosen].sum(), p[chosen] / p[chosen].sum()
-        value, slope = terms(name, inside, other, **more)
-        gradient[chosen] = slope - inside * slope.sum()
+        value, derivative = terms(name, inside, other, **more)
+        gradient[chosen] = derivative - inside * derivative.sum()
         return value, gradient
-    value, slope = terms(name, q[chosen], p[chosen], **more)
-    gradient[chosen] = slope
-    return value, gradient - q * slope.sum()
+    value, derivative = terms(name, q[chosen], p[chosen], **more)
+    gradient[chosen] = derivative
+    return value, gradient - q * derivative.sum()
 
 
 def with_assistant(z_q, z_p, replaces, alpha, share):
     """(KL, gradient by the student's logits) of AMiD: KL(p || r) or KL(q || r), r by powers and a sum."""
     q, p = softmax(z_q), softmax(z_p)
     if alpha == 1:
-        raw, slope = p**share * q ** (1 - share), np.full_like(q, 1 - share)
+        raw, derivative = p**share * q ** (1 - share), np.full_like(q, 1 - share)
     else:
         c = (1 - alpha) / 2
         mean = share * p**c + (1 - share) * q**c
         # The derivative of log r by log q, before normalising: w of the paper's Prop. 3.5.
-        raw, slope = mean ** (1 / c), (1 - share) * q**c / mean
+        raw, derivative = mean ** (1 / c), (1 - share) * q**c / mean
     r = raw / raw.sum()
     if replaces == "student":
         value, by_r, by_q = (p * np.log(p / r)).sum(), -p, np.zeros_like(q)
     else:
         value, by_r, by_q = (q * np.log(q / r)).sum(), -q, q * (np.log(q / r) + 1)
-    by_q = by_q + slope * (by_r - r * by_r.sum())
+    by_q = by_q + derivative * (by_r - r * by_r.sum())
     return value, by_q - q * by_q.sum()

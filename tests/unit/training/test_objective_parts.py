@@ -30,12 +30,12 @@ def check(settings_, token, target=None):
     student, teacher, made = batch(settings_)
     lengths = {len(response) for response in made.responses}
     assert len(lengths) > 2 and min(lengths) < settings_.max_tokens, "padding, and responses that end early"
-    value, slopes = expected(student, teacher, made, settings_, token)
+    value, derivatives = expected(student, teacher, made, settings_, token)
     found = gradient(student, made, task(teacher, settings_), Launch(micro_batch=3), target=target)
     assert found[0] == pytest.approx(value, abs=1e-8)
-    assert max(slope.abs().max() for slope in slopes.values()) > 1e-6
-    for name, slope in slopes.items():
-        assert_close(found[1][name], slope, atol=1e-8, rtol=1e-8)
+    assert max(derivative.abs().max() for derivative in derivatives.values()) > 1e-6
+    for name, derivative in derivatives.items():
+        assert_close(found[1][name], derivative, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,8 +77,8 @@ def test_a_set_in_the_single_step_term():
 
     def token(tokens, k):
         def weighted(z_q, z_p, y, place):
-            value, slope = by_hand("reverse_kl", z_q, z_p, y, tokens, k)
-            return weights[place].item() * value, weights[place].item() * slope
+            value, derivative = by_hand("reverse_kl", z_q, z_p, y, tokens, k)
+            return weights[place].item() * value, weights[place].item() * derivative
 
         return expected(student, teacher, samples, base, weighted)
 
@@ -110,7 +110,7 @@ def logits(*shape, seed=0):
     return [2 * torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
-def value_and_slope(settings_, z_q, z_p, sampled=None, target=None):
+def value_and_derivative(settings_, z_q, z_p, sampled=None, target=None):
     point = z_q.clone().requires_grad_()
     value = token_divergence(settings_, point, z_p, sampled, target)
     value.sum().backward()
@@ -130,13 +130,13 @@ def test_the_set_of_all_entries_is_the_divergence_itself(settings_):
     """The whole vocabulary by name, and as the top k of as many entries as it has, or of more."""
     z_q, z_p = logits(6, 9)
     weight = settings_.signal.weight if settings_.signal else "student"
-    expected_ = value_and_slope(settings_, z_q, z_p)
+    expected_ = value_and_derivative(settings_, z_q, z_p)
     for tokens in ("all", *SETS):
         for renormalise in (False, True) if tokens != "all" else (False,):
             signal = Signal(
                 tokens=tokens, top_k=0 if tokens == "all" else 20, renormalise=renormalise, weight=weight
             )
-            found = value_and_slope(dataclasses.replace(settings_, signal=signal), z_q, z_p)
+            found = value_and_derivative(dataclasses.replace(settings_, signal=signal), z_q, z_p)
             for a, b in zip(found, expected_, strict=True):
                 assert_close(a, b, atol=1e-10, rtol=0)
 
@@ -158,20 +158,20 @@ def test_a_teacher_that_is_the_student(settings_, tokens):
     for renormalise in (False, True) if tokens != "all" else (False,):
         k = 0 if tokens == "all" else 3
         signal = Signal(tokens=tokens, top_k=k, renormalise=renormalise, weight=weight)
-        value, slope = value_and_slope(dataclasses.replace(settings_, signal=signal), z, z.clone())
+        value, derivative = value_and_derivative(dataclasses.replace(settings_, signal=signal), z, z.clone())
         assert value.abs().max() < 1e-12
         bias = 0.0 if k == 0 or renormalise else biased.get(settings_.objective, 0.0)
         if settings_.objective != "total_variation":
             # That one has no derivative there.
-            assert_close(slope, bias * mass, atol=1e-12, rtol=0)
+            assert_close(derivative, bias * mass, atol=1e-12, rtol=0)
 
 
 def test_a_target_that_is_the_student():
     z_q, z_p = logits(6, 9)
     for z, t in ((z_q, 0.4), (z_p, 0.0)):
         at = torch.tensor(t, dtype=torch.float64)
-        value, slope = value_and_slope(chosen("forward_kl", taid=Taid()), z_q, z, target=at)
-        assert value.abs().max() < 1e-12 and slope.abs().max() < 1e-12
+        value, derivative = value_and_derivative(chosen("forward_kl", taid=Taid()), z_q, z, target=at)
+        assert value.abs().max() < 1e-12 and derivative.abs().max() < 1e-12
 
 
 def test_a_set_without_entries_is_no_signal():
@@ -181,9 +181,9 @@ def test_a_set_without_entries_is_no_signal():
         for renormalise in (False, True):
             weight = settings_.signal.weight if settings_.signal else "student"
             signal = Signal(tokens="intersection", top_k=2, renormalise=renormalise, weight=weight)
-            value, slope = value_and_slope(dataclasses.replace(settings_, signal=signal), z_q, z_p)
-            assert value[0] == 0 and (slope[0] == 0).all()
-            assert value[1] != 0 and slope.isfinite().all() and (slope[1] != 0).any()
+            value, derivative = value_and_derivative(dataclasses.replace(settings_, signal=signal), z_q, z_p)
+            assert value[0] == 0 and (derivative[0] == 0).all()
+            assert value[1] != 0 and derivative.isfinite().all() and (derivative[1] != 0).any()
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_a_set_without_entries_is_no_signal():
 def test_a_shift_of_the_logits_is_ignored(settings_):
     z_q, z_p = logits(6, 9)
     t = torch.tensor(0.4) if settings_.taid else None
-    found = value_and_slope(settings_, z_q + 3.0, z_p - 7.0, target=t)
-    for a, b in zip(found, value_and_slope(settings_, z_q, z_p, target=t), strict=True):
+    found = value_and_derivative(settings_, z_q + 3.0, z_p - 7.0, target=t)
+    for a, b in zip(found, value_and_derivative(settings_, z_q, z_p, target=t), strict=True):
         assert_close(a, b, atol=1e-10, rtol=0)
 
 
@@ -207,13 +207,13 @@ def test_the_sampled_token_is_an_unbiased_reverse_kl():
     """The mean over q of its gradient, and of the whole vocabulary's by q, is the reverse KL's."""
     z_q, z_p = logits(4, 9)
     sampled = chosen("squared_log_ratio", signal=Signal(tokens="sampled"))
-    slopes = [value_and_slope(sampled, z_q, z_p, torch.full((4,), v))[1] for v in range(9)]
-    mean = sum(z_q.softmax(-1)[:, v, None] * slope for v, slope in enumerate(slopes))
-    exact = value_and_slope(chosen("reverse_kl"), z_q, z_p)
+    derivatives = [value_and_derivative(sampled, z_q, z_p, torch.full((4,), v))[1] for v in range(9)]
+    mean = sum(z_q.softmax(-1)[:, v, None] * derivative for v, derivative in enumerate(derivatives))
+    exact = value_and_derivative(chosen("reverse_kl"), z_q, z_p)
     assert_close(mean, exact[1], atol=1e-10, rtol=0)
-    assert_close(value_and_slope(chosen("squared_log_ratio"), z_q, z_p)[1], exact[1], atol=1e-10, rtol=0)
+    assert_close(value_and_derivative(chosen("squared_log_ratio"), z_q, z_p)[1], exact[1], atol=1e-10, rtol=0)
     # On the dev set, where no token is drawn.
-    assert_close(value_and_slope(sampled, z_q, z_p)[0], exact[0], atol=1e-12, rtol=0)
+    assert_close(value_and_derivative(sampled, z_q, z_p)[0], exact[0], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6])
@@ -226,7 +226,9 @@ def test_assistants_of_other_methods(share):
         (chosen("forward_kl", assistant=student), chosen("skew_forward_kl", skew=share)),
         (chosen("reverse_kl", assistant=teacher), chosen("skew_reverse_kl", skew=1 - share)),
     ):
-        for a, b in zip(value_and_slope(settings_, z_q, z_p), value_and_slope(same, z_q, z_p), strict=True):
+        for a, b in zip(
+            value_and_derivative(settings_, z_q, z_p), value_and_derivative(same, z_q, z_p), strict=True
+        ):
             assert_close(a, b, atol=1e-10, rtol=0)
     assert_close(
         objectives.assistant(z_q, z_p, 1.0, share),
@@ -244,11 +246,13 @@ def test_finite_at_extremes(dtype):
     found = [dataclasses.replace(s, signal=Signal(tokens="union", top_k=4)) for s in EVERY]
     found += [chosen("forward_kl", assistant=Assistant(alpha=a)) for a in (-5.0, 0.5, 1.0, 3.0)]
     for settings_ in [*EVERY, *found]:
-        value, slope = value_and_slope(settings_, z_q, z_p)
-        assert value.isfinite().all() and slope.isfinite().all(), settings_
+        value, derivative = value_and_derivative(settings_, z_q, z_p)
+        assert value.isfinite().all() and derivative.isfinite().all(), settings_
     for t in (0.0, 0.4, 1.0):
-        value, slope = value_and_slope(chosen("forward_kl", taid=Taid()), z_q, z_p, target=torch.tensor(t))
-        assert value.isfinite().all() and slope.isfinite().all()
+        value, derivative = value_and_derivative(
+            chosen("forward_kl", taid=Taid()), z_q, z_p, target=torch.tensor(t)
+        )
+        assert value.isfinite().all() and derivative.isfinite().all()
 
 
 def test_unknown_sets_and_weights_are_refused():

@@ -150,9 +150,9 @@ def weighted(samples, s, objective="reverse_kl", factor=1.0):
     weights = factors_by_hand(samples, s)
 
     def token(z_q, z_p, y, place):
-        value, slope = by_hand(objective, z_q, z_p, y)
+        value, derivative = by_hand(objective, z_q, z_p, y)
         w = factor * weights[place[0]][place[1]]
-        return w * value, w * slope
+        return w * value, w * derivative
 
     return token
 
@@ -162,11 +162,11 @@ def test_weighted_divergences(name):
     student, teacher, samples = made()
     s = TokenWeights(**FACTORS[name])
     settings_ = chosen("reverse_kl", token_weights=s)
-    value, slopes = expected(student, teacher, samples, settings_, weighted(samples, s))
+    value, derivatives = expected(student, teacher, samples, settings_, weighted(samples, s))
     found = gradient(student, samples, task(teacher, settings_), Launch(micro_batch=3))
     assert found[0] == pytest.approx(value, abs=1e-8)
-    for name_, slope in slopes.items():
-        assert_close(found[1][name_], slope, atol=1e-8, rtol=1e-8)
+    for name_, derivative in derivatives.items():
+        assert_close(found[1][name_], derivative, atol=1e-8, rtol=1e-8)
 
 
 def test_normalised_by_the_mini_batch():
@@ -259,9 +259,9 @@ def test_further_terms(name):
 
         def token(z_q, z_p, y, place):
             more = (signal.tokens, signal.top_k, signal.renormalise)
-            value, slope = by_hand(settings_.objective, z_q, z_p, y, *more)
+            value, derivative = by_hand(settings_.objective, z_q, z_p, y, *more)
             w = factor * rows[place[0]][place[1]]
-            return w * value, w * slope
+            return w * value, w * derivative
 
         return token
 
@@ -273,11 +273,11 @@ def test_further_terms(name):
     def both(*token):
         return tuple(map(sum, zip(*(one(*token) for one in parts), strict=True)))
 
-    value, slopes = expected(student, teacher, samples, settings_, both)
+    value, derivatives = expected(student, teacher, samples, settings_, both)
     found = gradient(student, samples, task(teacher, settings_), Launch(micro_batch=3))
     assert found[0] == pytest.approx(value, abs=1e-8)
-    for parameter, slope in slopes.items():
-        assert_close(found[1][parameter], slope, atol=1e-8, rtol=1e-8)
+    for parameter, derivative in derivatives.items():
+        assert_close(found[1][parameter], derivative, atol=1e-8, rtol=1e-8)
 
 
 def test_a_further_term_beside_minillm():
