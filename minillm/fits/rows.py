@@ -63,6 +63,7 @@ def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengt
         prompt, response = train.reshape(-1, 2).mean(0)
         longest = int(chunks.max(initial=0))
         return Lengths(len(train), len(dev), float(prompt), float(response), len(chunks), longest, False)
+    # Not prepared yet, or damaged: the configuration's numbers and Dolly's means stand in.
     except (OSError, ValueError):
         pass
     return Lengths(

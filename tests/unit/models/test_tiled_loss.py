@@ -113,12 +113,14 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_exactly(name, head):
-    (value, slopes), (expected, expected_slopes) = both_ways(DIVERGENCES[name], *case(**HEADS[head]))
+    (value, derivatives), (expected, expected_derivatives) = both_ways(
+        DIVERGENCES[name], *case(**HEADS[head])
+    )
     assert_close(value, expected, atol=1e-10, rtol=1e-10)
-    assert all(slope.abs().max() > 1e-3 for slope in slopes), "the loss moves everything"
-    for slope, other in zip(slopes, expected_slopes, strict=True):
-        assert_close(slope, other, atol=1e-10, rtol=1e-10)
-    assert (slopes[1][VOCABULARY:] == 0).all(), "padding of the embedding is never used"
+    assert all(derivative.abs().max() > 1e-3 for derivative in derivatives), "the loss moves everything"
+    for derivative, other in zip(derivatives, expected_derivatives, strict=True):
+        assert_close(derivative, other, atol=1e-10, rtol=1e-10)
+    assert (derivatives[1][VOCABULARY:] == 0).all(), "padding of the embedding is never used"
 
 
 @pytest.mark.parametrize("tokens", TOP_K)
@@ -126,10 +128,10 @@ def test_every_set_exactly(tokens):
     def function(logits, theirs):
         return objectives.reverse_kl(*on_set(logits, theirs, tokens, 4, renormalise=True), normalised=True)
 
-    (value, slopes), (expected, expected_slopes) = both_ways(function, *case(**HEADS["all"]))
+    (value, derivatives), (expected, expected_derivatives) = both_ways(function, *case(**HEADS["all"]))
     assert_close(value, expected, atol=1e-10, rtol=1e-10)
-    for slope, other in zip(slopes, expected_slopes, strict=True):
-        assert_close(slope, other, atol=1e-10, rtol=1e-10)
+    for derivative, other in zip(derivatives, expected_derivatives, strict=True):
+        assert_close(derivative, other, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -148,9 +150,9 @@ def test_float32_is_no_worse_than_whole_logits(name):
             for hidden, head in given
         ]
         (_, exact), _ = both_ways(DIVERGENCES[name], *same)
-        for kept, (_, slopes) in zip(errors.values(), both_ways(DIVERGENCES[name], *given), strict=True):
-            for part, slope, reference in zip(kept, slopes, exact, strict=True):
-                part.append((slope.double() - reference).abs() / reference.abs().max())
+        for kept, (_, derivatives) in zip(errors.values(), both_ways(DIVERGENCES[name], *given), strict=True):
+            for part, derivative, reference in zip(kept, derivatives, exact, strict=True):
+                part.append((derivative.double() - reference).abs() / reference.abs().max())
     for tiled, whole in zip(*(map(torch.stack, kept) for kept in errors.values()), strict=True):
         assert 0 < tiled.max() <= 2 * whole.max()
         assert tiled.square().mean().sqrt() <= 1.25 * whole.square().mean().sqrt()
@@ -298,13 +300,13 @@ def test_temperature_divides_the_logits_of_both(preset):
     chosen = settings(preset, temperature=0.7, lm_coef=0.0)
     student, teacher = pair()
     made = rollouts(student, teacher, chosen)
-    found, slopes = gradient(student, made, task(teacher, chosen))
+    found, derivatives = gradient(student, made, task(teacher, chosen))
     for model in (student, teacher):
         model.lm_head.weight.data /= 0.7
     expected, others = gradient(student, made, task(teacher, settings(preset, lm_coef=0.0)))
     assert found == pytest.approx(expected, abs=1e-9)
-    slopes["lm_head.weight"] *= 0.7
-    assert_close(others, slopes, atol=1e-9, rtol=1e-9)
+    derivatives["lm_head.weight"] *= 0.7
+    assert_close(others, derivatives, atol=1e-9, rtol=1e-9)
 
 
 # --- the teacher's hidden states, kept from the sampling
@@ -317,13 +319,13 @@ def test_kept_hidden_states_give_the_same_loss(preset):
     chosen = settings(preset)
     student, teacher = pair()
     made, work = rollouts(student, teacher, chosen), task(teacher, chosen)
-    expected, slopes = gradient(student, made, work, Launch(micro_batch=2))
+    expected, derivatives = gradient(student, made, work, Launch(micro_batch=2))
     kept = kept_of(student, teacher, chosen)
     found, others = gradient(
         student, dataclasses.replace(made, teacher_hidden=kept), work, Launch(micro_batch=2)
     )
     assert found == pytest.approx(expected, abs=1e-9)
-    assert_close(others, slopes, atol=1e-9, rtol=1e-9)
+    assert_close(others, derivatives, atol=1e-9, rtol=1e-9)
 
 
 def kept_of(student, teacher, chosen):
