@@ -148,7 +148,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a further term has the objective's token weights",
-        "training/rollout_losses.py",
+        "training/sample_loss.py",
         "by = factors[term] if factors else None",
         "by = factors[0] if factors else None",
         f"{WEIGHTS}::test_further_terms",
@@ -169,7 +169,7 @@ MUTATIONS = [
     ),
     Mutation(
         "whitening counts the physical width",
-        "training/rollout_losses.py",
+        "training/credit.py",
         "total = len(values) * settings.max_tokens",
         "total = values.numel()",
         f"{TESTS}::test_amount_and_side_of_padding",
@@ -225,7 +225,7 @@ MUTATIONS = [
     ),
     Mutation(
         "whitening counts masked positions",
-        "training/rollout_losses.py",
+        "training/credit.py",
         "return objectives.whiten(values, mask)",
         "return objectives.whiten(values, None)",
         f"{TESTS}::test_amount_and_side_of_padding",

@@ -28,7 +28,7 @@ from minillm.models.head import head_of, logits_by_tile, response_losses
 from minillm.models.loading import without_dropout
 from minillm.models.tiled_loss import Compilable, Head
 from minillm.sampling.draw import draw, draw_and_record
-from minillm.training.rollout_losses import SampleLoss
+from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import TokenLoss
 
 # Numbers of blocks that are run.

@@ -30,12 +30,13 @@ from minillm.runtime.metrics_log import MetricsLog
 from minillm.runtime.processes import start
 from minillm.runtime.schedule import evaluation_steps
 from minillm.training.adapted import load_frozen, with_adapter
+from minillm.training.credit import credit_summary
 from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
 from minillm.training.divergences import token_divergence
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
 from minillm.training.moving_target import MovingTarget
-from minillm.training.rollout_losses import Task, credit_summary, micro_batches
+from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.vllm_rollouts import VllmRollouts
 

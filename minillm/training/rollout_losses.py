@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
 from minillm.data.batching import collate, moved
 from minillm.data.rows import Corpus, Example
@@ -22,16 +21,16 @@ from minillm.models.head import (
     response_hidden,
     response_losses,
     response_tokens,
-    token_logprobs,
 )
 from minillm.models.loading import special_tokens
 from minillm.models.tiled_loss import Compilable, Terms
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
 from minillm.training import token_weights
+from minillm.training.credit import advantages, importance, whitened
 from minillm.training.dev_set import Dev
-from minillm.training.divergences import token_divergence
 from minillm.training.rollouts import Rollouts
+from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import token_loss
 
 # A sample's place in the collection, or a chunk's in the corpus.
@@ -57,64 +56,6 @@ class Task:
         return self.dev.teacher.swap if self.dev.teacher is not None else None
 
 
-def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
-    """w_t of every token, (rows, time): last factor of Eq. 5 ("token"), all ("product"), or 1 ("none")."""
-    if settings.importance == "none":
-        return rollouts.mask
-    weights = objectives.importance_weights(
-        rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha
-    )
-    if settings.importance == "product":
-        return objectives.sequence_weights(weights, rollouts.mask)
-    return weights * rollouts.mask
-
-
-def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
-    """What multiplies grad log q of every token in the long term, (rows, time), before whitening."""
-    s, mask = settings, rollouts.mask
-    rewards = objectives.token_rewards(
-        rollouts.student_logprobs,
-        rollouts.teacher_logprobs,
-        mask,
-        scale=s.reward_scale,
-        clip=s.reward_clip or None,
-    )
-    # The mean of r_t given its prefix.
-    expected = -rollouts.reverse_kl * mask / s.reward_scale
-    if s.advantage == "expected":
-        rewards = expected
-    # r_t minus its mean, then the rewards that follow.
-    if s.advantage == "centred":
-        baseline = objectives.returns(
-            expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True
-        )
-        return (
-            objectives.returns(rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=True)
-            - baseline
-        )
-    return objectives.returns(
-        rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=s.include_current
-    )
-
-
-def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
-    """Advantages of one global mini-batch, (rows, time), whitened as `settings` say.
-
-    "positions" counts `max_tokens` positions per row, absent ones as zeros, as the released code does with
-    its padding, but here whatever the actual padding; "tokens" counts the response tokens.
-    """
-    if settings.whiten == "none":
-        return values
-    if settings.whiten == "tokens":
-        return objectives.whiten(values, mask)
-    total = len(values) * settings.max_tokens
-    mean = objectives.masked_mean(values, mask, denominator=total)
-    present = objectives.masked_mean(torch.ones_like(values), mask, denominator=total)
-    # Squares of differences: a difference of squares can be negative in float32.
-    variance = objectives.masked_mean((values - mean) ** 2, mask, denominator=total) + (1 - present) * mean**2
-    return objectives.whiten(values, mask, statistics=(mean, variance))
-
-
 @dataclass(frozen=True)
 class LossInputs:
     """Constants of a micro-batch's loss: (tokens,) in the order of the logits; frozen logits by tile."""
@@ -127,66 +68,6 @@ class LossInputs:
     initial: Callable[[slice], Tensor] | None
     # Token weights of the objective and of each further term.
     factors: list[Tensor | None]
-
-
-@dataclass(frozen=True)
-class SampleLoss:
-    """The loss's terms by name, sums over the tokens; also counts those whose ratio is outside 1 +- clip.
-
-    "minillm": the single-step term plus the long term (Eq. 5 with Eq. 6); any other objective: its
-    divergence. Whether the surrogate clips such a ratio depends on the advantage.
-    """
-
-    settings: OnPolicy
-    # `settings.further_terms()`.
-    further: tuple[OnPolicy, ...] = ()
-
-    def __call__(
-        self,
-        logits: Tensor,
-        tokens: Tensor,
-        old_logprobs: Tensor,
-        weights: Tensor,
-        advantages: Tensor,
-        teacher_logits: Tensor | None,
-        initial_logits: Tensor | None,
-        target: Tensor | None = None,
-        *factors: Tensor | None,
-    ) -> Terms:
-        """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,).
-
-        `factors` are the token weights of the objective, which are in the advantages already, and of each
-        further term; there may be none at all.
-        """
-
-        def weighted(values: Tensor, term: int = 0) -> Tensor:
-            by = factors[term] if factors else None
-            return values if by is None else values * by
-
-        s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
-        if s.objective != "minillm":
-            assert teacher_logits is not None
-            values = token_divergence(s, logits, teacher_logits, tokens, target)
-            losses[s.objective] = weighted(values).sum()
-        else:
-            new = token_logprobs(logits, tokens)
-            losses["long_term"] = objectives.policy_gradient_loss(
-                new, old_logprobs, advantages, torch.ones_like(new),
-                weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,
-            )  # fmt: skip
-            if s.clip:
-                ratio = torch.exp(new.detach() - old_logprobs) * weights
-                counts["outside"] = ((ratio - 1.0).abs() > s.clip).sum()
-            if teacher_logits is not None and s.single_step:
-                values = weighted(token_divergence(s, logits, teacher_logits, tokens))
-                losses["single_step"] = (values * weights if s.single_step_weights else values).sum()
-        for i, (term, part) in enumerate(zip(self.further, s.also or (), strict=True), 1):
-            assert teacher_logits is not None
-            values = weighted(token_divergence(term, logits, teacher_logits, tokens), i)
-            losses[f"also_{i}"] = part.coefficient * values.sum()
-        if initial_logits is not None:
-            losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
-        return losses, counts
 
 
 def frozen_model_logits(
@@ -392,22 +273,3 @@ def micro_batches(
     samples: list[Row] = [("sample", i) for i in rows]
     parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)
     return parts, partial(mini_batch.loss, engine.engine)
-
-
-def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:
-    """A collection's logged rewards, advantages (before whitening) and weights; {} for plain divergences."""
-    if settings.objective != "minillm":
-        return {}
-    mask = rollouts.mask
-    rewards = (rollouts.teacher_logprobs - rollouts.student_logprobs)[mask.bool()]
-    credit = advantages(rollouts, settings)[mask.bool()]
-    weights = importance(rollouts, settings)[mask.bool()]
-    return {
-        "reward": rewards.mean().item(),
-        "advantage_mean": credit.mean().item(),
-        "advantage_std": credit.std(correction=0).item(),
-        "advantage_min": credit.min().item(),
-        "advantage_max": credit.max().item(),
-        # Kish's effective sample size as a share of the tokens: 1 for equal weights.
-        "effective_samples": (weights.sum() ** 2 / (weights**2).sum() / len(weights)).item(),
-    }

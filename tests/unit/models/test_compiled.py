@@ -10,7 +10,7 @@ from minillm.config.sections import Launch
 from minillm.data.batching import collate
 from minillm.models import compiling, tiled_loss
 from minillm.models.head import token_logprobs
-from minillm.training.rollout_losses import SampleLoss
+from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import TokenLoss, example_loss
 
 needs_compiler = pytest.mark.skipif(

@@ -44,7 +44,7 @@ from minillm.sampling import one_shape
 from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
-from minillm.training import dev_set, onpolicy, rollout_losses
+from minillm.training import dev_set, onpolicy, rollout_losses, sample_loss
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
@@ -386,7 +386,7 @@ def test_the_reference_loss():
 # --- what is looked for is found
 def test_a_planted_mix_is_found(monkeypatch):
     monkeypatch.setattr(rollout_losses, "moved", lambda values, device: values)
-    with pytest.raises(MixedDevices, match=r"objectives.py:|rollout_losses.py:"):
+    with pytest.raises(MixedDevices, match=r"objectives.py:|rollout_losses.py:|sample_loss.py:"):
         update(CASES["paper"])
 
 
@@ -406,14 +406,14 @@ def test_a_planted_index_on_the_cpu_is_found(monkeypatch):
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, float, bool, torch.Tensor.tolist, torch.Tensor.cpu])
 def test_a_planted_wait_is_found(read, monkeypatch):
-    usual = rollout_losses.SampleLoss.__call__
+    usual = sample_loss.SampleLoss.__call__
 
     def planted(self: Any, *tensors: Any) -> Any:
         losses, counts = usual(self, *tensors)
         read(losses["long_term"].detach())
         return losses, counts
 
-    monkeypatch.setattr(rollout_losses.SampleLoss, "__call__", planted)
+    monkeypatch.setattr(sample_loss.SampleLoss, "__call__", planted)
     waits, _, _ = update(CASES["paper"])
     assert set(waits) - set(PADDING) == {"models/tiled_loss.py:_of_tile"}
 

@@ -23,7 +23,7 @@ from minillm.config.onpolicy import PRESETS, OnPolicy, expanded
 from minillm.config.sections import Launch
 from minillm.config.strict import parse
 from minillm.errors import UserError
-from minillm.training.rollout_losses import advantages, whitened
+from minillm.training.credit import advantages, whitened
 
 
 @torch.no_grad()
