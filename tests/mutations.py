@@ -332,8 +332,8 @@ MUTATIONS = [
     Mutation(
         "what vLLM drew is scored at another temperature",
         "training/vllm_rollouts.py",
-        "head_of(model, vocabulary, temperature)",
-        "head_of(model, vocabulary)",
+        "head_of(student, how.vocabulary, how.sampling.temperature)",
+        "head_of(student, how.vocabulary)",
         "tests/unit/training/test_vllm_rollouts.py::test_records_are_those_of_sampling_and_of_float64",
     ),
     Mutation(
