@@ -446,6 +446,16 @@ class Launch:
         "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per trained parameter.",
     )
     log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
+    gradient_variance: bool = Field(
+        default=False,
+        description="In on-policy training, log how much the gradient varies: an estimate from the "
+        "micro-batches of each logged update, which needs two of them. Costs one more read of each gradient.",
+    )
+    initial_kl: bool = Field(
+        default=False,
+        description="In on-policy training, log the KL to the initial student at dev evaluations. Keeps its "
+        "weights on each device (with an adapter only the adapter), as `init_kl` does.",
+    )
     tracker: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
         default=(),
         description="Trackers that get the lines of `metrics.jsonl` as well, under `results/<run>/trackers`; "

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from minillm.models.adapters import is_adapted
 from minillm.models.head import keep_head
 from minillm.models.loading import attention, decoder_blocks, without_dropout
 from minillm.runtime import checkpoints, precisions, saving, state, trust
+from minillm.runtime.gradient_variance import GradientVariance
 from minillm.runtime.optimizer import fix_universal, parameter_groups
 from minillm.runtime.processes import World, seed_all
 from minillm.runtime.schedule import learning_rate, share
@@ -117,6 +118,7 @@ class Engine:
         )
         self.model: PreTrainedModel = self.engine.module
         self.skipped = SkippedSteps(self.engine, steps)
+        self.variance = GradientVariance(self.engine, world)
         # All models that updates run.
         self._computing = [self.model]
         self._compiled = self._blocks(self.model) if launch.zero < 3 else []
@@ -198,26 +200,34 @@ class Engine:
         return [[rows[rank] for rows in part] for part in parts]
 
     def update(
-        self, parts: Sequence[T], loss: Callable[[T], Losses], rows: Sequence[object] = ()
+        self,
+        parts: Sequence[T],
+        loss: Callable[[T], Losses],
+        rows: Sequence[object] = (),
+        sizes: Sequence[int] = (),
     ) -> dict[str, torch.Tensor]:
         """One optimizer step from this rank's micro-batches; all ranks' losses must sum to the batch's loss.
 
         Returns sums over this rank's micro-batches of the loss and of everything that `loss` returns with
         it.  They stay on the device; call `summed` on those that are looked at.  Raises UserError if
-        gradients are NaN or infinite several steps in a row; it names `rows`, the ids of the batch.
+        gradients are NaN or infinite several steps in a row; it names `rows`, the ids of the batch.  `sizes`,
+        the rows of each micro-batch: then `summed` also has the gradient's variance, if that is asked for.
         """
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.engine.train(self.training_mode)
         sums: dict[str, torch.Tensor] = {}
+        self.variance.begin()
+        watched = self.launch.gradient_variance and self._logged(self.step + 1) and len(sizes) > 0
         with attention(self._computing, self.launch.attention), compiling.in_place(self._compiled):
             for place, part in enumerate(parts):
                 # DeepSpeed's own count assumes equally many micro-batches at every step.
                 self.engine.set_gradient_accumulation_boundary(place == len(parts) - 1)
                 value, terms = loss(part)
                 # DeepSpeed averages over ranks, but these losses are parts of one sum.
-                self.engine.backward(value * self.world.size)
+                with self.variance.of(sizes[place]) if watched else nullcontext():
+                    self.engine.backward(value * self.world.size)
                 self._optimizer_step(rows)
                 for name, number in {"loss": value.detach(), **terms}.items():
                     sums[name] = sums[name] + number if name in sums else number
@@ -248,6 +258,7 @@ class Engine:
             "lr": learning_rate(self.settings, self.step - 1, self.steps),
             "grad_norm": float(norm) if norm is not None else math.nan,
         }
+        numbers |= self.variance.estimate(numbers["grad_norm"])
         skipped = self.skipped.total()
         if skipped or self.engine.fp16_enabled():
             numbers["skipped_steps"] = float(skipped)
@@ -256,7 +267,10 @@ class Engine:
     @property
     def logs(self) -> bool:
         """Whether the step just made is to be logged."""
-        return self.step % self.launch.log_every == 0 or self.step == self.steps
+        return self._logged(self.step)
+
+    def _logged(self, step: int) -> bool:
+        return step % self.launch.log_every == 0 or step == self.steps
 
     # --- checkpoints
     def save(self, loop: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
+from minillm.training import token_weights
 from minillm.training.rollouts import Rollouts
 
 
@@ -68,20 +70,35 @@ def whitened(values: Tensor, mask: Tensor, settings: OnPolicy) -> Tensor:
     return objectives.whiten(values, mask, statistics=(mean, variance))
 
 
-def credit_summary(rollouts: Rollouts, settings: OnPolicy) -> dict[str, float]:
-    """A collection's logged rewards, advantages (before whitening) and weights; {} for plain divergences."""
+def effective_samples(
+    rollouts: Rollouts, settings: OnPolicy, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Kish's effective sample size as a share of the tokens: 1 for equal weights.
+
+    A token's weight is that of importance (only "minillm" has one) times its token weight, if there are any.
+    """
+    s = settings
+    weights = importance(rollouts, s) if s.objective == "minillm" else rollouts.mask
+    factors = token_weights.configured(rollouts, s.token_weights, tokenizer, list(range(len(rollouts.ids))))
+    weights = (weights if factors is None else weights * factors)[rollouts.mask.bool()]
+    return {"effective_samples": (weights.sum() ** 2 / (weights**2).sum() / len(weights)).item()}
+
+
+def credit_summary(
+    rollouts: Rollouts, settings: OnPolicy, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """A collection's logged effective samples, and MiniLLM's rewards and advantages before whitening."""
+    effective = effective_samples(rollouts, settings, tokenizer)
     if settings.objective != "minillm":
-        return {}
+        return effective
     mask = rollouts.mask
     rewards = (rollouts.teacher_logprobs - rollouts.student_logprobs)[mask.bool()]
     credit = advantages(rollouts, settings)[mask.bool()]
-    weights = importance(rollouts, settings)[mask.bool()]
     return {
         "reward": rewards.mean().item(),
         "advantage_mean": credit.mean().item(),
         "advantage_std": credit.std(correction=0).item(),
         "advantage_min": credit.min().item(),
         "advantage_max": credit.max().item(),
-        # Kish's effective sample size as a share of the tokens: 1 for equal weights.
-        "effective_samples": (weights.sum() ** 2 / (weights**2).sum() / len(weights)).item(),
+        **effective,
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm.config.sections import Launch, Sampling
-from minillm.data.batching import at_once, collate, least_padding, moved
+from minillm.data.batching import Batch, at_once, collate, least_padding, moved
 from minillm.data.rows import Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.data.tokenizers import vocabulary_size
@@ -40,6 +40,22 @@ from minillm.training import selection
 
 # From student and teacher logits to one value per token.
 Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+class Watch(Protocol):
+    """What further looks at each token of `losses` (diagnosis.py)."""
+
+    def begin(self, rows: Sequence[int], batch: Batch) -> None:
+        """The batch that follows."""
+
+    def of_tile(
+        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor, tile: slice
+    ) -> list[Tensor]:
+        """Values of a tile's tokens, (n,) each."""
+
+    def add(self, values: Tensor) -> None:
+        """The batch's values, (tokens, values)."""
+
 
 # The "step" of dev samples: the same random numbers at every evaluation, none of them a rollout's.
 DEV_STEP = 2**32 - 1
@@ -107,12 +123,14 @@ def losses(
     temperature: float = 1.0,
     kept: dict[int, Tensor] | None = None,
     theirs: Sequence[Example] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Means over the response tokens of `examples`: "nll", and with a teacher each of `divergences` by name.
 
     Divergences compare the distributions at `temperature`; "nll" is the model's own.  `kept` holds the
     teacher's hidden states of each batch of these examples, on the CPU, between calls.  `theirs`: what the
-    teacher reads in place of each example, if that is not the same.
+    teacher reads in place of each example, if that is not the same.  `watch` gets the same logits, which
+    changes no number here.
     """
     pad = special_tokens(dev.tokenizer)[1]
     read = examples if theirs is None else theirs
@@ -137,15 +155,23 @@ def losses(
                     kept[number] = states.cpu()
             given = logits_by_tile(states, head_of(teacher, dev.vocabulary, temperature, swap))
         tokens = response_tokens(part)
+        if watch is not None:
+            watch.begin(rows, part)
 
         def measures(logits: Tensor, tile: slice, given: Any = given, tokens: Tensor = tokens) -> Tensor:
             columns = [-token_logprobs(logits, tokens[tile])]
             if given is not None:
                 teacher_logits = given(tile)
                 columns += [function(logits / temperature, teacher_logits) for function in wanted.values()]
+                if watch is not None:
+                    columns += watch.of_tile(logits / temperature, teacher_logits, tokens[tile], tile)
             return torch.stack(columns, dim=1)
 
-        sums = response_values(model, part, dev.vocabulary, measures).double().sum(0).tolist()
+        values = response_values(model, part, dev.vocabulary, measures)
+        # Contiguous, so that the order of the sums is the same with and without a watch.
+        sums = values[:, : 1 + len(wanted)].contiguous().double().sum(0).tolist()
+        if watch is not None:
+            watch.add(values[:, 1 + len(wanted) :])
         totals["tokens"] += part.mask.sum().item()
         for name, value in zip(("nll", *wanted), sums, strict=True):
             totals[name] += value

@@ -32,6 +32,7 @@ from minillm.runtime.schedule import evaluation_steps
 from minillm.training.adapted import load_frozen, with_adapter
 from minillm.training.credit import credit_summary
 from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
+from minillm.training.diagnosis import Diagnosis
 from minillm.training.divergences import token_divergence
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
@@ -72,9 +73,9 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
         vllm = VllmRollouts(engine, s, precision)
     engine.engine.eval()
     if engine.step == 0:
-        first = evaluate(engine, task)
+        first, more = evaluate(engine, task)
         memory.look(first["dev_loss"], s)
-        log.write(first)
+        log.write(first | more)
     with engine.interruptible(), engine.progress(name) as bar:
         while engine.step < engine.steps:
             collection, place = divmod(engine.step, per_collection)
@@ -82,12 +83,12 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
                 rollouts = collect_rollouts(
                     engine, task.teacher, rows, task.dev, s, memory, collection, task.seed, vllm
                 )
-                log.write(rollouts.summary | credit_summary(rollouts, s))
+                log.write(rollouts.summary | credit_summary(rollouts, s, task.dev.tokenizer))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
+            parts, loss_of = micro_batches(engine, task, rollouts, chosen, target.t if target else None)
             sums = engine.update(
-                *micro_batches(engine, task, rollouts, chosen, target.t if target else None),
-                rows=[rollouts.ids[i] for i in chosen],
+                parts, loss_of, rows=[rollouts.ids[i] for i in chosen], sizes=list(map(len, parts))
             )
             bar.update()
             if engine.logs:
@@ -96,9 +97,10 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
                 loss = math.fsum(engine.world.gather(float(sums[s.objective])))
                 target.move(loss, (engine.step - 1) / engine.steps)
             if engine.step in due:
-                history.append({"step": engine.step, **evaluate(engine, task)})
-                memory.look(history[-1]["dev_loss"], s)
-                log.write({key: value for key, value in history[-1].items() if key != "step"})
+                values, more = evaluate(engine, task)
+                history.append({"step": engine.step, **values})
+                memory.look(values["dev_loss"], s)
+                log.write(values | more)
                 candidates.offer(history)
             if engine.step in due or engine.save_due():
                 save()
@@ -118,9 +120,10 @@ def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, updat
     return [int(i) for i in order[update * settings.batch : (update + 1) * settings.batch]]
 
 
-def evaluate(engine: Engine, task: Task) -> dict[str, float]:
+def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     """The dev set: ROUGE-L of fresh answers, exact KLs on them, the references' cross-entropy, the objective.
 
+    And, only to be logged, the diagnosis of the answers (diagnosis.py).
     "dev_objective" is the method's own: its divergence on fresh answers, on the references if it learns from
     them, or on both in the shares that the method starts with.
     """
@@ -138,9 +141,10 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
     }
     with engine.whole():
         answers = answer(engine.model, dev, world)
+        watch = Diagnosis(answers.examples, dev.vocabulary, s.temperature, task.initial)
         fresh = losses(
             engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature,
-            theirs=dev.theirs(answers.examples),
+            theirs=dev.theirs(answers.examples), watch=watch,
         )  # fmt: skip
         on_gold = task.teacher if s.student_share < 1 else None
         gold = losses(
@@ -148,7 +152,7 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
             theirs=dev.theirs(dev.examples),
         )  # fmt: skip
     objective = s.student_share * fresh[name] + (1 - s.student_share) * gold.get(name, 0.0)
-    return {
+    values = {
         "dev_rouge": answers.rouge,
         "dev_loss": gold["nll"],
         "dev_objective": objective,
@@ -157,6 +161,7 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
         "dev_length": answers.mean_length,
         "dev_finished": answers.finished,
     }
+    return values, watch.means(world)
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
@@ -241,8 +246,10 @@ def run_stage(
         check_rows(model, rows_of, training.max_tokens)
         return engine.frozen(model)
 
-    anchor = frozen(init, data) if training.init_kl else None
+    initial = frozen(init, data) if training.init_kl or launch.initial_kl else None
+    anchor = initial if training.init_kl else None
     corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
-    task = Task(frozen(teacher, teacher_data or data), anchor, corpus, dev, training, settings.seed)
+    teaching = frozen(teacher, teacher_data or data)
+    task = Task(teaching, anchor, corpus, dev, training, settings.seed, initial)
     history = train(engine, task, rows, settings.method, settings.precision)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

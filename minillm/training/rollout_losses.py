@@ -41,7 +41,10 @@ PLAIN = 2**41
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs besides student and samples; `anchor` is the initial student, if the guard is on."""
+    """What a loss needs besides student and samples; `anchor` is the initial student, if the guard is on.
+
+    `initial`: the initial student, if the KL to it is measured at dev evaluations; no loss uses it.
+    """
 
     teacher: PreTrainedModel
     anchor: PreTrainedModel | None
@@ -49,6 +52,7 @@ class Task:
     dev: Dev
     settings: OnPolicy
     seed: int
+    initial: PreTrainedModel | None = None
 
     @property
     def swap(self) -> tuple[int, int] | None:
