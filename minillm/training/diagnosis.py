@@ -46,7 +46,7 @@ REWARDS = (
 
 
 def repeated(response: np.ndarray) -> np.ndarray:
-    """Which tokens end an n-gram that occurs earlier in the response, (length,) bool: as counts.repetition."""
+    """Which tokens end an n-gram that occurs earlier in the response, as in `repetition`; (length,) bool."""
     marks, seen = np.zeros(len(response), dtype=bool), set()
     for end, gram in enumerate(ngrams(response.tolist(), NGRAM), NGRAM - 1):
         marks[end] = gram in seen
@@ -84,7 +84,7 @@ def token_values(student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor)
         logprobs[1] - logprobs[0],
         *entropies,
         (entropies[0] - entropies[1]).abs(),
-        (of_student > -torch.inf).sum(-1) / k,
+        (of_student > -torch.inf).sum(-1).to(student_logits.dtype) / k,
         of_student.exp().sum(-1),
         of_teacher.exp().sum(-1),
     ]

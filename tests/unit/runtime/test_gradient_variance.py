@@ -45,7 +45,9 @@ def found(request, tmp_path_factory, python, warm):
     out = tmp_path_factory.mktemp("variance") / "out.pt"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [python, *(torchrun if request.param == 2 else []), str(HERE / "variance_steps.py"), str(out)]
-    done = subprocess.run([*command, *map(str, STAGES)], capture_output=True, text=True, timeout=400, env=warm)
+    done = subprocess.run(
+        [*command, *map(str, STAGES)], capture_output=True, text=True, timeout=400, env=warm
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return torch.load(out)
 

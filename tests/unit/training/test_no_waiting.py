@@ -85,6 +85,7 @@ CACHED = {
 DEV = {**PADDING, **SAMPLING, "training/dev_set.py:losses": "a batch's sums; the teacher's states, once"}
 CALIBRATION = {**PADDING, "evaluation/calibration.py:label_logprobs": "once a batch: its probabilities"}
 EXPOSURE = {**PADDING, "evaluation/exposure_bias.py:token_kl": "once a batch: its values"}
+DIAGNOSED = {**DEV, "training/diagnosis.py:Diagnosis.means": "an evaluation's sums, once"}
 REFERENCE = {**PADDING, "evaluation/reference_loss.py:losses": "once a batch: its values"}
 
 
@@ -292,13 +293,15 @@ def test_the_guard_of_the_first_student_reads_nothing_back():
 
 def test_the_dev_set_of_the_on_policy_phase():
     chosen, (student, teacher) = settings("paper", objective="skew_forward_kl", student_share=0.5), floats()
-    work = dataclasses.replace(task(teacher, chosen), dev=dev())
+    initial = make("llama", 3)
+    work = dataclasses.replace(task(teacher, chosen), dev=dev(), initial=initial)
     expected = onpolicy.evaluate(Alone(student, WHOLE, CPU), work)
     with PretendGPU() as gpu:
-        there(gpu, student, teacher)
+        there(gpu, student, teacher, initial)
         found = onpolicy.evaluate(Alone(student, WHOLE, GPU), work)
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert set(gpu.waits) == set(DEV)
+    for values, same in zip(found, expected, strict=True):
+        assert values == pytest.approx(same, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert set(gpu.waits) == set(DIAGNOSED) and gpu.waits["training/diagnosis.py:Diagnosis.means"] == 1
 
 
 # --- supervised training
