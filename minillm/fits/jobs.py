@@ -137,7 +137,7 @@ class Planner:
         settings: Any = None
         if key.stage == "minillm":
             settings = config.on_policy(key.method, key.model)
-            initial = (student,) if settings.init_kl else ()
+            initial = (student,) if settings.init_kl or launch.initial_kl else ()
         else:
             settings, initial = config.for_model(key.stage, key.model), ()
             teacher = teacher if settings.loss == "kd" else None

@@ -31,6 +31,9 @@ from minillm.publish.settings import MetricsSettings, PublishSettings
 from minillm.publish.style import METHOD_NAMES
 from minillm.readers import Kind, is_a, read_json_lines
 
+# Keys of metrics.jsonl that items read, besides those of dev evaluations.
+LOGGED = ("response_length", "sampled_tokens", "effective_samples", "grad_variance", "grad_norm")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -257,7 +260,7 @@ class RunResults:
         entries = self.lines(path, again, {"step": int})
         for number, entry in enumerate(entries, 1):
             for key, value in entry.items():
-                read = key.startswith("dev_") or key in ("response_length", "sampled_tokens")
+                read = key.startswith("dev_") or key in LOGGED
                 # A diverged training may have logged NaN.
                 if read and (isinstance(value, bool) or not isinstance(value, int | float | None)):
                     raise UserError(f"{self.folder / path}:{number}: '{key}' is not a number; {again}")

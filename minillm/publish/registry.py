@@ -118,6 +118,9 @@ ITEMS = {
     "divergences": _figure("figures.curves", "divergences",
                            "Forward and reverse KL as objectives under the same sampler",
                            "models", knob="objective", sweeps=True),
+    "diagnosis": _figure("figures.diagnosis", "diagnosis",
+                         "What on-policy training does to the answers, and to the signal on them",
+                         "models"),
 }  # fmt: skip
 
 # How to read each of them: captions in the report.
@@ -222,5 +225,11 @@ READING = {
     "divergences": (
         "The same training under two losses, each measured by both divergences: does each win on its own "
         "axis?"
+    ),
+    "diagnosis": (
+        "Truncated answers and repetition that rise together, with a higher reward at repeated tokens, "
+        "are how on-policy distillation collapses. A good run finds the teacher's likely tokens: the "
+        "overlap rises, and the two entropies approach each other. A reward that falls along the answer "
+        "says that errors add up; few effective samples and much noise, that a step knows little."
     ),
 }

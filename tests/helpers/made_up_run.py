@@ -36,6 +36,13 @@ VARIANTS = {
 }
 N = {"dolly": 12, "sni": 10}
 TASK = {"dataset": "dolly", "prompt": "?", "input": "{x}", "labels": {"0": "no", "1": "yes"}}
+# Of a dev evaluation.
+DIAGNOSIS = {
+    "dev_finished": 0.5, "dev_repetition": 0.1, "dev_length": 40.0, "dev_init_kl": 0.0, "dev_entropy": 1.0,
+    "dev_teacher_entropy": 1.2, "dev_entropy_gap": 0.3, "dev_overlap": 0.7, "dev_overlap_mass": 0.95,
+    "dev_teacher_overlap_mass": 0.96, "dev_reward_repeated": -0.1, "dev_reward_other": -0.4,
+    **{f"dev_reward_{part}_of_4": -0.1 * part for part in range(1, 5)},
+}  # fmt: skip
 SECTIONS: dict[str, Any] = {
     "exposure_bias": {"tests": list(N)},
     "lengths": {"tests": list(N), "figure15": ["sni"]},
@@ -295,7 +302,13 @@ def train(folder: Path, weights: str, method: str, strength: float) -> None:
         {"step": 8 * i, "dev_reverse_kl": 2 - 0.1 * i * (1 + strength / 9), "dev_forward_kl": 2.5 - 0.1 * i}
         for i in range(5)
     ]
-    entries += [{"step": 8 * i, "response_length": 50.0, "sampled_tokens": 1600.0} for i in range(2)]
+    for i, entry in enumerate(entries):
+        entry |= {name: value + 0.01 * i * strength for name, value in DIAGNOSIS.items()}
+    entries += [
+        {"step": 8 * i, "response_length": 50.0, "sampled_tokens": 1600.0, "effective_samples": 0.9 - 0.1 * i}
+        for i in range(2)
+    ]
+    entries += [{"step": 4 * i, "loss": 1.0, "grad_norm": 2.0, "grad_variance": 1.0} for i in range(1, 9)]
     chosen = {"chosen": {"step": 32, "dev_rouge": 20 + strength}}
     put(
         folder,
