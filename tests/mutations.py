@@ -20,6 +20,7 @@ TILES = "tests/unit/models/test_tiled_loss.py"
 TWO = "tests/unit/training/test_two_templates.py"
 PARTS = "tests/unit/training/test_objective_parts.py"
 WEIGHTS = "tests/unit/training/test_token_weights.py"
+DIAGNOSIS = "tests/unit/training/test_diagnosis.py"
 
 
 @dataclass(frozen=True)
@@ -552,6 +553,48 @@ MUTATIONS = [
         "load_adapter(model, folder / ADAPTER)",
         "pass",
         "tests/unit/training/test_adapted.py::test_each_model_loads_its_own_adapter_on_one_base",
+    ),
+    Mutation(
+        "the overlap is that of the student's likeliest tokens with themselves",
+        "training/diagnosis.py",
+        'on_set(*both, "intersection", TOP)',
+        'on_set(*both, "student_topk", TOP)',
+        f"{DIAGNOSIS}::test_values_equal_loops_over_tokens",
+    ),
+    Mutation(
+        "a token is repeated if its own 4-gram is",
+        "training/diagnosis.py",
+        "        marks[end] = gram in seen\n        seen.add(gram)\n",
+        "        seen.add(gram)\n        marks[end] = gram in seen\n",
+        f"{DIAGNOSIS}::test_repeated_tokens_are_what_the_repetition_rate_counts",
+    ),
+    Mutation(
+        "effective samples leave out the token weights",
+        "training/credit.py",
+        "weights if factors is None else weights * factors",
+        "weights",
+        f"{DIAGNOSIS}::test_effective_samples_of_every_method",
+    ),
+    Mutation(
+        "the gradient's variance takes micro-batches for equally large",
+        "runtime/gradient_variance.py",
+        "math.fsum(s / n for s, n in zip(squares, rows, strict=True))",
+        "math.fsum(squares) * len(rows) / sum(rows)",
+        "tests/unit/runtime/test_gradient_variance.py::test_unbiased_over_all_draws",
+    ),
+    Mutation(
+        "squared gradients are those of the scaled loss",
+        "runtime/gradient_variance.py",
+        "/ (rows * scale**2)",
+        "/ rows",
+        "tests/unit/runtime/test_gradient_variance.py::test_of_a_whole_update_under_every_stage",
+    ),
+    Mutation(
+        "the figure draws who ended as who was truncated",
+        "publish/figures/diagnosis.py",
+        "lambda finished: 1 - finished",
+        "lambda finished: finished",
+        "tests/unit/publish/test_diagnosis_figure.py::test_each_panel_shows_what_its_name_says",
     ),
     Mutation(
         "checkpoints hold the frozen weights",

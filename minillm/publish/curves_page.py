@@ -21,9 +21,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 PANELS = (
     ("Reverse KL to the teacher, nats per token", ("rollout_reverse_kl",), ("dev_reverse_kl",)),
     ("Length of responses, tokens", ("response_length",), ("dev_length",)),
-    ("Entropy of the model, nats per token", ("entropy",), ()),
+    ("Entropy of the model, nats per token", ("entropy",), ("dev_entropy",)),
     ("Share of responses that end", ("finished",), ("dev_finished",)),
-    ("Share of 4-grams that repeat earlier ones", ("repetition",), ()),
+    ("Share of 4-grams that repeat earlier ones", ("repetition",), ("dev_repetition",)),
+    ("Share of the 16 likeliest tokens that student and teacher share", (), ("dev_overlap",)),
     ("Dev set: ROUGE-L", (), ("dev_rouge",)),
     ("Dev set: cross-entropy, nats per token", (), ("dev_loss",)),
 )
