@@ -149,7 +149,7 @@ def engine_of(folder, family, launch, **more):
 
     With Adam's usual epsilon a gradient of any size moves a weight by the same amount.
     """
-    chosen = settings("released", warmup=0, lr=1e-2, **more)
+    chosen = settings("released", **{"warmup": 0, "lr": 1e-2, **more})
     student, teacher = (model.float() for model in pair(family))
     engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
     for group in engine.engine.optimizer.param_groups:
