@@ -297,6 +297,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
             both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
             # Without a share the teacher reads whole responses, as if no coin fell.
             coins=s.coins if s.alpha or s.coins is not None or sampler.reads_along else 0,
+            top_k=sampler.teacher_top_k, top_p=sampler.top_p,
         ),
         Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
     )  # fmt: skip
