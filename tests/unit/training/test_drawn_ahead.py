@@ -339,3 +339,37 @@ def test_older_checkpoints_have_no_marks():
     _, _, _, made = collected(None)
     values = {k: v for k, v in vars(made).items() if k not in ("mixture_logprobs", "drifted")}
     assert Rollouts.restored(values, OneProcess(None, WHOLE).world).drifted is None
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Sampler(teacher_top_k=3, early_end=EARLY), Sampler(top_p=0.7)],
+    ids=["replaced and ended", "top-p"],
+)
+def test_collections_do_not_depend_on_the_number_of_processes(sampler, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_rows, "FOLDER", tmp_path)
+    chosen = settings("default", **KL, sampler=sampler, stop_kl=2.0)
+    dev = Dev([], [], Tokenizer(), Sampling(), 11, 8, 0)
+
+    def run(size, batch):
+        pairs = [pair() for _ in range(size)]
+
+        def rank(world):
+            student, teacher = pairs[world.rank]
+            made = OneProcess(student, WHOLE, world)
+            made.model, made.launch = student, Launch(eval_batch=batch)
+            return collect_rollouts(made, teacher, Prompts(), dev, chosen, Memory(1.0), 0, 3)
+
+        return ranks(size, rank)
+
+    one = run(1, 8)[0]
+    for other in (*run(2, 3), *run(3, 1)):
+        assert [r.tolist() for r in one.responses] == [r.tolist() for r in other.responses]
+        assert one.summary == pytest.approx(other.summary, rel=1e-5)
+        for name in ("student_logprobs", "mixture_logprobs", "drifted", "teacher_hidden"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert (
+                (a is None) == (b is None) == (name in ("mixture_logprobs", "drifted") and sampler.top_p < 1)
+            )
+            if a is not None:
+                assert_close(a, b, atol=1e-5, rtol=1e-5)
