@@ -19,6 +19,8 @@ TESTS = "tests/unit/training/test_invariances.py"
 TILES = "tests/unit/models/test_tiled_loss.py"
 TWO = "tests/unit/training/test_two_templates.py"
 PARTS = "tests/unit/training/test_objective_parts.py"
+SAMPLERS = "tests/unit/sampling/test_rollout_samplers.py"
+AHEAD = "tests/unit/training/test_drawn_ahead.py"
 WEIGHTS = "tests/unit/training/test_token_weights.py"
 DIAGNOSIS = "tests/unit/training/test_diagnosis.py"
 
@@ -616,6 +618,69 @@ MUTATIONS = [
         "return min(found)[2] if found else None",
         "return min(found)[2] if found else next(iter(options))",
         "tests/unit/evaluation/test_metrics.py::test_the_file_of_choice_counts_what_is_unanswered",
+    ),
+    Mutation(
+        "replaced tokens are drawn with the number that proposed them",
+        "sampling/sample.py",
+        "uniforms(seed + REPLACEMENTS, step",
+        "uniforms(seed, step",
+        f"{SAMPLERS}::test_every_replaced_token_follows_the_rule",
+    ),
+    Mutation(
+        "replaced tokens are recorded as draws of the student",
+        "sampling/draw.py",
+        "return chosen, replaced, student.masked_fill(~inside, 0.0) + outside * teacher",
+        "return chosen, replaced, student",
+        f"{AHEAD}::test_importance_of_tokens_that_the_teacher_may_have_replaced",
+    ),
+    Mutation(
+        "what top-p leaves is recorded as the whole distribution",
+        "sampling/draw.py",
+        "student = logits[0].log_softmax(-1)",
+        "student = proposal.log_softmax(-1)",
+        f"{SAMPLERS}::test_the_teacher_replaces_what_top_p_proposes",
+    ),
+    Mutation(
+        "a response that was ended early counts as finished",
+        "sampling/response.py",
+        "ended and not cut[i], record_of, cut[i]",
+        "ended, record_of, cut[i]",
+        f"{SAMPLERS}::test_a_response_ends_where_the_models_have_drifted_apart",
+    ),
+    Mutation(
+        "an early end is made one disagreement late",
+        "sampling/early_end.py",
+        "self.counts[rows] >= s.events",
+        "self.counts[rows] > s.events",
+        f"{SAMPLERS}::test_a_response_ends_where_the_models_have_drifted_apart",
+    ),
+    Mutation(
+        "the weights of drift leave out their base",
+        "training/drift_weights.py",
+        "(early_end.base + left)",
+        "left",
+        f"{AHEAD}::test_weights_fall_with_each_disagreement",
+    ),
+    Mutation(
+        "a lag counts one collection too few",
+        "training/drawn_ahead.py",
+        "min(collection + self.lag, self.collections - 1)",
+        "min(collection + self.lag - 1, self.collections - 1)",
+        f"{AHEAD}::test_a_collection_is_drawn_by_the_student_of_so_many_collections_ago",
+    ),
+    Mutation(
+        "checkpoints forget what waits",
+        "training/drawn_ahead.py",
+        "return [vars(rollouts) for rollouts in self.waiting]",
+        "return []",
+        f"{AHEAD}::test_a_stopped_run_resumes_exactly",
+    ),
+    Mutation(
+        "a damaged collection is taken",
+        "training/drawn_ahead.py",
+        "if not path.exists() or sha256(path) != self._index().get(path.name):",
+        "if not path.exists():",
+        f"{AHEAD}::test_collections_that_are_damaged_or_gone",
     ),
 ]
 

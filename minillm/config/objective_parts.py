@@ -151,7 +151,8 @@ class TokenWeights:
         "from other positions when to stop.",
     )
     truncated: Share = Field(
-        default=1.0, description="Factor of responses that were cut at `max_tokens`; 0 leaves them out."
+        default=1.0,
+        description="Factor of responses that were cut at `max_tokens`, or ended early; 0 leaves them out.",
     )
     normalise: bool = Field(
         default=False, description="Divide by the sum of a mini-batch's weights instead of its tokens."

@@ -24,6 +24,8 @@ from minillm.config.objective_parts import (
     TokenWeights,
     problem,
 )
+from minillm.config.sampler import Sampler
+from minillm.config.sampler import problem as problem_of_sampler
 from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
@@ -95,6 +97,12 @@ class OnPolicy:
         default=0,
         description="Capacity, in responses, of a buffer of earlier samples, which replaces more and more of "
         "the new ones as training progresses (DistiLLM); 0: none.",
+    )
+    # Null is not written into settings files (files.NEWER).
+    sampler: Sampler | None = Field(
+        default=None,
+        description="Samples that are not simply drawn from the current student or mixture: with top-p, "
+        "corrected by the teacher, by an older student, or ended early; `null`: off.",
     )
     objective: Objective = Field(
         default="minillm",
@@ -257,7 +265,8 @@ class OnPolicy:
         It has a share in the sampling, or its log-probabilities are rewards, or watched, or weights.
         """
         weighs = any(weights.of_teacher for weights in self.every_token_weights)
-        return self.alpha > 0 or self.objective == "minillm" or self.stop_kl > 0 or weighs
+        along = self.sampler is not None and self.sampler.reads_along
+        return self.alpha > 0 or self.objective == "minillm" or self.stop_kl > 0 or weighs or along
 
     def further_terms(self) -> list[OnPolicy]:
         """The settings under which each term of `also` would be the objective."""
@@ -401,5 +410,5 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
         wrong = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
         wrong = f"{limit}: must be a factor above 1, or 0 for none"
-    if wrong := wrong or problem(settings):
+    if wrong := wrong or problem_of_sampler(settings) or problem(settings):
         raise UserError(f"{where}: {under}.{wrong}")

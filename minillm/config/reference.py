@@ -37,6 +37,8 @@ PARTS = (
     ),
     ("Pseudo", "The teacher's responses", "`stages.pseudo`"),
     ("OnPolicy", "On-policy phase", "`stages.minillm`, `variants.NAME.settings`"),
+    ("Sampler", "Sampler", "`sampler` of the on-policy phase"),
+    ("EarlyEnd", "Early end", "`sampler.early_end` of the on-policy phase"),
     ("AlphaBeta", "Alpha-beta divergence", "`alpha_beta` of the on-policy phase"),
     ("Signal", "Signal", "`signal` of the on-policy phase"),
     ("Taid", "Moving target", "`taid` of the on-policy phase"),

@@ -11,6 +11,7 @@ from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
 from minillm.config.onpolicy import OnPolicy
+from minillm.config.sampler import Sampler
 from minillm.config.sections import Launch, Sampling, Training
 from minillm.config.stages import STAGES
 from minillm.fits.machines import BANDWIDTH, COMPUTE
@@ -290,11 +291,13 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     looks = s.evaluations + 1
     prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
     both = (student, teacher) if s.teacher_reads else (student,)
+    sampler = s.sampler or Sampler()
     draws = (
         Draw(
             both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
             # Without a share the teacher reads whole responses, as if no coin fell.
-            coins=s.coins if s.alpha or s.coins is not None else 0,
+            coins=s.coins if s.alpha or s.coins is not None or sampler.reads_along else 0,
+            top_k=sampler.teacher_top_k, top_p=sampler.top_p,
         ),
         Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
     )  # fmt: skip
@@ -314,6 +317,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
         draws=draws,
         reads=tuple(reads),
         evaluations=s.evaluations,
-        kept=s.rollouts * s.max_tokens if keeps else 0.0,
+        kept=(1 + sampler.lag) * s.rollouts * s.max_tokens if keeps else 0.0,
+        cached=s.collections * s.rollouts * response if keeps and sampler.cached else 0.0,
         outputs=1,
     )

@@ -240,9 +240,12 @@ def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
     # Logits of models that read along are in the vocabulary that they share.
     vocabulary = min(model.vocabulary for model in draw.models)
     if draw.coins is None or len(draw.models) == 1:
-        drawn = passes.position(rows, vocabulary, len(draw.models) > 1, draw.alpha, draw.record)
+        both = len(draw.models) > 1
+        drawn = passes.position(rows, vocabulary, both, draw.alpha, draw.record, draw.top_k, draw.top_p)
     else:
         drawn = passes.by_coin(rows, vocabulary)
+        if draw.top_p < 1:
+            drawn = max(drawn, passes.position(rows, vocabulary, False, 0.0, False, 0, draw.top_p))
         drawn = max(drawn, passes.recorded(rows * draw.horizon, vocabulary, draw.alpha, device))
         # The student's hidden states, until the teacher has read.
         extra += rows * draw.horizon * draw.models[0].width * number

@@ -21,13 +21,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from minillm.config.onpolicy import OnPolicy
+from minillm.config.sampling import Sampling
 from minillm.fits.sizes import Size, build
 from minillm.fits.tensor_bytes import TensorBytes
 from minillm.models import logit_product, tiled_loss
 from minillm.models.head import head_of, logits_by_tile, response_losses
 from minillm.models.loading import without_dropout
 from minillm.models.tiled_loss import Compilable, Head
-from minillm.sampling.draw import draw, draw_and_record
+from minillm.sampling.draw import Replacement, draw, draw_and_record
+from minillm.sampling.logit_filters import Filters
 from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import TokenLoss
 
@@ -284,11 +286,20 @@ def without_gradient(size: Size, rows: Rows, how: How) -> int:
 
 
 @functools.cache
-def position(rows: int, vocabulary: int, teacher: bool, alpha: float, record: bool) -> int:
-    """Bytes of drawing one token for each of `rows` rows, their logits included."""
+def position(
+    rows: int, vocabulary: int, teacher: bool, alpha: float, record: bool, top_k: int = 0, top_p: float = 1.0
+) -> int:
+    """Bytes of drawing one token for each of `rows` rows, their logits included.
+
+    `top_k`: of the teacher, which replaces other tokens; `top_p`: of the student.
+    """
     with _faked(How(torch.float32, "cuda")) as live, torch.no_grad():
         logits = [torch.empty(rows, vocabulary) for _ in range(1 + teacher)]
-        draw_and_record(logits, alpha, torch.zeros(rows, dtype=torch.float64), record)
+        uniform = torch.zeros(rows, dtype=torch.float64)
+        filters = Filters(Sampling(top_p=top_p), ())
+        filtered = filters(uniform, logits[0]) if filters else None
+        replacement = Replacement(top_k, uniform) if top_k else None
+        draw_and_record(logits, alpha, uniform, record, filtered, replacement)
         return live.peak
 
 

@@ -33,6 +33,7 @@ class Draw:
 
     horizon: positions of the longest response; longest: of the longest prompt.  coins: as in OnPolicy, the
     rows that share the coins that say which model draws; None: all models read every token at once.
+    top_k: of the teacher, if it replaces other tokens; top_p: of the student.
     """
 
     models: tuple[Size, ...]
@@ -45,6 +46,8 @@ class Draw:
     alpha: float = 0.0
     record: bool = False
     coins: int | None = None
+    top_k: int = 0
+    top_p: float = 1.0
 
     def shares(self, rows: int) -> list[float]:
         """Of each model, the positions at which a batch of `rows` rows waits for it, on average."""

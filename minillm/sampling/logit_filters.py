@@ -1,6 +1,6 @@
 """What evaluation does to the next token's logits before it is drawn: n-gram block, top-k, top-p.
 
-Rollouts use none of them.
+Of these, rollouts use top-p only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Progress:
 
     `student` and `teacher` are the same if both models read the same prompts (or there is one model);
     lengths (of responses) and finished are (size,); records, the values of a `Record`, (5, size, horizon).
+    marks, by name, are the `Record`'s booleans, (size, horizon) each; cut, (size,), says which rows had an
+    early end made to them (None: none can).
     """
 
     student: Context
@@ -46,6 +48,8 @@ class Progress:
     lengths: Tensor
     finished: Tensor
     records: Tensor
+    marks: dict[str, Tensor] = field(default_factory=dict)
+    cut: Tensor | None = None
 
     @classmethod
     def of(
@@ -55,8 +59,13 @@ class Progress:
         pad: int,
         device: torch.device,
         teacher_prompts: Sequence[np.ndarray] | None = None,
+        marks: Sequence[str] = (),
+        cut: bool = False,
     ) -> Progress:
-        """Before the first token, with room for `horizon` of them; `teacher_prompts`: None if the same."""
+        """Before the first token, with room for `horizon` of them; `teacher_prompts`: None if the same.
+
+        `marks`: their names; `cut`: whether early ends can be made.
+        """
         size, student = len(prompts), Context.of(prompts, horizon, pad, device)
         return cls(
             student,
@@ -65,12 +74,16 @@ class Progress:
             torch.zeros(size, dtype=torch.long, device=device),
             torch.zeros(size, dtype=torch.bool, device=device),
             torch.zeros((5, size, horizon), device=device),
+            {name: torch.zeros((size, horizon), dtype=torch.bool, device=device) for name in marks},
+            torch.zeros(size, dtype=torch.bool, device=device) if cut else None,
         )
 
-    def put(self, t: int, rows: Tensor, tokens: Tensor, ends: Sequence[int]) -> Tensor:
+    def put(
+        self, t: int, rows: Tensor, tokens: Tensor, ends: Sequence[int], stop: Tensor | None = None
+    ) -> Tensor:
         """Store the tokens of position `t` of those `rows` that have not ended; who still have not.
 
-        Any of the tokens `ends` ends a response.
+        Any of the tokens `ends` ends a response; `stop` (rows,) ends others, with this token as their last.
         """
         running = ~self.finished[rows]
         stored = torch.where(running, tokens, self.pad)
@@ -79,6 +92,9 @@ class Progress:
         still = running
         for end in ends:
             still = still & (tokens != end)
+        if stop is not None and self.cut is not None:
+            self.cut[rows] = self.cut[rows] | (still & stop)
+            still = still & ~stop
         self.lengths[rows] += running
         self.finished[rows] = ~still
         return still

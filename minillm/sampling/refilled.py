@@ -112,10 +112,10 @@ class Slots:
         """Draw a token for every slot, (slots,), and keep those of slots that run."""
         at = self.lengths.clamp(max=self.horizon - 1).unsqueeze(-1)
         logits = self.decoder.head.logits(self.states)
-        if self.filters:
-            logits = self.filters(self.rows, logits)
+        filtered = self.filters(self.rows, logits) if self.filters else None
         uniform = self.uniform.gather(1, at).squeeze(-1)
-        chosen, values = draw_and_record([logits], 0.0, uniform, self.how.record)
+        drawn = draw_and_record([logits], 0.0, uniform, self.how.record, filtered)
+        chosen, values = drawn.tokens, drawn.values
         if self.filters:
             self.filters.add(self.rows, chosen)
         running = self.running

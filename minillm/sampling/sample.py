@@ -7,6 +7,7 @@ response does not depend on its batch, its neighbours, their order, the number o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,6 +28,9 @@ from minillm.sampling.response import Mixture as Mixture
 from minillm.sampling.response import Record as Record
 from minillm.sampling.response import Response as Response
 from minillm.sampling.together import Batch
+
+# What the teacher puts in the place of a token is drawn with other keys than everything else.
+REPLACEMENTS = 2**45
 
 
 def uniforms(seed: int, step: int, rows: Sequence[int], length: int) -> np.ndarray:
@@ -60,19 +64,22 @@ def sample(
 
     Any of the tokens `ends` ends a response; the first is the student's own, for which the teacher's stands
     (`Mixture.end`).  With a `mixture`, tokens are drawn from alpha p + (1 - alpha) q; `record` keeps a
-    `Record` of every sampled token, so that nothing has to be scored again.  Filters (top-k, top-p, n-gram
-    block) are for evaluation: with a mixture or with `record` they raise ValueError, because the recorded
-    values would not be those of the policy.  Prompts of similar length are answered together, at most `batch`
-    of them, and only as many as have, with the longest responses, at most `budget` positions (0: any number);
-    `vocabulary` cuts off padded entries, which can never be sampled.  `graphs`: on a GPU, steps are captured
-    as CUDA graphs.
+    `Record` of every sampled token, so that nothing has to be scored again.  Top-k and n-gram block are for
+    evaluation: with a mixture or with `record` they raise ValueError, as does a top-p if the teacher has a
+    share in the mixture; what is recorded of tokens drawn with top-p is of the whole distributions.  Prompts
+    of similar length are answered together, at most `batch` of them, and only as many as have, with the
+    longest responses, at most `budget` positions (0: any number); `vocabulary` cuts off padded entries, which
+    can never be sampled.  `graphs`: on a GPU, steps are captured as CUDA graphs.
     """
     how = How(sampling, seed, step, ends, pad, vocabulary, record, batch, budget, graphs)
 
     def numbers(items: Sequence[int]) -> np.ndarray:
         return uniforms(seed, step, [rows[i] for i in items], sampling.max_tokens)
 
-    responses = dict(as_they_end(model, prompts, numbers, how, mixture))
+    def spare(items: Sequence[int]) -> np.ndarray:
+        return uniforms(seed + REPLACEMENTS, step, [rows[i] for i in items], sampling.max_tokens)
+
+    responses = dict(as_they_end(model, prompts, numbers, how, mixture, spare))
     return [responses[i] for i in range(len(prompts))]
 
 
@@ -83,14 +90,20 @@ def as_they_end(
     numbers: Numbers,
     how: How,
     mixture: Mixture | None = None,
+    spare: Numbers | None = None,
 ) -> Iterator[tuple[int, Response]]:
     """What `sample` returns, (number of the prompt, response), as soon as it is there.
 
-    `numbers` draw the tokens of some prompts, in place of a seed, a step and rows; `how` has those of coins.
-    Until the last response is taken the models must not change.
+    `numbers` draw the tokens of some prompts, in place of a seed, a step and rows; `spare` those that the
+    teacher replaces; `how` has those of coins.  Until the last response is taken the models must not change.
     """
-    if (mixture or how.record) and Filters(how.sampling, ()):
-        raise ValueError("rollouts take only a temperature: no top-k, top-p or n-gram block")
+    whole = how.sampling if mixture and mixture.alpha else dataclasses.replace(how.sampling, top_p=1.0)
+    if (mixture or how.record) and Filters(whole, ()):
+        raise ValueError(
+            "rollouts take only a temperature, and with alpha 0 a top-p: no top-k, no n-gram block"
+        )
+    if mixture and mixture.groups is not None and (mixture.interferes or how.sampling.top_p < 1):
+        raise ValueError("coins: no top-p, and the teacher reads too late to replace or to end anything")
     check_room(model, prompts, how.sampling)
     if mixture:
         theirs = prompts if mixture.prompts is None else mixture.prompts
@@ -98,10 +111,10 @@ def as_they_end(
             raise ValueError(f"{len(theirs)} prompts for the teacher, {len(prompts)} for the student")
         check_room(mixture.teacher, theirs, how.sampling)
     with packed([model, mixture.teacher] if mixture else [model]):
-        if (mixture is None or not mixture.alpha) and one_shape.possible(model):
+        if (mixture is None or not mixture.along) and one_shape.possible(model):
             yield from refilled(model, prompts, numbers, how, mixture)
         else:
-            yield from _together(model, prompts, numbers, how, mixture)
+            yield from _together(model, prompts, numbers, how, mixture, spare)
 
 
 def _together(
@@ -110,6 +123,7 @@ def _together(
     numbers: Numbers,
     how: How,
     mixture: Mixture | None,
+    spare: Numbers | None,
 ) -> Iterator[tuple[int, Response]]:
     """Batch by batch, of prompts of similar length."""
     device, horizon = next(model.parameters()).device, how.sampling.max_tokens
@@ -122,8 +136,16 @@ def _together(
             groups = [mixture.groups[i] for i in chunk]
             heads = coins(how.seed, how.step, groups, horizon, mixture.alpha)
         other = None if theirs is None else [theirs[i] for i in chunk]
-        progress = Progress.of([prompts[i] for i in chunk], horizon, how.pad, device, other)
-        yield from zip(chunk, Batch(model, progress, drawn, heads, how, mixture).sampled(), strict=True)
+        ours, marks, cut = [prompts[i] for i in chunk], [], bool(mixture and mixture.early_end)
+        again = None
+        if mixture and mixture.teacher_top_k and spare is not None:
+            again = torch.from_numpy(spare(chunk)).to(device)
+            marks.append("replaced")
+        if cut:
+            marks.append("drifted")
+        progress = Progress.of(ours, horizon, how.pad, device, other, marks, cut)
+        batch = Batch(model, progress, drawn, heads, how, mixture, again)
+        yield from zip(chunk, batch.sampled(), strict=True)
 
 
 def check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], sampling: Sampling) -> None:

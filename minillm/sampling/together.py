@@ -11,7 +11,8 @@ from minillm.data.batching import at_once
 from minillm.models.head import head_of
 from minillm.models.onednn_layout import packed_head
 from minillm.sampling import one_shape
-from minillm.sampling.draw import draw_and_record
+from minillm.sampling.draw import Replacement, draw_and_record
+from minillm.sampling.early_end import Drift
 from minillm.sampling.kv_cache import Decoder, compact_at, look_every
 from minillm.sampling.logit_filters import Filters
 from minillm.sampling.one_shape import OneShape
@@ -34,7 +35,8 @@ def decoder_of(
 class Batch:
     """One batch: `uniform` (size, horizon) draws its tokens; `heads` (size, horizon), where the teacher does.
 
-    `heads` is None without coins: the teacher, if there is one, reads every position.
+    `heads` is None without coins: the teacher, if there is one, reads every position.  `spare`, like
+    `uniform`, draws what the teacher puts in the place of tokens, if it may.
     """
 
     def __init__(
@@ -45,11 +47,16 @@ class Batch:
         heads: np.ndarray | None,
         how: How,
         mixture: Mixture | None,
+        spare: Tensor | None = None,
     ) -> None:
         self.model, self.progress, self.uniform, self.how = model, progress, uniform, how
         self.device, self.horizon = uniform.device, uniform.shape[1]
         self.filters = Filters(how.sampling, progress.student.prompts)
         self.alpha = mixture.alpha if mixture else 0.0
+        self.spare, self.top_k = spare, mixture.teacher_top_k if mixture else 0
+        self.drift = None
+        if mixture and mixture.early_end:
+            self.drift = Drift(mixture.early_end, len(uniform), self.device)
         # What is read position by position, with the first column that each cache holds.
         self.readers = [(decoder_of(model, progress.student, how, how.graphs), progress.student)]
         self.unread, self.heads = None, heads
@@ -75,8 +82,8 @@ class Batch:
         """The responses, in order."""
         states = self._read_prompts()
         for t in range(self.horizon):
-            chosen = self._draw(t, states)
-            still = self.progress.put(t, self.alive, chosen.clamp(min=0), self.how.ends)
+            chosen, stop = self._draw(t, states)
+            still = self.progress.put(t, self.alive, chosen.clamp(min=0), self.how.ends, stop)
             self.broken |= chosen < 0
             last = t + 1 == self.horizon
             if last or (t + 1) % look_every(self.device) == 0:
@@ -99,24 +106,32 @@ class Batch:
             states.append(read[:, -1])
         return states
 
-    def _draw(self, t: int, states: list[Tensor]) -> Tensor:
-        """A token for each row that is alive, -1 if its logits are NaN; the records of the position."""
+    def _draw(self, t: int, states: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(a token for each row that is alive, -1 if its logits are NaN; which rows end with it, if any may).
+
+        What the position's records hold is stored.
+        """
         alive, uniform = self.alive, self.uniform[self.alive, t]
         if self.unread is not None and self.heads is not None:
             running = self.rows[self.running]
             asked = int(self.heads[running, t].sum())
-            return self.unread.draw(t, alive, states[0], uniform, asked, len(running))
+            return self.unread.draw(t, alive, states[0], uniform, asked, len(running)), None
         logits = [decoder.head.logits(x) for (decoder, _), x in zip(self.readers, states, strict=True)]
-        if self.filters:
-            logits[0] = self.filters(alive, logits[0])
-        chosen, values = draw_and_record(logits, self.alpha, uniform, self.how.record)
-        if values is not None:
-            self.progress.records[:, alive, t] = values.to(self.progress.records.dtype)
+        filtered = self.filters(alive, logits[0]) if self.filters else None
+        replacement = None if self.spare is None else Replacement(self.top_k, self.spare[alive, t])
+        drawn = draw_and_record(logits, self.alpha, uniform, self.how.record, filtered, replacement)
+        chosen, marks, stop = drawn.tokens, self.progress.marks, None
+        if drawn.values is not None:
+            self.progress.records[:, alive, t] = drawn.values.to(self.progress.records.dtype)
+        if drawn.replaced is not None:
+            marks["replaced"][alive, t] = drawn.replaced
+        if self.drift is not None:
+            marks["drifted"][alive, t], stop = self.drift.seen(alive, *logits)
         if self.how.record and len(states) > 1:
             self.kept.append((alive, t, states[1]))
         if self.filters:
             self.filters.add(alive, chosen)
-        return chosen
+        return chosen, stop
 
     def _look(self, still: Tensor) -> None:
         """Who has not ended, and whether something could not be drawn: where the host waits."""

@@ -13,12 +13,18 @@ from minillm.training.rollouts import Rollouts
 
 
 def importance(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
-    """w_t of every token, (rows, time): last factor of Eq. 5 ("token"), all ("product"), or 1 ("none")."""
+    """w_t of every token, (rows, time): last factor of Eq. 5 ("token"), all ("product"), or 1 ("none").
+
+    Where the teacher may have replaced tokens, the denominator is the probability with which that draws them.
+    """
     if settings.importance == "none":
         return rollouts.mask
-    weights = objectives.importance_weights(
-        rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha
-    )
+    if rollouts.mixture_logprobs is None:
+        weights = objectives.importance_weights(
+            rollouts.student_logprobs, rollouts.teacher_logprobs, settings.alpha
+        )
+    else:
+        weights = (rollouts.student_logprobs - rollouts.mixture_logprobs).exp()
     if settings.importance == "product":
         return objectives.sequence_weights(weights, rollouts.mask)
     return weights * rollouts.mask

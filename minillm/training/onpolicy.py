@@ -34,6 +34,7 @@ from minillm.training.credit import credit_summary
 from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
 from minillm.training.diagnosis import Diagnosis
 from minillm.training.divergences import token_divergence
+from minillm.training.drawn_ahead import OnDisk, Queue
 from minillm.training.export import export
 from minillm.training.lengths import check_rows
 from minillm.training.moving_target import MovingTarget
@@ -60,29 +61,44 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
     per_collection = s.inner_epochs * updates
+    vllm = VllmRollouts(engine, s, precision) if s.backend == "vllm" else None
+
+    def draw(collection: int) -> Rollouts:
+        return collect_rollouts(engine, task.teacher, rows, task.dev, s, memory, collection, task.seed, vllm)
+
+    source: Queue | OnDisk
+    if s.sampler and s.sampler.cached:
+        source = OnDisk(draw, s.collections, engine)
+        if engine.step % per_collection:
+            rollouts = source.take(engine.step // per_collection)
+    else:
+        lag, ahead = s.sampler.lag if s.sampler else 0, saved.get("ahead", []) if saved else []
+        source = Queue(draw, s.collections, lag, -(-engine.step // per_collection), ahead, engine.world)
     due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
 
     def save() -> None:
         # After a collection's last step its samples are not needed again.
-        kept = vars(rollouts) if engine.step % per_collection else None
-        state = {"history": history, "rollouts": kept, "memory": memory.saved()}
+        again = engine.step % per_collection and isinstance(source, Queue)
+        state = {
+            "history": history,
+            "rollouts": vars(rollouts) if again else None,
+            "memory": memory.saved(),
+            "ahead": source.saved(),
+        }
         engine.save(state | ({"target": target.saved()} if target else {}))
 
-    vllm = None
-    if s.backend == "vllm":
-        vllm = VllmRollouts(engine, s, precision)
     engine.engine.eval()
     if engine.step == 0:
         first, more = evaluate(engine, task)
         memory.look(first["dev_loss"], s)
         log.write(first | more)
     with engine.interruptible(), engine.progress(name) as bar:
+        if isinstance(source, OnDisk):
+            source.fill(engine.step // per_collection)
         while engine.step < engine.steps:
             collection, place = divmod(engine.step, per_collection)
             if place == 0:
-                rollouts = collect_rollouts(
-                    engine, task.teacher, rows, task.dev, s, memory, collection, task.seed, vllm
-                )
+                rollouts = source.take(collection)
                 log.write(rollouts.summary | credit_summary(rollouts, s, task.dev.tokenizer))
                 guard(rollouts, memory, s, engine)
             chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))

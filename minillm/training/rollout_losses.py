@@ -29,6 +29,7 @@ from minillm.runtime.schedule import batch_of_step
 from minillm.training import token_weights
 from minillm.training.credit import advantages, importance, whitened
 from minillm.training.dev_set import Dev
+from minillm.training.drift_weights import with_drift
 from minillm.training.rollouts import Rollouts
 from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import token_loss
@@ -253,7 +254,9 @@ def micro_batches(
     credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
     factors = [
-        token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows)
+        with_drift(
+            rollouts, s, token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows)
+        )
         for term in (s, *s.further_terms())
     ]
     if factors[0] is not None:

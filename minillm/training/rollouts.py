@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
+from minillm.config.sampler import Sampler
 from minillm.config.sections import Sampling
 from minillm.counts import repetition
 from minillm.data.batching import at_once, collate, least_padding, moved
@@ -40,12 +41,16 @@ ADAPTIVE_STEP, ADAPTIVE_EPS = 0.1, 0.1
 
 @dataclass(frozen=True)
 class Entry:
-    """One response; it has a `record` if the current student has just sampled it."""
+    """One response; it has a `record` if the current student has just sampled it.
+
+    `cut`: it ended early because the models drifted apart.
+    """
 
     row: int
     response: np.ndarray
     finished: bool = True
     record: Record | None = None
+    cut: bool = False
 
 
 @dataclass
@@ -93,7 +98,8 @@ class Rollouts:
     just now; `entropy` is the student's.  `teacher_entropy` is None if not asked for, and there for all
     responses.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
     recompute the teacher's logits from it at the cost of only the output matrix.  `teacher_prompts`: None if
-    the teacher reads `prompts`.
+    the teacher reads `prompts`.  `mixture_logprobs`, of what tokens were drawn from, is there if the teacher
+    may have replaced them; `drifted`, 1 where the models disagreed, if that could end a response.
     """
 
     ids: list[int]
@@ -109,6 +115,8 @@ class Rollouts:
     # None in checkpoints of before they were kept.
     entropy: Tensor | None = None
     teacher_entropy: Tensor | None = None
+    mixture_logprobs: Tensor | None = None
+    drifted: Tensor | None = None
 
     @classmethod
     def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
@@ -173,9 +181,13 @@ def collect_rollouts(
     theirs = None if prompts is None else [prompts[i] for i in mine]
     end = dev.teacher.ends[1] if dev.teacher is not None else None
     keep = engine.launch.teacher_cache and settings.teacher_scores
+    sampler = settings.sampler or Sampler()
     with engine.whole():
         asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
-        mixture = Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None
+        mixture = None
+        if watched:
+            replaced, early_end = sampler.teacher_top_k, sampler.early_end
+            mixture = Mixture(teacher, settings.alpha, groups, theirs, end, replaced, early_end)
         how: dict[str, Any] = {
             "seed": seed,
             "step": collection,
@@ -191,14 +203,16 @@ def collect_rollouts(
                 engine.model,
                 asked_of,
                 ids,
-                Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
+                Sampling(
+                    temperature=settings.temperature, top_p=sampler.top_p, max_tokens=settings.max_tokens
+                ),
                 **how,
                 record=True,
                 batch=engine.launch.eval_batch,
                 budget=engine.launch.eval_tokens,
                 graphs=engine.launch.cuda_graphs,
             )
-        fresh = [Entry(i, r.tokens, r.finished, r.record) for i, r in zip(mine, samples, strict=True)]
+        fresh = [Entry(i, r.tokens, r.finished, r.record, r.cut) for i, r in zip(mine, samples, strict=True)]
         sent = engine.world.gather([without_states(entry) for entry in fresh])
         by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
         entries = [by_row[row] if isinstance(row, int) else row for row in plan]
@@ -294,6 +308,9 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
                 values[k, : len(entry.response)] = torch.from_numpy(getattr(entry.record, name))
         return values
 
+    def marked(name: str) -> bool:
+        return any(e.record is not None and getattr(e.record, name) is not None for e in entries)
+
     sampled = [e for e in entries if e.record is not None]
     fresh = mask * torch.tensor([[float(e.record is not None)] for e in entries])
     reverse, entropy = recorded("reverse_kl"), recorded("entropy")
@@ -308,6 +325,14 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
         summary["entropy"] = objectives.masked_mean(entropy, fresh).item()
         if watched:
             summary["rollout_reverse_kl"] = objectives.masked_mean(reverse, fresh).item()
+    mixture = drifted = None
+    if marked("replaced"):
+        mixture = recorded("mixture_logprobs")
+        summary["replaced"] = objectives.masked_mean(recorded("replaced"), fresh).item()
+    if marked("drifted"):
+        drifted = recorded("drifted")
+        summary["drifted"] = objectives.masked_mean(drifted, fresh).item()
+        summary["cut"] = float(np.mean([e.cut for e in sampled]))
     return Rollouts(
         [int(rows.ids[e.row]) for e in entries],
         [rows.prompt(e.row) for e in entries],
@@ -318,4 +343,6 @@ def together(rows: Rows, entries: Sequence[Entry], watched: bool) -> Rollouts:
         reverse,
         summary,
         entropy=entropy,
+        mixture_logprobs=mixture,
+        drifted=drifted,
     )

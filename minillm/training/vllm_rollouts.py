@@ -38,7 +38,10 @@ class VllmRollouts:
     def __init__(self, engine: Engine, settings: OnPolicy, precision: str) -> None:
         self.engine, self.precision, self.folder = engine, precision, engine.folder / "vllm"
         self.sampling = Sampling(
-            temperature=settings.temperature, max_tokens=settings.max_tokens, backend="vllm"
+            temperature=settings.temperature,
+            top_p=settings.sampler.top_p if settings.sampler else 1.0,
+            max_tokens=settings.max_tokens,
+            backend="vllm",
         )
         # Now, rather than after the first evaluation of the dev set.
         python()

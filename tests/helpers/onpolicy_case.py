@@ -15,6 +15,7 @@ import torch
 from tiny_models import make
 
 from minillm.config.onpolicy import PRESETS, OnPolicy
+from minillm.config.sampler import Sampler
 from minillm.config.sections import Launch, Sampling
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World, start
@@ -101,17 +102,20 @@ def pair(family: str = "llama") -> tuple[Any, Any]:
 
 def rollouts(student: Any, teacher: Any, chosen: OnPolicy, pad: int = EOS) -> Rollouts:
     """Samples of the mixture, not on the student but on an earlier one, so that ratios differ from 1."""
+    sampler = chosen.sampler or Sampler()
     found = sample(
         student,
         PROMPTS,
         Prompts.ids,
-        Sampling(max_tokens=chosen.max_tokens),
+        Sampling(max_tokens=chosen.max_tokens, top_p=sampler.top_p),
         seed=1,
         step=2,
         ends=[EOS],
         pad=pad,
         vocabulary=VOCABULARY,
-        mixture=Mixture(teacher, chosen.alpha),
+        mixture=Mixture(
+            teacher, chosen.alpha, teacher_top_k=sampler.teacher_top_k, early_end=sampler.early_end
+        ),
         record=True,
     )
     made = together(Prompts(), [Entry(i, r.tokens, r.finished, r.record) for i, r in enumerate(found)], True)
@@ -149,7 +153,7 @@ def engine_of(folder, family, launch, **more):
 
     With Adam's usual epsilon a gradient of any size moves a weight by the same amount.
     """
-    chosen = settings("released", warmup=0, lr=1e-2, **more)
+    chosen = settings("released", **{"warmup": 0, "lr": 1e-2, **more})
     student, teacher = (model.float() for model in pair(family))
     engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
     for group in engine.engine.optimizer.param_groups:

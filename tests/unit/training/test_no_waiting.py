@@ -35,6 +35,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from minillm.config.objective_parts import Assistant, Signal, Taid
+from minillm.config.sampler import EarlyEnd, Sampler
 from minillm.config.sections import Launch, Sampling
 from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
@@ -145,6 +146,30 @@ def test_sampling_from_a_mixture(name):
     assert set(gpu.waits) <= {*RECORDED, *others}
 
 
+SAMPLERS: dict[str, tuple[dict[str, Any], float]] = {
+    "top-p": ({}, 0.8),
+    "replaced tokens": ({"teacher_top_k": 3}, 0.8),
+    "an early end": ({"early_end": EarlyEnd(top_k=4, threshold=0.6, events=2)}, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLERS)
+def test_samplers(case):
+    """Nothing more is waited for than without them."""
+    parts, top_p = SAMPLERS[case]
+    student, teacher = pair()
+    chosen, mixture = Sampling(max_tokens=9, top_p=top_p), Mixture(teacher, 0.0, **parts)
+    expected = sampled(student, chosen, mixture=mixture)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        found = sampled(student, chosen, mixture=mixture)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist() and one.cut == other.cut
+        assert_close(one.record.mixture_logprobs, other.record.mixture_logprobs)
+    assert set(gpu.waits) <= ({*RECORDED} if parts else set(ALONE))
+    assert gpu.waits["sampling/together.py:Batch._look"] <= 2
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_several_positions_wait_once(mixed):
     student, teacher = pair()
@@ -245,6 +270,9 @@ CASES = {
     "a set of entries": settings("paper", signal=Signal(tokens="union", top_k=3, renormalise=True)),
     "an assistant": settings("paper", objective="reverse_kl", assistant=Assistant(alpha=0.0)),
     "a moving target": settings("paper", objective="forward_kl", taid=Taid()),
+    "weights of drift": settings(
+        "paper", objective="reverse_kl", sampler=Sampler(early_end=EarlyEnd(top_k=4, events=3, base=0.5))
+    ),
 }
 
 

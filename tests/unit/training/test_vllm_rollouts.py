@@ -17,6 +17,7 @@ from ranks import ranks
 from torch.testing import assert_close
 
 from minillm.config.onpolicy import check_on_policy
+from minillm.config.sampler import Sampler
 from minillm.config.sections import Launch, Sampling
 from minillm.runtime import shared_rows
 from minillm.sampling.answerer import Request, seed_of
@@ -144,6 +145,25 @@ def test_each_collection_is_drawn_with_the_weights_of_its_time(size, tmp_path, m
     read = [note["weights"] for note in notes if "model" in note]
     assert len(set(read[:size])) == len(set(read[size:])) == 1 and read[0] != read[-1]
     assert len(read) == 2 * size
+
+
+def test_top_p_is_vllms_too_and_records_are_of_whole_distributions(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, sys.executable)
+    student, teacher = pair()
+    engine = OneProcess(student, WHOLE)
+    engine.folder = tmp_path
+    changes = {"alpha": 0.0, "backend": "vllm", "objective": "reverse_kl", "temperature": 0.7}
+    chosen = on_policy("default", **changes, sampler=Sampler(top_p=0.6))
+    found = VllmRollouts(engine, chosen, "fp32").sampling
+    assert (found.top_p, found.temperature, found.max_tokens) == (0.6, 0.7, chosen.max_tokens)
+    assert VllmRollouts(engine, on_policy("default", **changes), "fp32").sampling.top_p == 1.0
+    how = How(found, 3, 1, [EOS], 0, VOCABULARY, True)
+    responses = [Prompts().response(i) for i in range(COUNT)]
+    for record, prompt, tokens in zip(
+        scored(student, Mixture(teacher, 0.0), PROMPTS, responses, how), PROMPTS, responses, strict=True
+    ):
+        exact = in_float64(student, teacher, prompt, tokens, 0.7)
+        assert_close(torch.from_numpy(record.student_logprobs).double(), exact[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_teacher_in_the_mixture_is_refused():
