@@ -166,7 +166,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
-        optional=("base", "teacher-data"),
+        optional=("base", "teacher-data", "pseudo"),
         launched=True,
     ),
     Stage(

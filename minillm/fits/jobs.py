@@ -40,7 +40,7 @@ PLACES = {
 # Keys of OnPolicy that the loss on samples depends on.
 LOSS = (
     "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
-    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also",
+    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also", "advantage", "baseline_top_k",
 )  # fmt: skip
 
 
