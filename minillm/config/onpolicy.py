@@ -320,11 +320,15 @@ class OnPolicy:
 
 @dataclass(frozen=True, config=STRICT)
 class Variant:
-    """An on-policy method in addition to MiniLLM, from the same initial student."""
+    """A method made of another one's settings: on-policy, from the same initial student, or supervised."""
 
     label: str = Field(description="Name in tables and figures.")
     settings: dict[str, Any] = Field(
-        description="Keys of `stages.minillm` that are replaced. They win over those of `per_model` too.",
+        description="Keys of `stages.minillm`, or of the stage that `stage` names, that are replaced. They "
+        "win over those of `per_model` too.",
+    )
+    stage: Literal["kd", "seqkd"] | None = Field(
+        default=None, description="The supervised stage that it is trained by; `null`: `minillm`."
     )
 
 

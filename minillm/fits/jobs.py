@@ -64,7 +64,7 @@ def key_of(config: Experiment, benchmark: str) -> Key | None:
     if "benchmarks" not in parts:
         return None
     method, *rest = parts[parts.index("benchmarks") + 1 :]
-    stage = "minillm" if method in config.variants else method
+    stage = config.kinds.get(method, method)
     if stage not in PLACES:
         return None
     names = dict(zip(PLACES[stage], rest, strict=False))
@@ -139,8 +139,8 @@ class Planner:
             settings = config.on_policy(key.method, key.model)
             initial = (student,) if settings.init_kl else ()
         else:
-            settings, initial = config.for_model(key.stage, key.model), ()
-            teacher = teacher if settings.loss == "kd" else None
+            settings, initial = config.supervised(key.method, key.model), ()
+            teacher = teacher if settings.loss != "ce" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0
         bare = dataclasses.replace(
@@ -174,7 +174,7 @@ class Planner:
             lengths, train=rows, prompt=1, response=lengths.chunk - 1, assumed=lengths.assumed
         )
         work = _supervised(
-            dataclasses.replace(bare, frozen=(parent,) if parent and spec.training.loss == "kd" else ()),
+            dataclasses.replace(bare, frozen=(parent,) if parent and spec.training.loss != "ce" else ()),
             spec.training,
             plain,
             (1, lengths.chunk - 1),
@@ -227,7 +227,8 @@ class Planner:
 def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple[int, int]) -> Work:
     """training/supervised.py; `longest` are a prompt's and a response's tokens."""
     teacher, launch = bare.teacher, bare.launch
-    ratio = settings.kd_ratio if teacher else 0.0
+    # HPD reads the teacher's logits as KD does, and of the student's softmax no more.
+    ratio = (1.0 if settings.loss == "hpd" else settings.kd_ratio) if teacher else 0.0
     steps = count_steps(lengths.train, settings)
     dev = min(settings.dev_rows or lengths.dev, lengths.dev)
     sharded = launch.shard_teacher and launch.processes > 1

@@ -260,7 +260,9 @@ REFUSED = {
     "baseline_top_k: a single entry": METHODS["vopd"] | {"baseline_top_k": 1},
     "baseline_top_k: it is made with the loss": METHODS["vopd"] | {"baseline_top_k": 3, "whiten": "tokens"},
     "baseline_top_k: it is that of a sum": METHODS["vopd"] | {"baseline_top_k": 3, "length_norm": True},
-    "reward_floor: 'expected' takes": {"reward_floor": 0.2, "advantage": "expected", "include_current": False},
+    "reward_floor: 'expected' takes": {
+        "reward_floor": 0.2, "advantage": "expected", "include_current": False
+    },
     "reward_floor: only objective 'minillm'": {"reward_floor": 0.2, "objective": "reverse_kl"},
     "objective: 'cross_entropy' is a term": {"objective": "cross_entropy"},
     "also.0.signal: 'cross_entropy' is of": {

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hpd_case import hpd_by_hand
 from onpolicy_case import (
     COUNT,
     EOS,
@@ -220,6 +221,31 @@ def test_kd_equals_an_independent_loss_however_it_is_split(launch, ratio):
     found = {name: p.grad.clone() for name, p in student.named_parameters()}
     student.zero_grad()
     right = kd_reference(student, teacher, ratio)
+    right.backward()
+    assert total.item() == pytest.approx(right.item(), abs=1e-9)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_hpd_reads_the_teachers_prompts_and_its_end():
+    student, teacher = pair()
+    launch, ids = Launch(micro_batch=3), [7 * i for i in range(COUNT)]
+    work = Supervision(
+        OneProcess(student, launch, step=4), ANSWERS, dev_of(), (), teacher, 1.0, None, (READ, ()), (9, ids)
+    )
+    student.zero_grad()
+    parts, loss = work.micro_batches(list(range(COUNT)))
+    total = torch.stack([loss(part)[0] for part in parts]).sum()
+    total.backward()
+    found = {name: p.grad.clone() for name, p in student.named_parameters()}
+    student.zero_grad()
+    right = torch.zeros((), dtype=torch.float64)
+    for i, ((prompt, response), (theirs, _)) in enumerate(zip(ANSWERS, READ, strict=True)):
+        q = law(student, prompt, response)
+        with torch.no_grad():
+            p = law(teacher, theirs, response, ORDER)
+        right = right + hpd_by_hand(q, p, response, 9, 4, ids[i])
+    right = right / sum(len(response) for _, response in ANSWERS)
     right.backward()
     assert total.item() == pytest.approx(right.item(), abs=1e-9)
     for name, weight in student.named_parameters():
