@@ -25,6 +25,7 @@ from tiny_models import make
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.objective_parts import TeacherTexts
 from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import collate
 from minillm.data.teacher_prompts import TeacherPrompts
@@ -157,6 +158,56 @@ def test_a_divergence_equals_an_independent_one(objective, temperature, cached):
     total = total / sum(map(len, made.responses))
     total.backward()
     assert loss == pytest.approx(total.item(), abs=1e-6)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_baseline_over_the_students_top_k(cached):
+    """vOPD's, of the teacher's own prompt and end, at the current student; rewards as recorded."""
+    student, teacher = pair()
+    more = {"advantage": "centred", "single_step": False, "gamma": 0.0, "length_norm": False, "alpha": 0.0}
+    more |= {"whiten": "none", "clip": 0.0, "lm_coef": 0.0, "baseline_top_k": 4}
+    chosen, made = collected(student, teacher, launch=Launch(teacher_cache=cached), **more)
+    loss, found = gradient(student, made, work_of(teacher, chosen), Launch(micro_batch=3))
+    student.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for row, (id_, response) in enumerate(zip(made.ids, made.responses, strict=True)):
+        q = law(student, PROMPTS[id_ - 100], response)
+        with torch.no_grad():
+            p = law(teacher, SHOWN[id_], response, ORDER)
+        for t, y in enumerate(response.tolist()):
+            kept = q[t].detach().argsort(descending=True)[:4]
+            a, b = (x[t].detach()[kept].exp() for x in (q, p))
+            a, b = a / a.sum(), b / b.sum()
+            reward = (made.teacher_logprobs - made.student_logprobs)[row, t].item()
+            advantage = reward + (a * (a / b).log()).sum().item()
+            old = made.student_logprobs[row, t].item()
+            total = total - advantage * (q[t, y] - old).exp() / sum(map(len, made.responses))
+    total.backward()
+    assert loss == pytest.approx(total.item(), abs=1e-6)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_teachers_texts_are_read_after_its_own_prompts():
+    student, teacher = pair()
+    texts = {id_: np.array([5, 1 + id_ % 4, EOS], dtype=np.int32)[id_ % 2 :] for id_ in Prompts.ids}
+    more = {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0}
+    chosen, made = collected(student, teacher, teacher_texts=TeacherTexts("forward_kl"), **more)
+    work = dataclasses.replace(work_of(teacher, chosen), answers=texts)
+    loss, found = gradient(student, made, work, Launch(micro_batch=3))
+    student.zero_grad()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for id_, response in zip(made.ids, made.responses, strict=True):
+        for text, ours in ((response, True), (texts[id_], False)):
+            q = law(student, PROMPTS[id_ - 100], text)
+            with torch.no_grad():
+                p = law(teacher, SHOWN[id_], text, ORDER)
+            total = total + (q.exp() * (q - p) if ours else p.exp() * (p - q)).sum()
+            count += len(text)
+    (total / count).backward()
+    assert loss == pytest.approx(total.item() / count, abs=1e-6)
     for name, weight in student.named_parameters():
         assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
 
