@@ -282,6 +282,15 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
             reads=float(scored and not keeps), scored=scored,
         )
     ]  # fmt: skip
+    if s.teacher_texts is not None:
+        # The teacher reads its own answers again at each update.
+        texts_of = OnPolicy(objective=s.teacher_texts.objective)
+        parts.append(
+            Part(
+                s.batch, lengths.prompt, response, sum((most, config.data.max_response)),
+                config.data.max_response, Loss(teacher, 0.0, texts_of), reads=1.0, scored=True,
+            )
+        )  # fmt: skip
     texts = min(s.lm_batch or s.batch, lengths.chunks) if s.lm_coef else 0
     if texts:
         ratio = s.lm_kd_ratio
@@ -309,7 +318,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     return dataclasses.replace(
         bare,
         steps=steps,
-        batch=s.batch + texts,
+        batch=s.batch * (1 + (s.teacher_texts is not None)) + texts,
         dropout=s.dropout,
         parts=tuple(parts),
         draws=draws,

@@ -17,6 +17,7 @@ from minillm.config.objective_parts import Signal, Term, TokenWeights
 from minillm.config.onpolicy import check_on_policy
 from minillm.config.sections import Launch
 from minillm.errors import UserError
+from minillm.training.divergences import top_k_baseline
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.token_weights import token_weights
 
@@ -176,6 +177,15 @@ def test_the_baseline_on_all_entries_is_the_recorded_one():
     assert first[0] == pytest.approx(second[0], abs=1e-6)
     for name, values in first[1].items():
         assert_close(second[1][name], values, atol=1e-6, rtol=1e-5)
+
+
+def test_the_baseline_is_a_constant():
+    z_q, z_p = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = top_k_baseline(chosen(**METHODS["vopd on the top 3"]), z_q.requires_grad_(), z_p)
+    right = [
+        baseline(softmax(a), softmax(b), 3) for a, b in zip(z_q.detach().numpy(), z_p.numpy(), strict=True)
+    ]
+    assert not found.requires_grad and found.tolist() == pytest.approx(right, abs=1e-12)
 
 
 def test_a_teacher_that_is_the_student():
