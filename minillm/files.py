@@ -34,6 +34,8 @@ NEWER = (
     *("instruction", "where", "metrics", "served_name", "key_variable"),
     *("alpha_beta", "signal", "taid", "assistant", "token_weights"),
     "sampler",
+    *("teacher_texts", "baseline_top_k", "reward_floor", "method"),
+    *("log_ratio_at_least", "most_uncertain", "switch", "drift", "drift_block", "per_response"),
 )
 # The same for keys whose default has a name.
 NEWER_DEFAULTS = {"backend": "transformers"}

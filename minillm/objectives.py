@@ -223,12 +223,17 @@ def token_rewards(
     *,
     scale: float = 1.0,
     clip: float | None = None,
+    floor: float | None = None,
 ) -> Tensor:
     """r_t = (log p(y_t) - log q(y_t)) / scale, clipped to +-clip, 0 where masked (Eq. 2).
 
-    Scale and clip are the released code's.
+    Scale and clip are the released code's.  `floor` raises lower log-ratios to it, before the scale: with
+    log(x / (1 - x)) that is REOPOLD's reward (arXiv 2603.11137, Eq. 7).
     """
-    rewards = (_full(teacher_logprobs) - _full(student_logprobs)) / scale
+    rewards = _full(teacher_logprobs) - _full(student_logprobs)
+    if floor is not None:
+        rewards = rewards.clamp(min=floor)
+    rewards = rewards / scale
     if clip is not None:
         rewards = rewards.clamp(-clip, clip)
     return torch.where(mask.bool(), rewards, 0.0)

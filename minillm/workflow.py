@@ -100,7 +100,9 @@ class Workflow:
             "taken": one_of(config.checkpoints),
             "source": r"(models|tokenizers|datasets|checkpoints|subsets|judge|harness)/.+",
             "subset": one_of(config.subsets),
-            "method": one_of(["minillm", *config.variants]),
+            "method": one_of(config.trained_by("minillm")),
+            "kd_variant": one_of(config.trained_by("kd")[1:]),
+            "seqkd_variant": one_of(config.trained_by("seqkd")[1:]),
             "seed": r"\d+",
             "key": f"({one_of(settings)})(/.+)?",
             "task": one_of(config.calibration.tasks),
@@ -116,7 +118,7 @@ class Workflow:
 
         Equal settings always give the same text; nothing else goes into it.
         """
-        stage, names = names_of(wildcards.key, self.config.variants)
+        stage, names = names_of(wildcards.key, self.config.kinds)
         return canonical(stage_settings(self.config, stage, **names))
 
     def code(self, stage: str) -> list[str]:
@@ -211,6 +213,11 @@ class Workflow:
     def pseudo(self, wildcards: Any) -> str:
         """Input function: the teacher's answers that SeqKD is trained on."""
         return self.below(layout.pseudo_answers(self._tokenizer(wildcards.teacher), wildcards.teacher))
+
+    def pseudo_of_method(self, wildcards: Any) -> list[str]:
+        """Input function: the teacher's answers, if an on-policy method learns from them as well."""
+        settings = self.config.on_policy(wildcards.method, wildcards.student)
+        return [self.pseudo(wildcards)] if settings.teacher_texts is not None else []
 
     def parent(self, wildcards: Any) -> list[str]:
         """Input function: the base model that a pruned model is cut from."""

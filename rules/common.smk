@@ -85,16 +85,17 @@ wildcard_constraints:
     **FLOW.constraints(),
 
 
-def option(name):
-    """Params function: " --NAME PATHS" for the input `name` of a rule; nothing if it has no file."""
+def option(*names):
+    """Params function: " --NAME PATHS" for each of the inputs `names` of a rule that has a file."""
 
     def text(wildcards, input):
-        files = [input[name]] if isinstance(input[name], str) else list(input[name])
-        return (
-            f" --{name.replace('_', '-')} {shlex.join(map(str, files))}"
-            if files
-            else ""
-        )
+        written = []
+        for name in names:
+            files = [input[name]] if isinstance(input[name], str) else list(input[name])
+            if files:
+                paths = shlex.join(map(str, files))
+                written.append(f" --{name.replace('_', '-')} {paths}")
+        return "".join(written)
 
     return text
 

@@ -5,6 +5,7 @@ rule minillm:
         config=at(layout.settings_file("{method}/{student}/{teacher}/{seed}")),
         data=FLOW.data,
         teacher_data=FLOW.teacher_data,
+        pseudo=FLOW.pseudo_of_method,
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         base=FLOW.base_of_adapter,
@@ -34,7 +35,8 @@ rule minillm:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("minillm"),
         base=option("base"),
-        teacher_data=option("teacher_data"),
+        # In one, so that a rule with one more option has the parameters that results were made with.
+        teacher_data=option("teacher_data", "pseudo"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
         " --teacher {input.teacher:q}{params.base}{params.teacher_data} --out {output:q}"

@@ -129,3 +129,53 @@ rule seqkd:
         "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
         " --teacher {input.teacher:q}{params.teacher_data} --pseudo {input.pseudo:q}"
         " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
+
+
+# Methods of a configuration that are one of the two with other settings.
+use rule kd as kd_variant with:
+    input:
+        config=at(layout.settings_file("{kd_variant}/{student}/{teacher}/{seed}")),
+        data=FLOW.data,
+        teacher_data=FLOW.teacher_data,
+        base=at(layout.model(layout.base_weights("{student}"))),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        code=FLOW.code("kd"),
+    output:
+        directory(
+            at(
+                layout.model(
+                    layout.student_weights(
+                        "{student}", "{kd_variant}", "{teacher}", "{seed}"
+                    )
+                )
+            )
+        ),
+    log:
+        at(layout.log("{kd_variant}/{student}/{teacher}/seed{seed}")),
+    benchmark:
+        at(layout.benchmark("{kd_variant}/{student}/{teacher}/seed{seed}"))
+
+
+use rule seqkd as seqkd_variant with:
+    input:
+        config=at(layout.settings_file("{seqkd_variant}/{student}/{teacher}/{seed}")),
+        data=FLOW.data,
+        teacher_data=FLOW.teacher_data,
+        base=at(layout.model(layout.base_weights("{student}"))),
+        teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        pseudo=FLOW.pseudo,
+        code=FLOW.code("seqkd"),
+    output:
+        directory(
+            at(
+                layout.model(
+                    layout.student_weights(
+                        "{student}", "{seqkd_variant}", "{teacher}", "{seed}"
+                    )
+                )
+            )
+        ),
+    log:
+        at(layout.log("{seqkd_variant}/{student}/{teacher}/seed{seed}")),
+    benchmark:
+        at(layout.benchmark("{seqkd_variant}/{student}/{teacher}/seed{seed}"))

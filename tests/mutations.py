@@ -23,6 +23,7 @@ SAMPLERS = "tests/unit/sampling/test_rollout_samplers.py"
 AHEAD = "tests/unit/training/test_drawn_ahead.py"
 WEIGHTS = "tests/unit/training/test_token_weights.py"
 DIAGNOSIS = "tests/unit/training/test_diagnosis.py"
+SAMPLED = "tests/unit/training/test_sampled_gradient.py"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,90 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation(
+        "the top-k baseline is not renormalised",
+        "training/divergences.py",
+        'on_set(student_logits, teacher_logits, "student_topk", k, renormalise=True)',
+        'on_set(student_logits, teacher_logits, "student_topk", k)',
+        f"{SAMPLED}::test_the_loss_and_its_gradient",
+    ),
+    Mutation(
+        "the top-k baseline passes a gradient on",
+        "training/divergences.py",
+        "    with torch.no_grad():\n        chosen = on_set(student_logits",
+        "    with torch.enable_grad():\n        chosen = on_set(student_logits",
+        f"{SAMPLED}::test_the_baseline_is_a_constant",
+    ),
+    Mutation(
+        "rewards have no floor",
+        "objectives.py",
+        "rewards = rewards.clamp(min=floor)",
+        "rewards = rewards.clamp(min=-1e9)",
+        f"{SAMPLED}::test_the_loss_and_its_gradient",
+    ),
+    Mutation(
+        "both phases of the mask are one",
+        "training/token_weights.py",
+        "first = s.switch is None or progress < s.switch",
+        "first = True",
+        f"{SAMPLED}::test_the_mask_of_reopold_switches",
+    ),
+    Mutation(
+        "blocks that recover weigh without bound",
+        "training/token_weights.py",
+        ".clamp(max=1 + delta)",
+        "",
+        f"{SAMPLED}::test_blocks_that_have_drifted_weigh_less",
+    ),
+    Mutation(
+        "a response counts by its tokens",
+        "training/token_weights.py",
+        "    if s.per_response:\n",
+        "    if False:\n",
+        f"{SAMPLED}::test_the_mean_over_responses_of_means_over_tokens",
+    ),
+    Mutation(
+        "the teacher's texts have the student's weight",
+        "training/rollout_losses.py",
+        "weights.append((2 - self.balance) / self.denominator)",
+        "weights.append(self.balance / self.denominator)",
+        "tests/unit/training/test_teacher_texts.py::test_the_loss_and_its_gradient",
+    ),
+    Mutation(
+        "the teacher's probability counts once",
+        "training/hybrid_policy.py",
+        "(1.0 + (second < 0))",
+        "1.0",
+        "tests/unit/training/test_hybrid_policy.py::test_the_loss_and_its_gradient",
+    ),
+    Mutation(
+        "a token that the student draws too counts twice",
+        "training/hybrid_policy.py",
+        "torch.where(drawn == tokens, 0.0, second * of_drawn)",
+        "second * of_drawn",
+        "tests/unit/training/test_hybrid_policy.py::test_the_loss_and_its_gradient",
+    ),
+    Mutation(
+        "every step draws the same tokens",
+        "training/hybrid_policy.py",
+        "uniforms(seed + DRAWS, step, rows",
+        "uniforms(seed + DRAWS, 0, rows",
+        "tests/unit/training/test_hybrid_policy.py::test_each_step_draws_anew",
+    ),
+    Mutation(
+        "a supervised variant has its stage's settings",
+        "config/experiment.py",
+        "        if method not in self.variants:\n            return settings\n",
+        "        return settings\n",
+        "tests/workflow/test_plan.py::test_the_settings_of_a_supervised_variant",
+    ),
+    Mutation(
+        "a baseline is a bias",
+        "evaluation/signal_estimators.py",
+        "return values[constants.family.prefixes] * constants.family.mask",
+        "return values[constants.family.prefixes] * constants.rewards",
+        "tests/unit/evaluation/test_estimators.py::test_which_signals_are_exact",
+    ),
     Mutation(
         "the teacher reads the student's prompts",
         "training/supervised.py",

@@ -21,9 +21,10 @@ from minillm.files import without_unset
 def stage_settings(config: Experiment, stage: str, **names: Any) -> dict[str, Any]:
     """Exactly what one stage depends on, as plain data; `names` are those of stages.names_of.
 
-    A variant is a stage, with MiniLLM's kind of settings.  Raises ValueError if the stage has none.
+    A variant is a stage, with the kind of settings of the one it builds on.  Raises ValueError if the stage
+    has none.
     """
-    entry = entry_of(stage, config.variants)
+    entry = entry_of(stage, config.kinds)
     cls = entry.settings_class() if entry else None
     if cls is None:
         raise ValueError(f"the stage '{stage}' has no settings")

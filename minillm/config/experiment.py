@@ -39,6 +39,7 @@ from minillm.config.sections import (
     Stages,
     Style,
     Tokenizer,
+    Training,
 )
 from minillm.config.served import check_served
 from minillm.config.stages import MEASUREMENTS, STAGES
@@ -81,7 +82,7 @@ class Experiment:
     )
     variants: dict[Name, Variant] = Field(
         default_factory=dict,
-        description="Further on-policy methods by name: MiniLLM with some keys replaced.",
+        description="Further methods by name: MiniLLM, or a supervised stage, with some keys replaced.",
     )
     training_seeds: tuple[Seed, ...] = Field(
         default=(10,),
@@ -169,6 +170,15 @@ class Experiment:
         """Names of all methods that can train a student, in order."""
         return dict.fromkeys((*METHODS, *self.variants))
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Variant -> the stage that it is trained by."""
+        return {name: variant.stage or "minillm" for name, variant in self.variants.items()}
+
+    def trained_by(self, stage: str) -> list[str]:
+        """Methods that are trained by a stage: its own, and variants."""
+        return [stage, *(name for name, kind in self.kinds.items() if kind == stage)]
+
     def trained(self, *, sweeps: bool) -> list[tuple[str, str, str]]:
         """(teacher, student, method) of every student, each once.
 
@@ -207,6 +217,17 @@ class Experiment:
         """Settings of a supervised `stage` or of `pseudo`: the common keys, some replaced by `model`'s."""
         values = self.per_model.get(model, {}).get(stage, {})
         return merged(getattr(self.stages, stage), values, "config", f"per_model.{model}.{stage}")
+
+    def supervised(self, method: str, model: str, where: str = "config") -> Training:
+        """Settings of kd, seqkd or one of their variants for a student: common < the model's < the variant's.
+
+        Also of `teacher` and `sft`, which have no variants.  Raises UserError for wrong keys.
+        """
+        stage = self.kinds.get(method, method)
+        settings: Training = self.for_model(stage, model)
+        if method not in self.variants:
+            return settings
+        return merged(settings, self.variants[method].settings, where, f"variants.{method}.settings")
 
     def on_policy(self, method: str, model: str, where: str = "config") -> OnPolicy:
         """Settings of MiniLLM or a variant for a student: preset < common < the model's < the variant's keys.
@@ -293,10 +314,22 @@ def _check_methods(config: Experiment, where: str) -> None:
         if name in STAGES:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
     for student in ("", *(name for name, stages in config.per_model.items() if "minillm" in stages)):
-        for method in ("minillm", *config.variants):
+        for method in config.trained_by("minillm"):
             config.on_policy(method, student, where)
+    for name, kind in config.kinds.items():
+        if kind != "minillm":
+            for student in ("", *config.per_model):
+                _check_loss(config.supervised(name, student, where), f"{where}: variants.{name}.settings")
+    for stage in ("teacher", "sft", "kd", "seqkd"):
+        for student in ("", *config.per_model):
+            _check_loss(config.supervised(stage, student, where), f"{where}: stages.{stage}", stage)
     for i, method in enumerate(config.methods):
         must_be_one_of(method, config.every_method, where, f"methods.{i}")
+
+
+def _check_loss(settings: Training, key: str, stage: str = "kd") -> None:
+    if settings.loss == "hpd" and stage in ("teacher", "sft"):
+        raise UserError(f"{key}.loss: 'hpd' needs a teacher, which this stage has not; use kd or seqkd")
 
 
 def _check_corpus(config: Experiment, where: str) -> None:
@@ -313,7 +346,7 @@ def _check_corpus(config: Experiment, where: str) -> None:
     needs += [
         f"the method '{method}' of {student} has lm_coef {settings.lm_coef:g} (0 leaves it out)"
         for _, student, method in trained
-        if method in ("minillm", *config.variants) and (settings := config.on_policy(method, student)).lm_coef
+        if method in config.trained_by("minillm") and (settings := config.on_policy(method, student)).lm_coef
     ]
     if needs:
         raise UserError(f"{where}: data.corpus: missing; {needs[0]}; name plain text of `datasets`")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Natural, NonNegative, Positive, Share
+from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
     from minillm.config.onpolicy import OnPolicy
@@ -24,6 +24,10 @@ Divergence = Literal[
     "token_wise_kl",
     "squared_log_ratio",
 ]
+
+
+# Of the texts' own tokens, which only a term of `also` may be.
+OfTokens = Literal["cross_entropy"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -121,6 +125,39 @@ class TokenWeights:
     advantage: Literal["any", "positive", "not_positive"] = Field(
         default="any", description="Only tokens whose log-ratio, teacher over student, has this sign (AOPD)."
     )
+    # Keys that are newer than others' results: None, and in files.NEWER.
+    log_ratio_at_least: float | None = Field(
+        default=None,
+        description="Only tokens whose log-ratio, teacher over student, is at least this (REOPOLD's first "
+        "phase: its floor, log(0.25)).",
+    )
+    most_uncertain: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Only this share of a collection's tokens: those of the student's highest entropy "
+        "(REOPOLD's second phase, there 0.5).",
+    )
+    switch: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="`log_ratio_at_least` holds in this first share of the collections, `most_uncertain` in "
+        "the rest (REOPOLD); `null`: both throughout.",
+    )
+    drift: NonNegative | None = Field(
+        default=None,
+        description="Blocks of tokens in which the student has drifted further from the teacher than in the "
+        "first one weigh less, others up to 1 plus this (SOD's delta, there 0.2).",
+    )
+    drift_block: Count | None = Field(
+        default=None, description="Tokens of a block of `drift`; SOD has a tool call's step in its place."
+    )
+    per_response: bool | None = Field(
+        default=None,
+        description="Divide by the response's length: with `normaliser: sequences` the loss is then the mean "
+        "over responses of their means over tokens.",
+    )
     student_entropy_above: NonNegative | None = Field(
         default=None, description="Only where the student's entropy is above this."
     )
@@ -163,12 +200,13 @@ class TokenWeights:
         """Whether the teacher's log-probabilities of the sampled tokens, or its divergence, are needed."""
         bounds = (self.reverse_kl_above, self.reverse_kl_at_most)
         chosen = self.prefix_discrepancy > 0 or self.advantage != "any" or self.uncertain_or_wrong < 1
-        return chosen or any(bound is not None for bound in bounds)
+        newer = (self.log_ratio_at_least, self.drift)
+        return chosen or any(bound is not None for bound in (*bounds, *newer))
 
     @property
     def of_student(self) -> bool:
         """Whether values are needed that only samples of the current student have."""
-        bounds = (self.student_entropy_above, self.student_entropy_at_most)
+        bounds = (self.student_entropy_above, self.student_entropy_at_most, self.most_uncertain)
         return self.of_teacher or any(bound is not None for bound in bounds)
 
     @property
@@ -181,7 +219,10 @@ class TokenWeights:
 class Term:
     """A further divergence to the teacher, with a set of entries and token weights of its own."""
 
-    objective: Divergence = Field(description="The divergence, as `objective` of the on-policy phase.")
+    objective: Literal[Divergence, OfTokens] = Field(
+        description="The divergence, as `objective` of the on-policy phase, or `cross_entropy`: that of the "
+        "response's own tokens, for texts that are not the current student's (NPD)."
+    )
     coefficient: Positive = Field(default=1.0, description="What it is multiplied by.")
     beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
     skew: float = Field(default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences.")
@@ -190,11 +231,82 @@ class Term:
     token_weights: TokenWeights | None = Field(default=None, description="Its token weights; `null`: none.")
 
 
+@dataclass(frozen=True, config=STRICT)
+class TeacherTexts:
+    """The teacher's answers to the same prompts (stage `pseudo`), under a divergence of their own.
+
+    DistiLLM-2 (arXiv 2503.07067): ((2 - b) D(teacher's texts) + b `objective`(student's texts)) / 2.
+    """
+
+    objective: Divergence = Field(
+        default="skew_forward_kl", description="Divergence on the teacher's texts. DistiLLM-2: this one."
+    )
+    skew: float = Field(
+        default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences. DistiLLM-2: 0.1."
+    )
+    beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
+    start: float = Field(
+        default=1.0, ge=0, le=2, description="b at the first step; the teacher's texts have 2 - b. 1: equal."
+    )
+    end: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="b from half of the steps on, reached on a line. DistiLLM-2: 1.5; its released code: 1.",
+    )
+
+    def balance(self, progress: float) -> float:
+        """b after this share of the steps."""
+        return self.start + (self.end - self.start) * min(1.0, 2 * progress)
+
+
 def problem(s: OnPolicy) -> str:
     """What is wrong with the combination of parts, after their key; "" if nothing is."""
-    own = _problem_of_signal(s) or _problem_of_target(s) or _problem_of_weights(s)
-    further = ((i, problem(term)) for i, term in enumerate(s.further_terms()))
+    own = (
+        _problem_of_sampled_gradient(s)
+        or _problem_of_signal(s)
+        or _problem_of_target(s)
+        or _problem_of_weights(s)
+        or _problem_of_texts(s)
+    )
+    parts = (_problem_of_signal, _problem_of_target, _problem_of_weights)
+    further = (
+        (i, next((text for part in parts if (text := part(term))), ""))
+        for i, term in enumerate(s.further_terms())
+    )
     return own or next((f"also.{i}.{text}" for i, text in further if text), "")
+
+
+def _problem_of_sampled_gradient(s: OnPolicy) -> str:
+    if s.objective == "cross_entropy":
+        return "objective: 'cross_entropy' is a term for also; stage sft trains on texts alone"
+    if s.baseline_top_k is not None and s.advantage != "centred":
+        return "baseline_top_k: only advantage 'centred' has a baseline; leave it out"
+    if s.baseline_top_k == 1:
+        return "baseline_top_k: a single entry has probability 1 in both; set 2 or more"
+    if s.baseline_top_k is not None and s.whiten != "none":
+        return "baseline_top_k: it is made with the loss, after whitening; set whiten: none"
+    if s.baseline_top_k is not None and s.length_norm:
+        return "baseline_top_k: it is that of a sum of rewards; set length_norm: false"
+    if s.reward_floor is not None and s.advantage == "expected":
+        return "reward_floor: 'expected' takes the mean in place of rewards, which has no floor; leave it out"
+    for key in ("baseline_top_k", "reward_floor"):
+        if getattr(s, key) is not None and s.objective != "minillm":
+            return f"{key}: only objective 'minillm' has rewards; leave it out"
+    return ""
+
+
+def _problem_of_texts(s: OnPolicy) -> str:
+    if s.teacher_texts is None:
+        return ""
+    if s.objective == "minillm":
+        return (
+            "teacher_texts: the student's texts need a divergence to weigh against; choose another objective"
+        )
+    for key in ("also", "taid", "assistant", "init_kl"):
+        if getattr(s, key):
+            return f"teacher_texts: no teacher's text is given to {key}; leave one of them out"
+    return ""
 
 
 def _problem_of_signal(s: OnPolicy) -> str:
@@ -206,6 +318,8 @@ def _problem_of_signal(s: OnPolicy) -> str:
         return f"signal.top_k: '{tokens}' takes no number; set 0, or other tokens"
     if not fixed and not k:
         return f"signal.top_k: '{tokens}' needs a number; how many entries belong to the set?"
+    if s.objective == "cross_entropy":
+        return "signal: 'cross_entropy' is of the token alone; leave it out"
     if s.signal.renormalise and (fixed or (k == 1 and tokens != "union")):
         what = (
             "all entries sum to 1 anyway" if tokens == "all" else "a single entry has probability 1 in both"
@@ -256,4 +370,10 @@ def _problem_of_weights(s: OnPolicy) -> str:
         )
     if w.normalise and s.normaliser == "sequences":
         return "token_weights.normalise: the loss is divided by responses; set normaliser: tokens"
+    if w.per_response and s.normaliser != "sequences":
+        return "token_weights.per_response: the loss is divided by tokens; set normaliser: sequences"
+    if w.switch is not None and (w.log_ratio_at_least is None or w.most_uncertain is None):
+        return "token_weights.switch: it is from log_ratio_at_least to most_uncertain; set both"
+    if (w.drift is None) != (w.drift_block is None):
+        return "token_weights.drift: needs drift_block, and that needs drift; set both or neither"
     return ""

@@ -18,8 +18,10 @@ from minillm.config.objective_parts import (
     AlphaBeta,
     Assistant,
     Divergence,
+    OfTokens,
     Signal,
     Taid,
+    TeacherTexts,
     Term,
     TokenWeights,
     problem,
@@ -30,7 +32,7 @@ from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
 from minillm.errors import UserError
 
-Objective = Literal["minillm", Divergence]
+Objective = Literal["minillm", Divergence, OfTokens]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,7 +109,8 @@ class OnPolicy:
     objective: Objective = Field(
         default="minillm",
         description="`minillm`: the single-step term plus the long term of the policy gradient. Any other: "
-        "the mean of that divergence between teacher and student over the tokens of the responses.",
+        "the mean of that divergence between teacher and student over the tokens of the responses; "
+        "`cross_entropy` is only for `also`.",
     )
     beta: Share = Field(
         default=0.5,
@@ -141,6 +144,23 @@ class OnPolicy:
     )
     also: tuple[Term, ...] | None = Field(
         default=None, description="Further divergences to the teacher, added to the loss; `null`: none."
+    )
+    teacher_texts: TeacherTexts | None = Field(
+        default=None,
+        description="The teacher's answer to each prompt as well, under a divergence of its own "
+        "(DistiLLM-2); `batch` then counts prompts. `null`: none.",
+    )
+    baseline_top_k: Count | None = Field(
+        default=None,
+        description="With `advantage: centred`: the baseline is the reverse KL over the student's so many "
+        "likeliest tokens, renormalised, at each update (vOPD, there 100); `null`: that over all, recorded.",
+    )
+    reward_floor: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Log-ratios are rewards from log(x / (1 - x)) up, lower ones count as that (REOPOLD's "
+        "lambda, there 0.2); `null`: no floor.",
     )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
@@ -271,11 +291,28 @@ class OnPolicy:
     def further_terms(self) -> list[OnPolicy]:
         """The settings under which each term of `also` would be the objective."""
         parts = ("objective", "beta", "skew", "alpha_beta", "signal", "token_weights")
-        none: dict[str, Any] = {"taid": None, "assistant": None, "also": None}
+        none: dict[str, Any] = {"taid": None, "assistant": None, "also": None, "teacher_texts": None}
         return [
             dataclasses.replace(self, **none, **{name: getattr(term, name) for name in parts})
             for term in self.also or ()
         ]
+
+    def on_teacher_texts(self) -> OnPolicy:
+        """The settings under which the divergence on the teacher's texts would be the objective."""
+        texts = self.teacher_texts or TeacherTexts()
+        none: dict[str, Any] = dict.fromkeys(("teacher_texts", "signal", "token_weights"))
+        own: dict[str, Any] = {name: getattr(texts, name) for name in ("objective", "skew", "beta")}
+        return dataclasses.replace(self, **none, **own)
+
+    @property
+    def steps_of_collection(self) -> int:
+        """Optimizer steps on the samples of one collection."""
+        return self.inner_epochs * (self.rollouts // self.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole phase."""
+        return self.collections * self.steps_of_collection
 
     @property
     def every_token_weights(self) -> list[TokenWeights]:
@@ -286,16 +323,21 @@ class OnPolicy:
     @property
     def teacher_scores(self) -> bool:
         """Whether the loss needs the teacher's logits."""
-        return self.objective != "minillm" or self.single_step or bool(self.also)
+        centred_here = self.baseline_top_k is not None
+        return self.objective != "minillm" or self.single_step or centred_here or bool(self.also)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Variant:
-    """An on-policy method in addition to MiniLLM, from the same initial student."""
+    """A method made of another one's settings: on-policy, from the same initial student, or supervised."""
 
     label: str = Field(description="Name in tables and figures.")
     settings: dict[str, Any] = Field(
-        description="Keys of `stages.minillm` that are replaced. They win over those of `per_model` too.",
+        description="Keys of `stages.minillm`, or of the stage that `stage` names, that are replaced. They "
+        "win over those of `per_model` too.",
+    )
+    stage: Literal["kd", "seqkd"] | None = Field(
+        default=None, description="The supervised stage that it is trained by; `null`: `minillm`."
     )
 
 

@@ -45,6 +45,7 @@ PARTS = (
     ("Assistant", "Assistant distribution", "`assistant` of the on-policy phase"),
     ("TokenWeights", "Token weights", "`token_weights` of the on-policy phase"),
     ("Term", "Further terms", "Each entry of `also` of the on-policy phase"),
+    ("TeacherTexts", "Teacher's texts", "`teacher_texts` of the on-policy phase"),
     ("Variant", "Variants", "`variants.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
     ("Rouge", "ROUGE-L", "`rouge`"),

@@ -144,9 +144,11 @@ class Training:
         description="Global batch size in rows: gradient accumulation follows from it, `launch.micro_batch` "
         "and the number of processes. The paper searches 32 and 64.",
     )
-    loss: Literal["ce", "kd"] = Field(
+    loss: Literal["ce", "kd", "hpd"] = Field(
         default="ce",
-        description="`ce`: cross-entropy on the responses. `kd`: mixed with forward KL to the teacher.",
+        description="`ce`: cross-entropy on the responses. `kd`: mixed with forward KL to the teacher. "
+        "`hpd`: hybrid policy distillation (HPD), on each response's token and one that the student draws in "
+        "its place.",
     )
     kd_ratio: Share = Field(
         default=0.5,

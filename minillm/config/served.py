@@ -33,7 +33,8 @@ def check_served(config: Experiment, weights: str, model: Model, where: str) -> 
         raise UserError(f"{key}.served_name: missing; name the model as the server does")
     for pair in pairs:
         methods = pair.methods or config.methods
-        other = next((method for method in methods if method not in METHODS), None)
+        kinds = config.kinds
+        other = next((method for method in methods if kinds.get(method, method) not in METHODS), None)
         if pair.teacher == teacher and other:
             raise UserError(
                 f"{key}.source: a server has no probabilities for the method '{other}'; with this teacher "

@@ -176,21 +176,27 @@ class TrainSettings:
     sampling: Sampling
     teacher: str = ""
     adapter: Adapter | None = None
+    # The name of a variant.
+    method: str | None = None
 
     @classmethod
     def of(
         cls, config: Experiment, stage: str, model: str, teacher: str = "", seed: int | None = None
     ) -> TrainSettings:
-        """The settings in `config` for one training of `model`; a teacher has only the first seed."""
+        """The settings in `config` for one training of `model` by `stage` or by a variant of it.
+
+        A teacher has only the first seed.
+        """
         return cls(
-            stage=stage,  # type: ignore[arg-type]
+            stage=config.kinds.get(stage, stage),  # type: ignore[arg-type]
             model=model,
             teacher=teacher,
             seed=config.training_seeds[0] if seed is None else seed,
             precision=config.precision,
-            training=config.for_model(stage, model),
+            training=config.supervised(stage, model),
             sampling=Sampling(max_tokens=config.data.max_response),
             adapter=config.models[model].adapter,
+            method=stage if stage in config.variants else None,
         )
 
 

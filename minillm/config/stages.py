@@ -7,9 +7,10 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 
@@ -166,7 +167,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
-        optional=("base", "teacher-data"),
+        optional=("base", "teacher-data", "pseudo"),
         launched=True,
     ),
     Stage(
@@ -374,16 +375,23 @@ COMMANDS = {name: stage for name, stage in STAGES.items() if stage.target}
 MEASUREMENTS = {name: stage for name, stage in STAGES.items() if stage.sets}
 
 
-def entry_of(stage: str, variants: Collection[str] = ()) -> Stage | None:
-    """The entry of a stage, which for a variant's name is MiniLLM's; None for an unknown name."""
-    return STAGES.get("minillm" if stage in variants else stage)
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def names_of(key: str, variants: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
+def entry_of(stage: str, variants: Mapping[str, str] = NONE) -> Stage | None:
+    """The entry of a stage, which for a variant is that of the stage it builds on; None if unknown.
+
+    `variants`: name of each -> that stage.
+    """
+    return STAGES.get(variants.get(stage, stage))
+
+
+def names_of(key: str, variants: Mapping[str, str] = NONE) -> tuple[str, dict[str, Any]]:
     """(stage, names) of a settings file, from its path below configs/ without .json.
 
     "kd/small/big/10" -> ("kd", {"model": "small", "teacher": "big", "seed": 10}).  A variant's files are
-    named like MiniLLM's.  Raises ValueError for a path that names no stage, or too few or too many things.
+    named like those of its stage (`variants` as for `entry_of`).  Raises ValueError for a path that names no
+    stage, or too few or too many things.
     """
     stage, *parts = key.split("/")
     entry = entry_of(stage, variants)

@@ -60,9 +60,10 @@ def sequence_kl(family: Family, student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Constants that an estimator may use: the teacher, and rewards, reverse KL and weights of all tokens."""
+    """Constants that an estimator may use: both tables, and rewards, reverse KL and weights of all tokens."""
 
     family: Family
+    student: Tensor
     teacher: Tensor
     rewards: Tensor
     reverse_kl: Tensor
@@ -170,7 +171,8 @@ class Finding:
     """One estimator on one pair.
 
     `bias` and `spread` are relative to the exact gradient's norm: |mean - exact|, and the square root of a
-    single sample's summed variances.  `cosine` is between mean and exact.
+    single sample's summed variances.  `cosine` is between mean and exact.  `target` says what is exact: the
+    gradient of the KL of whole "sequence"s, or (signal_estimators.py) of each "position"'s.
     """
 
     estimator: str
@@ -182,6 +184,7 @@ class Finding:
     bias: float
     spread: float
     cosine: float
+    target: str = "sequence"
 
 
 def measure(
@@ -191,10 +194,40 @@ def measure(
     table = student.clone().requires_grad_()
     exact = torch.autograd.grad(sequence_kl(family, table, teacher), table)[0]
     probability = sequence_probabilities(family, student, teacher, alpha)
-    gradients = gradient_of_each(family, student, teacher, loss, alpha)
+    return exact, *moments(probability, gradient_of_each(family, student, teacher, loss, alpha))
+
+
+def moments(probability: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, variance summed over parameters) of gradients (count, ...) with these probabilities (count,)."""
     mean = (probability[:, None, None] * gradients).sum(0)
-    variance = (probability * ((gradients - mean) ** 2).sum((1, 2))).sum()
-    return exact, mean, variance
+    return mean, (probability * ((gradients - mean) ** 2).sum((1, 2))).sum()
+
+
+def finding(
+    name: str,
+    distance: str,
+    alpha: float,
+    seed: int,
+    kl: float,
+    exact: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    target: str = "sequence",
+) -> Finding:
+    """The finding from an exact gradient and an estimator's moments."""
+    norm = exact.norm()
+    return Finding(
+        name,
+        distance,
+        alpha,
+        seed,
+        kl,
+        norm.item(),
+        ((mean - exact).norm() / norm).item(),
+        (variance.clamp(min=0).sqrt() / norm).item(),
+        (torch.dot(mean.flatten(), exact.flatten()) / (mean.norm() * norm)).item(),
+        target,
+    )
 
 
 def sequence_probabilities(family: Family, student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
@@ -210,6 +243,7 @@ def constants_of(family: Family, student: Tensor, teacher: Tensor, alpha: float)
     reverse = objectives.reverse_kl(student, teacher)[family.prefixes] * family.mask
     return Trajectories(
         family,
+        student,
         teacher,
         objectives.token_rewards(q, p, family.mask),
         reverse,
@@ -254,19 +288,7 @@ def study(settings: Estimators) -> list[Finding]:
         student, teacher = pair(family, settings.vocabulary, distance, size, seed)
         for alpha, losses in ((0.0, OWN), *((alpha, MIXED) for alpha in settings.alphas)):
             for name, loss in losses.items():
-                exact, mean, variance = measure(family, student, teacher, loss, alpha)
-                norm = exact.norm()
-                findings.append(
-                    Finding(
-                        name,
-                        distance,
-                        alpha,
-                        seed,
-                        sequence_kl(family, student, teacher).item(),
-                        norm.item(),
-                        ((mean - exact).norm() / norm).item(),
-                        (variance.clamp(min=0).sqrt() / norm).item(),
-                        (torch.dot(mean.flatten(), exact.flatten()) / (mean.norm() * norm)).item(),
-                    )
-                )
+                kl = sequence_kl(family, student, teacher).item()
+                moments_of = measure(family, student, teacher, loss, alpha)
+                findings.append(finding(name, distance, alpha, seed, kl, *moments_of))
     return findings

@@ -41,7 +41,7 @@ PLACES = {
 # Keys of OnPolicy that the loss on samples depends on.
 LOSS = (
     "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
-    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also",
+    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also", "advantage", "baseline_top_k",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def key_of(config: Experiment, benchmark: str) -> Key | None:
     if "benchmarks" not in parts:
         return None
     method, *rest = parts[parts.index("benchmarks") + 1 :]
-    stage = "minillm" if method in config.variants else method
+    stage = config.kinds.get(method, method)
     if stage not in PLACES:
         return None
     names = dict(zip(PLACES[stage], rest, strict=False))
@@ -140,8 +140,8 @@ class Planner:
             settings = config.on_policy(key.method, key.model)
             initial = (student,) if settings.init_kl or launch.initial_kl else ()
         else:
-            settings, initial = config.for_model(key.stage, key.model), ()
-            teacher = teacher if settings.loss == "kd" else None
+            settings, initial = config.supervised(key.method, key.model), ()
+            teacher = teacher if settings.loss != "ce" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0
         bare = dataclasses.replace(
@@ -175,7 +175,7 @@ class Planner:
             lengths, train=rows, prompt=1, response=lengths.chunk - 1, assumed=lengths.assumed
         )
         work = _supervised(
-            dataclasses.replace(bare, frozen=(parent,) if parent and spec.training.loss == "kd" else ()),
+            dataclasses.replace(bare, frozen=(parent,) if parent and spec.training.loss != "ce" else ()),
             spec.training,
             plain,
             (1, lengths.chunk - 1),
@@ -228,7 +228,8 @@ class Planner:
 def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple[int, int]) -> Work:
     """training/supervised.py; `longest` are a prompt's and a response's tokens."""
     teacher, launch = bare.teacher, bare.launch
-    ratio = settings.kd_ratio if teacher else 0.0
+    # HPD reads the teacher's logits as KD does, and of the student's softmax no more.
+    ratio = (1.0 if settings.loss == "hpd" else settings.kd_ratio) if teacher else 0.0
     steps = count_steps(lengths.train, settings)
     dev = min(settings.dev_rows or lengths.dev, lengths.dev)
     sharded = launch.shard_teacher and launch.processes > 1
@@ -282,6 +283,15 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
             reads=float(scored and not keeps), scored=scored,
         )
     ]  # fmt: skip
+    if s.teacher_texts is not None:
+        # The teacher reads its own answers again at each update.
+        texts_of = OnPolicy(objective=s.teacher_texts.objective)
+        parts.append(
+            Part(
+                s.batch, lengths.prompt, response, sum((most, config.data.max_response)),
+                config.data.max_response, Loss(teacher, 0.0, texts_of), reads=1.0, scored=True,
+            )
+        )  # fmt: skip
     texts = min(s.lm_batch or s.batch, lengths.chunks) if s.lm_coef else 0
     if texts:
         ratio = s.lm_kd_ratio
@@ -311,7 +321,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     return dataclasses.replace(
         bare,
         steps=steps,
-        batch=s.batch + texts,
+        batch=s.batch * (1 + (s.teacher_texts is not None)) + texts,
         dropout=s.dropout,
         parts=tuple(parts),
         draws=draws,

@@ -36,7 +36,9 @@ def _costs(
     gpu = "gpu" in provenance.get("peak_memory_mb", {})
     wall = provenance.get("wall_seconds")
     seconds = bench.get("s", wall)
-    needed = [_numbers(results, path).get("s") for path in _prerequisites(results, model, weights)]
+    # Of a variant, the stage that it builds on.
+    stage = str(provenance.get("settings", {}).get("stage") or model.method)
+    needed = [_numbers(results, path).get("s") for path in _prerequisites(results, model, weights, stage)]
     recorded = [value for value in (seconds, *needed) if value is not None]
     return {
         "wall_hours": None if seconds is None else seconds / 3600,
@@ -49,15 +51,15 @@ def _costs(
     }
 
 
-def _prerequisites(results: RunResults, model: Trained, weights: str) -> list[str]:
+def _prerequisites(results: RunResults, model: Trained, weights: str, stage: str) -> list[str]:
     """Benchmark files of the stages that a model's own stage needs, base models included."""
     paths = [layout.model(layout.base_weights(model.name))]
     if model.method not in ("teacher", "sft"):
         teacher = model.teacher
         paths += [layout.model(layout.base_weights(teacher)), layout.model(layout.teacher_weights(teacher))]
-        if model.method == "seqkd":
+        if stage == "seqkd":
             paths.append(layout.pseudo_answers(results.settings.models[teacher].tokenizer, teacher))
-        elif model.method != "kd":
+        elif stage != "kd":
             seed = weights.rsplit("/seed", 1)[1]
             paths.append(layout.model(layout.student_weights(model.student, "sft", teacher, seed)))
     return list(dict.fromkeys(map(layout.benchmark_of, paths)))
@@ -80,16 +82,17 @@ def _tokens(results: RunResults, model: Trained, weights: str, provenance: dict[
         if not all_are(sampled, (int, float)):
             raise TypeError("sampled_tokens of metrics.jsonl is not a number")
         return float(sum(sampled)) if sampled and len(sampled) == len(collections) else None
-    length = _answer_length(results, model)
+    stage = str(provenance.get("settings", {}).get("stage") or model.method)
+    length = _answer_length(results, model, stage)
     if not length or "steps" not in provenance or "batch" not in training:
         return None
     return float(provenance["steps"] * training["batch"] * length)
 
 
-def _answer_length(results: RunResults, model: Trained) -> float | None:
+def _answer_length(results: RunResults, model: Trained, stage: str) -> float | None:
     """Mean tokens of the answers a supervised method is trained on: the training rows' or the teacher's."""
     tokenizer = results.settings.models[model.name].tokenizer
-    if model.method != "seqkd":
+    if stage != "seqkd":
         card = results.json(f"{layout.training_data(tokenizer)}/card.json") or {}
         mean = (card.get("train", {}).get("response_tokens") or {}).get("mean")
         return mean if is_a(mean, (int, float)) else None

@@ -118,7 +118,7 @@ def alike(config: Experiment, student: str, knob: str) -> dict[str, float | str]
     """
     groups: dict[str, dict[str, float | str]] = {}
     for method in dict.fromkeys(m for _, s, m in config.trained(sweeps=True) if s == student):
-        if method == "minillm" or method in config.variants:
+        if method in config.trained_by("minillm"):
             settings = dataclasses.asdict(config.on_policy(method, student))
             value = settings.pop(knob)
             # Only the preset's name: the keys that it sets are among the settings.

@@ -53,7 +53,7 @@ def model_card(
     }
     method = settings.get("method") or settings.get("stage") or ""
     facts = {
-        "method": METHODS.get(method, f"on-policy distillation, variant `{method}`" if method else ""),
+        "method": METHODS.get(method, _variant(settings, method) if method else ""),
         "teacher": settings.get("teacher", ""),
         "adapter": _adapter(settings.get("adapter")),
         "training seed": settings.get("seed", ""),
@@ -80,6 +80,13 @@ def model_card(
         )
         + "\n"
     )
+
+
+def _variant(settings: Mapping[str, Any], method: str) -> str:
+    base = settings.get("stage")
+    if base in ("kd", "seqkd"):
+        return f"{METHODS[base]}, variant `{method}`"
+    return f"on-policy distillation, variant `{method}`"
 
 
 def _name(settings: Mapping[str, Any], method: str) -> str:

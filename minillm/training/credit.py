@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -39,12 +41,17 @@ def advantages(rollouts: Rollouts, settings: OnPolicy) -> Tensor:
         mask,
         scale=s.reward_scale,
         clip=s.reward_clip or None,
+        floor=None if s.reward_floor is None else math.log(s.reward_floor / (1 - s.reward_floor)),
     )
     # The mean of r_t given its prefix.
     expected = -rollouts.reverse_kl * mask / s.reward_scale
     if s.advantage == "expected":
         rewards = expected
-    # r_t minus its mean, then the rewards that follow.
+    # r_t minus its mean, then the rewards that follow; another baseline is subtracted in the loss.
+    if s.advantage == "centred" and s.baseline_top_k is not None:
+        return objectives.returns(
+            rewards, mask, gamma=s.gamma, length_norm=s.length_norm, include_current=True
+        )
     if s.advantage == "centred":
         baseline = objectives.returns(
             expected, mask, gamma=0.0, length_norm=s.length_norm, include_current=True

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from minillm import objectives
 from minillm.config.objective_parts import AlphaBeta
 from minillm.config.onpolicy import OnPolicy
+from minillm.models.head import token_logprobs
 from minillm.token_sets import on_set
 
 # Divergences without a parameter; "minillm" minimises the reverse KL.
@@ -39,6 +41,18 @@ def divergence_of(settings: OnPolicy) -> Callable[..., Tensor]:
     return PLAIN[s.objective]
 
 
+def top_k_baseline(settings: OnPolicy, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The reverse KL over the student's top k of each token, renormalised there, (n,), a constant.
+
+    What vOPD (arXiv 2605.07865) adds to the reward of the token that was drawn: it depends on the prefix, not
+    on that token, so it changes no expectation.
+    """
+    k = settings.baseline_top_k or student_logits.shape[-1]
+    with torch.no_grad():
+        chosen = on_set(student_logits, teacher_logits, "student_topk", k, renormalise=True)
+        return objectives.reverse_kl(*chosen, normalised=True)
+
+
 def token_divergence(
     settings: OnPolicy,
     student_logits: Tensor,
@@ -49,10 +63,14 @@ def token_divergence(
     """The configured divergence of each token, (n,), from logits (n, vocabulary).
 
     `sampled`, (n,), are the tokens that were drawn; without them, as on the dev set, a signal at the sampled
-    token is its mean: the reverse KL.  `target` is the moving target's t; without it, the target is the
-    teacher.
+    token is its mean: the reverse KL.  `cross_entropy`, which has no teacher, is that of `sampled`.  `target`
+    is the moving target's t; without it, the target is the teacher.
     """
     s = settings
+    if s.objective == "cross_entropy":
+        if sampled is None:
+            raise ValueError("cross-entropy needs the tokens")
+        return -token_logprobs(student_logits, sampled)
     if target is not None:
         teacher_logits = objectives.moving_target(student_logits, teacher_logits, target)
     if s.assistant is not None:

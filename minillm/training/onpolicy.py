@@ -40,6 +40,7 @@ from minillm.training.lengths import check_rows
 from minillm.training.moving_target import MovingTarget
 from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
+from minillm.training.teacher_answers import read_answers
 from minillm.training.vllm_rollouts import VllmRollouts
 
 # Orders of mini-batches are drawn with other keys than orders of prompts.
@@ -60,7 +61,7 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
-    per_collection = s.inner_epochs * updates
+    per_collection = s.steps_of_collection
     vllm = VllmRollouts(engine, s, precision) if s.backend == "vllm" else None
 
     def draw(collection: int) -> Rollouts:
@@ -202,6 +203,17 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
             )
 
 
+def answers_to(rows: Rows, pseudo: Path, data: Path, teacher_data: Path | None) -> dict[int, np.ndarray]:
+    """Row id -> the teacher's answer; UserError if a training row has none."""
+    answers = read_answers(pseudo, data, teacher_data)["train"]
+    if len(answers) < len(rows):
+        raise UserError(
+            f"{pseudo}: answers to {len(answers)} of {len(rows)} training rows, but teacher_texts needs all; "
+            "set stages.pseudo.rows: 0"
+        )
+    return {id_: response for id_, (_, response) in zip(rows.ids, answers, strict=True)}
+
+
 def run_stage(
     settings: OnPolicySettings,
     launch: Launch,
@@ -213,13 +225,17 @@ def run_stage(
     checkpoints: Path,
     base: Path | None = None,
     teacher_data: Path | None = None,
+    pseudo: Path | None = None,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
 
     A student with an adapter goes on with that of `init`, on its base model (`base`).  `teacher_data`: the
-    same rows in the teacher's chat template, if that is another.
+    same rows in the teacher's chat template, if that is another.  `pseudo`: the teacher's answers, if the
+    method learns from them as well (`teacher_texts`).
     """
     training = settings.training
+    if (pseudo is None) != (training.teacher_texts is None):
+        raise UserError(f"{settings.method}: --pseudo belongs to teacher_texts; give both or neither")
     world = start(settings.seed, launch.patience)
     check_same_tokenizer(init, teacher)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -232,7 +248,8 @@ def run_stage(
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
     prompts = TeacherPrompts.open(data, teacher_data)
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, prompts)
-    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data}
+    answers = None if pseudo is None else answers_to(rows, pseudo, data, teacher_data)
+    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
     inputs = {key: identity(path) for key, path in paths.items() if path}
     raw, adapter = dataclasses.asdict(settings), settings.adapter
     if adapter is None:
@@ -241,6 +258,8 @@ def run_stage(
         raise UserError(f"{settings.method}: a student with an adapter also needs --base, its base model")
     student = load_once(base or init, settings.precision, world, sharded=launch.zero == 3)
     check_rows(student, data, training.max_tokens)
+    if answers is not None:
+        check_rows(student, data, 0, [(rows.prompt(i), answers[id_]) for i, id_ in enumerate(rows.ids)])
     own_base = None
     if adapter is not None and base is not None:
         inputs["base"] = identity(base)
@@ -253,7 +272,7 @@ def run_stage(
         world,
         settings.precision,
         checkpoints / f"{settings.method}-{stage_key(raw, inputs)}",
-        training.collections * training.inner_epochs * (training.rollouts // training.batch),
+        training.steps,
         out,
     )
 
@@ -265,7 +284,7 @@ def run_stage(
     initial = frozen(init, data) if training.init_kl or launch.initial_kl else None
     anchor = initial if training.init_kl else None
     corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
-    teaching = frozen(teacher, teacher_data or data)
-    task = Task(teaching, anchor, corpus, dev, training, settings.seed, initial)
+    taught_by = frozen(teacher, teacher_data or data)
+    task = Task(taught_by, anchor, corpus, dev, training, settings.seed, initial, answers)
     history = train(engine, task, rows, settings.method, settings.precision)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

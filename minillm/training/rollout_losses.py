@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,11 +32,11 @@ from minillm.training.credit import advantages, importance, whitened
 from minillm.training.dev_set import Dev
 from minillm.training.drift_weights import with_drift
 from minillm.training.rollouts import Rollouts
-from minillm.training.sample_loss import SampleLoss
+from minillm.training.sample_loss import AnswerLoss, SampleLoss
 from minillm.training.supervised import token_loss
 
-# A sample's place in the collection, or a chunk's in the corpus.
-Row = tuple[Literal["sample", "text"], int]
+# A sample's place in the collection, which is that of the teacher's answer too, or a chunk's in the corpus.
+Row = tuple[Literal["sample", "answer", "text"], int]
 # Orders of plain text are drawn with other keys than orders of prompts.
 PLAIN = 2**41
 
@@ -54,6 +55,8 @@ class Task:
     settings: OnPolicy
     seed: int
     initial: PreTrainedModel | None = None
+    # The teacher's answers by row id, if the settings have `teacher_texts`.
+    answers: Mapping[int, np.ndarray] | None = None
 
     @property
     def swap(self) -> tuple[int, int] | None:
@@ -95,7 +98,7 @@ class MiniBatch:
 
     `advantages`, `weights` (of importance) and each of `factors`, the first of which is in the advantages
     already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
-    `text_denominator`.
+    `text_denominator`.  `balance` is DistiLLM-2's b, if the teacher's answers stand next to the samples.
     """
 
     task: Task
@@ -110,19 +113,28 @@ class MiniBatch:
     # TAID's t.
     target: float | None = None
     factors: Sequence[Tensor | None] = ()
+    balance: float | None = None
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
         rollouts, chunk = self.rollouts, self.task.corpus.chunk
         return [
-            (rollouts.prompts[i], rollouts.responses[i]) if kind == "sample" else (chunk(i)[:1], chunk(i)[1:])
+            (chunk(i)[:1], chunk(i)[1:]) if kind == "text" else (rollouts.prompts[i], self.response(kind, i))
             for kind, i in part
         ]
 
+    def response(self, kind: str, i: int) -> np.ndarray:
+        """The sample of a row of the collection, or the teacher's answer to its prompt."""
+        if kind == "answer" and self.task.answers is not None:
+            return self.task.answers[self.rollouts.ids[i]]
+        return self.rollouts.responses[i]
+
     def theirs(self, samples: Sequence[Row]) -> list[Example]:
         """What the teacher reads of samples: its own prompts, if it has any, and the same responses."""
-        prompts, responses = self.rollouts.teacher_prompts, self.rollouts.responses
-        return self.examples(samples) if prompts is None else [(prompts[i], responses[i]) for _, i in samples]
+        prompts = self.rollouts.teacher_prompts
+        if prompts is None:
+            return self.examples(samples)
+        return [(prompts[i], self.response(kind, i)) for kind, i in samples]
 
     def length(self, row: Row) -> int:
         prompt, response = self.examples([row])[0]
@@ -194,6 +206,26 @@ class MiniBatch:
         loss = SampleLoss(self.task.settings, tuple(self.task.settings.further_terms()))
         return Compilable(loss, constants, note, self.compiled)
 
+    def on_answers(self, answers: Sequence[Row], tokens: Tensor, sums: dict[str, Tensor]) -> Compilable:
+        """The loss of a tile of the teacher's answers, whose tokens are `tokens`."""
+        s, examples = self.task.settings, self.theirs(answers)
+        theirs = frozen_model_logits(
+            self.task.teacher, examples, self.task, self.device, s.temperature, self.task.swap
+        )
+        factors: Tensor | None = None
+        if s.token_weights is not None and s.token_weights.per_response:
+            lengths = torch.tensor([len(response) for _, response in examples])
+            factors = moved((1.0 / lengths.double()).repeat_interleave(lengths), self.device)
+
+        def constants(tile: slice) -> tuple[Tensor | None, ...]:
+            return tokens[tile], theirs(tile), None if factors is None else factors[tile]
+
+        def note(terms: Terms) -> None:
+            value = terms[0]["teacher_texts"] / self.denominator
+            sums["teacher_texts"] = sums["teacher_texts"] + value if "teacher_texts" in sums else value
+
+        return Compilable(AnswerLoss(s.on_teacher_texts()), constants, note, self.compiled)
+
     def on_texts(self, texts: Sequence[Row], tokens: Tensor) -> Compilable:
         """The loss of a tile of plain text, at temperature 1."""
         ratio, theirs = self.task.settings.lm_kd_ratio, None
@@ -204,20 +236,25 @@ class MiniBatch:
     def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
         """A micro-batch's share of the loss, from one pass of the student, and its terms by name to log."""
         s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
-        samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
+        samples, answers, texts = (
+            [row for row in part if row[0] == kind] for kind in ("sample", "answer", "text")
+        )
         pad = special_tokens(self.task.dev.tokenizer)[1]
-        batch = collate(self.examples([*samples, *texts]), pad).to(self.device)
+        batch = collate(self.examples([*samples, *answers, *texts]), pad).to(self.device)
         tokens = response_tokens(batch)
         border = sum(len(self.rollouts.responses[i]) for _, i in samples)
+        end = border + sum(len(self.response(*row)) for row in answers)
         asked, weights = [], []
         if samples:
             function = self.on_samples(self.inputs(samples, tokens[:border]), sums)
             asked.append((slice(border), function, head_of(model, vocabulary, s.temperature)))
-            weights.append(1 / self.denominator)
+            weights.append((1 if self.balance is None else self.balance) / self.denominator)
+        if answers and self.balance is not None:
+            function = self.on_answers(answers, tokens[border:end], sums)
+            asked.append((slice(border, end), function, head_of(model, vocabulary, s.temperature)))
+            weights.append((2 - self.balance) / self.denominator)
         if texts:
-            asked.append(
-                (slice(border, None), self.on_texts(texts, tokens[border:]), head_of(model, vocabulary))
-            )
+            asked.append((slice(end, None), self.on_texts(texts, tokens[end:]), head_of(model, vocabulary)))
             weights.append(s.lm_coef / self.text_denominator)
         losses = [
             weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)
@@ -253,22 +290,31 @@ def micro_batches(
     # Statistics of the global mini-batch, however it is split.
     credit[rows] = whitened(credit[rows], mask, s)
     tokens = float(mask.sum())
+    progress = engine.step / s.steps
+    # The share of collections that are done, the same for all steps of one.
+    done = engine.step // s.steps_of_collection / s.collections
     factors = [
         with_drift(
-            rollouts, s, token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows)
+            rollouts,
+            s,
+            token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows, done),
         )
         for term in (s, *s.further_terms())
     ]
     if factors[0] is not None:
         credit = credit * factors[0]
     by_sequence = s.normaliser == "sequences"
+    answers: list[Row] = []
+    if s.teacher_texts is not None and task.answers is not None:
+        answers = [("answer", i) for i in rows]
+    both = tokens + sum(len(task.answers[rollouts.ids[i]]) for _, i in answers) if task.answers else tokens
     mini_batch = MiniBatch(
         task,
         rollouts,
         credit,
         importance(rollouts, s),
         tokens,
-        denominator=float(len(rows)) if by_sequence else tokens,
+        denominator=float(len(rows) + len(answers)) if by_sequence else both,
         text_denominator=float(
             len(texts) if by_sequence else sum(len(task.corpus.chunk(i)) - 1 for i in texts)
         ),
@@ -276,7 +322,8 @@ def micro_batches(
         compiled=engine.launch.compile,
         target=target,
         factors=factors,
+        balance=s.teacher_texts.balance(progress) if s.teacher_texts is not None else None,
     )
     samples: list[Row] = [("sample", i) for i in rows]
-    parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)
+    parts = engine.mine(samples, answers, [("text", i) for i in texts], length=mini_batch.length)
     return parts, partial(mini_batch.loss, engine.engine)

@@ -11,7 +11,22 @@ from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
 from minillm.models.head import token_logprobs
 from minillm.models.tiled_loss import Terms
-from minillm.training.divergences import token_divergence
+from minillm.training.divergences import token_divergence, top_k_baseline
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The divergence on the teacher's own texts (DistiLLM-2), summed over the tokens."""
+
+    # `OnPolicy.on_teacher_texts`.
+    settings: OnPolicy
+
+    def __call__(
+        self, logits: Tensor, tokens: Tensor, teacher_logits: Tensor, factors: Tensor | None
+    ) -> Terms:
+        """Logits (n, vocabulary), the texts' `tokens` and `factors` of their terms (n,)."""
+        values = token_divergence(self.settings, logits, teacher_logits, tokens)
+        return {"teacher_texts": (values if factors is None else values * factors).sum()}, {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,9 @@ class SampleLoss:
             losses[s.objective] = weighted(values).sum()
         else:
             new = token_logprobs(logits, tokens)
+            if s.baseline_top_k is not None and teacher_logits is not None:
+                baseline = weighted(top_k_baseline(s, logits, teacher_logits))
+                advantages = advantages + baseline / s.reward_scale
             losses["long_term"] = objectives.policy_gradient_loss(
                 new, old_logprobs, advantages, torch.ones_like(new),
                 weights=weights, clip=s.clip or None, surrogate=s.surrogate, denominator=1,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minillm import objectives
 from minillm.config.sections import Launch, Training
 from minillm.config.stage_settings import TrainSettings
-from minillm.data.batching import Batch, collate
+from minillm.data.batching import Batch, collate, moved
 from minillm.data.rows import Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
@@ -44,6 +44,7 @@ from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_step
 from minillm.training.adapted import load_frozen, with_adapter
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
+from minillm.training.hybrid_policy import hybrid_policy_loss, numbers
 from minillm.training.lengths import check_rows
 from minillm.training.teacher_answers import read_answers
 from minillm.training.teacher_cache import TeacherCache
@@ -94,18 +95,22 @@ def example_loss(
     compiled: bool = False,
     teacher_batch: Batch | None = None,
     swap: tuple[int, int] | None = None,
+    drawn_by: Tensor | None = None,
 ) -> Tensor:
     """(1 - kd_ratio) cross-entropy + kd_ratio KL(p || q) on response tokens, as a share of a mean.
 
     The mean is over `denominator` tokens.  `hidden` are the teacher's hidden states, (valid tokens, width),
     if they are there already; `compiled` as in launch.compile.  `teacher_batch`: the same responses to the
     teacher's prompts, if these are others; `swap`: the end tokens of student and teacher (`head_of`).
+    `drawn_by`, (tokens,): the numbers that draw a token at each place, for HPD in place of all this.
     """
     theirs = None
     if teacher is not None and kd_ratio > 0:
         states = response_hidden(teacher, teacher_batch or batch) if hidden is None else hidden
         theirs = logits_by_tile(states, head_of(teacher, vocabulary, swap=swap))
     function = token_loss(response_tokens(batch), theirs, kd_ratio, compiled)
+    if drawn_by is not None and theirs is not None:
+        function = hybrid_policy_loss(response_tokens(batch), theirs, drawn_by, compiled)
     return response_loss(model, batch, vocabulary, function) / denominator
 
 
@@ -140,6 +145,9 @@ def teacher_cache(
 class Supervision:
     """The examples, the dev examples, and the teacher whose share in the loss is `kd_ratio`.
 
+    With `draws`, a seed and the examples' row ids, the loss is HPD's; the ratio is that of the dev objective,
+    since HPD's own values, made of constants, say nothing.
+
     `own_dev` are dev examples of the same kind as the examples, if these are not gold; `theirs` what the
     teacher reads in place of examples and own_dev, if its prompts are others.
     """
@@ -152,6 +160,7 @@ class Supervision:
     kd_ratio: float
     cache: TeacherCache | None
     theirs: tuple[Sequence[Example], Sequence[Example]] | None = None
+    draws: tuple[int, Sequence[int]] | None = None
     # The teacher's hidden states of both dev sets.
     seen: tuple[dict[int, Tensor], dict[int, Tensor]] = field(default_factory=lambda: ({}, {}))
 
@@ -173,6 +182,11 @@ class Supervision:
             if self.cache and teacher is not None:
                 # All of them are computed as one batch if one is new.
                 hidden = self.cache.hidden(part, lambda: response_hidden(teacher, other), device)
+            drawn_by = None
+            if self.draws is not None:
+                seed, ids = self.draws
+                lengths = [len(examples[i][1]) for i in part]
+                drawn_by = moved(numbers(seed, engine.step, [ids[i] for i in part], lengths), device)
             value = example_loss(
                 engine.engine,
                 batch,
@@ -184,6 +198,7 @@ class Supervision:
                 engine.launch.compile,
                 other,
                 swap,
+                drawn_by,
             )
             return value, {}
 
@@ -237,16 +252,17 @@ def fit(
     `ids` are the examples' row ids, for messages; without them they are named by place: #0, #1 ...  `theirs`
     is what the teacher reads in place of the examples and of `own_dev`, if its prompts are others.
     Each evaluation has "dev_loss" (cross-entropy on the dev references), "dev_objective" (the training loss,
-    on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
+    for HPD the forward KL, on dev rows or on `own_dev`) and, if `rouge`, "dev_rouge".
     """
     state = engine.resume() or {"history": []}
     history: list[dict[str, Any]] = state["history"]
     candidates = Candidates(engine, dev.tokenizer, RULES if rouge else RULES[1:])
     log = MetricsLog(engine, name)
-    kd_ratio = settings.kd_ratio if settings.loss == "kd" else 0.0
+    kd_ratio = {"ce": 0.0, "kd": settings.kd_ratio, "hpd": 1.0}[settings.loss]
     due = evaluation_steps(engine.steps, settings.evaluations)
     cache = teacher_cache(engine, teacher, examples, settings) if teacher is not None and kd_ratio else None
-    work = Supervision(engine, examples, dev, own_dev, teacher, kd_ratio, cache, theirs)
+    draws = (seed, ids or range(len(examples))) if settings.loss == "hpd" else None
+    work = Supervision(engine, examples, dev, own_dev, teacher, kd_ratio, cache, theirs, draws)
 
     def save() -> None:
         if cache:
@@ -325,9 +341,10 @@ def run_stage(
     inputs = {key: identity(path) for key, path in paths.items() if path}
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(data / "tokenizer")
     check_same_tokenizer(base, data / "tokenizer")
-    needs_teacher = settings.training.loss == "kd"
+    loss = settings.training.loss
+    needs_teacher = loss != "ce"
     if needs_teacher and teacher is None:
-        raise UserError(f"{settings.stage}: the loss 'kd' needs a teacher")
+        raise UserError(f"{settings.stage}: the loss '{loss}' needs a teacher")
     if teacher is not None:
         check_same_tokenizer(base, teacher)
     examples, own_dev = training_examples(data, pseudo, teacher_data)

@@ -16,12 +16,17 @@ from minillm.training.rollouts import Rollouts
 
 # TIP takes entropies above this quantile of the collection as equal.
 QUANTILE = 0.98
+# SOD's epsilon.
+DRIFT_EPS = 1e-6
 
 
-def token_weights(rollouts: Rollouts, s: TokenWeights, *, eos: int, special: frozenset[int]) -> Tensor:
+def token_weights(
+    rollouts: Rollouts, s: TokenWeights, *, eos: int, special: frozenset[int], progress: float = 0.0
+) -> Tensor:
     """Weights of all tokens of a collection, (rows, time), at least 0, and 0 where masked.
 
-    `eos` ends a finished response; `special` are the ids that `mask_special` masks.
+    `eos` ends a finished response; `special` are the ids that `mask_special` masks; `progress` is the share
+    of the collections that are done, for `switch`.
     """
     mask = rollouts.mask.bool()
     position, length = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)
@@ -40,6 +45,15 @@ def token_weights(rollouts: Rollouts, s: TokenWeights, *, eos: int, special: fro
         if above is not None or at_most is not None:
             assert values is not None
             weights = weights * between(values, above, at_most)
+    first = s.switch is None or progress < s.switch
+    if s.log_ratio_at_least is not None and first:
+        weights = weights * (reward >= s.log_ratio_at_least)
+    if s.most_uncertain is not None and not (s.switch is not None and first):
+        weights = weights * most_uncertain(rollouts, s.most_uncertain)
+    if s.drift is not None and s.drift_block is not None:
+        weights = weights * drift(rollouts, s.drift_block, s.drift)
+    if s.per_response:
+        weights = weights / length.clamp(min=1)
     if s.uncertain_or_wrong < 1:
         weights = weights * uncertain_or_wrong(rollouts, s.uncertain_or_wrong)
     for row, response in enumerate(rollouts.responses):
@@ -52,16 +66,22 @@ def token_weights(rollouts: Rollouts, s: TokenWeights, *, eos: int, special: fro
 
 
 def configured(
-    rollouts: Rollouts, s: TokenWeights | None, tokenizer: PreTrainedTokenizerBase, rows: list[int]
+    rollouts: Rollouts,
+    s: TokenWeights | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[int],
+    progress: float = 0.0,
 ) -> Tensor | None:
     """The weights of a collection's tokens, (rows, time); None without settings.
 
-    `rows` are those of the mini-batch, over which they are normalised if that is asked for.
+    `rows` are those of the mini-batch, over which they are normalised if that is asked for; `progress` as in
+    `token_weights`.
     """
     if s is None:
         return None
     special = frozenset(tokenizer.all_special_ids) if s.mask_special else frozenset()
-    weights = token_weights(rollouts, s, eos=special_tokens(tokenizer)[0], special=special)
+    eos = special_tokens(tokenizer)[0]
+    weights = token_weights(rollouts, s, eos=eos, special=special, progress=progress)
     if s.normalise:
         weights = weights * (rollouts.mask[rows].sum() / weights[rows].sum().clamp(min=1e-8))
     return weights
@@ -99,6 +119,34 @@ def uncertain_or_wrong(rollouts: Rollouts, share: float) -> Tensor:
     score = (h + d - h * d).masked_fill(~mask, -torch.inf)
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < torch.ceil(share * mask.sum(1, keepdim=True))) & mask
+
+
+def most_uncertain(rollouts: Rollouts, share: float) -> Tensor:
+    """Which tokens are in the `share` of the collection with the student's highest entropy, (rows, time).
+
+    At least the quantile 1 - share (REOPOLD, arXiv 2603.11137, Eq. 8).
+    """
+    assert rollouts.entropy is not None
+    mask = rollouts.mask.bool()
+    return (rollouts.entropy >= rollouts.entropy[mask].quantile(1 - share)) & mask
+
+
+def drift(rollouts: Rollouts, block: int, delta: float) -> Tensor:
+    """min(prod_{u<k} (d_u + e) / (d_{u+1} + e), 1 + delta) of each token, (rows, time); k is its block.
+
+    d_u is the mean |log-ratio| of block u, so the product is (d_1 + e) / (d_k + e) (SOD, arXiv 2605.07725,
+    Eq. 6 and 7, whose steps end with a tool's answer; here they are blocks of tokens).  The first block
+    has 1.
+    """
+    mask = rollouts.mask
+    gaps = (rollouts.teacher_logprobs - rollouts.student_logprobs).abs() * mask
+    # Of each token; positions count the valid ones.
+    number = ((mask.cumsum(1) - 1).clamp(min=0) // block).long()
+    blocks = int(number.max()) + 1
+    sums, counts = (mask.new_zeros(len(mask), blocks).scatter_add_(1, number, x) for x in (gaps, mask))
+    means = sums / counts.clamp(min=1)
+    factor = ((means[:, :1] + DRIFT_EPS) / (means + DRIFT_EPS)).clamp(max=1 + delta)
+    return factor.gather(1, number) * mask
 
 
 def scaled(values: Tensor, mask: Tensor) -> Tensor:

@@ -42,9 +42,12 @@ class Run:
     def settings(self, key: str) -> Any:
         """The settings in a file below configs/, as the stage reads them.  Raises UserError."""
         stage = key.split("/")[0]
-        entry = entry_of(stage, () if stage in STAGES else (stage,))
-        cls = entry.settings_class() if entry else None
         path = self.folder / layout.settings_file(key)
+        # A variant's file names the stage that trains it.
+        if stage not in STAGES:
+            stage = read_object(path, {"stage": str}, "no such settings file", "make it again")["stage"]
+        entry = entry_of(stage)
+        cls = entry.settings_class() if entry else None
         if cls is None:
             raise UserError(f"{path}: no stage has these settings")
         return load(cls, path)

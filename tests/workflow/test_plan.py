@@ -423,3 +423,83 @@ def test_rouge_has_a_settings_file_only_if_it_differs(checkout):
         w for w in commands(checkout.snakemake("-n", "-p", "--configfile", PLAN).stdout) if "rouge" in w
     )
     assert vars(parser().parse_args(words[words.index("rouge") :]))["config"] is None
+
+
+def test_variants_of_supervised_stages_and_who_needs_the_teachers_answers(checkout):
+    """A variant of kd or seqkd is trained by it under its own name; only teacher_texts asks for answers."""
+    own = ["sft", "kd", "minillm"]
+
+    def without(config):
+        config["methods"] = own
+
+    def edit(config):
+        config["methods"] = [*own, "hpd", "long", "pairs"]
+        config["variants"] |= {
+            "hpd": {"label": "HPD", "stage": "kd", "settings": {"loss": "hpd", "lr": 9.0e-4}},
+            "long": {"label": "Long SeqKD", "stage": "seqkd", "settings": {"epochs": 3}},
+            "pairs": {
+                "label": "DistiLLM-2",
+                "settings": {"objective": "skew_reverse_kl", "alpha": 0.0, "teacher_texts": {}},
+            },
+        }
+
+    name = checkout.write("supervised.yaml", edit)
+    before = checkout.planned(config=checkout.write("without.yaml", without))
+    after = checkout.planned(config=name)
+    assert not before - after and "pseudo tokenizer=letters teacher=big" in after - before
+    students = ("small", "short")
+    assert {job for job in after - before if "student=" in job} == {
+        *(f"kd_variant student={s} kd_variant=hpd teacher=big seed={n}" for s in students for n in (10, 20)),
+        *(
+            f"seqkd_variant student={s} seqkd_variant=long teacher=big seed={n}"
+            for s in students
+            for n in (10, 20)
+        ),
+        *(f"minillm student={s} method=pairs teacher=big seed={n}" for s in students for n in (10, 20)),
+    }
+    output = checkout.snakemake("-n", "-p", "--cores", "2", "--configfile", name).stdout
+    configs = {}
+    for words in commands(output):
+        found = words[words.index("minillm") + 1 :]
+        parser().parse_args(found)
+        if "--config" in found:
+            configs[found[found.index("--config") + 1]] = found
+    folder = "results/plan/configs"
+    assert configs[f"{folder}/hpd/small/big/10.json"][0] == "kd"
+    assert "--pseudo" in configs[f"{folder}/long/small/big/10.json"]
+    for method, asks in (("pairs", True), ("minillm", False), ("kd", False), ("hpd", False)):
+        assert ("--pseudo" in configs[f"{folder}/{method}/small/big/10.json"]) == asks, method
+
+
+def test_the_settings_of_a_supervised_variant():
+    config = yaml.safe_load((REPO / PLAN).read_text())
+    config["variants"]["hpd"] = {"label": "HPD", "stage": "kd", "settings": {"loss": "hpd"}}
+    config["per_model"]["short"] = {"kd": {"lr": 7.0e-4, "loss": "ce"}}
+    made = experiment(config)
+    names = {"model": "short", "teacher": "big", "seed": 10}
+    kd, hpd = (stage_settings(made, stage, **names) for stage in ("kd", "hpd"))
+    assert "method" not in kd and hpd["method"] == "hpd" and hpd["stage"] == "kd"
+    assert hpd["training"] == kd["training"] | {"loss": "hpd"} and hpd["training"]["lr"] == 7.0e-4
+    assert made.kinds == {"gkd": "minillm", "hpd": "kd"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "problem"),
+    [
+        ({"stage": "kd", "settings": {"lsos": "hpd"}}, "variants.x.settings.lsos: "),
+        ({"stage": "sft", "settings": {}}, "variants.x.stage: "),
+        ({"settings": {"loss": "hpd"}}, "variants.x.loss: "),
+    ],
+)
+def test_a_wrong_supervised_variant_is_refused(variant, problem):
+    config = yaml.safe_load((REPO / PLAN).read_text())
+    config["variants"]["x"] = {"label": "X", **variant}
+    with pytest.raises(UserError, match=rf"^config: {problem}[^\n]*$"):
+        experiment(config)
+
+
+def test_hpd_needs_a_stage_with_a_teacher():
+    config = yaml.safe_load((REPO / PLAN).read_text())
+    config["stages"]["sft"]["loss"] = "hpd"
+    with pytest.raises(UserError, match=r"^config: stages\.sft\.loss: 'hpd' needs a teacher[^\n]*$"):
+        experiment(config)

@@ -75,7 +75,10 @@ def test_measurements_say_on_which_sets_they_are_made() -> None:
 def test_names_of_settings_files() -> None:
     assert names_of("generate") == ("generate", {})
     assert names_of("kd/small/big/10") == ("kd", {"model": "small", "teacher": "big", "seed": 10})
-    assert names_of("gkd/small/big/20", ["gkd"]) == ("gkd", {"model": "small", "teacher": "big", "seed": 20})
+    assert names_of("gkd/small/big/20", {"gkd": "minillm"}) == (
+        "gkd",
+        {"model": "small", "teacher": "big", "seed": 20},
+    )
     assert names_of("fetch/models/gpt2") == ("fetch", {"source": "models/gpt2"})
     assert names_of("checkpoint/small/kd/big/seed10") == ("checkpoint", {"weights": "small/kd/big/seed10"})
     for wrong, said in {

@@ -5,10 +5,25 @@ import math
 import pytest
 import torch
 
+from minillm import objectives
 from minillm.config.estimators import Estimators
 from minillm.config.sections import Style
 from minillm.config.stage_settings import EstimatorSettings
-from minillm.evaluation.estimators import MIXED, OWN, Family, measure, pair, sequence_kl, study
+from minillm.evaluation import signal_estimators
+from minillm.evaluation.estimators import (
+    MIXED,
+    OWN,
+    Family,
+    constants_of,
+    gradient_of_each,
+    measure,
+    moments,
+    pair,
+    sequence_kl,
+    sequence_probabilities,
+    study,
+)
+from minillm.evaluation.signal_estimators import SIGNALS, position_gradient, prefix_weights
 from minillm.publish.estimators import run_stage
 
 EXACT_OWN = ["Eq. 2", "Eq. 2 with its -1", "Eq. 3", "Eq. 3, expected rewards", "reward + KL, no single-step"]
@@ -105,7 +120,77 @@ def test_table_and_figure_are_written(tmp_path):
     assert "| student | Eq. 3 | 0, " in text
     assert (
         len((tmp_path / "tables/estimators.csv").read_text().splitlines())
-        == 1 + len(OWN) + len(MIXED)
-        == 1 + len(study(settings))
+        == 1 + len(OWN) + len(MIXED) + len(SIGNALS)
+        == 1 + len(study(settings)) + len(signal_estimators.study(settings))
     )
+    assert "| student, discount 0 | sampled token | 0, " in text
     assert (tmp_path / "figures/estimators.png").stat().st_size > 10_000
+
+
+# --- signals of one position
+EXACT_SIGNALS = [
+    "whole vocabulary",
+    "sampled token",
+    "sampled token, baseline of all (vOPD)",
+    "sampled token, baseline of the top 2 (vOPD)",
+]
+
+
+def signal(name, student, teacher):
+    each = gradient_of_each(FAMILY, student, teacher, SIGNALS[name], 0.0)
+    return moments(sequence_probabilities(FAMILY, student, teacher, 0.0), each)
+
+
+def test_the_gradient_of_each_position_is_the_single_step_terms_mean():
+    """And that of a loop over prefixes, by hand: q (log q/p - KL) at each, times how often it is reached."""
+    student, teacher = pair(FAMILY, 3, "far", 2.0, 5)
+    exact = position_gradient(FAMILY, student, teacher)
+    _, mean, _ = measure(FAMILY, student, teacher, OWN["single-step alone"], 0.0)
+    assert torch.allclose(exact, mean, atol=1e-12)
+    q, p = student.softmax(-1), teacher.softmax(-1)
+    probability = sequence_probabilities(FAMILY, student, teacher, 0.0).tolist()
+    right = torch.zeros_like(exact)
+    for i, weight in enumerate(probability):
+        for t in range(int(FAMILY.mask[i].sum())):
+            row = int(FAMILY.prefixes[i, t])
+            gap = [math.log(a / b) for a, b in zip(q[row].tolist(), p[row].tolist(), strict=True)]
+            kl = sum(a * g for a, g in zip(q[row].tolist(), gap, strict=True))
+            for v in range(3):
+                right[row, v] += weight * q[row, v] * (gap[v] - kl)
+    assert torch.allclose(exact, right, atol=1e-12)
+
+
+@pytest.mark.parametrize("distance", SIZES)
+def test_which_signals_are_exact(distance):
+    """A baseline changes no mean, whichever it is; a set of entries and a floor do."""
+    for seed in range(3):
+        student, teacher = pair(FAMILY, 3, distance, SIZES[distance], seed)
+        exact = position_gradient(FAMILY, student, teacher)
+        spreads = {}
+        for name in SIGNALS:
+            mean, variance = signal(name, student, teacher)
+            off = (mean - exact).norm() / exact.norm()
+            assert (off < 1e-9) == (name in EXACT_SIGNALS) or "floor" in name, name
+            spreads[name] = variance.item()
+        assert spreads["whole vocabulary"] < min(spreads[name] for name in EXACT_SIGNALS[1:])
+        assert len(set(spreads.values())) > len(EXACT_SIGNALS)
+
+
+def test_the_floor_is_a_bias_where_it_is_reached():
+    student, teacher = pair(FAMILY, 3, "disjoint", 3.0, 1)
+    mean, _ = signal("sampled token, floor (REOPOLD)", student, teacher)
+    exact = position_gradient(FAMILY, student, teacher)
+    assert (mean - exact).norm() > 0.1 * exact.norm()
+
+
+def test_prefix_weights_fall_from_the_first_token_to_the_last():
+    student, teacher = pair(FAMILY, 3, "far", 2.0, 1)
+    constants = constants_of(FAMILY, student, teacher, 0.0)
+    weights = prefix_weights(constants)
+    for i in range(len(FAMILY.tokens)):
+        n = int(FAMILY.mask[i].sum())
+        gaps = constants.rewards[i, :n].abs().tolist()
+        drifted = [sum(gaps[:t]) / max(sum(gaps[: n - 1]), 1e-8) for t in range(n)]
+        assert weights[i, :n].tolist() == pytest.approx([1 + 0.5 * (1 - d) for d in drifted], rel=1e-9)
+        assert weights[i, n - 1] == pytest.approx(1.0 if n > 1 else 1.5)
+    assert objectives.reverse_kl(student, teacher).min() > 0

@@ -34,7 +34,7 @@ from tiny_models import make
 from torch import nn
 from torch.testing import assert_close
 
-from minillm.config.objective_parts import Assistant, Signal, Taid
+from minillm.config.objective_parts import Assistant, Signal, Taid, TeacherTexts, Term, TokenWeights
 from minillm.config.sampler import EarlyEnd, Sampler
 from minillm.config.sections import Launch, Sampling
 from minillm.evaluation import exposure_bias, reference_loss
@@ -273,6 +273,13 @@ CASES = {
     "weights of drift": settings(
         "paper", objective="reverse_kl", sampler=Sampler(early_end=EarlyEnd(top_k=4, events=3, base=0.5))
     ),
+    "a baseline on a set": settings(
+        "paper", single_step=False, advantage="centred", length_norm=False, baseline_top_k=3, reward_floor=0.2
+    ),
+    "weights of a share and of blocks": settings(
+        "paper", token_weights=TokenWeights(most_uncertain=0.5, drift=0.2, drift_block=3, per_response=True)
+    ),
+    "the texts' own tokens": settings("paper", also=(Term("cross_entropy"),)),
 }
 
 
@@ -308,6 +315,19 @@ def test_an_update_reads_nothing_back(case, keep, family):
     assert set(waits) == set(PADDING)
 
 
+def test_the_teachers_texts_read_nothing_back():
+    chosen = settings("paper", objective="skew_reverse_kl", alpha=0.0, teacher_texts=TeacherTexts(),
+                      token_weights=TokenWeights(per_response=True))  # fmt: skip
+    (student, teacher), texts = floats(), {id_: PROMPTS[i] for i, id_ in enumerate(Prompts.ids)}
+    made = rollouts(student, teacher, chosen)
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        work = dataclasses.replace(task(teacher, chosen), answers=texts)
+        parts, loss = micro_batches(OneProcess(student, WHOLE, GPU), work, made, list(range(COUNT)))
+        loss(parts[0])[0].backward()
+    assert set(gpu.waits) == set(PADDING)
+
+
 def test_the_guard_of_the_first_student_reads_nothing_back():
     chosen, (student, teacher) = settings("paper", init_kl=0.1), floats()
     anchor, made = make("llama", 3), rollouts(student, teacher, chosen)
@@ -333,7 +353,7 @@ def test_the_dev_set_of_the_on_policy_phase():
 
 
 # --- supervised training
-@pytest.mark.parametrize("kind", ["sft", "kd", "kd with its cache"])
+@pytest.mark.parametrize("kind", ["sft", "kd", "kd with its cache", "hpd"])
 def test_supervised_training(kind, tmp_path):
     """Two epochs of one batch, and the dev set twice, whose teacher's states are kept."""
     student, teacher = floats()
@@ -345,7 +365,10 @@ def test_supervised_training(kind, tmp_path):
             cache = TeacherCache(tmp_path / place, lengths, 16, torch.float32, world)
         taught = None if kind == "sft" else teacher
         engine = Alone(student, WHOLE, world)
-        work = Supervision(engine, EXAMPLES, dev(), [], taught, 0.0 if kind == "sft" else 0.5, cache)
+        work = Supervision(
+            engine, EXAMPLES, dev(), [], taught, 0.0 if kind == "sft" else 0.5, cache,
+            draws=(5, range(COUNT)) if kind == "hpd" else None,
+        )  # fmt: skip
         values = []
         for _ in range(2):
             parts, loss = work.micro_batches(range(COUNT))

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hpd_case import hpd_by_hand
 from onpolicy_case import (
     COUNT,
     EOS,
@@ -24,6 +25,7 @@ from tiny_models import make
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.objective_parts import TeacherTexts
 from minillm.config.sections import Launch, Sampling
 from minillm.data.batching import collate
 from minillm.data.teacher_prompts import TeacherPrompts
@@ -160,6 +162,56 @@ def test_a_divergence_equals_an_independent_one(objective, temperature, cached):
         assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_baseline_over_the_students_top_k(cached):
+    """vOPD's, of the teacher's own prompt and end, at the current student; rewards as recorded."""
+    student, teacher = pair()
+    more = {"advantage": "centred", "single_step": False, "gamma": 0.0, "length_norm": False, "alpha": 0.0}
+    more |= {"whiten": "none", "clip": 0.0, "lm_coef": 0.0, "baseline_top_k": 4}
+    chosen, made = collected(student, teacher, launch=Launch(teacher_cache=cached), **more)
+    loss, found = gradient(student, made, work_of(teacher, chosen), Launch(micro_batch=3))
+    student.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for row, (id_, response) in enumerate(zip(made.ids, made.responses, strict=True)):
+        q = law(student, PROMPTS[id_ - 100], response)
+        with torch.no_grad():
+            p = law(teacher, SHOWN[id_], response, ORDER)
+        for t, y in enumerate(response.tolist()):
+            kept = q[t].detach().argsort(descending=True)[:4]
+            a, b = (x[t].detach()[kept].exp() for x in (q, p))
+            a, b = a / a.sum(), b / b.sum()
+            reward = (made.teacher_logprobs - made.student_logprobs)[row, t].item()
+            advantage = reward + (a * (a / b).log()).sum().item()
+            old = made.student_logprobs[row, t].item()
+            total = total - advantage * (q[t, y] - old).exp() / sum(map(len, made.responses))
+    total.backward()
+    assert loss == pytest.approx(total.item(), abs=1e-6)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_teachers_texts_are_read_after_its_own_prompts():
+    student, teacher = pair()
+    texts = {id_: np.array([5, 1 + id_ % 4, EOS], dtype=np.int32)[id_ % 2 :] for id_ in Prompts.ids}
+    more = {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0}
+    chosen, made = collected(student, teacher, teacher_texts=TeacherTexts("forward_kl"), **more)
+    work = dataclasses.replace(work_of(teacher, chosen), answers=texts)
+    loss, found = gradient(student, made, work, Launch(micro_batch=3))
+    student.zero_grad()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for id_, response in zip(made.ids, made.responses, strict=True):
+        for text, ours in ((response, True), (texts[id_], False)):
+            q = law(student, PROMPTS[id_ - 100], text)
+            with torch.no_grad():
+                p = law(teacher, SHOWN[id_], text, ORDER)
+            total = total + (q.exp() * (q - p) if ours else p.exp() * (p - q)).sum()
+            count += len(text)
+    (total / count).backward()
+    assert loss == pytest.approx(total.item() / count, abs=1e-6)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_minillms_loss_does_not_depend_on_batches_padding_or_the_cache(preset):
     student, teacher = pair()
@@ -220,6 +272,31 @@ def test_kd_equals_an_independent_loss_however_it_is_split(launch, ratio):
     found = {name: p.grad.clone() for name, p in student.named_parameters()}
     student.zero_grad()
     right = kd_reference(student, teacher, ratio)
+    right.backward()
+    assert total.item() == pytest.approx(right.item(), abs=1e-9)
+    for name, weight in student.named_parameters():
+        assert_close(found[name], weight.grad, atol=1e-9, rtol=1e-9, msg=name)
+
+
+def test_hpd_reads_the_teachers_prompts_and_its_end():
+    student, teacher = pair()
+    launch, ids = Launch(micro_batch=3), [7 * i for i in range(COUNT)]
+    work = Supervision(
+        OneProcess(student, launch, step=4), ANSWERS, dev_of(), (), teacher, 1.0, None, (READ, ()), (9, ids)
+    )
+    student.zero_grad()
+    parts, loss = work.micro_batches(list(range(COUNT)))
+    total = torch.stack([loss(part)[0] for part in parts]).sum()
+    total.backward()
+    found = {name: p.grad.clone() for name, p in student.named_parameters()}
+    student.zero_grad()
+    right = torch.zeros((), dtype=torch.float64)
+    for i, ((prompt, response), (theirs, _)) in enumerate(zip(ANSWERS, READ, strict=True)):
+        q = law(student, prompt, response)
+        with torch.no_grad():
+            p = law(teacher, theirs, response, ORDER)
+        right = right + hpd_by_hand(q, p, response, 9, 4, ids[i])
+    right = right / sum(len(response) for _, response in ANSWERS)
     right.backward()
     assert total.item() == pytest.approx(right.item(), abs=1e-9)
     for name, weight in student.named_parameters():
