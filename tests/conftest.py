@@ -39,6 +39,7 @@ SLOW = (
     "tests/unit/test_fits_adapters.py",
     "tests/unit/runtime/test_engine.py",
     "tests/unit/training/test_objective_parts.py",
+    "tests/unit/training/test_drawn_ahead.py",
 )
 
 
