@@ -40,6 +40,7 @@ SLOW = (
     "tests/unit/runtime/test_engine.py",
     "tests/unit/training/test_objective_parts.py",
     "tests/unit/runtime/test_gradient_variance.py",
+    "tests/unit/training/test_drawn_ahead.py",
 )
 
 

@@ -302,6 +302,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
     both = (student, teacher) if s.teacher_reads else (student,)
     sampler = s.sampler or Sampler()
+    ahead = s.collections if sampler.cached else 2 * sampler.lag
     draws = (
         Draw(
             both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
@@ -328,6 +329,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
         reads=tuple(reads),
         evaluations=s.evaluations,
         kept=(1 + sampler.lag) * s.rollouts * s.max_tokens if keeps else 0.0,
-        cached=s.collections * s.rollouts * response if keeps and sampler.cached else 0.0,
+        # What waits is in each of the two checkpoints.
+        cached=ahead * s.rollouts * response if keeps else 0.0,
         outputs=1,
     )

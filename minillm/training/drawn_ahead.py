@@ -80,6 +80,8 @@ class OnDisk:
                 f"{self.folder / _name(missing[0])}: missing, and only the initial student could draw it; "
                 + self.over
             )
+        if missing:
+            self.engine.say(f"the initial student answers {len(missing)} of {self.collections} collections")
         for c in missing:
             self._write(c, self.draw(c))
             # Nothing is lost, and there is nothing else to save.

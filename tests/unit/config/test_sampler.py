@@ -11,7 +11,9 @@ from data_case import message
 
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
+from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampler import EarlyEnd, Sampler
+from minillm.config.strict import parse
 from minillm.files import NEWER
 from minillm.fits import passes
 from minillm.fits.hours import disk
@@ -112,7 +114,9 @@ def test_a_sampler_that_is_not_set_is_in_no_settings_file() -> None:
     raw["stages"]["minillm"]["sampler"] = None
     assert canonical(stage_settings(experiment(raw), "minillm", **names)) == before
     raw["stages"]["minillm"] |= {"sampler": {"lag": 1}}
-    assert '"lag": 1' in canonical(stage_settings(experiment(raw), "minillm", **names))
+    found = stage_settings(experiment(raw), "minillm", **names)
+    assert '"lag": 1' in canonical(found)
+    assert parse(OnPolicy, found["training"], "f") == experiment(raw).on_policy("minillm", STUDENT)
 
 
 def test_defaults_are_those_of_the_sources() -> None:
@@ -127,6 +131,8 @@ def test_what_waits_and_what_is_kept_on_the_disk_is_counted() -> None:
         works[name] = Planner(config, ROOT).work(Key("minillm", "other", STUDENT, TEACHER))
     assert works["lag"].kept == 3 * works["plain"].kept > 0
     assert works["cached"].kept == works["plain"].kept and works["plain"].cached == 0
+    # Two collections in each of two checkpoints.
+    assert works["lag"].cached / 4 == pytest.approx(works["cached"].cached / 5)
     settings = experiment(configuration(sampler={"cached": True}, **KL)).on_policy("other", STUDENT)
     longest = settings.collections * settings.rollouts * settings.max_tokens
     assert 0 < works["cached"].cached <= longest

@@ -3,6 +3,7 @@
 Also what training makes of tokens that the teacher replaced and of responses that ended early.
 """
 
+import dataclasses
 import json
 import types
 from collections import Counter
@@ -60,7 +61,7 @@ def weights_of(made):
 
 def without_dev(monkeypatch):
     nothing = types.SimpleNamespace(offer=lambda history: None, prune=lambda history: None)
-    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: {"dev_loss": 1.0, "dev_rouge": 0.0})
+    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: ({"dev_loss": 1.0, "dev_rouge": 0.0}, {}))
     monkeypatch.setattr(onpolicy, "Candidates", lambda *_: nothing)
 
 
@@ -225,7 +226,7 @@ def test_two_processes_keep_and_read_the_same_collections(tmp_path, monkeypatch)
             student, teacher = pairs[world.rank]
             made = OneProcess(student, WHOLE, world)
             made.model, made.launch, made.folder = student, Launch(eval_batch=3), folder
-            made.stop_if_asked = lambda save: None
+            made.stop_if_asked = made.say = lambda _: None
 
             def draw(c):
                 return collect_rollouts(made, teacher, Prompts(), dev, chosen, Memory(1.0), c, 3)
@@ -313,6 +314,8 @@ def test_weights_fall_with_each_disagreement():
     assert made.summary["cut"] == pytest.approx(np.mean(cut))
     assert made.summary["finished"] == pytest.approx(np.mean([r[-1] == EOS for r in made.responses]))
     assert made.summary["drifted"] == pytest.approx(made.drifted.sum().item() / made.mask.sum().item())
+    gold = dataclasses.replace(made, drifted=None)
+    assert_close(with_drift(gold, chosen, None), 1.5 * made.mask)
     twice = with_drift(made, chosen, 2 * made.mask)
     assert_close(twice, 2 * weights)
     plain = settings("default", **KL, sampler=Sampler(early_end=EarlyEnd()))

@@ -287,7 +287,7 @@ def test_a_run_with_a_moving_target_resumes_exactly(tmp_path, monkeypatch):
     """Stopped in the middle of a collection: t, the log and the weights are those of one that was not."""
     launch = Launch(micro_batch=COUNT, log_every=1)
     more = {"objective": "forward_kl", "alpha": 0.0, "lm_coef": 0.0, "batch": 4, "inner_epochs": 2}
-    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: {"dev_loss": 1.0, "dev_rouge": 0.0})
+    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: ({"dev_loss": 1.0, "dev_rouge": 0.0}, {}))
 
     def run(folder, stop=None):
         engine, teacher, made = engine_of(folder, "llama", launch, taid=Taid(step=0.3), **more)
