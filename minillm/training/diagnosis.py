@@ -102,7 +102,8 @@ class Diagnosis:
         self.answers, self.vocabulary, self.temperature = answers, vocabulary, temperature
         self.initial = initial
         self._groups = [groups(response) for _, response in answers]
-        self._batch_groups: Tensor | None = None
+        # Of the batch's tokens, (tokens, groups).
+        self._batch_groups = torch.empty(0)
         self._initial_hidden: Tensor | None = None
         # (groups, values), on the device.
         self._sums: Tensor | None = None
@@ -127,7 +128,6 @@ class Diagnosis:
 
     def add(self, values: Tensor) -> None:
         """Add the batch's tokens, (tokens, values); nobody waits for the device."""
-        assert self._batch_groups is not None
         sums = self._batch_groups.t() @ values.double()
         self._sums = sums if self._sums is None else self._sums + sums
 

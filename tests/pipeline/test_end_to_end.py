@@ -13,6 +13,7 @@ import yaml
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.onpolicy import PRESETS
+from minillm.training.diagnosis import MEANS, REWARDS
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"
 METHODS = {
@@ -114,19 +115,23 @@ def test_metrics_of_the_on_policy_phase(finished):
         "repetition",
         "entropy",
         "fresh",
+        "effective_samples",
+        *MEANS,
+        *REWARDS,
     }
     assert shared <= logged["minillm"] and shared <= logged["other"]
     credit = {
         "reward",
         "advantage_std",
-        "effective_samples",
         "clip_fraction",
         "long_term",
         "single_step",
         "rollout_reverse_kl",
     }
     assert credit <= logged["minillm"] and not credit & logged["other"]
-    assert {"skew_forward_kl", "init_kl", "plain_text"} <= logged["other"]
+    assert {"skew_forward_kl", "init_kl", "plain_text", "dev_init_kl"} <= logged["other"]
+    # They cost something, and are launch values.
+    assert not {"dev_init_kl", "grad_variance"} & logged["minillm"]
     entries = read_lines(finished.run / "models" / METHODS["other"] / "metrics.jsonl")
     fresh = [entry["fresh"] for entry in entries if "fresh" in entry]
     assert len(fresh) == 3 and 0 < fresh[0] < 1, "half of the rows keep their gold response"
