@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.strict import STRICT, Natural, NonNegative, Positive, Share
+from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
     from minillm.config.onpolicy import OnPolicy
@@ -23,6 +23,7 @@ Divergence = Literal[
     "alpha_beta",
     "token_wise_kl",
     "squared_log_ratio",
+    "teacher_token",
 ]
 
 
@@ -182,6 +183,10 @@ class Term:
 
     objective: Divergence = Field(description="The divergence, as `objective` of the on-policy phase.")
     coefficient: Positive = Field(default=1.0, description="What it is multiplied by.")
+    until: Count | None = Field(
+        default=None,
+        description="The coefficient falls linearly to 0 over so many optimizer steps; empty: it stays.",
+    )
     beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
     skew: float = Field(default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences.")
     alpha_beta: AlphaBeta | None = Field(default=None, description="Parameters of `alpha_beta`.")

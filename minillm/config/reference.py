@@ -43,6 +43,8 @@ PARTS = (
     ("Assistant", "Assistant distribution", "`assistant` of the on-policy phase"),
     ("TokenWeights", "Token weights", "`token_weights` of the on-policy phase"),
     ("Term", "Further terms", "Each entry of `also` of the on-policy phase"),
+    ("Gold", "Gold answers", "`gold` of the on-policy phase"),
+    ("Teaching", "Who teaches", "`teacher` of the on-policy phase"),
     ("Variant", "Variants", "`variants.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
     ("Rouge", "ROUGE-L", "`rouge`"),

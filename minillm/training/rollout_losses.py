@@ -1,4 +1,7 @@
-"""The loss on the samples of a collection: MiniLLM's two terms or one divergence, plus one on plain text."""
+"""The loss on the samples of a collection: MiniLLM's two terms or one divergence, plus anchors.
+
+Anchors are cross-entropy on the gold answers of the same prompts, and a loss on plain text.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from transformers import PreTrainedModel
 from minillm.config.onpolicy import OnPolicy
 from minillm.data.batching import collate, moved
 from minillm.data.rows import Corpus, Example
+from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.models.head import (
     head_of,
@@ -32,16 +36,21 @@ from minillm.training.dev_set import Dev
 from minillm.training.rollouts import Rollouts
 from minillm.training.sample_loss import SampleLoss
 from minillm.training.supervised import token_loss
+from minillm.training.teaching import Panel, as_teacher, by_segment
 
-# A sample's place in the collection, or a chunk's in the corpus.
-Row = tuple[Literal["sample", "text"], int]
+# The place in the collection of a sample or of a prompt's gold answer, or a chunk's in the corpus.
+Row = tuple[Literal["sample", "gold", "text"], int]
 # Orders of plain text are drawn with other keys than orders of prompts.
 PLAIN = 2**41
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs besides student and samples; `anchor` is the initial student, if the guard is on."""
+    """What a loss needs besides student and samples; `anchor` is the initial student, if it is needed.
+
+    `teacher` is who teaches; `dev` knows what it reads.  `panel`: further teachers, of some categories.
+    `pair`: the pair's teacher and its usual prompts, by which the dev set is measured, if another teaches.
+    """
 
     teacher: PreTrainedModel
     anchor: PreTrainedModel | None
@@ -49,6 +58,8 @@ class Task:
     dev: Dev
     settings: OnPolicy
     seed: int
+    panel: Panel | None = None
+    pair: tuple[PreTrainedModel, TeacherPrompts | None] | None = None
 
     @property
     def swap(self) -> tuple[int, int] | None:
@@ -81,7 +92,8 @@ def frozen_model_logits(
     """Logits of a frozen model, a tile of the examples' response tokens at a time; `swap` as in `head_of`."""
     batch = collate(examples, special_tokens(task.dev.tokenizer)[1]).to(device)
     head = head_of(model, task.dev.vocabulary, temperature, swap)
-    return logits_by_tile(response_hidden(model, batch), head)
+    with as_teacher(model, task.settings):
+        return logits_by_tile(response_hidden(model, batch), head)
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,9 @@ class MiniBatch:
     """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
     `advantages`, `weights` (of importance) and each of `factors`, the first of which is in the advantages
-    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
-    `text_denominator`.
+    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on gold answers by
+    `gold_denominator`, that on text by `text_denominator`.  `shares`: what is left of the coefficients of
+    further terms, if some fall with the steps.
     """
 
     task: Task
@@ -105,14 +118,22 @@ class MiniBatch:
     # TAID's t.
     target: float | None = None
     factors: Sequence[Tensor | None] = ()
+    gold_denominator: float = 1.0
+    shares: Sequence[float] | None = None
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
         """Prompts and responses; a text's first token is its prompt, so that all others are targets."""
         rollouts, chunk = self.rollouts, self.task.corpus.chunk
-        return [
-            (rollouts.prompts[i], rollouts.responses[i]) if kind == "sample" else (chunk(i)[:1], chunk(i)[1:])
-            for kind, i in part
-        ]
+
+        def example(row: Row) -> Example:
+            kind, i = row
+            if kind == "text":
+                return chunk(i)[:1], chunk(i)[1:]
+            responses = rollouts.responses if kind == "sample" else rollouts.gold
+            assert responses is not None
+            return rollouts.prompts[i], responses[i]
+
+        return list(map(example, part))
 
     def theirs(self, samples: Sequence[Row]) -> list[Example]:
         """What the teacher reads of samples: its own prompts, if it has any, and the same responses."""
@@ -121,7 +142,34 @@ class MiniBatch:
 
     def length(self, row: Row) -> int:
         prompt, response = self.examples([row])[0]
-        return len(prompt) + len(response)
+        longest = len(prompt)
+        # A prompt that shows the teacher more may be far longer than the student's.
+        if row[0] == "sample" and self.task.settings.teacher is not None:
+            longest = max(longest, len(self.theirs([row])[0][0]))
+        return longest + len(response)
+
+    def sorted_samples(self, part: Sequence[Row]) -> list[Row]:
+        """The samples of a part, those of one teacher in a row."""
+        samples, panel = [row for row in part if row[0] == "sample"], self.task.panel
+        if panel is None:
+            return samples
+        return sorted(samples, key=lambda row: panel.teacher_of("train", self.rollouts.ids[row[1]]))
+
+    def teacher_logits(self, samples: Sequence[Row]) -> Callable[[slice], Tensor]:
+        """Logits of the teacher, or of each sample's own, after the teacher's prompts, by tile."""
+        task, panel, rollouts = self.task, self.task.panel, self.rollouts
+
+        def read(model: PreTrainedModel, part: Sequence[Row]) -> Callable[[slice], Tensor]:
+            return frozen_model_logits(
+                model, self.theirs(part), task, self.device, task.settings.temperature, task.swap
+            )
+
+        if panel is None:
+            return read(task.teacher, samples)
+        parts = panel.grouped("train", samples, lambda row: rollouts.ids[row[1]])
+        return by_segment(
+            [(read(model, part), sum(len(rollouts.responses[i]) for _, i in part)) for model, part in parts]
+        )
 
     def inputs(self, samples: Sequence[Row], tokens: Tensor) -> LossInputs:
         """`tokens` are those of the samples' responses."""
@@ -132,15 +180,10 @@ class MiniBatch:
             """(tokens,), in the order of the logits."""
             return moved(values[rows][valid], self.device)
 
-        def frozen(
-            model: PreTrainedModel, examples: list[Example], swap: tuple[int, int] | None = None
-        ) -> Callable[[slice], Tensor]:
-            return frozen_model_logits(model, examples, self.task, self.device, s.temperature, swap)
-
         teacher = None
         if s.teacher_scores:
             if rollouts.teacher_hidden is None:
-                teacher = frozen(self.task.teacher, self.theirs(samples), self.task.swap)
+                teacher = self.teacher_logits(samples)
             # Kept when the samples were drawn.
             else:
                 hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
@@ -148,7 +191,9 @@ class MiniBatch:
                 teacher = logits_by_tile(hidden, head)
         initial = None
         if self.task.anchor is not None:
-            initial = frozen(self.task.anchor, self.examples(samples))
+            initial = frozen_model_logits(
+                self.task.anchor, self.examples(samples), self.task, self.device, s.temperature
+            )
         return LossInputs(
             tokens,
             cut(rollouts.student_logprobs),
@@ -165,6 +210,11 @@ class MiniBatch:
         target = None
         if self.target is not None:
             target = torch.full((), self.target, dtype=torch.float64, device=self.device)
+        shares = None
+        if self.shares is not None:
+            shares = torch.stack(
+                [torch.full((), share, dtype=torch.float64, device=self.device) for share in self.shares]
+            )
 
         def constants(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
@@ -175,6 +225,7 @@ class MiniBatch:
                 inputs.advantages[tile],
                 *frozen,
                 target,
+                shares,
                 *(None if by is None else by[tile] for by in inputs.factors),
             )
 
@@ -199,26 +250,36 @@ class MiniBatch:
     def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
         """A micro-batch's share of the loss, from one pass of the student, and its terms by name to log."""
         s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
-        samples, texts = ([row for row in part if row[0] == kind] for kind in ("sample", "text"))
+        samples = self.sorted_samples(part)
+        golds, texts = ([row for row in part if row[0] == kind] for kind in ("gold", "text"))
         pad = special_tokens(self.task.dev.tokenizer)[1]
-        batch = collate(self.examples([*samples, *texts]), pad).to(self.device)
+        examples = self.examples([*samples, *golds, *texts])
+        batch = collate(examples, pad).to(self.device)
         tokens = response_tokens(batch)
         border = sum(len(self.rollouts.responses[i]) for _, i in samples)
-        asked, weights = [], []
+        second = sum(len(response) for _, response in examples[: len(samples) + len(golds)])
+        asked, weights, names = [], [], []
         if samples:
             function = self.on_samples(self.inputs(samples, tokens[:border]), sums)
             asked.append((slice(border), function, head_of(model, vocabulary, s.temperature)))
             weights.append(1 / self.denominator)
+            names.append("")
+        if golds and s.gold is not None:
+            function = token_loss(tokens[border:second], None, 0.0, self.compiled)
+            asked.append((slice(border, second), function, head_of(model, vocabulary)))
+            weights.append(s.gold.coefficient / self.gold_denominator)
+            names.append("gold")
         if texts:
             asked.append(
-                (slice(border, None), self.on_texts(texts, tokens[border:]), head_of(model, vocabulary))
+                (slice(second, None), self.on_texts(texts, tokens[second:]), head_of(model, vocabulary))
             )
             weights.append(s.lm_coef / self.text_denominator)
+            names.append("plain_text")
         losses = [
             weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)
         ]
-        if texts:
-            sums["plain_text"] = losses[-1].detach()
+        # Those of samples are there by their terms.
+        sums |= {name: loss.detach() for name, loss in zip(names, losses, strict=True) if name}
         return torch.stack(losses).sum(), sums
 
 
@@ -233,6 +294,14 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
             "change one of them" + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
         )
     return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
+
+
+def shares(settings: OnPolicy, step: int) -> list[float] | None:
+    """What is left of each further term's coefficient after `step` optimizer steps; None if none falls."""
+    terms = settings.also or ()
+    if all(term.until is None for term in terms):
+        return None
+    return [1.0 if term.until is None else max(0.0, 1 - step / term.until) for term in terms]
 
 
 def micro_batches(
@@ -255,6 +324,7 @@ def micro_batches(
     if factors[0] is not None:
         credit = credit * factors[0]
     by_sequence = s.normaliser == "sequences"
+    gold = rollouts.gold if s.gold is not None else None
     mini_batch = MiniBatch(
         task,
         rollouts,
@@ -269,7 +339,10 @@ def micro_batches(
         compiled=engine.launch.compile,
         target=target,
         factors=factors,
+        gold_denominator=float(len(rows) if by_sequence or gold is None else sum(len(gold[i]) for i in rows)),
+        shares=shares(s, engine.step),
     )
     samples: list[Row] = [("sample", i) for i in rows]
-    parts = engine.mine(samples, [("text", i) for i in texts], length=mini_batch.length)
+    golds: list[Row] = [] if gold is None else [("gold", i) for i in rows]
+    parts = engine.mine(samples, golds, [("text", i) for i in texts], length=mini_batch.length)
     return parts, partial(mini_batch.loss, engine.engine)

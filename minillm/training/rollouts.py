@@ -93,7 +93,7 @@ class Rollouts:
     just now; `entropy` is the student's.  `teacher_entropy` is None if not asked for, and there for all
     responses.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
     recompute the teacher's logits from it at the cost of only the output matrix.  `teacher_prompts`: None if
-    the teacher reads `prompts`.
+    the teacher reads `prompts`.  `gold`: the rows' gold responses, None if the loss does not ask for them.
     """
 
     ids: list[int]
@@ -109,6 +109,7 @@ class Rollouts:
     # None in checkpoints of before they were kept.
     entropy: Tensor | None = None
     teacher_entropy: Tensor | None = None
+    gold: list[np.ndarray] | None = None
 
     @classmethod
     def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
@@ -172,7 +173,7 @@ def collect_rollouts(
     prompts = shown_to_teacher(rows, dev)
     theirs = None if prompts is None else [prompts[i] for i in mine]
     end = dev.teacher.ends[1] if dev.teacher is not None else None
-    keep = engine.launch.teacher_cache and settings.teacher_scores
+    keep = engine.launch.teacher_cache and settings.teacher_scores and settings.keeps_teacher
     with engine.whole():
         asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
         mixture = Mixture(teacher, settings.alpha, groups, theirs, end) if watched else None
@@ -212,7 +213,10 @@ def collect_rollouts(
             made = dataclasses.replace(made, teacher_entropy=entropies(engine.world, hidden, head, made.mask))
     memory.store(entries, settings.replay)
     shown = None if prompts is None else [prompts[entry.row] for entry in entries]
-    return dataclasses.replace(made, teacher_hidden=hidden if keep else None, teacher_prompts=shown)
+    gold = None if settings.gold is None else [rows.response(entry.row) for entry in entries]
+    return dataclasses.replace(
+        made, teacher_hidden=hidden if keep else None, teacher_prompts=shown, gold=gold
+    )
 
 
 def entropies(world: World, hidden: Sequence[Tensor], head: Head, mask: Tensor) -> Tensor:
