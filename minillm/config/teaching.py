@@ -23,8 +23,7 @@ FURTHER = "teacher:"
 # Those that every configuration has; it may have others under their names.
 PROMPTS = {
     USUAL: "",
-    "demonstration": "{question}\n\nFor comparison, this answer to it is right:\n{output}\n\n"
-    "Now answer it yourself.",
+    "demonstration": "{question}\n\nA right answer:\n{output}\n\nNow answer it yourself.",
 }
 
 
@@ -115,7 +114,7 @@ def _problem_of_teacher(s: OnPolicy, t: Teaching) -> str:
             "ema": "a mean of the student with its prompt only pulls it back; use init_kl, or",
         }
         return f"teacher.prompt: {why[t.who]} name another prompt, such as demonstration"
-    if (t.who != "pair" or t.by_category is not None) and s.lm_coef and s.lm_kd_ratio:
+    if t.who != "pair" and s.lm_coef and s.lm_kd_ratio:
         return "lm_kd_ratio: only the pair's teacher can teach plain text; set 0.0"
     return ""
 

@@ -95,12 +95,16 @@ def taught(task: Task, teaching: Teaching, models: Models, data: Path, prompts: 
         # As a teacher alone it is no anchor of the loss.
         anchor=anchor if settings.anchored else None,
         dev=dataclasses.replace(task.dev, teacher=shown),
-        panel=_panel(teaching, [teacher, *further], list(models.further), prompts) if further else None,
+        panel=panel_of(teaching, [teacher, *further], list(models.further), prompts) if further else None,
         pair=(pair, task.dev.teacher),
     )
 
 
-def _panel(teaching: Teaching, models: list[Any], names: list[str], prompts: Path) -> Panel:
+def panel_of(teaching: Teaching, models: list[Any], names: list[str], prompts: Path) -> Panel:
+    """The pair's teacher and further ones (`models`; `names` without the first), by the rows' categories.
+
+    Raises UserError if a row has none recorded, or no training row has one that is named.
+    """
     numbers = {c: 1 + names.index(name) for c, name in (teaching.by_category or {}).items()}
     rows: dict[str, dict[int, int]] = {}
     for split in ("train", "dev"):
