@@ -181,6 +181,23 @@ def moving_target(student_logits: Tensor, teacher_logits: Tensor, t: Tensor | fl
     return _renormalised((1 - t) * q.clamp(min=FLOOR) + t * p.clamp(min=FLOOR))
 
 
+def extrapolated(teacher_logits: Tensor, initial_logits: Tensor, coefficient: float) -> Tensor:
+    """log softmax(c z_p + (1 - c) z_0), z_0 the initial student's, shape (batch, time, vocab).
+
+    The reverse KL to it is, up to a constant, what G-OPD (arXiv 2602.12125) maximises at each position with
+    the sign changed: E_q[c log(p/q_0)] - KL(q || q_0).
+    """
+    p, initial = _log_softmax(teacher_logits, initial_logits)
+    return _renormalised(coefficient * p.clamp(min=FLOOR) + (1 - coefficient) * initial.clamp(min=FLOOR))
+
+
+def teacher_token(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-log q(argmax p) of each token, shape (batch, time): cross-entropy to the teacher's likeliest token."""
+    likeliest = teacher_logits.argmax(-1, keepdim=True)
+    logits = _full(student_logits)
+    return logits.logsumexp(-1) - logits.gather(-1, likeliest).squeeze(-1)
+
+
 def assistant(student_logits: Tensor, teacher_logits: Tensor, alpha: float, share: float) -> Tensor:
     """Logarithm of the alpha-mixture of teacher (`share`) and student, shape (batch, time, vocab).
 

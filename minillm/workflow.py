@@ -25,6 +25,7 @@ from minillm.config.measurements.rouge import Rouge
 from minillm.config.sections import KILLED_AFTER
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
+from minillm.config.teaching import USUAL, Teaching
 from minillm.data.local_files import content_of, is_local
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
@@ -94,6 +95,7 @@ class Workflow:
             "student": one_of(dict.fromkeys(student for _, student, _ in self.trained)),
             "teacher": one_of(self.teachers),
             "tokenizer": one_of(config.tokenizers),
+            "prompt": one_of(config.data.every_prompt),
             # `lengths` may ask for sets that nothing else evaluates.
             "test": one_of(dict.fromkeys([*config.data.tests, *config.lengths.tests])),
             "weights": one_of(self.every_weights),
@@ -184,6 +186,25 @@ class Workflow:
         folder = self.below(layout.training_data(self._tokenizer(wildcards.teacher)))
         return [folder] if self._apart(wildcards) else []
 
+    def _teaching(self, wildcards: Any) -> Teaching | None:
+        """Who teaches in an on-policy job, if that is not the pair's teacher with its usual prompts."""
+        return self.config.on_policy(wildcards.method, wildcards.student).teacher
+
+    def prompts(self, wildcards: Any) -> list[str]:
+        """Input function: the rows as who teaches is shown them, in its tokens."""
+        teaching = self._teaching(wildcards)
+        if teaching is None:
+            return []
+        model = wildcards.teacher if teaching.who == "pair" else wildcards.student
+        folder = layout.teaching_data(self._tokenizer(model), teaching.prompt or USUAL)
+        return [self.below(folder)]
+
+    def panel(self, wildcards: Any) -> list[str]:
+        """Input function: the further teachers of an on-policy job, in order."""
+        teaching = self._teaching(wildcards)
+        names = teaching.panel if teaching is not None else ()
+        return [self.below(layout.model(layout.teacher_weights(name))) for name in names]
+
     def own_test(self, wildcards: Any) -> list[str]:
         """Input function: the student's test set, if its prompts are not the teacher's."""
         return [self.test(wildcards)] if self._apart(wildcards) else []
@@ -246,6 +267,10 @@ class Workflow:
     def records(self, section: str, key: str) -> Callable[[Any], list[str]]:
         """Input function: the record of the entry that the wildcard `key` names, if it has one."""
         return lambda wildcards: self.recorded(section, wildcards[key])
+
+    def records_of_rows(self) -> list[str]:
+        """Records of training rows and dev rows."""
+        return self.recorded("datasets", self.config.data.train, self.config.data.dev)
 
     def records_of_data(self, wildcards: Any) -> list[str]:
         """Input function: records of tokenizers, training rows, dev rows and corpus; chat templates."""

@@ -33,6 +33,29 @@ rule data:
         "python -m minillm data --config {input.config:q} --out {output:q} > {log:q} 2>&1"
 
 
+# The same rows by another text, for a teacher that is shown more than the student.
+rule prompts:
+    input:
+        config=at(layout.settings_file("prompts/{prompt}")),
+        data=at(layout.training_data("{tokenizer}")),
+        records=FLOW.records_of_rows(),
+        code=FLOW.code("prompts"),
+    output:
+        directory(at(layout.teaching_data("{tokenizer}", "{prompt}"))),
+    log:
+        at(layout.log("prompts/{tokenizer}/{prompt}")),
+    benchmark:
+        at(layout.benchmark("prompts/{tokenizer}/{prompt}"))
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime="2h",
+    shell:
+        "python -m minillm prompts --config {input.config:q} --data {input.data:q} --out {output:q}"
+        " > {log:q} 2>&1"
+
+
 # The rows of S-NI or UnNI, of all lengths and by length (docs/data.md); lengths in task files are counted in
 # the first teacher's tokens.
 rule subsets:

@@ -9,6 +9,8 @@ rule minillm:
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         base=FLOW.base_of_adapter,
+        prompts=FLOW.prompts,
+        panel=FLOW.panel,
         code=FLOW.code("minillm"),
     output:
         directory(
@@ -36,7 +38,7 @@ rule minillm:
         command=FLOW.launch("minillm"),
         base=option("base"),
         # In one, so that a rule with one more option has the parameters that results were made with.
-        teacher_data=option("teacher_data", "pseudo"),
+        teacher_data=option("teacher_data", "pseudo", "prompts", "panel"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
         " --teacher {input.teacher:q}{params.base}{params.teacher_data} --out {output:q}"

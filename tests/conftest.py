@@ -17,6 +17,7 @@ SLOW = (
     "tests/workflow",
     "tests/unit/runtime/test_zero.py",
     "tests/unit/training/test_adapted.py",
+    "tests/unit/training/test_teaching_stages.py",
     "tests/unit/models/test_compiled_blocks.py",
     "tests/unit/models/test_compiled.py",
     "tests/unit/training/test_invariances.py",
@@ -41,6 +42,7 @@ SLOW = (
     "tests/unit/training/test_objective_parts.py",
     "tests/unit/runtime/test_gradient_variance.py",
     "tests/unit/training/test_drawn_ahead.py",
+    "tests/unit/training/test_who_teaches.py",
 )
 
 

@@ -24,6 +24,8 @@ AHEAD = "tests/unit/training/test_drawn_ahead.py"
 WEIGHTS = "tests/unit/training/test_token_weights.py"
 DIAGNOSIS = "tests/unit/training/test_diagnosis.py"
 SAMPLED = "tests/unit/training/test_sampled_gradient.py"
+ANCHORS = "tests/unit/training/test_anchors.py"
+TEACHING = "tests/unit/training/test_who_teaches.py"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,83 @@ MUTATIONS = [
         "return None if self.ends[0] == self.ends[1] else self.ends",
         "return None",
         f"{TWO}::test_a_divergence_equals_an_independent_one",
+    ),
+    Mutation(
+        "gold answers are divided by the samples' tokens",
+        "training/rollout_losses.py",
+        "s.gold.coefficient / self.gold_denominator",
+        "s.gold.coefficient / self.denominator",
+        f"{ANCHORS}::test_gold_answers_are_learned_next_to_samples",
+    ),
+    Mutation(
+        "the target is extrapolated the other way",
+        "objectives.py",
+        "(1 - coefficient) * initial.clamp(min=FLOOR)",
+        "(coefficient - 1) * initial.clamp(min=FLOOR)",
+        f"{ANCHORS}::test_the_target_is_extrapolated",
+    ),
+    Mutation(
+        "the teacher's token does not fade",
+        "training/rollout_losses.py",
+        "max(0.0, 1 - step / term.until)",
+        "1.0",
+        f"{ANCHORS}::test_the_teachers_token_fades",
+    ),
+    Mutation(
+        "a student teaches itself with dropout",
+        "training/teaching.py",
+        "    model.eval()\n    try:",
+        "    try:",
+        f"{TEACHING}::test_it_teaches_without_dropout",
+    ),
+    Mutation(
+        "what a moving teacher said is kept for a collection",
+        "config/onpolicy.py",
+        "not (self.teacher.moves or self.teacher.panel)",
+        "True",
+        f"{TEACHING}::test_the_student_teaches_itself_by_another_prompt",
+    ),
+    Mutation(
+        "the mean follows the student at the wrong rate",
+        "training/teaching.py",
+        "mean.lerp_(weight.detach().to(mean.dtype), self.rate)",
+        "mean.lerp_(weight.detach().to(mean.dtype), 1 - self.rate)",
+        f"{TEACHING}::test_the_mean_of_the_weights",
+    ),
+    Mutation(
+        "a mean of the student is not saved",
+        "training/onpolicy.py",
+        'engine.save(state | ({"mean": mean.means} if mean else {}))',
+        "engine.save(state)",
+        f"{TEACHING}::test_a_run_with_a_mean_teacher_resumes_exactly",
+    ),
+    Mutation(
+        "a tile across two teachers takes too much of the second",
+        "training/teaching.py",
+        "min(tile.stop - first, count)",
+        "min(tile.stop, count)",
+        f"{TEACHING}::test_tiles_across_teachers",
+    ),
+    Mutation(
+        "all categories have one teacher",
+        "training/who_teaches.py",
+        'numbers.get(r["category"], 0)',
+        "0",
+        "tests/unit/training/test_teaching_stages.py::test_a_category_finds_its_teacher",
+    ),
+    Mutation(
+        "the dev set is measured with the prompts of who teaches",
+        "training/onpolicy.py",
+        "usual = dataclasses.replace(dev, teacher=prompts)",
+        "usual = dev",
+        f"{TEACHING}::test_the_dev_set_is_measured_by_the_pairs_teacher",
+    ),
+    Mutation(
+        "the teacher is shown no answer",
+        "data/shown.py",
+        '"output": row.outputs[0].strip(),',
+        '"output": "",',
+        "tests/unit/data/test_shown.py::test_the_rows_by_another_text_with_the_same_responses",
     ),
     Mutation(
         "a template drops rows only for itself",

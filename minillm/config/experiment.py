@@ -45,6 +45,7 @@ from minillm.config.served import check_served
 from minillm.config.stages import MEASUREMENTS, STAGES
 from minillm.config.strict import STRICT, Count, Name, Seed, check_lists, hint, merged, must_be_one_of, parse
 from minillm.config.subsets import SUBSETS, Subsets
+from minillm.config.teaching import Teaching, check_prompt
 from minillm.errors import UserError
 
 # In addition to the names of `variants`.
@@ -199,6 +200,14 @@ class Experiment:
         main = (teacher, student, method) in self.trained(sweeps=False)
         return self.training_seeds if main else self.training_seeds[:1]
 
+    @property
+    def panel(self) -> tuple[str, ...]:
+        """Models that teach rows of some categories, each fine-tuned as a teacher."""
+        trained = self.trained(sweeps=True)
+        methods = dict.fromkeys((m, s) for _, s, m in trained if m == "minillm" or m in self.variants)
+        settings = (self.on_policy(method, student) for method, student in methods)
+        return tuple(dict.fromkeys(name for s in settings if s.teacher for name in s.teacher.panel))
+
     # Metric of test sets -> the sets that have it.
     scored = property(sets_by_metric)
 
@@ -302,6 +311,8 @@ def _check_data(config: Experiment, where: str) -> None:
         must_be_one_of(getattr(config.data, key), config.datasets, where, f"data.{key}")
     for i, name in enumerate(config.data.tests):
         must_be_one_of(name, config.datasets, where, f"data.tests.{i}")
+    for name, text in config.data.prompts.items():
+        check_prompt(name, text, where)
     for name, dataset in config.datasets.items():
         if dataset.path.startswith(SUBSETS):
             subset = dataset.path.removeprefix(SUBSETS).split("/")[0]
@@ -315,7 +326,10 @@ def _check_methods(config: Experiment, where: str) -> None:
             raise UserError(f"{where}: variants.{name}: this is the name of a stage; choose another")
     for student in ("", *(name for name, stages in config.per_model.items() if "minillm" in stages)):
         for method in config.trained_by("minillm"):
-            config.on_policy(method, student, where)
+            settings = config.on_policy(method, student, where)
+            if settings.teacher is not None:
+                key = f"variants.{method}" if method in config.variants else "stages.minillm"
+                _check_teacher(config, settings.teacher, where, f"{key}.teacher")
     for name, kind in config.kinds.items():
         if kind != "minillm":
             for student in ("", *config.per_model):
@@ -330,6 +344,23 @@ def _check_methods(config: Experiment, where: str) -> None:
 def _check_loss(settings: Training, key: str, stage: str = "kd") -> None:
     if settings.loss == "hpd" and stage in ("teacher", "sft"):
         raise UserError(f"{key}.loss: 'hpd' needs a teacher, which this stage has not; use kd or seqkd")
+
+
+def _check_teacher(config: Experiment, teaching: Teaching, where: str, key: str) -> None:
+    """Names in `teacher` of an on-policy method; its models share the tokens of the pairs."""
+    if teaching.prompt:
+        must_be_one_of(teaching.prompt, config.data.every_prompt, where, f"{key}.prompt")
+    for category, model in (teaching.by_category or {}).items():
+        under = f"{key}.by_category.{category}"
+        must_be_one_of(model, config.models, where, under)
+        ours = config.models[model].tokenizer
+        for pair in (*config.pairs, *config.sweeps):
+            theirs = config.models[pair.teacher].tokenizer
+            if ours != theirs:
+                raise UserError(
+                    f"{where}: {under}: {model} has the tokenizer '{ours}' and the teacher {pair.teacher} "
+                    f"'{theirs}'; teachers of one student read the same prompts"
+                )
 
 
 def _check_corpus(config: Experiment, where: str) -> None:
@@ -424,6 +455,8 @@ def _check_checkpoint(config: Experiment, weights: str, model: Model, where: str
     key = f"{where}: checkpoints.{weights}"
     pairs = (*config.pairs, *config.sweeps)
     places = {layout.teacher_weights(pair.teacher): pair.teacher for pair in pairs}
+    for name in config.panel:
+        places[layout.teacher_weights(name)] = name
     for pair in pairs:
         for student, method in product(pair.students, config.every_method):
             places |= {

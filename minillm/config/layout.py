@@ -47,6 +47,11 @@ def training_data(tokenizer: str) -> str:
     return f"data/{tokenizer}/training"
 
 
+def teaching_data(tokenizer: str, prompt: str) -> str:
+    """Folder: training rows and dev rows as who teaches is shown them."""
+    return f"data/{tokenizer}/prompts/{prompt}"
+
+
 def test_set(tokenizer: str, test: str) -> str:
     """One test set, in a tokenizer's tokens."""
     return f"data/{tokenizer}/tests/{test}.jsonl"
@@ -207,6 +212,7 @@ _BENCHMARKS = (
     (r"generations/(.+)\.jsonl", r"benchmarks/generate/\1.tsv"),
     (r"metrics/(.+)\.json", r"benchmarks/\1.tsv"),
     (r"samples/(.+)\.jsonl", r"benchmarks/samples/\1.tsv"),
+    (r"data/([^/]+)/prompts/([^/]+)(/.*)?", r"benchmarks/prompts/\1/\2.tsv"),
     (r"data/([^/]+)/tests/(.+)\.jsonl", r"benchmarks/testset/\1/\2.tsv"),
     (r"data/([^/]+)/pseudo/(.+)\.jsonl", r"benchmarks/pseudo/\1/\2.tsv"),
     (r"models/([^/]+)/(base|teacher)(/.*)?", r"benchmarks/\2/\1.tsv"),

@@ -23,6 +23,7 @@ Divergence = Literal[
     "alpha_beta",
     "token_wise_kl",
     "squared_log_ratio",
+    "teacher_token",
 ]
 
 
@@ -224,6 +225,10 @@ class Term:
         "response's own tokens, for texts that are not the current student's (NPD)."
     )
     coefficient: Positive = Field(default=1.0, description="What it is multiplied by.")
+    until: Count | None = Field(
+        default=None,
+        description="The coefficient falls linearly to 0 over so many optimizer steps; empty: it stays.",
+    )
     beta: Share = Field(default=0.5, description="Beta of the Jensen-Shannon divergence.")
     skew: float = Field(default=0.1, gt=0, lt=1, description="Alpha of the skewed divergences.")
     alpha_beta: AlphaBeta | None = Field(default=None, description="Parameters of `alpha_beta`.")

@@ -30,6 +30,7 @@ from minillm.config.sampler import Sampler
 from minillm.config.sampler import problem as problem_of_sampler
 from minillm.config.sampling import COLDEST, Backend
 from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
+from minillm.config.teaching import Gold, Teaching, problem_of_teaching
 from minillm.errors import UserError
 
 Objective = Literal["minillm", Divergence, OfTokens]
@@ -162,6 +163,18 @@ class OnPolicy:
         description="Log-ratios are rewards from log(x / (1 - x)) up, lower ones count as that (REOPOLD's "
         "lambda, there 0.2); `null`: no floor.",
     )
+    gold: Gold | None = Field(
+        default=None,
+        description="Cross-entropy on the gold answers of the same prompts, added to the loss; `null`: none.",
+    )
+    extrapolate: Positive | None = Field(
+        default=None,
+        description="The target's logits are this times the teacher's plus the rest to 1 times the initial "
+        "student's (ExOPD's lambda, there 1.25); `null`: the teacher's.",
+    )
+    teacher: Teaching | None = Field(
+        default=None, description="Who teaches, and by which prompt; `null`: the teacher of the pair."
+    )
     advantage: Literal["returns", "expected", "centred"] = Field(
         default="returns",
         description="Advantage in the long term. `returns`: the rewards that follow. `expected`: each of "
@@ -291,7 +304,9 @@ class OnPolicy:
     def further_terms(self) -> list[OnPolicy]:
         """The settings under which each term of `also` would be the objective."""
         parts = ("objective", "beta", "skew", "alpha_beta", "signal", "token_weights")
-        none: dict[str, Any] = {"taid": None, "assistant": None, "also": None, "teacher_texts": None}
+        none: dict[str, Any] = dict.fromkeys(
+            ("taid", "assistant", "also", "gold", "extrapolate", "teacher", "teacher_texts")
+        )
         return [
             dataclasses.replace(self, **none, **{name: getattr(term, name) for name in parts})
             for term in self.also or ()
@@ -313,6 +328,16 @@ class OnPolicy:
     def steps(self) -> int:
         """Optimizer steps of the whole phase."""
         return self.collections * self.steps_of_collection
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the loss needs the initial student's logits."""
+        return self.init_kl > 0 or self.extrapolate is not None
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether the teacher's hidden states can be kept for a collection: one model, which stays."""
+        return self.teacher is None or not (self.teacher.moves or self.teacher.panel)
 
     @property
     def every_token_weights(self) -> list[TokenWeights]:
@@ -452,5 +477,6 @@ def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
         wrong = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
     elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
         wrong = f"{limit}: must be a factor above 1, or 0 for none"
-    if wrong := wrong or problem_of_sampler(settings) or problem(settings):
+    wrong = wrong or problem_of_sampler(settings) or problem(settings) or problem_of_teaching(settings)
+    if wrong:
         raise UserError(f"{where}: {under}.{wrong}")

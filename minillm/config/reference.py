@@ -46,6 +46,8 @@ PARTS = (
     ("TokenWeights", "Token weights", "`token_weights` of the on-policy phase"),
     ("Term", "Further terms", "Each entry of `also` of the on-policy phase"),
     ("TeacherTexts", "Teacher's texts", "`teacher_texts` of the on-policy phase"),
+    ("Gold", "Gold answers", "`gold` of the on-policy phase"),
+    ("Teaching", "Who teaches", "`teacher` of the on-policy phase"),
     ("Variant", "Variants", "`variants.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
     ("Rouge", "ROUGE-L", "`rouge`"),

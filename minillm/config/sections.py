@@ -19,6 +19,7 @@ from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampling import Sampling
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share, whole_schema
+from minillm.config.teaching import PROMPTS
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -317,6 +318,18 @@ class Data:
         default=0,
         description="Seed of random subsets (`sample` of a data set) and of the prompts in Table 8.",
     )
+    # In no settings file: a stage gets only the text that it needs.
+    prompts: dict[Name, str] = Field(
+        default_factory=dict,
+        description="Further prompts of the training and dev rows, which a teacher may read in place of the "
+        "student's (`teacher.prompt`): a text by name, with `{question}` (or `{instruction}` and `{input}`) "
+        "and `{output}`, the gold answer. There is one already, `demonstration`.",
+    )
+
+    @property
+    def every_prompt(self) -> dict[str, str]:
+        """Those of `prompts`, and those that there always are."""
+        return {**PROMPTS, **self.prompts}
 
 
 @dataclass(frozen=True, config=STRICT)

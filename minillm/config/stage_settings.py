@@ -114,6 +114,33 @@ class DataSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PromptsSettings:
+    """`prompts`: the training and dev rows by another text; without one, by their own prompts."""
+
+    stage: Literal["prompts"]
+    name: str
+    text: str
+    template: str
+    train: Dataset
+    dev: Dataset
+    turns: Literal["last", "all"] | None = None
+
+    @classmethod
+    def of(cls, config: Experiment, stage: str, prompt: str) -> PromptsSettings:
+        """The settings in `config` for the prompts of this name."""
+        data = config.data
+        return cls(
+            stage="prompts",
+            name=prompt,
+            text=data.every_prompt[prompt],
+            template=data.template,
+            train=config.datasets[data.train],
+            dev=config.datasets[data.dev],
+            turns=None if data.turns == "last" else data.turns,
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
 class TestSettings:
     """`testset`: one test set in one tokenizer."""
 

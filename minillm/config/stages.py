@@ -111,6 +111,14 @@ _ENTRIES = (
         several=("also",),
     ),
     Stage(
+        "prompts",
+        "the training and dev rows as who teaches is shown them",
+        target="minillm.data.shown:run_stage",
+        settings=f"{_SETTINGS}:PromptsSettings",
+        key=("prompt",),
+        required=("config", "data", "out"),
+    ),
+    Stage(
         "base",
         "a base model",
         target="minillm.training.base_model:run_stage",
@@ -167,7 +175,8 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
-        optional=("base", "teacher-data", "pseudo"),
+        optional=("base", "teacher-data", "pseudo", "prompts", "panel"),
+        several=("panel",),
         launched=True,
     ),
     Stage(

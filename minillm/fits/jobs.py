@@ -42,6 +42,7 @@ PLACES = {
 LOSS = (
     "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
     "alpha_beta", "signal", "taid", "assistant", "token_weights", "also", "advantage", "baseline_top_k",
+    "extrapolate",
 )  # fmt: skip
 
 
@@ -136,9 +137,17 @@ class Planner:
         if on_base:
             teacher = size_of(adapted(base.shape, config.models[key.teacher].adapter))
         settings: Any = None
+        further: tuple[Size, ...] = ()
         if key.stage == "minillm":
             settings = config.on_policy(key.method, key.model)
-            initial = (student,) if settings.init_kl or launch.initial_kl else ()
+            initial: tuple[Size, ...] = (student,) if settings.anchored or launch.initial_kl else ()
+            if settings.teacher is not None:
+                # Who teaches, next to the pair's teacher, which measures the dev set; the student itself
+                # needs no room.
+                shares = settings.teacher.who == "initial" and bool(initial)
+                another = settings.teacher.who in ("initial", "ema") and not shares
+                initial += (student,) * another
+                further = tuple(self.size(name) for name in settings.teacher.panel)
         else:
             settings, initial = config.supervised(key.method, key.model), ()
             teacher = teacher if settings.loss != "ce" else None
@@ -147,7 +156,7 @@ class Planner:
         bare = dataclasses.replace(
             bare,
             student=student,
-            frozen=(*([teacher] if teacher else []), *initial),
+            frozen=(*([teacher] if teacher else []), *initial, *further),
             shared=models * base.parameters,
         )
         lengths = self.lengths(key.model)
@@ -273,7 +282,10 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     tokens = lengths.prompt + response
     steps = s.collections * s.inner_epochs * (s.rollouts // s.batch)
     scored = s.teacher_scores
-    keeps = launch.teacher_cache and scored
+    keeps = launch.teacher_cache and scored and s.keeps_teacher
+    # The pair's teacher measures the dev set, whoever teaches.
+    pair = teacher
+    teacher = teacher if s.teacher is None or s.teacher.who == "pair" else student
     # Equal losses take equal memory, whatever else differs between variants.
     of_loss = OnPolicy(**{name: getattr(s, name) for name in LOSS})
     drawn = round(s.rollouts * s.student_share)
@@ -297,6 +309,11 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
         ratio = s.lm_kd_ratio
         loss = Loss(teacher if ratio else None, ratio)
         parts.append(Part(texts, 1, chunk - 1, chunk, chunk - 1, loss, float(ratio > 0), ratio > 0))
+    if s.gold is not None:
+        longest = most + config.data.max_response
+        parts.append(
+            Part(s.batch, lengths.prompt, lengths.response, longest, config.data.max_response, Loss())
+        )
     dev = min(s.dev_rows or lengths.dev, lengths.dev)
     looks = s.evaluations + 1
     prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
@@ -314,7 +331,9 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     )  # fmt: skip
     width = most + max(s.max_tokens, config.data.max_response)
     reads = [Read(student, 2 * dev, looks, tokens, response, width)]
-    reads.append(Read(teacher, dev, looks, tokens, response, width))
+    reads.append(Read(pair, dev, looks, tokens, response, width))
+    if s.teacher is not None:
+        reads.append(Read(teacher, dev, looks, tokens, response, width))
     unread = s.rollouts - drawn if s.teacher_reads else s.rollouts
     weighs = any(weights.of_teacher_entropy for weights in s.every_token_weights)
     if (keeps or weighs) and unread:
@@ -322,7 +341,7 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
     return dataclasses.replace(
         bare,
         steps=steps,
-        batch=s.batch * (1 + (s.teacher_texts is not None)) + texts,
+        batch=s.batch * (1 + (s.teacher_texts is not None) + (s.gold is not None)) + texts,
         dropout=s.dropout,
         parts=tuple(parts),
         draws=draws,

@@ -159,7 +159,7 @@ class Loss:
         values = [torch.zeros(tokens) for _ in range(3)]
         steps = self.settings.teacher_scores
         frozen = [
-            self._frozen(wanted, tokens, vocabulary, dtype) for wanted in (steps, bool(self.settings.init_kl))
+            self._frozen(wanted, tokens, vocabulary, dtype) for wanted in (steps, self.settings.anchored)
         ]
         further = tuple(self.settings.further_terms())
         weighted = [term.token_weights is not None for term in (self.settings, *further)]
@@ -168,6 +168,7 @@ class Loss:
             *(value[part] for value in values),
             *(logits(part) if logits else None for logits in frozen),
             torch.tensor(0.5) if self.settings.taid else None,
+            torch.ones(len(further)) if any(term.until for term in self.settings.also or ()) else None,
             *(values[0][part] if weights else None for weights in weighted),
         )
 

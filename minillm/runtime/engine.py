@@ -150,15 +150,17 @@ class Engine:
             **({"checkpoint": {"load_universal": True}} if self._universal else {}),
         }
 
-    def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
+    def frozen(self, model: PreTrainedModel, shared: bool = True) -> PreTrainedModel:
         """`model`, which is not trained, on this device; sharded over the ranks with `shard_teacher`.
+
+        Whole on each rank if it must not be `shared` by them.
 
         A forward pass then gathers layer after layer from all ranks, so all ranks must make equally many
         passes; `whole` gathers everything at once.  Every rank keeps a copy of the output matrix
         (models.head_of), which is also used outside forward passes.
         """
         self._computing.append(model)
-        if not self.launch.shard_teacher or self.world.size == 1:
+        if not (shared and self.launch.shard_teacher) or self.world.size == 1:
             self._compiled += self._blocks(model)
             return torch.nn.Module.to(model, self.world.device)
         import deepspeed

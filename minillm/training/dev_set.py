@@ -108,8 +108,12 @@ class Dev:
 
     def theirs(self, examples: Sequence[Example]) -> list[Example] | None:
         """What the teacher reads in place of one response to each dev row; None if it reads the same."""
-        ids = [int(record["id"]) for record in self.records]
-        return None if self.teacher is None else self.teacher.of("dev", ids, examples)
+        return None if self.teacher is None else self.teacher.of("dev", self.ids, examples)
+
+    @property
+    def ids(self) -> list[int]:
+        """Row ids, in order."""
+        return [int(record["id"]) for record in self.records]
 
 
 @torch.no_grad()

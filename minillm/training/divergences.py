@@ -21,6 +21,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "reverse_kl": objectives.reverse_kl,
     "total_variation": objectives.total_variation,
     "token_wise_kl": objectives.token_wise_kl,
+    "teacher_token": objectives.teacher_token,
 }
 
 

@@ -36,19 +36,19 @@ def check_rows(
     data: Path,
     max_tokens: int,
     examples: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    key: str = "data.max_prompt",
 ) -> None:
     """Raises UserError if rows, or prompts and `max_tokens` sampled ones, are longer than the model takes.
 
-    `examples` are the rows that it is trained on, if those are not the data folder's.
+    `examples` are the rows that it is trained on, if those are not the data folder's.  `key` says how long
+    prompts are.
     """
     longest = max((len(prompt) + len(response) for prompt, response in examples), default=0)
     check_positions(model, longest, f"a prompt and its response have {longest} tokens (max_tokens)")
     for split in ("train", "dev"):
         prompts, responses = Rows.open(data, split).lengths.T
         total, prompt = int((prompts + responses).max()), int(prompts.max())
-        check_positions(
-            model, total, f"a {split} row has {total} tokens (data.max_prompt, data.max_response)"
-        )
+        check_positions(model, total, f"a {split} row has {total} tokens ({key}, data.max_response)")
         # The last token is sampled and not read.
-        what = f"a {split} prompt has {prompt} tokens (data.max_prompt) and max_tokens is {max_tokens}"
+        what = f"a {split} prompt has {prompt} tokens ({key}) and max_tokens is {max_tokens}"
         check_positions(model, prompt + max_tokens - 1, what)

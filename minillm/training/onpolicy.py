@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from minillm import objectives
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import OnPolicySettings
-from minillm.data.rows import Corpus, Rows
+from minillm.config.teaching import FURTHER
+from minillm.data.rows import Corpus, Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.files import identity, stage_key
@@ -41,16 +44,23 @@ from minillm.training.moving_target import MovingTarget
 from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.teacher_answers import read_answers
+from minillm.training.teaching import MeanTeacher
 from minillm.training.vllm_rollouts import VllmRollouts
+from minillm.training.who_teaches import Models, check_launch, taught, teachers_of
 
 # Orders of mini-batches are drawn with other keys than orders of prompts.
 INNER = 2**40
 
 
 def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "fp32") -> list[dict[str, Any]]:
-    """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations."""
+    """Algorithm 1, phase 2, from the newest checkpoint, rollouts included; returns the dev evaluations.
+
+    A task whose teacher is a mean of the student has that with the initial weights.
+    """
     s = task.settings
     saved = engine.resume()
+    mean = MeanTeacher.of(s, task.teacher, engine.model, saved.get("mean") if saved else None)
+    engine.checkpoint_bytes += mean.bytes if mean else 0
     history: list[dict[str, Any]] = saved["history"] if saved else []
     # Drawn at the first step of each collection.
     rollouts: Any = None
@@ -86,7 +96,8 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
             "memory": memory.saved(),
             "ahead": source.saved(),
         }
-        engine.save(state | ({"target": target.saved()} if target else {}))
+        state |= {"target": target.saved()} if target else {}
+        engine.save(state | ({"mean": mean.means} if mean else {}))
 
     engine.engine.eval()
     if engine.step == 0:
@@ -107,6 +118,8 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
             sums = engine.update(
                 parts, loss_of, rows=[rollouts.ids[i] for i in chosen], sizes=list(map(len, parts))
             )
+            if mean:
+                mean.move()
             bar.update()
             if engine.logs:
                 log.write(engine.summed(sums) | ({"target": target.t} if target else {}))
@@ -140,9 +153,10 @@ def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, updat
 def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, float]]:
     """The dev set: ROUGE-L of fresh answers, exact KLs on them, the references' cross-entropy, the objective.
 
-    And, only to be logged, the diagnosis of the answers (diagnosis.py).
-    "dev_objective" is the method's own: its divergence on fresh answers, on the references if it learns from
-    them, or on both in the shares that the method starts with.
+    "dev_objective" is the method's own: its divergence from who teaches on fresh answers, on the references
+    if it learns from them, or on both in the shares that the method starts with.  KLs are to the teacher of
+    the pair with its usual prompts, whoever teaches.  Also, only to be logged, the diagnosis of the
+    answers (diagnosis.py), by the same teacher.
     """
     s, dev, world = task.settings, task.dev, engine.world
 
@@ -151,24 +165,36 @@ def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, fl
 
     # By name, so that a divergence that is reported anyway is computed only once.
     name: str = "reverse_kl" if s.objective == "minillm" else s.objective
-    wanted: dict[str, Divergence] = {
-        name: divergence,
-        "forward_kl": objectives.forward_kl,
-        "reverse_kl": objectives.reverse_kl,
-    }
+    kls: dict[str, Divergence] = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
     with engine.whole():
         answers = answer(engine.model, dev, world)
         watch = Diagnosis(answers.examples, dev.vocabulary, s.temperature, task.initial)
-        fresh = losses(
-            engine.model, answers.examples, dev, world, task.teacher, wanted, s.temperature,
-            theirs=dev.theirs(answers.examples), watch=watch,
-        )  # fmt: skip
-        on_gold = task.teacher if s.student_share < 1 else None
-        gold = losses(
-            engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature,
-            theirs=dev.theirs(dev.examples),
-        )  # fmt: skip
-    objective = s.student_share * fresh[name] + (1 - s.student_share) * gold.get(name, 0.0)
+        if task.pair is None:
+            fresh = losses(
+                engine.model, answers.examples, dev, world, task.teacher, {name: divergence, **kls},
+                s.temperature, theirs=dev.theirs(answers.examples), watch=watch,
+            )  # fmt: skip
+            own = fresh[name]
+        else:
+            model, prompts = task.pair
+            usual = dataclasses.replace(dev, teacher=prompts)
+            fresh = losses(
+                engine.model, answers.examples, usual, world, model, kls, s.temperature,
+                theirs=usual.theirs(answers.examples), watch=watch,
+            )  # fmt: skip
+            own = to_who_teaches(engine, task, answers.examples, divergence)["objective"]
+        if task.pair is None:
+            on_gold = task.teacher if s.student_share < 1 else None
+            gold = losses(
+                engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature,
+                theirs=dev.theirs(dev.examples),
+            )  # fmt: skip
+        elif s.student_share < 1:
+            gold = to_who_teaches(engine, task, dev.examples, divergence)
+            gold[name] = gold["objective"]
+        else:
+            gold = losses(engine.model, dev.examples, dev, world)
+    objective = s.student_share * own + (1 - s.student_share) * gold.get(name, 0.0)
     values = {
         "dev_rouge": answers.rouge,
         "dev_loss": gold["nll"],
@@ -179,6 +205,32 @@ def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, fl
         "dev_finished": answers.finished,
     }
     return values, watch.means(world)
+
+
+def to_who_teaches(
+    engine: Engine, task: Task, examples: Sequence[Example], divergence: Divergence
+) -> dict[str, float]:
+    """ "nll" and "objective" of a response to each dev row: means over tokens, each row's to its own teacher.
+
+    In `engine.whole()`; every rank must call.
+    """
+    dev, panel = task.dev, task.panel
+    read, places = dev.theirs(examples), list(range(len(examples)))
+    parts = [(task.teacher, places)]
+    if panel is not None:
+        ids = dev.ids
+        places.sort(key=lambda i: panel.teacher_of("dev", ids[i]))
+        parts = panel.grouped("dev", places, ids.__getitem__)
+    sums, tokens = {"nll": 0.0, "objective": 0.0}, 0
+    for model, part in parts:
+        count = sum(len(examples[i][1]) for i in part)
+        found = losses(
+            engine.model, [examples[i] for i in part], dev, engine.world, model, {"objective": divergence},
+            task.settings.temperature, theirs=None if read is None else [read[i] for i in part],
+        )  # fmt: skip
+        sums = {name: total + count * found[name] for name, total in sums.items()}
+        tokens += count
+    return {name: total / tokens for name, total in sums.items()}
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
@@ -226,14 +278,18 @@ def run_stage(
     base: Path | None = None,
     teacher_data: Path | None = None,
     pseudo: Path | None = None,
+    prompts: Path | None = None,
+    panel: Sequence[Path] | None = None,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
 
     A student with an adapter goes on with that of `init`, on its base model (`base`).  `teacher_data`: the
     same rows in the teacher's chat template, if that is another.  `pseudo`: the teacher's answers, if the
-    method learns from them as well (`teacher_texts`).
+    method learns from them as well (`teacher_texts`).  `prompts`: the same rows as who teaches is shown them,
+    if `teacher` of the settings says so; `panel`: the further teachers that it names, in order.
     """
     training = settings.training
+    check_launch(settings, launch)
     if (pseudo is None) != (training.teacher_texts is None):
         raise UserError(f"{settings.method}: --pseudo belongs to teacher_texts; give both or neither")
     world = start(settings.seed, launch.patience)
@@ -246,10 +302,12 @@ def run_stage(
             f"but there are only {len(rows)} training rows"
         )
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
-    prompts = TeacherPrompts.open(data, teacher_data)
-    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, prompts)
+    usual = TeacherPrompts.open(data, teacher_data)
+    dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, usual)
     answers = None if pseudo is None else answers_to(rows, pseudo, data, teacher_data)
     paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
+    further = teachers_of(training.teacher, panel, init)
+    paths |= {"prompts": prompts, **{f"{FURTHER}{name}": path for name, path in further.items()}}
     inputs = {key: identity(path) for key, path in paths.items() if path}
     raw, adapter = dataclasses.asdict(settings), settings.adapter
     if adapter is None:
@@ -276,15 +334,17 @@ def run_stage(
         out,
     )
 
-    def frozen(folder: Path, rows_of: Path) -> Any:
-        model = load_frozen(folder, settings.precision, world, launch.shard_teacher, own_base)
-        check_rows(model, rows_of, training.max_tokens)
-        return engine.frozen(model)
+    def frozen(folder: Path, sharded: bool = launch.shard_teacher) -> PreTrainedModel:
+        return engine.frozen(load_frozen(folder, settings.precision, world, sharded, own_base), sharded)
 
-    initial = frozen(init, data) if training.init_kl or launch.initial_kl else None
-    anchor = initial if training.init_kl else None
+    initial = frozen(init) if training.anchored or launch.initial_kl else None
+    pair = frozen(teacher)
+    check_rows(pair, teacher_data or data, training.max_tokens)
     corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
-    taught_by = frozen(teacher, teacher_data or data)
-    task = Task(taught_by, anchor, corpus, dev, training, settings.seed, initial, answers)
+    anchor = initial if training.anchored else None
+    task = Task(pair, anchor, corpus, dev, training, settings.seed, initial, answers)
+    if training.teacher is not None:
+        models = Models(engine.model, init, further, frozen)
+        task = taught(task, training.teacher, models, data, prompts)
     history = train(engine, task, rows, settings.method, settings.precision)
     export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)

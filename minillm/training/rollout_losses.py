@@ -1,10 +1,14 @@
-"""The loss on the samples of a collection: MiniLLM's two terms or one divergence, plus one on plain text."""
+"""The loss on the samples of a collection: MiniLLM's two terms or one divergence, plus anchors.
+
+Anchors are cross-entropy on the gold answers of the same prompts, and a loss on plain text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -15,6 +19,7 @@ from transformers import PreTrainedModel
 from minillm.config.onpolicy import OnPolicy
 from minillm.data.batching import collate, moved
 from minillm.data.rows import Corpus, Example
+from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.models.head import (
     head_of,
@@ -34,17 +39,21 @@ from minillm.training.drift_weights import with_drift
 from minillm.training.rollouts import Rollouts
 from minillm.training.sample_loss import AnswerLoss, SampleLoss
 from minillm.training.supervised import token_loss
+from minillm.training.teaching import Panel, as_teacher, by_segment
 
-# A sample's place in the collection, which is that of the teacher's answer too, or a chunk's in the corpus.
-Row = tuple[Literal["sample", "answer", "text"], int]
+# The place in the collection of a sample, of a prompt's gold answer or of the teacher's, or a chunk's in
+# the corpus.
+Row = tuple[Literal["sample", "gold", "answer", "text"], int]
 # Orders of plain text are drawn with other keys than orders of prompts.
 PLAIN = 2**41
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a loss needs besides student and samples; `anchor` is the initial student, if the guard is on.
+    """What a loss needs besides student and samples; `anchor` is the initial student, if it is needed.
 
+    `teacher` is who teaches; `dev` knows what it reads.  `panel`: further teachers, of some categories.
+    `pair`: the pair's teacher and its usual prompts, by which the dev set is measured, if another teaches.
     `initial`: the initial student, if the KL to it is measured at dev evaluations; no loss uses it.
     """
 
@@ -57,6 +66,8 @@ class Task:
     initial: PreTrainedModel | None = None
     # The teacher's answers by row id, if the settings have `teacher_texts`.
     answers: Mapping[int, np.ndarray] | None = None
+    panel: Panel | None = None
+    pair: tuple[PreTrainedModel, TeacherPrompts | None] | None = None
 
     @property
     def swap(self) -> tuple[int, int] | None:
@@ -89,7 +100,8 @@ def frozen_model_logits(
     """Logits of a frozen model, a tile of the examples' response tokens at a time; `swap` as in `head_of`."""
     batch = collate(examples, special_tokens(task.dev.tokenizer)[1]).to(device)
     head = head_of(model, task.dev.vocabulary, temperature, swap)
-    return logits_by_tile(response_hidden(model, batch), head)
+    with as_teacher(model, task.settings):
+        return logits_by_tile(response_hidden(model, batch), head)
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,10 @@ class MiniBatch:
     """One mini-batch of a collection and its plain text: what every micro-batch of every rank shares.
 
     `advantages`, `weights` (of importance) and each of `factors`, the first of which is in the advantages
-    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on text by
-    `text_denominator`.  `balance` is DistiLLM-2's b, if the teacher's answers stand next to the samples.
+    already, are (rollouts, time); the loss on samples is divided by `denominator`, that on gold answers by
+    `gold_denominator`, that on text by `text_denominator`.  `shares`: what is left of the coefficients of
+    further terms, if some fall with the steps.  `balance` is DistiLLM-2's b, if the teacher's answers stand
+    next to the samples.
     """
 
     task: Task
@@ -113,6 +127,8 @@ class MiniBatch:
     # TAID's t.
     target: float | None = None
     factors: Sequence[Tensor | None] = ()
+    gold_denominator: float = 1.0
+    shares: Sequence[float] | None = None
     balance: float | None = None
 
     def examples(self, part: Sequence[Row]) -> list[Example]:
@@ -124,9 +140,11 @@ class MiniBatch:
         ]
 
     def response(self, kind: str, i: int) -> np.ndarray:
-        """The sample of a row of the collection, or the teacher's answer to its prompt."""
+        """The sample of a row of the collection, or the gold answer or the teacher's to its prompt."""
         if kind == "answer" and self.task.answers is not None:
             return self.task.answers[self.rollouts.ids[i]]
+        if kind == "gold" and self.rollouts.gold is not None:
+            return self.rollouts.gold[i]
         return self.rollouts.responses[i]
 
     def theirs(self, samples: Sequence[Row]) -> list[Example]:
@@ -138,7 +156,34 @@ class MiniBatch:
 
     def length(self, row: Row) -> int:
         prompt, response = self.examples([row])[0]
-        return len(prompt) + len(response)
+        longest = len(prompt)
+        # A prompt that shows the teacher more may be far longer than the student's.
+        if row[0] == "sample" and self.task.settings.teacher is not None:
+            longest = max(longest, len(self.theirs([row])[0][0]))
+        return longest + len(response)
+
+    def sorted_samples(self, part: Sequence[Row]) -> list[Row]:
+        """The samples of a part, those of one teacher in a row."""
+        samples, panel = [row for row in part if row[0] == "sample"], self.task.panel
+        if panel is None:
+            return samples
+        return sorted(samples, key=lambda row: panel.teacher_of("train", self.rollouts.ids[row[1]]))
+
+    def teacher_logits(self, samples: Sequence[Row]) -> Callable[[slice], Tensor]:
+        """Logits of the teacher, or of each sample's own, after the teacher's prompts, by tile."""
+        task, panel, rollouts = self.task, self.task.panel, self.rollouts
+
+        def read(model: PreTrainedModel, part: Sequence[Row]) -> Callable[[slice], Tensor]:
+            return frozen_model_logits(
+                model, self.theirs(part), task, self.device, task.settings.temperature, task.swap
+            )
+
+        if panel is None:
+            return read(task.teacher, samples)
+        parts = panel.grouped("train", samples, lambda row: rollouts.ids[row[1]])
+        return by_segment(
+            [(read(model, part), sum(len(rollouts.responses[i]) for _, i in part)) for model, part in parts]
+        )
 
     def inputs(self, samples: Sequence[Row], tokens: Tensor) -> LossInputs:
         """`tokens` are those of the samples' responses."""
@@ -149,15 +194,10 @@ class MiniBatch:
             """(tokens,), in the order of the logits."""
             return moved(values[rows][valid], self.device)
 
-        def frozen(
-            model: PreTrainedModel, examples: list[Example], swap: tuple[int, int] | None = None
-        ) -> Callable[[slice], Tensor]:
-            return frozen_model_logits(model, examples, self.task, self.device, s.temperature, swap)
-
         teacher = None
         if s.teacher_scores:
             if rollouts.teacher_hidden is None:
-                teacher = frozen(self.task.teacher, self.theirs(samples), self.task.swap)
+                teacher = self.teacher_logits(samples)
             # Kept when the samples were drawn.
             else:
                 hidden = moved(torch.cat([rollouts.teacher_hidden[i] for i in rows]), self.device)
@@ -165,7 +205,9 @@ class MiniBatch:
                 teacher = logits_by_tile(hidden, head)
         initial = None
         if self.task.anchor is not None:
-            initial = frozen(self.task.anchor, self.examples(samples))
+            initial = frozen_model_logits(
+                self.task.anchor, self.examples(samples), self.task, self.device, s.temperature
+            )
         return LossInputs(
             tokens,
             cut(rollouts.student_logprobs),
@@ -182,6 +224,11 @@ class MiniBatch:
         target = None
         if self.target is not None:
             target = torch.full((), self.target, dtype=torch.float64, device=self.device)
+        shares = None
+        if self.shares is not None:
+            shares = torch.stack(
+                [torch.full((), share, dtype=torch.float64, device=self.device) for share in self.shares]
+            )
 
         def constants(tile: slice) -> tuple[Tensor | None, ...]:
             frozen = (logits(tile) if logits else None for logits in (inputs.teacher, inputs.initial))
@@ -192,6 +239,7 @@ class MiniBatch:
                 inputs.advantages[tile],
                 *frozen,
                 target,
+                shares,
                 *(None if by is None else by[tile] for by in inputs.factors),
             )
 
@@ -236,31 +284,42 @@ class MiniBatch:
     def loss(self, model: nn.Module, part: Sequence[Row]) -> Losses:
         """A micro-batch's share of the loss, from one pass of the student, and its terms by name to log."""
         s, vocabulary, sums = self.task.settings, self.task.dev.vocabulary, dict[str, Tensor]()
-        samples, answers, texts = (
-            [row for row in part if row[0] == kind] for kind in ("sample", "answer", "text")
+        samples = self.sorted_samples(part)
+        golds, answers, texts = (
+            [row for row in part if row[0] == kind] for kind in ("gold", "answer", "text")
         )
         pad = special_tokens(self.task.dev.tokenizer)[1]
-        batch = collate(self.examples([*samples, *answers, *texts]), pad).to(self.device)
+        batch = collate(self.examples([*samples, *golds, *answers, *texts]), pad).to(self.device)
         tokens = response_tokens(batch)
-        border = sum(len(self.rollouts.responses[i]) for _, i in samples)
-        end = border + sum(len(self.response(*row)) for row in answers)
-        asked, weights = [], []
+        # Where the tokens of each kind end.
+        first, second, third = accumulate(
+            sum(len(self.response(*row)) for row in rows) for rows in (samples, golds, answers)
+        )
+        own, usual = head_of(model, vocabulary, s.temperature), head_of(model, vocabulary)
+        asked, weights, names = [], [], []
         if samples:
-            function = self.on_samples(self.inputs(samples, tokens[:border]), sums)
-            asked.append((slice(border), function, head_of(model, vocabulary, s.temperature)))
+            asked.append((slice(first), self.on_samples(self.inputs(samples, tokens[:first]), sums), own))
             weights.append((1 if self.balance is None else self.balance) / self.denominator)
+            names.append("")
+        if golds and s.gold is not None:
+            function = token_loss(tokens[first:second], None, 0.0, self.compiled)
+            asked.append((slice(first, second), function, usual))
+            weights.append(s.gold.coefficient / self.gold_denominator)
+            names.append("gold")
         if answers and self.balance is not None:
-            function = self.on_answers(answers, tokens[border:end], sums)
-            asked.append((slice(border, end), function, head_of(model, vocabulary, s.temperature)))
+            function = self.on_answers(answers, tokens[second:third], sums)
+            asked.append((slice(second, third), function, own))
             weights.append((2 - self.balance) / self.denominator)
+            names.append("")
         if texts:
-            asked.append((slice(end, None), self.on_texts(texts, tokens[end:]), head_of(model, vocabulary)))
+            asked.append((slice(third, None), self.on_texts(texts, tokens[third:]), usual))
             weights.append(s.lm_coef / self.text_denominator)
+            names.append("plain_text")
         losses = [
             weight * loss for weight, loss in zip(weights, response_losses(model, batch, asked), strict=True)
         ]
-        if texts:
-            sums["plain_text"] = losses[-1].detach()
+        # Those of samples are there by their terms.
+        sums |= {name: loss.detach() for name, loss in zip(names, losses, strict=True) if name}
         return torch.stack(losses).sum(), sums
 
 
@@ -275,6 +334,14 @@ def plain_text(engine: Engine, task: Task) -> list[int]:
             "change one of them" + (f" (the corpus has no more than {count})" if count == len(corpus) else "")
         )
     return batch_of_step(len(corpus), count, engine.step, task.seed + PLAIN) if count else []
+
+
+def shares(settings: OnPolicy, step: int) -> list[float] | None:
+    """What is left of each further term's coefficient after `step` optimizer steps; None if none falls."""
+    terms = settings.also or ()
+    if all(term.until is None for term in terms):
+        return None
+    return [1.0 if term.until is None else max(0.0, 1 - step / term.until) for term in terms]
 
 
 def micro_batches(
@@ -308,6 +375,7 @@ def micro_batches(
     if s.teacher_texts is not None and task.answers is not None:
         answers = [("answer", i) for i in rows]
     both = tokens + sum(len(task.answers[rollouts.ids[i]]) for _, i in answers) if task.answers else tokens
+    gold = rollouts.gold if s.gold is not None else None
     mini_batch = MiniBatch(
         task,
         rollouts,
@@ -322,8 +390,11 @@ def micro_batches(
         compiled=engine.launch.compile,
         target=target,
         factors=factors,
+        gold_denominator=float(len(rows) if by_sequence or gold is None else sum(len(gold[i]) for i in rows)),
+        shares=shares(s, engine.step),
         balance=s.teacher_texts.balance(progress) if s.teacher_texts is not None else None,
     )
     samples: list[Row] = [("sample", i) for i in rows]
-    parts = engine.mine(samples, answers, [("text", i) for i in texts], length=mini_batch.length)
+    golds: list[Row] = [] if gold is None else [("gold", i) for i in rows]
+    parts = engine.mine(samples, golds, answers, [("text", i) for i in texts], length=mini_batch.length)
     return parts, partial(mini_batch.loss, engine.engine)

@@ -98,8 +98,9 @@ class Rollouts:
     just now; `entropy` is the student's.  `teacher_entropy` is None if not asked for, and there for all
     responses.  `teacher_hidden`, (length, width) per row on the CPU, or None if not kept: the inner epochs
     recompute the teacher's logits from it at the cost of only the output matrix.  `teacher_prompts`: None if
-    the teacher reads `prompts`.  `mixture_logprobs`, of what tokens were drawn from, is there if the teacher
-    may have replaced them; `drifted`, 1 where the models disagreed, if that could end a response.
+    the teacher reads `prompts`.  `gold`: the rows' gold responses, None if the loss does not ask for them.
+    `mixture_logprobs`, of what tokens were drawn from, is there if the teacher may have replaced them;
+    `drifted`, 1 where the models disagreed, if that could end a response.
     """
 
     ids: list[int]
@@ -117,6 +118,7 @@ class Rollouts:
     teacher_entropy: Tensor | None = None
     mixture_logprobs: Tensor | None = None
     drifted: Tensor | None = None
+    gold: list[np.ndarray] | None = None
 
     @classmethod
     def restored(cls, values: dict[str, Any], world: World) -> Rollouts:
@@ -180,7 +182,7 @@ def collect_rollouts(
     prompts = shown_to_teacher(rows, dev)
     theirs = None if prompts is None else [prompts[i] for i in mine]
     end = dev.teacher.ends[1] if dev.teacher is not None else None
-    keep = engine.launch.teacher_cache and settings.teacher_scores
+    keep = engine.launch.teacher_cache and settings.teacher_scores and settings.keeps_teacher
     sampler = settings.sampler or Sampler()
     with engine.whole():
         asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
@@ -226,7 +228,10 @@ def collect_rollouts(
             made = dataclasses.replace(made, teacher_entropy=entropies(engine.world, hidden, head, made.mask))
     memory.store(entries, settings.replay)
     shown = None if prompts is None else [prompts[entry.row] for entry in entries]
-    return dataclasses.replace(made, teacher_hidden=hidden if keep else None, teacher_prompts=shown)
+    gold = None if settings.gold is None else [rows.response(entry.row) for entry in entries]
+    return dataclasses.replace(
+        made, teacher_hidden=hidden if keep else None, teacher_prompts=shown, gold=gold
+    )
 
 
 def entropies(world: World, hidden: Sequence[Tensor], head: Head, mask: Tensor) -> Tensor:

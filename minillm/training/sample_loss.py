@@ -51,9 +51,12 @@ class SampleLoss:
         teacher_logits: Tensor | None,
         initial_logits: Tensor | None,
         target: Tensor | None = None,
+        shares: Tensor | None = None,
         *factors: Tensor | None,
     ) -> Terms:
         """Logits (n, vocabulary), `target` a scalar (TAID's t), all others (n,).
+
+        `shares`, (further terms,), is what is left of the coefficients of those that fall with the steps.
 
         `factors` are the token weights of the objective, which are in the advantages already, and of each
         further term; there may be none at all.
@@ -66,7 +69,11 @@ class SampleLoss:
         s, losses, counts = self.settings, dict[str, Tensor](), dict[str, Tensor]()
         if s.objective != "minillm":
             assert teacher_logits is not None
-            values = token_divergence(s, logits, teacher_logits, tokens, target)
+            aim = teacher_logits
+            if s.extrapolate is not None:
+                assert initial_logits is not None
+                aim = objectives.extrapolated(teacher_logits, initial_logits, s.extrapolate)
+            values = token_divergence(s, logits, aim, tokens, target)
             losses[s.objective] = weighted(values).sum()
         else:
             new = token_logprobs(logits, tokens)
@@ -86,7 +93,8 @@ class SampleLoss:
         for i, (term, part) in enumerate(zip(self.further, s.also or (), strict=True), 1):
             assert teacher_logits is not None
             values = weighted(token_divergence(term, logits, teacher_logits, tokens), i)
-            losses[f"also_{i}"] = part.coefficient * values.sum()
-        if initial_logits is not None:
+            total = part.coefficient * values.sum()
+            losses[f"also_{i}"] = total if shares is None else total * shares[i - 1].to(total.dtype)
+        if initial_logits is not None and s.init_kl:
             losses["init_kl"] = s.init_kl * objectives.reverse_kl(logits, initial_logits).sum()
         return losses, counts

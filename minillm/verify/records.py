@@ -38,6 +38,7 @@ from minillm.verify.run_folder import AGAIN, LEFT, Run, content, metric_of
 METRICS = layout.metric("**", "*", "*")
 RECORDS = (
     f"{layout.training_data('*')}/{CARD}",
+    f"{layout.teaching_data('*', '*')}/{CARD}",
     layout.card(layout.test_set("*", "*")),
     layout.card(layout.subset_rows("*")),
     "**/*.meta.json",
@@ -58,6 +59,11 @@ def check_records(run: Run, findings: Findings) -> None:
         findings,
         run.files(f"{layout.training_data('*')}/{CARD}"),
         lambda path: _data(run, findings, path.parent),
+    )
+    each(
+        findings,
+        run.files(f"{layout.teaching_data('*', '*')}/{CARD}"),
+        lambda path: _shown(run, findings, path.parent),
     )
     each(findings, run.files(layout.test_set("*", "*")), lambda path: _test_set(run, findings, path))
     each(
@@ -113,6 +119,14 @@ def _data(run: Run, findings: Findings, folder: Path) -> None:
     card = read_object(folder / CARD, {"content": str}, "no such file", AGAIN)
     _folder(findings, folder, CARD, card)
     _of_settings(run, findings, folder, "/".join(("data", folder.parent.name)), card.get("settings_sha256"))
+
+
+def _shown(run: Run, findings: Findings, folder: Path) -> None:
+    card = read_object(folder / CARD, {"content": str}, "no such file", AGAIN)
+    _folder(findings, folder, CARD, card)
+    data = folder.parents[1] / "training"
+    findings.same(folder, "data folders of prompts", content(data), card.get("data"))
+    _of_settings(run, findings, folder, f"prompts/{folder.name}", card.get("settings_sha256"))
 
 
 def _folder(findings: Findings, folder: Path, name: str, record: dict[str, Any]) -> None:

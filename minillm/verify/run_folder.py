@@ -13,6 +13,7 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.stages import STAGES, entry_of
 from minillm.config.strict import load
+from minillm.config.teaching import FURTHER, USUAL
 from minillm.errors import UserError
 from minillm.files import CARD, PROVENANCE, settings_hash, sha256
 from minillm.publish.run_models import MetricFile
@@ -128,6 +129,12 @@ class Run:
             return self.folder / layout.pseudo_answers(self.tokenizers[rest[0]], rest[0])
         if role == "teacher_data":
             return self.data(layout.teacher_weights(rest[0]))
+        if role == "prompts":
+            shown = provenance["settings"]["training"]["teacher"]
+            model = rest[0] if shown["who"] == "pair" else name
+            return self.folder / layout.teaching_data(self.tokenizers[model], shown["prompt"] or USUAL)
+        if role.startswith(FURTHER):
+            return self.folder / layout.model(layout.teacher_weights(role.removeprefix(FURTHER)))
         raise UserError(f"{self.folder / layout.model(weights)}: unknown kind of input '{role}'")
 
     # --- recorded paths

@@ -148,14 +148,15 @@ def gradient(
     }
 
 
-def engine_of(folder, family, launch, **more):
+def engine_of(folder, family, launch, precision="fp32", **more):
     """(engine with the student, teacher, settings) of a run whose steps show the size of a gradient.
 
     With Adam's usual epsilon a gradient of any size moves a weight by the same amount.
     """
     chosen = settings("released", **{"warmup": 0, "lr": 1e-2, **more})
-    student, teacher = (model.float() for model in pair(family))
-    engine = Engine(student, chosen, launch, start(0), "fp32", folder, 2)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    student, teacher = (model.to(dtype) for model in pair(family))
+    engine = Engine(student, chosen, launch, start(0), precision, folder, 2)
     for group in engine.engine.optimizer.param_groups:
         group["eps"] = 1.0
     return engine, engine.frozen(teacher), chosen

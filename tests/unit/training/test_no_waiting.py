@@ -30,6 +30,7 @@ from onpolicy_case import (
     task,
 )
 from pretend_gpu import DEVICE, MixedDevices, PretendGPU, put, tagged
+from teaching_case import GOLD
 from tiny_models import make
 from torch import nn
 from torch.testing import assert_close
@@ -37,6 +38,7 @@ from torch.testing import assert_close
 from minillm.config.objective_parts import Assistant, Signal, Taid, TeacherTexts, Term, TokenWeights
 from minillm.config.sampler import EarlyEnd, Sampler
 from minillm.config.sections import Launch, Sampling
+from minillm.config.teaching import Gold, Teaching
 from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
 from minillm.evaluation.teacher_samples import Sampled
@@ -51,6 +53,7 @@ from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
 from minillm.training.supervised import Supervision
 from minillm.training.teacher_cache import TeacherCache
+from minillm.training.teaching import MeanTeacher, Panel
 
 CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, DEVICE)
 EXAMPLES = [(prompt, Prompts().response(i)) for i, prompt in enumerate(PROMPTS)]
@@ -280,6 +283,8 @@ CASES = {
         "paper", token_weights=TokenWeights(most_uncertain=0.5, drift=0.2, drift_block=3, per_response=True)
     ),
     "the texts' own tokens": settings("paper", also=(Term("cross_entropy"),)),
+    "a term that fades": settings("paper", also=(Term("teacher_token", until=3),)),
+    "gold answers": settings("paper", gold=Gold()),
 }
 
 
@@ -288,7 +293,7 @@ def update(
 ) -> tuple[Counter[str], dict[str, Any], dict[str, Any]]:
     """Waits of a mini-batch's loss and backward pass on the GPU, and gradients there and on the CPU."""
     student, teacher = floats(family)
-    made = rollouts(student, teacher, chosen)
+    made = dataclasses.replace(rollouts(student, teacher, chosen), gold=GOLD)
     if not keep:
         made = dataclasses.replace(made, teacher_hidden=None)
     _, expected = gradient(student, made, task(teacher, chosen), target=0.4 if chosen.taid else None)
@@ -337,6 +342,33 @@ def test_the_guard_of_the_first_student_reads_nothing_back():
         parts, loss = micro_batches(OneProcess(student, WHOLE, GPU), work, made, list(range(COUNT)))
         loss(parts[0])[0].backward()
     assert set(gpu.waits) == set(PADDING)
+
+
+@pytest.mark.parametrize("kind", ["extrapolated", "by itself", "by category"])
+def test_other_teachers_read_nothing_back(kind):
+    student, teacher = floats()
+    more = {"extrapolated": {"extrapolate": 1.25}, "by itself": {"teacher": Teaching("self", prompt="p")}}
+    chosen = settings("paper", objective="reverse_kl", alpha=0.0, **more.get(kind, {}))
+    anchor, made = make("llama", 3), rollouts(student, teacher, chosen)
+    taught = student if kind == "by itself" else teacher
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher, anchor)
+        by = {id_: i % 2 for i, id_ in enumerate(made.ids)}
+        panel = Panel([teacher, anchor], {"train": by}) if kind == "by category" else None
+        work = dataclasses.replace(task(taught, chosen), panel=panel)
+        work = dataclasses.replace(work, anchor=anchor if kind == "extrapolated" else None)
+        parts, loss = micro_batches(OneProcess(student, WHOLE, GPU), work, made, list(range(COUNT)))
+        loss(parts[0])[0].backward()
+    assert set(gpu.waits) == set(PADDING)
+
+
+def test_a_mean_of_the_weights_reads_nothing_back():
+    student, teacher = floats()
+    with PretendGPU() as gpu:
+        there(gpu, student, teacher)
+        mean = MeanTeacher(teacher, student, 0.1)
+        mean.move()
+    assert not gpu.waits
 
 
 def test_the_dev_set_of_the_on_policy_phase():

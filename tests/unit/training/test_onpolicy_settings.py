@@ -141,6 +141,7 @@ SWITCHES = [
     ("objective", "alpha_beta"),
     ("objective", "token_wise_kl"),
     ("objective", "squared_log_ratio"),
+    ("objective", "teacher_token"),
     ("temperature", 0.7),
 ]
 
