@@ -158,7 +158,7 @@ RUNS = {
 
 @pytest.mark.parametrize("case", RUNS)
 def test_a_resumed_run_is_the_uninterrupted_one(case, monkeypatch, tmp_path):
-    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: {"dev_rouge": 1.0, "dev_loss": 1.0})
+    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: ({"dev_rouge": 1.0, "dev_loss": 1.0}, {}))
     monkeypatch.setattr(onpolicy.Candidates, "offer", lambda *_: None)
     monkeypatch.setattr(onpolicy.Candidates, "prune", lambda *_: None)
 

@@ -203,7 +203,7 @@ def test_a_run_with_a_mean_teacher_resumes_exactly(tmp_path, monkeypatch, zero, 
         "objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0, "batch": 4, "inner_epochs": 2,
         "teacher": teaching,
     }  # fmt: skip
-    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: {"dev_loss": 1.0, "dev_rouge": 0.0})
+    monkeypatch.setattr(onpolicy, "evaluate", lambda *_: ({"dev_loss": 1.0, "dev_rouge": 0.0}, {}))
 
     def run(folder, stop=None):
         engine, _, made = engine_of(folder, "llama", launch, precision=precision, **more)
@@ -305,7 +305,7 @@ def test_the_dev_set_is_measured_by_the_pairs_teacher(several, share):
     work = work_of(models[0], made, pair=(pair, None), **more)
     engine = OneProcess(student, WHOLE)
     engine.model = student
-    found = onpolicy.evaluate(engine, dataclasses.replace(work, dev=answering(work.dev)))
+    found, _ = onpolicy.evaluate(engine, dataclasses.replace(work, dev=answering(work.dev)))
     answers = onpolicy.answer(student, answering(work.dev), engine.world).examples
 
     def means(examples, own):
