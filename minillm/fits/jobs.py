@@ -135,6 +135,7 @@ class Planner:
         if on_base:
             teacher = size_of(adapted(base.shape, config.models[key.teacher].adapter))
         settings: Any = None
+        initial: tuple[Size, ...] = ()
         further: tuple[Size, ...] = ()
         if key.stage == "minillm":
             settings = config.on_policy(key.method, key.model)
@@ -147,7 +148,7 @@ class Planner:
                 initial += (student,) * another
                 further = tuple(self.size(name) for name in settings.teacher.panel)
         else:
-            settings, initial = config.for_model(key.stage, key.model), ()
+            settings = config.for_model(key.stage, key.model)
             teacher = teacher if settings.loss == "kd" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0
