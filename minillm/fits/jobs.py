@@ -137,6 +137,7 @@ class Planner:
         if on_base:
             teacher = size_of(adapted(base.shape, config.models[key.teacher].adapter))
         settings: Any = None
+        initial: tuple[Size, ...] = ()
         further: tuple[Size, ...] = ()
         if key.stage == "minillm":
             settings = config.on_policy(key.method, key.model)
@@ -149,7 +150,7 @@ class Planner:
                 initial += (student,) * another
                 further = tuple(self.size(name) for name in settings.teacher.panel)
         else:
-            settings, initial = config.supervised(key.method, key.model), ()
+            settings = config.supervised(key.method, key.model)
             teacher = teacher if settings.loss != "ce" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0
