@@ -17,6 +17,7 @@ from minillm.publish import push as push_module
 from minillm.publish.model_card import full_card, trained_template
 from minillm.publish.push import push
 from minillm.publish.style import number
+from minillm.runtime.card import model_card
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,18 @@ def test_mistakes_are_one_line(
 
 def test_what_is_uploaded_has_no_readme_of_its_own(made: Path) -> None:
     assert "README.md" not in push_module.files_of(made) and "config.json" in push_module.files_of(made)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"stage": "kd"}, "word-level distillation on the training rows"),
+        (
+            {"stage": "kd", "method": "hpd"},
+            "word-level distillation on the training rows, variant `hpd`",
+        ),
+        ({"stage": "minillm", "method": "gkd"}, "on-policy distillation, variant `gkd`"),
+    ],
+)
+def test_a_variant_is_named_after_what_trains_it(settings: dict[str, str], method: str) -> None:
+    assert f"| method | {method} |" in model_card({"settings": settings})
