@@ -128,7 +128,10 @@ def test_seqkd_trains_on_the_teachers_answers_with_the_students_end(run: Run) ->
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(run: Run, tmp_path: Path, monkeypatch) -> None:
-    """Killed in the middle of a collection, whose samples and prompts are then read from the checkpoint."""
+    """Killed in the middle of a collection, whose samples and prompts are then read from the checkpoint.
+
+    It also measures what costs something, which changes no weight.
+    """
     paths = {
         "data": run.data("marks"),
         "init": run.weights(layout.init_weights("small", SEED)),
@@ -151,6 +154,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(run: Run, tmp_path: Path, m
         return update(engine, *arguments, **more)
 
     monkeypatch.setattr(Engine, "update", killed)
+    launch = dataclasses.replace(launch, initial_kl=True, gradient_variance=True)
     with pytest.raises(KeyboardInterrupt):
         run.stage("minillm", names, launch, **paths)
     monkeypatch.setattr(Engine, "update", update)
@@ -158,6 +162,9 @@ def test_an_interrupted_run_ends_in_the_same_weights(run: Run, tmp_path: Path, m
     assert sha256(tmp_path / "model/model.safetensors") == sha256(tmp_path / "whole/model.safetensors")
     logged = [json.loads(line) for line in (tmp_path / "model/metrics.jsonl").read_text().splitlines()]
     assert {"rollout_reverse_kl", "dev_reverse_kl"} <= {key for line in logged for key in line}
+    first, *later = [line["dev_init_kl"] for line in logged if "dev_loss" in line]
+    assert first == pytest.approx(0, abs=1e-6) and later and min(later) > 1e-6
+    assert all(line["grad_variance"] is not None for line in logged if "loss" in line)
 
 
 def test_responses_and_measurements(run: Run) -> None:

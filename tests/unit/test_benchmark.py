@@ -13,11 +13,12 @@ import torch
 from onpolicy_case import OneProcess
 from torch.testing import assert_close
 
-from benchmarks import coins, report, stages
+from benchmarks import coins, parts, report, stages, workload
 from benchmarks.reference import Reference
 from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
 from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
+from minillm.config import onpolicy
 from minillm.config.sections import Launch
 from minillm.runtime.processes import World
 from minillm.training.rollout_losses import micro_batches
@@ -230,3 +231,32 @@ def test_rollouts_by_coins_are_measured_in_turns(monkeypatch, capsys):
         coins.TINY["1 x 64"], Shape(300, 4, prompt=64, response=6, real=True), "fp32", torch.device("cpu")
     )
     assert all(case.seconds(0.2, shared, 1) > 0 for shared in (None, 8, 0))
+
+
+def test_every_part_is_one_that_the_package_takes():
+    for keys in parts.PARTS.values():
+        chosen = workload.settings(TINY, **({"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0} | keys))
+        # Raises an error otherwise.
+        onpolicy.check_on_policy(chosen, "a part", "stages.minillm")
+
+
+@pytest.mark.parametrize("part", [list(parts.PARTS)[1], "moving target", "forward KL in addition"])
+def test_a_part_runs(part):
+    shape = Shape(
+        vocabulary=37, batch=4, prompt=6, response=8, text=10, student=Size(1, 16), teacher=Size(1, 32)
+    )
+    found = parts.run(part, shape, updates=1)
+    assert found["speed"] > 0 and found["memory"] >= 0
+
+
+def test_the_table_of_parts_compares_with_plain_reverse_kl():
+    results = {
+        "reverse KL": {"speed": 200.0, "memory": 30.0},
+        "sampled token": {"speed": 250.0, "memory": 20.4},
+    }
+    lines = parts.table(Shape(vocabulary=2**20, batch=2, response=4, prompt=3), results).splitlines()
+    assert lines[0] == "2 rows of 3 + 4 tokens, vocabulary 1048576; logits: 32 MB"
+    assert lines[-2:] == [
+        "| reverse KL | 200 | 1.00 | 30 | +0 |",
+        "| sampled token | 250 | 1.25 | 20 | -10 |",
+    ]
