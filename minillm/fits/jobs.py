@@ -141,7 +141,7 @@ class Planner:
         further: tuple[Size, ...] = ()
         if key.stage == "minillm":
             settings = config.on_policy(key.method, key.model)
-            initial: tuple[Size, ...] = (student,) if settings.anchored or launch.initial_kl else ()
+            initial = (student,) if settings.anchored or launch.initial_kl else ()
             if settings.teacher is not None:
                 # Who teaches, next to the pair's teacher, which measures the dev set; the student itself
                 # needs no room.
