@@ -27,6 +27,7 @@ from minillm.config.measurements.lengths import Lengths
 from minillm.config.measurements.metrics import Metrics, check_metrics, sets_by_metric
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
+from minillm.config.methods import Method, check_catalogue, method_settings, named
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sampling import Sampling, check_backend
 from minillm.config.sections import (
@@ -67,7 +68,7 @@ class Experiment:
         default=METHODS,
         min_length=1,
         description="Methods of the main table, in its order: some of `sft`, `kd`, `seqkd`, `minillm` and "
-        "the names of `variants`.",
+        "the names of `variants` and of `catalogue`.",
     )
     sweeps: tuple[Pair, ...] = Field(
         default=(),
@@ -82,6 +83,12 @@ class Experiment:
     variants: dict[Name, Variant] = Field(
         default_factory=dict,
         description="Further on-policy methods by name: MiniLLM with some keys replaced.",
+    )
+    catalogue: dict[Name, Method] = Field(
+        default_factory=dict,
+        description="Published methods by name (`config/methods.yaml`). One that `methods` names is trained "
+        "like a variant, with the schedule of `stages.minillm` and `per_model` and no other key of them. A "
+        "variant of the same name takes its place.",
     )
     training_seeds: tuple[Seed, ...] = Field(
         default=(10,),
@@ -167,7 +174,7 @@ class Experiment:
     @property
     def every_method(self) -> dict[str, None]:
         """Names of all methods that can train a student, in order."""
-        return dict.fromkeys((*METHODS, *self.variants))
+        return dict.fromkeys((*METHODS, *self.variants, *self.catalogue))
 
     def trained(self, *, sweeps: bool) -> list[tuple[str, str, str]]:
         """(teacher, student, method) of every student, each once.
@@ -217,8 +224,14 @@ class Experiment:
         if "minillm" in self.per_model.get(model, {}):
             places.append(self.per_model[model]["minillm"])
             names.append(f"per_model.{model}.minillm")
-        if method in self.variants:
-            places.append(self.variants[method].settings)
+        variant = self.variants.get(method)
+        if isinstance(variant, Method):
+            under = " with ".join([f"catalogue.{method}", *names])
+            settings = method_settings(places, variant, where, under)
+            check_on_policy(settings, where, under)
+            return settings
+        if variant is not None:
+            places.append(variant.settings)
             names.insert(0, f"variants.{method}")
         under = " with ".join(names) or "stages.minillm"
         settings = combined(places, where, under)
@@ -240,7 +253,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
     Raises UserError (one line naming `where` and the key).
     """
-    config = parse(Experiment, raw, where)
+    config = _with_catalogue(parse(Experiment, raw, where), where)
     check_lists(config, where)
     _check_data(config, where)
     # The sections of measurements check themselves.
@@ -274,6 +287,15 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for stage in config.cores:
         must_be_one_of(stage, STAGES, where, f"cores.{stage}")
     return config
+
+
+def _with_catalogue(config: Experiment, where: str) -> Experiment:
+    """`config` with the methods of the catalogue that it trains among its variants."""
+    check_catalogue(config.catalogue, {*METHODS, *STAGES}, where)
+    pairs = (*config.pairs, *config.sweeps)
+    asked = dict.fromkeys([*config.methods, *(name for pair in pairs for name in pair.methods)])
+    used = named(config.catalogue, asked, config.variants)
+    return dataclasses.replace(config, variants={**config.variants, **used}) if used else config
 
 
 def _check_data(config: Experiment, where: str) -> None:
