@@ -20,6 +20,7 @@ from minillm.config import layout
 from minillm.config.chat import linked
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
+from minillm.config.grid import SUPERVISED, candidates, split
 from minillm.config.measurements.metrics import STAGE_OF
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.sections import KILLED_AFTER
@@ -85,6 +86,15 @@ class Workflow:
             if self.config.human.test and method == "minillm"
         ]
 
+    @property
+    def gridded(self) -> list[str]:
+        """Method, student and teacher of every training that has a grid, as layout.grid_key has them."""
+        return [
+            layout.grid_key(method, student, teacher)
+            for teacher, student, method in self.trained
+            if candidates(self.config.grid, method)
+        ]
+
     def constraints(self) -> dict[str, str]:
         """Wildcard -> regular expression."""
         config = self.config
@@ -101,6 +111,8 @@ class Workflow:
             "source": r"(models|tokenizers|datasets|checkpoints|subsets|judge|harness)/.+",
             "subset": one_of(config.subsets),
             "method": one_of(["minillm", *config.variants]),
+            "trained": one_of(dict.fromkeys(self.gridded)),
+            "candidate": "lr[^/]+",
             "seed": r"\d+",
             "key": f"({one_of(settings)})(/.+)?",
             "task": one_of(config.calibration.tasks),
@@ -221,6 +233,69 @@ class Workflow:
         """Input function: the base model of a student that is trained by an adapter."""
         adapted = self.config.models[wildcards.student].adapter is not None
         return [self.below(layout.model(layout.base_weights(wildcards.student)))] if adapted else []
+
+    # --- grids
+    def grid(self, method: str = "") -> Callable[[Any], list[str]]:
+        """Input function: what the grid of `method` (empty: the wildcard) has chosen, if it has one."""
+
+        def choice(wildcards: Any) -> list[str]:
+            name = method or wildcards.method
+            if not candidates(self.config.grid, name):
+                return []
+            key = layout.grid_key(name, wildcards.student, wildcards.get("teacher") or "")
+            return [self.below(layout.grid_choice(key))]
+
+        return choice
+
+    def trials(self, wildcards: Any) -> list[str]:
+        """Input function: the trials of a method's grid."""
+        method, *_ = split(wildcards.trained)
+        tried = candidates(self.config.grid, method)
+        return [self.below(layout.trial(wildcards.trained, candidate.name)) for candidate in tried]
+
+    def trial_inputs(self, wildcards: Any) -> dict[str, Any]:
+        """Input function: what a trial is trained from, by the options of its method's stage."""
+        method, student, teacher = split(wildcards.trained)
+        tokenizer = self._tokenizer(student)
+        files = {"data": layout.training_data(tokenizer)}
+        if method in SUPERVISED:
+            files["base"] = layout.model(layout.base_weights(student))
+        else:
+            files["init"] = layout.model(layout.init_weights(student, self.config.training_seeds[0]))
+            if self.config.models[student].adapter is not None:
+                files["base"] = layout.model(layout.base_weights(student))
+        if teacher:
+            theirs = self._tokenizer(teacher)
+            files["teacher"] = layout.model(layout.teacher_weights(teacher))
+            if theirs != tokenizer:
+                files["teacher-data"] = layout.training_data(theirs)
+        if method == "seqkd":
+            files["pseudo"] = layout.pseudo_answers(self._tokenizer(teacher), teacher)
+        return {name: self.below(path) for name, path in files.items()}
+
+    def trial_files(self, wildcards: Any) -> list[str]:
+        """Input function: the same files as a list."""
+        return list(self.trial_inputs(wildcards).values())
+
+    def trial_options(self, wildcards: Any) -> str:
+        """Params function: the same files as options."""
+        files = self.trial_inputs(wildcards).items()
+        return shlex.join(word for name, path in files for word in (f"--{name}", path))
+
+    def stage_of_trial(self, wildcards: Any) -> str:
+        """The stage that a trial runs: its method's."""
+        method = split(wildcards.trained)[0]
+        return method if method in SUPERVISED else "minillm"
+
+    def trial_code(self, wildcards: Any) -> list[str]:
+        """Input function: the code of a trial's stage."""
+        return self.code(self.stage_of_trial(wildcards))
+
+    def trial_launch(self, wildcards: Any, resources: Any, threads: int) -> str:
+        """Params function: how a trial is started, as its method's stage is."""
+        _, student, teacher = split(wildcards.trained)
+        names = {"student": student, "teacher": teacher}
+        return self.launch(self.stage_of_trial(wildcards))(names, resources, threads)
 
     def recorded(self, section: str, *names: str) -> list[str]:
         """Records of what is not made here: of the entries of a section that come from the hub or from files.

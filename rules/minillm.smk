@@ -8,6 +8,7 @@ rule minillm:
         init=at(layout.model(layout.init_weights("{student}", "{seed}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         base=FLOW.base_of_adapter,
+        grid=FLOW.grid(),
         code=FLOW.code("minillm"),
     output:
         directory(
@@ -35,7 +36,8 @@ rule minillm:
         command=FLOW.launch("minillm"),
         base=option("base"),
         teacher_data=option("teacher_data"),
+        grid=option("grid"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
-        " --teacher {input.teacher:q}{params.base}{params.teacher_data} --out {output:q}"
+        " --teacher {input.teacher:q}{params.base}{params.teacher_data}{params.grid} --out {output:q}"
         " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from minillm.config import layout
 from minillm.config.adapter import check_adapters
 from minillm.config.estimators import Estimators
+from minillm.config.grid import Grid
 from minillm.config.measurements.calibration import Calibration
 from minillm.config.measurements.diversity import Diversity
 from minillm.config.measurements.exposure_bias import ExposureBias
@@ -89,6 +90,10 @@ class Experiment:
         description="Published methods by name (`config/methods.yaml`). One that `methods` names is trained "
         "like a variant, with the schedule of `stages.minillm` and `per_model` and no other key of them. A "
         "variant of the same name takes its place.",
+    )
+    grid: Grid = Field(
+        default_factory=Grid,
+        description="Learning rates and lengths of training that are tried before each method is trained.",
     )
     training_seeds: tuple[Seed, ...] = Field(
         default=(10,),

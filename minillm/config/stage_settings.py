@@ -176,6 +176,8 @@ class TrainSettings:
     sampling: Sampling
     teacher: str = ""
     adapter: Adapter | None = None
+    # A candidate of a grid (config/grid.py): only its dev evaluations are kept.
+    trial: bool | None = None
 
     @classmethod
     def of(
@@ -228,6 +230,8 @@ class OnPolicySettings:
     precision: Precision
     training: OnPolicy
     adapter: Adapter | None = None
+    # As in TrainSettings.
+    trial: bool | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:

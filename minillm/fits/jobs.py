@@ -10,6 +10,7 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
+from minillm.config.grid import SUPERVISED, TrialSettings
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sections import Launch, Sampling, Training
 from minillm.config.stages import STAGES
@@ -46,13 +47,17 @@ LOSS = (
 
 @dataclass(frozen=True)
 class Key:
-    """What makes jobs alike: stage, method (MiniLLM's variants), models, and for an evaluation its set."""
+    """What makes jobs alike: stage, method (MiniLLM's variants), models, and for an evaluation its set.
+
+    candidate: of a grid, for its trial.
+    """
 
     stage: str
     method: str
     model: str
     teacher: str = ""
     test: str = ""
+    candidate: str = ""
 
 
 def key_of(config: Experiment, benchmark: str) -> Key | None:
@@ -64,6 +69,10 @@ def key_of(config: Experiment, benchmark: str) -> Key | None:
     if "benchmarks" not in parts:
         return None
     method, *rest = parts[parts.index("benchmarks") + 1 :]
+    if method == "trial":
+        name, model, *teacher, candidate = rest
+        stage = name if name in SUPERVISED else "minillm"
+        return Key(stage, name, model, *(teacher or [""]), candidate=candidate)
     stage = "minillm" if method in config.variants else method
     if stage not in PLACES:
         return None
@@ -140,6 +149,10 @@ class Planner:
             initial = (student,) if settings.init_kl else ()
         else:
             settings, initial = config.for_model(key.stage, key.model), ()
+        if key.candidate:
+            trained = layout.grid_key(key.method, key.model, key.teacher)
+            settings = TrialSettings.of(config, "trial", f"{trained}/{key.candidate}").training
+        if key.stage != "minillm":
             teacher = teacher if settings.loss == "kd" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.config.sections import Sampling
-from minillm.errors import UserError
+from minillm.errors import Diverged
 from minillm.sampling.progress import Progress
 
 # (rows, positions, the teacher's hidden states).
@@ -84,10 +84,10 @@ class Response:
     record: Record | None = None
 
 
-def broken(model: PreTrainedModel) -> UserError:
+def broken(model: PreTrainedModel) -> Diverged:
     """The error of a model whose logits are NaN."""
     name = model.name_or_path or type(model).__name__
-    return UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
+    return Diverged(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
 
 
 def responses(progress: Progress, record: bool, kept: Kept) -> list[Response]:

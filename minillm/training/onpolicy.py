@@ -21,7 +21,7 @@ from minillm.config.sections import Launch, Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.data.rows import Corpus, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
-from minillm.errors import UserError
+from minillm.errors import Diverged, UserError
 from minillm.files import identity, stage_key
 from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.engine import Engine
@@ -34,10 +34,12 @@ from minillm.training.credit import credit_summary
 from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
 from minillm.training.divergences import token_divergence
 from minillm.training.export import export
+from minillm.training.grid import with_choice
 from minillm.training.lengths import check_rows
 from minillm.training.moving_target import MovingTarget
 from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
+from minillm.training.trial import tried, write_trial
 from minillm.training.vllm_rollouts import VllmRollouts
 
 # Orders of mini-batches are drawn with other keys than orders of prompts.
@@ -160,7 +162,7 @@ def evaluate(engine: Engine, task: Task) -> dict[str, float]:
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
-    """Raise UserError if length or reverse KL has run away from the first collection's; it says how far."""
+    """Raise Diverged if length or reverse KL has run away from the first collection's; it says how far."""
     for key, limit, value in (
         ("response_length", "stop_length", settings.stop_length),
         ("rollout_reverse_kl", "stop_kl", settings.stop_kl),
@@ -174,7 +176,7 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
         # The first collection may have no samples of the student.
         first = memory.first.setdefault(key, now)
         if now > value * first or (limit == "stop_length" and now * value < first):
-            raise UserError(
+            raise Diverged(
                 f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} "
                 f"at the start: more than a factor of {value:g}; lower lr, raise alpha or init_kl, "
                 f"or set {limit}: 0.0 (the best model so far: {engine.folder}/candidates)"
@@ -192,12 +194,15 @@ def run_stage(
     checkpoints: Path,
     base: Path | None = None,
     teacher_data: Path | None = None,
+    grid: Path | None = None,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
 
     A student with an adapter goes on with that of `init`, on its base model (`base`).  `teacher_data`: the
-    same rows in the teacher's chat template, if that is another.
+    same rows in the teacher's chat template, if that is another.  `grid`: what the method's grid has chosen.
+    Of a trial `out` is a file with its dev evaluations.
     """
+    settings, chosen = with_choice(settings, grid)
     training = settings.training
     world = start(settings.seed, launch.patience)
     check_same_tokenizer(init, teacher)
@@ -211,7 +216,7 @@ def run_stage(
     sampling = Sampling(temperature=training.temperature, max_tokens=training.max_tokens)
     prompts = TeacherPrompts.open(data, teacher_data)
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, prompts)
-    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data}
+    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data, "grid": grid}
     inputs = {key: identity(path) for key, path in paths.items() if path}
     raw, adapter = dataclasses.asdict(settings), settings.adapter
     if adapter is None:
@@ -244,5 +249,10 @@ def run_stage(
     anchor = frozen(init, data) if training.init_kl else None
     corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
     task = Task(frozen(teacher, teacher_data or data), anchor, corpus, dev, training, settings.seed)
-    history = train(engine, task, rows, settings.method, settings.precision)
-    export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)
+    history, lost = tried(
+        lambda: train(engine, task, rows, settings.method, settings.precision), settings.trial
+    )
+    if settings.trial:
+        write_trial(engine, history, lost, out, raw, inputs, settings.seed)
+    else:
+        export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base, chosen)

@@ -123,9 +123,17 @@ class Run:
             return self.folder / layout.model(layout.teacher_weights(rest[0]))
         if role == "pseudo":
             return self.folder / layout.pseudo_answers(self.tokenizers[rest[0]], rest[0])
+        if role == "grid":
+            return self.folder / layout.grid_choice(self.grid_key(weights))
         if role == "teacher_data":
             return self.data(layout.teacher_weights(rest[0]))
         raise UserError(f"{self.folder / layout.model(weights)}: unknown kind of input '{role}'")
+
+    def grid_key(self, weights: str) -> str:
+        """The path of a student's grid below grid/, without its ending."""
+        name, method, *rest = weights.split("/")
+        method = "sft" if method == "init" else method
+        return layout.grid_key(method, name, rest[0])
 
     # --- recorded paths
     def place(self, recorded: str) -> Path:

@@ -152,7 +152,7 @@ def test_it_is_found_where_a_pair_names_its_methods(place: str) -> None:
     ("settings", "said"),
     [
         ({"alpa": 0.0}, "catalogue.mine.settings.alpa: unknown key; did you mean 'alpha'?"),
-        ({"lr": 1.0e-4}, "catalogue.mine.settings.lr: a method of the catalogue leaves this to the configuration"),
+        ({"lr": 1.0e-4}, "catalogue.mine.settings.lr: a method of the catalogue leaves this to the"),
         ({"semantics": "paper"}, "catalogue.mine.settings.semantics: a method of the catalogue leaves this"),
         ({"signal": {"tokens": "sampled"}}, "catalogue.mine.settings.signal.tokens: one sampled token is no"),
     ],
