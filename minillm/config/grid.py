@@ -30,8 +30,8 @@ class Candidates:
 
     lr: tuple[Positive, ...] = Field(
         default=(),
-        description="Learning rates to try; empty takes those of `grid.lr`, which are not for `sft`, `kd` and "
-        "`seqkd`.",
+        description="Learning rates to try; empty takes those of `grid.lr`, which are not for `sft`, `kd` "
+        "and `seqkd`.",
     )
     length: tuple[Positive, ...] = Field(
         default=(),
@@ -43,7 +43,7 @@ class Candidates:
 
 @dataclass(frozen=True, config=STRICT)
 class Grid:
-    """Learning rates and lengths that are tried on short runs before a method is trained (docs/running.md)."""
+    """Learning rates and lengths that are tried on short runs before the training (docs/running.md)."""
 
     lr: tuple[Positive, ...] = Field(
         default=(),
