@@ -1,4 +1,4 @@
-"""Jobs of a grid and of the catalogue: what an edit plans again, and that neither changes a run without it."""
+"""Jobs of a grid and of methods of the catalogue: what comes before what, and what an edit plans again."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ def test_trials_and_choice_come_before_the_training(checkout: Checkout) -> None:
     shown = checkout.snakemake("-n", "-p", "--cores", "2", "--configfile", "grids.yaml").stdout
     folder = "results/grids"
     assert f"--grid {folder}/grid/vopd/small/big.json --out {folder}/models/small/vopd/big/seed10" in shown
-    trial = f"--config {folder}/configs/trial/vopd/small/big/lr0.0001.json --data {folder}/data/letters/training"
-    trial += f" --init {folder}/models/small/init/seed10 --teacher {folder}/models/big/teacher --out {folder}/grid/"
+    trial = (
+        f"--config {folder}/configs/trial/vopd/small/big/lr0.0001.json --data {folder}/data/letters/training"
+    )
+    trial += f" --init {folder}/models/small/init/seed10 --teacher {folder}/models/big/teacher "
     assert trial in shown
     # Its launch values are those of the stage.
     assert "minillm kd --launch" in shown and "minillm trial" not in shown
