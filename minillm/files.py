@@ -33,7 +33,7 @@ NEWER = (
     *("forms", "coins", "chat", "turns", "also", "adapter", "licence", "gated"),
     *("instruction", "where", "metrics", "served_name", "key_variable"),
     *("alpha_beta", "signal", "taid", "assistant", "token_weights"),
-    "trial",
+    *("trial", "against"),
 )
 # The same for keys whose default has a name.
 NEWER_DEFAULTS = {"backend": "transformers"}

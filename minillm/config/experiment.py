@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from minillm.config import layout
 from minillm.config.adapter import check_adapters
+from minillm.config.comparison import Comparison
 from minillm.config.estimators import Estimators
 from minillm.config.grid import Grid
 from minillm.config.measurements.calibration import Calibration
@@ -174,6 +175,10 @@ class Experiment:
     )
     judge: Judge = Field(default_factory=Judge, description="Measurement: scores by a judge model.")
     human: Human = Field(default_factory=Human, description="Measurement: blind comparisons by annotators.")
+    comparison: Comparison = Field(
+        default_factory=Comparison,
+        description="Which methods all others are tested against, in the table `methods`.",
+    )
     harness: Harness = Field(default_factory=Harness, description="Measurement: tasks of lm-eval.")
 
     @property

@@ -58,6 +58,7 @@ PARTS = (
     ("Judge", "Judge", "`judge`"),
     ("Human", "Human evaluation", "`human`"),
     ("Harness", "Tasks of lm-eval", "`harness`"),
+    ("Comparison", "Comparison", "`comparison`"),
     ("Estimators", "Study of estimators", "`estimators`"),
     ("Style", "Style of the figures", "`style`"),
     ("Launch", "Launch values", "`launch.default`, `launch.STAGE`, `per_model.MODEL.launch.STAGE`"),

@@ -72,7 +72,7 @@ def key_of(config: Experiment, benchmark: str) -> Key | None:
     if method == "trial":
         name, model, *teacher, candidate = rest
         stage = name if name in SUPERVISED else "minillm"
-        return Key(stage, name, model, *(teacher or [""]), candidate=candidate)
+        return Key(stage, name, model, "".join(teacher), candidate=candidate)
     stage = "minillm" if method in config.variants else method
     if stage not in PLACES:
         return None

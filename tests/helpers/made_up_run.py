@@ -45,6 +45,7 @@ SECTIONS: dict[str, Any] = {
     "judge": {"kind": "openai", "model": "some-judge", "tests": ["dolly"]},
     "human": {"test": "dolly", "answers": ["anna.json"]},
     "harness": {"tasks": ["arc_easy"]},
+    "comparison": {"against": ["minillm"], "test": "dolly"},
 }
 
 
