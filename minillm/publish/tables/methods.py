@@ -142,7 +142,7 @@ def p_values(rows: Sequence[Row], measure: str, against: str) -> dict[str, float
     values.pop(INITIAL, None)
     found = {}
     for method, ours in values.items():
-        parts = [each for each in (part(ours), part(theirs)) if each]
+        parts = [each for each in (part(side) for side in (ours, theirs) if side) if each]
         if len(parts) == 2:
             found[method] = t_test(mean_and_error(ours)[0] - mean_and_error(theirs)[0], parts)
     return dict(zip(found, holm(list(found.values())), strict=True))
