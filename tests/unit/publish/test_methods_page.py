@@ -198,7 +198,8 @@ def test_how_long_is_said_from_earlier_jobs_and_stated_times() -> None:
     said = collect.estimate(planned, {1: 2.0}, 2)
     hours = (collect.SECONDS["trial"] / 3600 + 2.0 + 3 / 3600) / 2
     assert said == (
-        f"3 jobs: 1 trials of a grid, 1 on-policy trainings, 0 evaluations; about {hours:.1f} hours on 2 cores."
+        "3 jobs: 1 trials of a grid, 1 on-policy trainings, 0 evaluations; "
+        f"about {hours:.1f} hours on 2 cores."
     )
     assert collect.estimate([], {}, 2) == "Nothing is left to run."
     assert collect.options(["vopd", "tip"])[-2:] == ["--config", "methods=[vopd,tip]"]
