@@ -35,6 +35,34 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "a configuration makes another method of a catalogue's entry",
+        "config/methods.py",
+        "for k, v in expanded(values, where, under).items() if k in SCHEDULE}",
+        "for k, v in expanded(values, where, under).items()}",
+        "tests/unit/config/test_methods.py::test_the_configuration_does_not_make_another_method_of_it",
+    ),
+    Mutation(
+        "a trial is as long as the training",
+        "config/grid.py",
+        "chosen.lr, chosen.length, config.grid.share)",
+        "chosen.lr, chosen.length)",
+        "tests/unit/config/test_grid_section.py::test_a_trial_is_the_method_itself_but_for_rate_and_time",
+    ),
+    Mutation(
+        "a grid looks at the last evaluation",
+        "training/grid.py",
+        'kept = choose(history, "best_rouge")',
+        "kept = history[-1]",
+        "tests/unit/training/test_grid_choice.py::test_the_value_is_that_of_the_checkpoint_that_would_be_kept",
+    ),
+    Mutation(
+        "a training ignores what its grid has chosen",
+        "training/grid.py",
+        "return dataclasses.replace(settings, training=training), summary",
+        "return settings, summary",
+        "tests/unit/training/test_grid_choice.py::test_a_training_takes_rate_and_length_and_records_them",
+    ),
+    Mutation(
         "the teacher reads the student's prompts",
         "training/supervised.py",
         "read = self.theirs[0] if self.theirs else examples",
