@@ -35,18 +35,10 @@ TEXTS = ("method", "label", "pair", "teacher", "initial", "processor", "edge", "
 AGAINST = ("minillm", "on-policy-reverse-kl")
 CONFIGS = ["config/demo.yaml", "config/methods-demo.yaml"]
 TARGET = "results/methods/tables/methods.md"
-# Seconds of one core, for jobs that never ran here: measured on an AMD EPYC.
-SECONDS = {
-    "teacher": 200,
-    "base": 60,
-    "pseudo": 60,
-    "sft": 60,
-    "kd": 60,
-    "seqkd": 60,
-    "trial": 35,
-    "minillm": 60,
-}
-OTHER = 10
+# Seconds of one core, for jobs that never ran here.
+SECONDS = {"teacher": 280, "base": 30, "pseudo": 60, "trial": 25, "minillm": 50, "generate": 8}
+SECONDS |= dict.fromkeys(("sft", "kd", "seqkd"), 90)
+OTHER = 5
 Row = dict[str, Any]
 
 
@@ -104,9 +96,12 @@ def results_text(rows: Sequence[Row]) -> str:
         shown = as_markdown(sheet(group, AGAINST)).strip()
         # The caption and the notes stand in the page.
         table = "\n".join(line for line in shown.splitlines() if line.startswith("|"))
-        edges = dict.fromkeys(f"{row['label']}: {row['edge']}" for row in group if row.get("edge"))
         parts += [f"On {processor}:", table]
-        parts += ["At the edge of the grid: " + "; ".join(edges) + "."] if edges else []
+        edges: dict[str, dict[str, None]] = {}
+        for row in group:
+            edges.setdefault(row["edge"] or "", {})[row["label"]] = None
+        said = [f"{edge} ({', '.join(labels)})" for edge, labels in edges.items() if edge]
+        parts += ["At the edge of the grid: " + "; ".join(said) + "."] if said else []
     return "\n\n".join(parts)
 
 

@@ -139,6 +139,11 @@ def split(trained: str) -> tuple[str, str, str]:
     return method, student, teacher
 
 
+def settings_class(method: str) -> type[TrainSettings] | type[OnPolicySettings]:
+    """The settings of a method's stage."""
+    return TrainSettings if method in SUPERVISED else OnPolicySettings
+
+
 class TrialSettings:
     """`trial`: one candidate of a grid, as settings of the method's own stage."""
 
@@ -148,7 +153,7 @@ class TrialSettings:
         trained, _, name = trial.rpartition("/")
         method, student, teacher = split(trained)
         chosen = {c.name: c for c in candidates(config.grid, method)}[name]
-        kind: Any = TrainSettings if method in SUPERVISED else OnPolicySettings
+        kind: Any = settings_class(method)
         names = {"teacher": teacher} if teacher else {}
         settings = kind.of(config, method, model=student, seed=config.training_seeds[0], **names)
         training = shortened(settings.training, chosen.lr, chosen.length, config.grid.share)

@@ -39,6 +39,7 @@ from minillm.verify.run_folder import AGAIN, LEFT, Run, content, metric_of
 METRICS = layout.metric("**", "*", "*")
 RECORDS = (
     f"{layout.training_data('*')}/{CARD}",
+    layout.grid_choice("**/*"),
     layout.card(layout.test_set("*", "*")),
     layout.card(layout.subset_rows("*")),
     "**/*.meta.json",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config import layout
+from minillm.config.grid import settings_class
 from minillm.config.stages import STAGES, entry_of
 from minillm.config.strict import load
 from minillm.errors import UserError
@@ -44,6 +45,8 @@ class Run:
         stage = key.split("/")[0]
         entry = entry_of(stage, () if stage in STAGES else (stage,))
         cls = entry.settings_class() if entry else None
+        if stage == "trial":
+            cls = settings_class(key.split("/")[1])
         path = self.folder / layout.settings_file(key)
         if cls is None:
             raise UserError(f"{path}: no stage has these settings")

@@ -75,7 +75,14 @@ def rows_of(results: ItemResults) -> list[dict[str, Any]]:
             first = next(iter(results.log(weights)), {}) if row["initial"] else {}
             if first.get("step") == 0 and "dev_reverse_kl" in first:
                 key = (row["pair"], seed)
-                about = {"method": INITIAL, "label": "Initial student", "lr": None, "steps": 0, "step": 0}
+                about = {
+                    "method": INITIAL,
+                    "label": "Initial student",
+                    "lr": None,
+                    "steps": 0,
+                    "step": 0,
+                    "edge": "",
+                }
                 none = dict.fromkeys(MEASURES)
                 starts.setdefault(key, {**row, **none, **about, **{name: first.get(name) for name in OF_DEV}})
     return [*starts.values(), *rows]

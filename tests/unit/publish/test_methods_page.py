@@ -183,7 +183,7 @@ def test_the_comparison_trains_every_method_of_the_catalogue() -> None:
     same = ("collections", "rollouts", "batch", "inner_epochs", "max_tokens", "evaluations")
     assert all(len({getattr(s, key) for s in settings}) == 1 for key in same)
     # Every on-policy method has the same rates to choose from.
-    assert len(run.grid.lr) == 3 and not run.grid.methods
+    assert len(run.grid.lr) == 4 and not run.grid.methods
     with pytest.raises(Exception, match=r"comparison.test: missing; name one of data.tests"):
         experiment({**raw_plan(), "comparison": {"against": ["minillm"]}})
 
