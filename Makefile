@@ -15,6 +15,9 @@ CONFIG ?= config/config.yaml
 FAULTS ?=
 SEED ?= 0
 
+comma := ,
+space := $(subst ,, )
+
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
 # Of `make verify RUN=results/demo`; in recipes the name stands for the environment.
@@ -23,7 +26,7 @@ override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all mini mini-all verify plan test test-quick test-slurm test-vllm lint types
+.PHONY: help install demo demo-all methods mini mini-all verify plan test test-quick test-slurm test-vllm lint types
 .PHONY: mutations
 .PHONY: format audit fuzz faults determinism soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl bench-vllm gpu-check
@@ -56,6 +59,14 @@ demo: $(SETUP) ## the whole pipeline on the embedded corpus: minutes on one mach
 
 demo-all: $(SETUP) ## the demo with every on-policy method (ablations, GKD, ImitKD ...) and the estimators
 	@$(call pipeline,demo-all,config/demo.yaml config/demo-all.yaml)
+
+# METHODS: some of them, whose rows are added to docs/methods/methods.csv.
+methods: $(SETUP) ## published methods side by side on the demo's task, hours; METHODS="vopd aopd": only these
+	@$(RUN) python docs/methods/collect.py --announce $(if $(METHODS),--methods $(METHODS))
+	@$(RUN) snakemake results/methods/tables/methods.md results/methods/curves.html --cores $(CORES) \
+	  --configfile config/demo.yaml config/methods-demo.yaml --keep-going --show-failed-logs \
+	  $(if $(METHODS),--config 'methods=[$(subst $(space),$(comma),$(strip $(METHODS)))]') && \
+	python docs/methods/collect.py results/methods && cat results/methods/tables/methods.md
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)

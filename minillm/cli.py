@@ -56,6 +56,17 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _methods_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", nargs="?", default="", metavar="NAME", help="one method, with its settings")
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from minillm.methods import show
+
+    print(show(args.name))
+    return 0
+
+
 def _verify_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
     sub.add_argument(
@@ -193,6 +204,7 @@ PEOPLE = {
     "plan": Command(
         "jobs, hours, critical path and memory of what a configuration would still run", _plan_options, _plan
     ),
+    "methods": Command("published methods that a configuration may name", _methods_options, _methods),
     "verify": Command(
         "whether a finished run is what its records say; status 1 if anything differs",
         _verify_options,

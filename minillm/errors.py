@@ -14,3 +14,7 @@ class UserError(Exception):
         # What a message quotes (a key, a value, another library's error) may have several lines, or be huge.
         line = " ".join(str(message).splitlines())
         super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST]} ...")
+
+
+class Diverged(UserError):
+    """A training whose gradients, logits or samples have run away; a candidate of a grid is then lost."""

@@ -37,6 +37,7 @@ NEWER = (
     *("teacher_texts", "baseline_top_k", "reward_floor", "method"),
     *("log_ratio_at_least", "most_uncertain", "switch", "drift", "drift_block", "per_response"),
     *("gold", "extrapolate", "teacher", "until"),
+    *("trial", "against"),
 )
 # The same for keys whose default has a name.
 NEWER_DEFAULTS = {"backend": "transformers"}

@@ -28,7 +28,7 @@ from minillm.readers import read_text, read_yaml
 
 DASH = "–"
 # What Snakemake reads (workflow/Snakefile).
-CATALOGUES = (Path("config/models.yaml"), Path("config/datasets.yaml"))
+CATALOGUES = tuple(Path(f"config/{name}.yaml") for name in ("models", "datasets", "methods"))
 PAPER = Path("config/config.yaml")
 # For which changes are searched, unless another is named: the paper's configuration is made for it.
 MACHINE = "A100-80G"

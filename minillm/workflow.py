@@ -20,6 +20,7 @@ from minillm.config import layout
 from minillm.config.chat import linked
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
+from minillm.config.grid import candidates, split
 from minillm.config.measurements.metrics import STAGE_OF
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.sections import KILLED_AFTER
@@ -40,6 +41,13 @@ MODEL_KEYS = ("teacher", "model", "student", "weights", "taken")
 def one_of(names: Iterable[str]) -> str:
     """A regular expression that matches these names; without names, nothing."""
     return "|".join(map(re.escape, names)) or "(?!)"
+
+
+class Names(dict[str, str]):
+    """Names of a job that has other wildcards, to be asked for as those are."""
+
+    def __getattr__(self, name: str) -> str:
+        return self[name]
 
 
 class Workflow:
@@ -86,6 +94,15 @@ class Workflow:
             if self.config.human.test and method == "minillm"
         ]
 
+    @property
+    def gridded(self) -> list[str]:
+        """Method, student and teacher of every training that has a grid, as layout.grid_key has them."""
+        return [
+            layout.grid_key(method, student, teacher)
+            for teacher, student, method in self.trained
+            if candidates(self.config.grid, method, self.config.stage_of(method))
+        ]
+
     def constraints(self) -> dict[str, str]:
         """Wildcard -> regular expression."""
         config = self.config
@@ -105,6 +122,8 @@ class Workflow:
             "method": one_of(config.trained_by("minillm")),
             "kd_variant": one_of(config.trained_by("kd")[1:]),
             "seqkd_variant": one_of(config.trained_by("seqkd")[1:]),
+            "trained": one_of(dict.fromkeys(self.gridded)),
+            "candidate": "lr[^/]+",
             "seed": r"\d+",
             "key": f"({one_of(settings)})(/.+)?",
             "task": one_of(config.calibration.tasks),
@@ -249,6 +268,68 @@ class Workflow:
         """Input function: the base model of a student that is trained by an adapter."""
         adapted = self.config.models[wildcards.student].adapter is not None
         return [self.below(layout.model(layout.base_weights(wildcards.student)))] if adapted else []
+
+    # --- grids
+    def grid(self, method: str = "") -> Callable[[Any], list[str]]:
+        """Input function: what the grid of `method` (empty: the wildcard) has chosen, if it has one."""
+
+        def choice(wildcards: Any) -> list[str]:
+            places = ("method", "kd_variant", "seqkd_variant")
+            name = method or next(found for place in places if (found := wildcards.get(place)))
+            if not candidates(self.config.grid, name, self.config.stage_of(name)):
+                return []
+            key = layout.grid_key(name, wildcards.student, wildcards.get("teacher") or "")
+            return [self.below(layout.grid_choice(key))]
+
+        return choice
+
+    def trials(self, wildcards: Any) -> list[str]:
+        """Input function: the trials of a method's grid."""
+        method, *_ = split(wildcards.trained)
+        tried = candidates(self.config.grid, method, self.config.stage_of(method))
+        return [self.below(layout.trial(wildcards.trained, candidate.name)) for candidate in tried]
+
+    def trial_inputs(self, wildcards: Any) -> dict[str, list[str]]:
+        """What a trial is trained from, by the options of its method's stage."""
+        method, student, teacher = split(wildcards.trained)
+        names, seed = Names(method=method, student=student), self.config.training_seeds[0]
+        stage, base = self.config.stage_of(method), layout.model(layout.base_weights(student))
+        files = {"data": [self.below(layout.training_data(self._tokenizer(student)))]}
+        if teacher:
+            names["teacher"] = teacher
+            files["teacher"] = [self.below(layout.model(layout.teacher_weights(teacher)))]
+            files["teacher-data"] = self.teacher_data(names)
+        if stage == "minillm":
+            files["init"] = [self.below(layout.model(layout.init_weights(student, seed)))]
+            files |= {"base": self.base_of_adapter(names), "pseudo": self.pseudo_of_method(names)}
+            files |= {"prompts": self.prompts(names), "panel": self.panel(names)}
+        else:
+            files["base"] = [self.below(base)]
+            files["pseudo"] = [self.pseudo(names)] if stage == "seqkd" else []
+        return {name: paths for name, paths in files.items() if paths}
+
+    def trial_files(self, wildcards: Any) -> list[str]:
+        """Input function: the same files as a list."""
+        return [path for paths in self.trial_inputs(wildcards).values() for path in paths]
+
+    def trial_options(self, wildcards: Any) -> str:
+        """Params function: the same files as options."""
+        files = self.trial_inputs(wildcards).items()
+        return shlex.join(word for name, paths in files for word in (f"--{name}", *paths))
+
+    def stage_of_trial(self, wildcards: Any) -> str:
+        """The stage that a trial runs: its method's."""
+        return self.config.stage_of(split(wildcards.trained)[0])
+
+    def trial_code(self, wildcards: Any) -> list[str]:
+        """Input function: the code of a trial's stage."""
+        return self.code(self.stage_of_trial(wildcards))
+
+    def trial_launch(self, wildcards: Any, resources: Any, threads: int) -> str:
+        """Params function: how a trial is started, as its method's stage is."""
+        _, student, teacher = split(wildcards.trained)
+        names = {"student": student, "teacher": teacher}
+        return self.launch(self.stage_of_trial(wildcards))(names, resources, threads)
 
     def recorded(self, section: str, *names: str) -> list[str]:
         """Records of what is not made here: of the entries of a section that come from the hub or from files.

@@ -11,6 +11,7 @@ rule minillm:
         base=FLOW.base_of_adapter,
         prompts=FLOW.prompts,
         panel=FLOW.panel,
+        grid=FLOW.grid(),
         code=FLOW.code("minillm"),
     output:
         directory(
@@ -38,7 +39,7 @@ rule minillm:
         command=FLOW.launch("minillm"),
         base=option("base"),
         # In one, so that a rule with one more option has the parameters that results were made with.
-        teacher_data=option("teacher_data", "pseudo", "prompts", "panel"),
+        teacher_data=option("teacher_data", "pseudo", "prompts", "panel", "grid"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --init {input.init:q}"
         " --teacher {input.teacher:q}{params.base}{params.teacher_data} --out {output:q}"

@@ -4,6 +4,7 @@ rule sft:
         config=at(layout.settings_file("sft/{student}/{seed}")),
         data=FLOW.data,
         base=at(layout.model(layout.base_weights("{student}"))),
+        grid=FLOW.grid("sft"),
         code=FLOW.code("sft"),
     output:
         sft=directory(
@@ -23,8 +24,9 @@ rule sft:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("sft"),
+        grid=option("grid"),
     shell:
-        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
+        "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}{params.grid}"
         " --out {output.sft:q} --init {output.init:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
@@ -35,6 +37,7 @@ rule kd:
         teacher_data=FLOW.teacher_data,
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        grid=FLOW.grid("kd"),
         code=FLOW.code("kd"),
     output:
         directory(
@@ -59,9 +62,10 @@ rule kd:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("kd"),
         teacher_data=option("teacher_data"),
+        grid=option("grid"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
-        " --teacher {input.teacher:q}{params.teacher_data} --out {output:q}"
+        " --teacher {input.teacher:q}{params.teacher_data}{params.grid} --out {output:q}"
         " --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
@@ -101,6 +105,7 @@ rule seqkd:
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         pseudo=FLOW.pseudo,
+        grid=FLOW.grid("seqkd"),
         code=FLOW.code("seqkd"),
     output:
         directory(
@@ -125,9 +130,10 @@ rule seqkd:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("seqkd"),
         teacher_data=option("teacher_data"),
+        grid=option("grid"),
     shell:
         "{params.command} --config {input.config:q} --data {input.data:q} --base {input.base:q}"
-        " --teacher {input.teacher:q}{params.teacher_data} --pseudo {input.pseudo:q}"
+        " --teacher {input.teacher:q}{params.teacher_data}{params.grid} --pseudo {input.pseudo:q}"
         " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 
@@ -139,6 +145,7 @@ use rule kd as kd_variant with:
         teacher_data=FLOW.teacher_data,
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
+        grid=FLOW.grid(),
         code=FLOW.code("kd"),
     output:
         directory(
@@ -164,6 +171,7 @@ use rule seqkd as seqkd_variant with:
         base=at(layout.model(layout.base_weights("{student}"))),
         teacher=at(layout.model(layout.teacher_weights("{teacher}"))),
         pseudo=FLOW.pseudo,
+        grid=FLOW.grid(),
         code=FLOW.code("seqkd"),
     output:
         directory(

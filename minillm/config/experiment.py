@@ -16,7 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from minillm.config import layout
 from minillm.config.adapter import check_adapters
+from minillm.config.comparison import Comparison
 from minillm.config.estimators import Estimators
+from minillm.config.grid import Grid
 from minillm.config.measurements.calibration import Calibration
 from minillm.config.measurements.diversity import Diversity
 from minillm.config.measurements.exposure_bias import ExposureBias
@@ -27,6 +29,7 @@ from minillm.config.measurements.lengths import Lengths
 from minillm.config.measurements.metrics import Metrics, check_metrics, sets_by_metric
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
+from minillm.config.methods import Method, check_catalogue, method_settings, named
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined
 from minillm.config.sampling import Sampling, check_backend
 from minillm.config.sections import (
@@ -69,7 +72,7 @@ class Experiment:
         default=METHODS,
         min_length=1,
         description="Methods of the main table, in its order: some of `sft`, `kd`, `seqkd`, `minillm` and "
-        "the names of `variants`.",
+        "the names of `variants` and of `catalogue`.",
     )
     sweeps: tuple[Pair, ...] = Field(
         default=(),
@@ -84,6 +87,16 @@ class Experiment:
     variants: dict[Name, Variant] = Field(
         default_factory=dict,
         description="Further methods by name: MiniLLM, or a supervised stage, with some keys replaced.",
+    )
+    catalogue: dict[Name, Method] = Field(
+        default_factory=dict,
+        description="Published methods by name (`config/methods.yaml`). One that `methods` names is trained "
+        "like a variant, with the schedule of `stages.minillm` and `per_model` and no other key of them. A "
+        "variant of the same name takes its place.",
+    )
+    grid: Grid = Field(
+        default_factory=Grid,
+        description="Learning rates and lengths of training that are tried before each method is trained.",
     )
     training_seeds: tuple[Seed, ...] = Field(
         default=(10,),
@@ -164,17 +177,25 @@ class Experiment:
     )
     judge: Judge = Field(default_factory=Judge, description="Measurement: scores by a judge model.")
     human: Human = Field(default_factory=Human, description="Measurement: blind comparisons by annotators.")
+    comparison: Comparison = Field(
+        default_factory=Comparison,
+        description="Which methods all others are tested against, in the table `methods`.",
+    )
     harness: Harness = Field(default_factory=Harness, description="Measurement: tasks of lm-eval.")
 
     @property
     def every_method(self) -> dict[str, None]:
         """Names of all methods that can train a student, in order."""
-        return dict.fromkeys((*METHODS, *self.variants))
+        return dict.fromkeys((*METHODS, *self.variants, *self.catalogue))
 
     @property
     def kinds(self) -> dict[str, str]:
         """Variant -> the stage that it is trained by."""
         return {name: variant.stage or "minillm" for name, variant in self.variants.items()}
+
+    def stage_of(self, method: str) -> str:
+        """The stage that a method is trained by; MiniLLM's for a name that is none."""
+        return self.kinds.get(method, method if method in METHODS else "minillm")
 
     def trained_by(self, stage: str) -> list[str]:
         """Methods that are trained by a stage: its own, and variants."""
@@ -247,8 +268,14 @@ class Experiment:
         if "minillm" in self.per_model.get(model, {}):
             places.append(self.per_model[model]["minillm"])
             names.append(f"per_model.{model}.minillm")
-        if method in self.variants:
-            places.append(self.variants[method].settings)
+        variant = self.variants.get(method)
+        if isinstance(variant, Method):
+            under = " with ".join([f"catalogue.{method}", *names])
+            settings = method_settings(places, variant, where, under)
+            check_on_policy(settings, where, under)
+            return settings
+        if variant is not None:
+            places.append(variant.settings)
             names.insert(0, f"variants.{method}")
         under = " with ".join(names) or "stages.minillm"
         settings = combined(places, where, under)
@@ -270,7 +297,7 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
 
     Raises UserError (one line naming `where` and the key).
     """
-    config = parse(Experiment, raw, where)
+    config = _with_catalogue(parse(Experiment, raw, where), where)
     check_lists(config, where)
     _check_data(config, where)
     # The sections of measurements check themselves.
@@ -304,6 +331,15 @@ def experiment(raw: dict[str, Any], where: str = "config") -> Experiment:
     for stage in config.cores:
         must_be_one_of(stage, STAGES, where, f"cores.{stage}")
     return config
+
+
+def _with_catalogue(config: Experiment, where: str) -> Experiment:
+    """`config` with the methods of the catalogue that it trains among its variants."""
+    check_catalogue(config.catalogue, {*METHODS, *STAGES}, where)
+    pairs = (*config.pairs, *config.sweeps)
+    asked = dict.fromkeys([*config.methods, *(name for pair in pairs for name in pair.methods)])
+    used = named(config.catalogue, asked, config.variants)
+    return dataclasses.replace(config, variants={**config.variants, **used}) if used else config
 
 
 def _check_data(config: Experiment, where: str) -> None:

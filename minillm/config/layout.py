@@ -95,6 +95,21 @@ def student_weights(student: str, method: str, teacher: str, seed: int | str) ->
     return f"{student}/{method}/{teacher}/seed{seed}"
 
 
+def grid_key(method: str, student: str, teacher: str) -> str:
+    """Method, student and teacher as one path: the parts of the three files below; SFT has no teacher."""
+    return "/".join((method, student) if method == "sft" else (method, student, teacher))
+
+
+def trial(trained: str, candidate: str) -> str:
+    """Dev evaluations of one candidate of a grid; `trained` as `grid_key` returns it."""
+    return f"grid/{trained}/{candidate}.json"
+
+
+def grid_choice(trained: str) -> str:
+    """Which candidate was chosen, by which rule and from what."""
+    return f"grid/{trained}.json"
+
+
 def checkpoints() -> str:
     """Folder of the training states of stages that have not finished."""
     return "checkpoints"

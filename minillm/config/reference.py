@@ -49,6 +49,9 @@ PARTS = (
     ("Gold", "Gold answers", "`gold` of the on-policy phase"),
     ("Teaching", "Who teaches", "`teacher` of the on-policy phase"),
     ("Variant", "Variants", "`variants.NAME`"),
+    ("Method", "Catalogue", "`catalogue.NAME`"),
+    ("Grid", "Grid", "`grid`"),
+    ("Candidates", "Grid of one method", "`grid.methods.NAME`"),
     ("Sampling", "Sampling", "`generate`, `stages.pseudo.sampling`"),
     ("Rouge", "ROUGE-L", "`rouge`"),
     ("ExposureBias", "Exposure bias", "`exposure_bias`"),
@@ -60,6 +63,7 @@ PARTS = (
     ("Judge", "Judge", "`judge`"),
     ("Human", "Human evaluation", "`human`"),
     ("Harness", "Tasks of lm-eval", "`harness`"),
+    ("Comparison", "Comparison", "`comparison`"),
     ("Estimators", "Study of estimators", "`estimators`"),
     ("Style", "Style of the figures", "`style`"),
     ("Launch", "Launch values", "`launch.default`, `launch.STAGE`, `per_model.MODEL.launch.STAGE`"),
@@ -74,6 +78,8 @@ FREE = {
     ("Experiment", "shapes"): "model → keys of its config.json",
     ("Experiment", "checkpoints"): "path → [model](#models)",
     ("Variant", "settings"): "keys of the [on-policy phase](#on-policy-phase)",
+    ("Method", "settings"): "keys of the [on-policy phase](#on-policy-phase)",
+    ("Method", "arxiv"): "text",
     ("Model", "architecture"): "mapping",
 }
 
@@ -85,9 +91,9 @@ A configuration is one or more YAML files. `config/demo.yaml` is a complete smal
 which file is for what, and how an editor shows the descriptions below. A key that is unknown, of the wrong
 type or out of range is refused before any job starts, in one line that names the file and the key.
 
-**Files.** Snakemake reads `config/models.yaml`, `config/datasets.yaml` and then the files after
-`--configfile`, from left to right. Mappings are merged key by key; any other value, a list too, replaces the
-earlier one as a whole:
+**Files.** Snakemake reads `config/models.yaml`, `config/datasets.yaml`, `config/methods.yaml` and then the
+files after `--configfile`, from left to right. Mappings are merged key by key; any other value, a list too,
+replaces the earlier one as a whole:
 
 ```
 snakemake --cores all --configfile config/demo.yaml config/demo-all.yaml

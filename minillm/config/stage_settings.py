@@ -205,6 +205,8 @@ class TrainSettings:
     adapter: Adapter | None = None
     # The name of a variant.
     method: str | None = None
+    # A candidate of a grid (config/grid.py): only its dev evaluations are kept.
+    trial: bool | None = None
 
     @classmethod
     def of(
@@ -261,6 +263,8 @@ class OnPolicySettings:
     precision: Precision
     training: OnPolicy
     adapter: Adapter | None = None
+    # As in TrainSettings.
+    trial: bool | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, model: str, teacher: str, seed: int) -> OnPolicySettings:

@@ -141,7 +141,8 @@ _ENTRIES = (
         "fine-tune a student without distillation",
         **_SUPERVISED,
         key=("model", "seed"),
-        required=(*_TRAINED, "init"),
+        required=_TRAINED,
+        optional=("init", "grid"),
     ),
     Stage(
         "kd",
@@ -149,7 +150,7 @@ _ENTRIES = (
         **_SUPERVISED,
         key=("model", "teacher", "seed"),
         required=(*_TRAINED, "teacher"),
-        optional=("teacher-data",),
+        optional=("teacher-data", "grid"),
     ),
     Stage(
         "pseudo",
@@ -166,7 +167,7 @@ _ENTRIES = (
         **_SUPERVISED,
         key=("model", "teacher", "seed"),
         required=(*_TRAINED, "teacher", "pseudo"),
-        optional=("teacher-data",),
+        optional=("teacher-data", "grid"),
     ),
     Stage(
         "minillm",
@@ -175,9 +176,20 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:OnPolicySettings",
         key=("model", "teacher", "seed"),
         required=("config", "data", "init", "teacher", "out", "checkpoints"),
-        optional=("base", "teacher-data", "pseudo", "prompts", "panel"),
+        optional=("base", "teacher-data", "pseudo", "prompts", "panel", "grid"),
         several=("panel",),
         launched=True,
+    ),
+    # The rule `trial` runs a method's own stage on one candidate of a grid.
+    Stage("trial", "a candidate of a grid", settings="minillm.config.grid:TrialSettings", key=("trial",)),
+    Stage(
+        "grid",
+        "the choice among the candidates of a method's grid",
+        target="minillm.training.grid:run_stage",
+        settings="minillm.config.grid:GridSettings",
+        key=("trained",),
+        required=("config", "trials", "out"),
+        several=("trials",),
     ),
     Stage(
         "generate",

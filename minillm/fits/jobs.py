@@ -10,6 +10,7 @@ from typing import Any
 from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
+from minillm.config.grid import TrialSettings
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampler import Sampler
 from minillm.config.sections import Launch, Sampling, Training
@@ -48,13 +49,17 @@ LOSS = (
 
 @dataclass(frozen=True)
 class Key:
-    """What makes jobs alike: stage, method (MiniLLM's variants), models, and for an evaluation its set."""
+    """What makes jobs alike: stage, method (MiniLLM's variants), models, and for an evaluation its set.
+
+    candidate: of a grid, for its trial.
+    """
 
     stage: str
     method: str
     model: str
     teacher: str = ""
     test: str = ""
+    candidate: str = ""
 
 
 def key_of(config: Experiment, benchmark: str) -> Key | None:
@@ -66,6 +71,10 @@ def key_of(config: Experiment, benchmark: str) -> Key | None:
     if "benchmarks" not in parts:
         return None
     method, *rest = parts[parts.index("benchmarks") + 1 :]
+    if method == "trial":
+        name, model, *teacher, candidate = rest
+        stage = config.stage_of(name)
+        return Key(stage, name, model, "".join(teacher), candidate=candidate)
     stage = config.kinds.get(method, method)
     if stage not in PLACES:
         return None
@@ -151,6 +160,10 @@ class Planner:
                 further = tuple(self.size(name) for name in settings.teacher.panel)
         else:
             settings = config.supervised(key.method, key.model)
+        if key.candidate:
+            trained = layout.grid_key(key.method, key.model, key.teacher)
+            settings = TrialSettings.of(config, "trial", f"{trained}/{key.candidate}").training
+        if key.stage != "minillm":
             teacher = teacher if settings.loss != "ce" else None
         sharded = launch.zero == 3 or (launch.shard_teacher and launch.processes > 1)
         models = (on_base and teacher is not None) + len(initial) if adapter and not sharded else 0

@@ -39,7 +39,7 @@ def run_stage(*, run_folder: Path, out: Path) -> None:
     for name, item in ITEMS.items():
         path_of, kind = (layout.table, "md") if item.kind == "table" else (layout.figure, "png")
         sidecar = _sidecar(run / path_of(name, "json"))
-        if sidecar is None and item.if_asked:
+        if sidecar is None and (item.if_asked or item.if_set):
             continue
         if sidecar is None:
             lines.append(_line(name, "", item.shows, "", "not made"))

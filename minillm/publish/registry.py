@@ -17,6 +17,7 @@ class Item:
     knob: the key of the on-policy settings that it ranges over (settings.alike).
     sweeps: whether it uses every model of the run, not only the main table's.
     if_asked: whether it is only made if the configuration asks for one of its metrics.
+    if_set: a key of the configuration without which it is not made.
     """
 
     kind: str  # "table" or "figure"
@@ -27,6 +28,7 @@ class Item:
     knob: str = ""
     sweeps: bool = False
     if_asked: bool = False
+    if_set: str = ""
 
 
 def _table(module: str, function: str, shows: str, *needs: str, knob: str = "", sweeps: bool = False) -> Item:
@@ -68,6 +70,9 @@ ITEMS = {
     "harness": Item("table", "tables.harness", "harness",
                     "Tasks of lm-eval, model by model",
                     ("harness",), if_asked=True),
+    "methods": Item("table", "tables.methods", "methods",
+                    "All methods side by side, training by training",
+                    ("rouge", "validity", "diversity", "models"), if_set="comparison.against"),
     "cost": _table("tables.costs", "costs",
                    "What each method cost, next to its score",
                    "rouge", "models", sweeps=True),
@@ -171,6 +176,10 @@ READING = {
     "modes-plot": (
         "Up: more responses are right. To the right: more of the right answers are reached. Above the dashed "
         "line a method gives up answers for precision."
+    ),
+    "methods": (
+        "Methods start from the same students; lower KL is nearer to the teacher. A difference to a method "
+        "counts where its p is below 0.05 after Holm's correction; with three seeds only large ones do."
     ),
     "harness": (
         "Each column is one number of one task, in lm-eval's own unit. A difference of less than two "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -47,6 +47,8 @@ class PublishSettings:
     chosen: dict[str, dict[str, float | str]]
     seed: int
     style: Style | None
+    # The methods that table `methods` tests against.
+    against: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, config: Experiment, stage: str, name: str) -> PublishSettings:
@@ -68,6 +70,7 @@ class PublishSettings:
             chosen={student: alike(config, student, item.knob) for student in students} if item.knob else {},
             seed=config.data.seed,
             style=config.style if item.kind == "figure" else None,
+            against=config.comparison.against if name == "methods" else None,
         )
 
     def files(self) -> list[MetricFile]:
@@ -135,8 +138,16 @@ def items_of(config: Experiment) -> dict[str, Item]:
     return {
         name: item
         for name, item in ITEMS.items()
-        if not item.if_asked or any(asked_by(config, name).values())
+        if (not item.if_asked or any(asked_by(config, name).values()))
+        and (not item.if_set or _is_set(config, item.if_set))
     }
+
+
+def _is_set(config: Experiment, key: str) -> bool:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return bool(value)
 
 
 def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
@@ -146,6 +157,11 @@ def asked_by(config: Experiment, item: str) -> dict[str, tuple[str, ...]]:
         asked["lengths"] = tuple(name for name in asked["lengths"] if name not in config.lengths.figure15)
     if item == "figure15":
         asked["lengths"] = config.lengths.figure15
+    if item == "methods":
+        asked = {
+            kind: tuple(name for name in sets if name == config.comparison.test)
+            for kind, sets in asked.items()
+        }
     if item == "table6":
         # The main table's columns.
         asked |= {stage: sets for metric, stage in STAGE_OF.items() if (sets := config.scored[metric])}

@@ -57,6 +57,7 @@ def model_card(
         "teacher": settings.get("teacher", ""),
         "adapter": _adapter(settings.get("adapter")),
         "training seed": settings.get("seed", ""),
+        "learning rate": _from_grid(record.get("grid")),
         "optimizer steps": record.get("steps", ""),
         "precision": settings.get("precision", ""),
         "weights, SHA-256": f"`{record.get('content', '')}`",
@@ -103,6 +104,17 @@ def _adapter(values: Any) -> str:
     return (
         f"LoRA, rank {values.get('rank')}, alpha {values.get('alpha'):g}, dropout {values.get('dropout'):g}, "
         f"on {targets}; merged here, and by itself in `adapter/`"
+    )
+
+
+def _from_grid(grid: Any) -> str:
+    """The learning rate that a grid has chosen, and how; "" without a grid."""
+    if not isinstance(grid, Mapping):
+        return ""
+    chosen, rates = grid["chosen"], [f"{row['lr']:g}" for row in grid["candidates"]]
+    tried = ", ".join(dict.fromkeys(rates))
+    return f"{chosen['lr']:g}, by {grid['rule']} of short runs with {tried}" + (
+        f"; {grid['edge']}" if grid.get("edge") else ""
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 import resource
 import shlex
 import subprocess
@@ -38,6 +39,7 @@ def write(
         "git": revision(),
         "command": command(),
         "packages": {name: _version(name) for name in (*PACKAGES, *(["peft"] if adapted else []))},
+        "processor": processor(),
         "peak_memory_mb": peak_memory_mb(),
         **run,
         "files": found,
@@ -80,6 +82,13 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
+
+
+def processor() -> str:
+    """The GPU's name, or this CPU's architecture and vector instructions: others round differently."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minillm.errors import UserError
+from minillm.errors import Diverged
 
 # In a row.  The rows of a batch change from step to step: that many at once are not one bad row.
 LIMIT = 5
@@ -62,7 +62,7 @@ class SkippedSteps:
         return int(self.engine.skipped_steps)
 
     def check(self, step: int, rows: Sequence[object], look: bool) -> None:
-        """After each step: UserError on every rank if too many in a row were left out; names step and rows.
+        """After each step: Diverged on every rank if too many in a row were left out; names step and rows.
 
         `look`: whether waiting for the device is allowed.  In fp16 the search for a loss scale leaves out
         steps as a rule: only those count that are left out although the scale is down to 1.
@@ -76,10 +76,10 @@ class SkippedSteps:
         if self.in_a_row >= self.limit and not searching:
             raise self.error(step, rows)
 
-    def error(self, step: int, rows: Sequence[object]) -> UserError:
+    def error(self, step: int, rows: Sequence[object]) -> Diverged:
         """What is said when the run ends for it."""
         named = ", ".join(map(str, rows[:NAMED])) + (f" and {len(rows) - NAMED} more" * (len(rows) > NAMED))
-        return UserError(
+        return Diverged(
             f"step {step}: NaN or infinite gradients, {max(1, self.in_a_row)} steps in a row, "
             f"which changed no weight; the batch was rows {named or 'unknown'}: look at them and at the "
             "models' weights, or lower lr; the same command resumes from the last checkpoint"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from minillm.config.sampler import EarlyEnd
 from minillm.config.sections import Sampling
-from minillm.errors import UserError
+from minillm.errors import Diverged
 from minillm.sampling.progress import Progress
 
 # (rows, positions, the teacher's hidden states).
@@ -110,10 +110,10 @@ class Response:
     cut: bool = False
 
 
-def broken(model: PreTrainedModel) -> UserError:
+def broken(model: PreTrainedModel) -> Diverged:
     """The error of a model whose logits are NaN."""
     name = model.name_or_path or type(model).__name__
-    return UserError(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
+    return Diverged(f"{name}: its logits are not numbers (NaN); it has diverged or is damaged")
 
 
 def responses(progress: Progress, record: bool, kept: Kept) -> list[Response]:

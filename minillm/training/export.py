@@ -24,10 +24,12 @@ def export(
     inputs: dict[str, str],
     seed: int,
     base: Path | None = None,
+    grid: dict[str, Any] | None = None,
 ) -> None:
     """Write the chosen models to their folders (`outputs`: rule -> folder), then remove the checkpoints.
 
-    If adapters were trained, they are merged into `base`.
+    If adapters were trained, they are merged into `base`.  `grid`: from what the learning rate was chosen,
+    which is recorded.
     Under torchrun a signal meanwhile counts as failure, and a failed job's outputs are removed: the
     checkpoints then stay, and the next attempt only writes the outputs again.
     """
@@ -42,6 +44,7 @@ def export(
                 "steps": engine.steps,
                 "launch": dataclasses.asdict(engine.launch),
                 "deepspeed": engine.deepspeed_config,
+                **({"grid": grid} if grid else {}),
             }
             candidates = Candidates(engine, dev.tokenizer, list(outputs))
             for rule, folder in outputs.items():

@@ -24,7 +24,7 @@ from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.teaching import FURTHER
 from minillm.data.rows import Corpus, Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
-from minillm.errors import UserError
+from minillm.errors import Diverged, UserError
 from minillm.files import identity, stage_key
 from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.engine import Engine
@@ -39,12 +39,14 @@ from minillm.training.diagnosis import Diagnosis
 from minillm.training.divergences import token_divergence
 from minillm.training.drawn_ahead import OnDisk, Queue
 from minillm.training.export import export
+from minillm.training.grid import with_choice
 from minillm.training.lengths import check_rows
 from minillm.training.moving_target import MovingTarget
 from minillm.training.rollout_losses import Task, micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.teacher_answers import read_answers
 from minillm.training.teaching import MeanTeacher
+from minillm.training.trial import tried, write_trial
 from minillm.training.vllm_rollouts import VllmRollouts
 from minillm.training.who_teaches import Models, check_launch, taught, teachers_of
 
@@ -234,7 +236,7 @@ def to_who_teaches(
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
-    """Raise UserError if length or reverse KL has run away from the first collection's; it says how far."""
+    """Raise Diverged if length or reverse KL has run away from the first collection's; it says how far."""
     for key, limit, value in (
         ("response_length", "stop_length", settings.stop_length),
         ("rollout_reverse_kl", "stop_kl", settings.stop_kl),
@@ -248,7 +250,7 @@ def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine
         # The first collection may have no samples of the student.
         first = memory.first.setdefault(key, now)
         if now > value * first or (limit == "stop_length" and now * value < first):
-            raise UserError(
+            raise Diverged(
                 f"{limit}: {key.replace('_', ' ')} is {now:.4g} at step {engine.step}, from {first:.4g} "
                 f"at the start: more than a factor of {value:g}; lower lr, raise alpha or init_kl, "
                 f"or set {limit}: 0.0 (the best model so far: {engine.folder}/candidates)"
@@ -280,6 +282,7 @@ def run_stage(
     pseudo: Path | None = None,
     prompts: Path | None = None,
     panel: Sequence[Path] | None = None,
+    grid: Path | None = None,
 ) -> None:
     """Stage minillm: from the SFT checkpoint of lowest dev loss (`init`) to that of best ROUGE-L (`out`).
 
@@ -287,7 +290,9 @@ def run_stage(
     same rows in the teacher's chat template, if that is another.  `pseudo`: the teacher's answers, if the
     method learns from them as well (`teacher_texts`).  `prompts`: the same rows as who teaches is shown them,
     if `teacher` of the settings says so; `panel`: the further teachers that it names, in order.
+    `grid`: what the method's grid has chosen.  Of a trial `out` is a file with its dev evaluations.
     """
+    settings, chosen = with_choice(settings, grid)
     training = settings.training
     check_launch(settings, launch)
     if (pseudo is None) != (training.teacher_texts is None):
@@ -307,7 +312,11 @@ def run_stage(
     answers = None if pseudo is None else answers_to(rows, pseudo, data, teacher_data)
     paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
     further = teachers_of(training.teacher, panel, init)
-    paths |= {"prompts": prompts, **{f"{FURTHER}{name}": path for name, path in further.items()}}
+    paths |= {
+        "prompts": prompts,
+        "grid": grid,
+        **{f"{FURTHER}{name}": path for name, path in further.items()},
+    }
     inputs = {key: identity(path) for key, path in paths.items() if path}
     raw, adapter = dataclasses.asdict(settings), settings.adapter
     if adapter is None:
@@ -346,5 +355,10 @@ def run_stage(
     if training.teacher is not None:
         models = Models(engine.model, init, further, frozen)
         task = taught(task, training.teacher, models, data, prompts)
-    history = train(engine, task, rows, settings.method, settings.precision)
-    export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base)
+    history, lost = tried(
+        lambda: train(engine, task, rows, settings.method, settings.precision), settings.trial
+    )
+    if settings.trial:
+        write_trial(engine, history, lost, out, raw, inputs, settings.seed)
+    else:
+        export(engine, dev, history, {"best_rouge": out}, raw, inputs, settings.seed, base, chosen)

@@ -50,12 +50,13 @@ def evidence(history: list[dict[str, Any]], rule: str) -> dict[str, Any]:
     """What was chosen, by which rule and from what, kept with the weights; NaN and infinity become None."""
     return {
         "rule": rule,
-        "chosen": _plain(choose(history, rule)),
-        "history": [_plain(entry) for entry in history],
+        "chosen": plain(choose(history, rule)),
+        "history": [plain(entry) for entry in history],
     }
 
 
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+def plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation as JSON can hold it: NaN and infinity become None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in entry.items()

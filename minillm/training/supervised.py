@@ -44,10 +44,12 @@ from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_step
 from minillm.training.adapted import load_frozen, with_adapter
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
+from minillm.training.grid import with_choice
 from minillm.training.hybrid_policy import hybrid_policy_loss, numbers
 from minillm.training.lengths import check_rows
 from minillm.training.teacher_answers import read_answers
 from minillm.training.teacher_cache import TeacherCache
+from minillm.training.trial import tried, write_trial
 
 RULES = ("best_rouge", "lowest_loss")
 
@@ -330,15 +332,20 @@ def run_stage(
     teacher: Path | None = None,
     teacher_data: Path | None = None,
     pseudo: Path | None = None,
+    grid: Path | None = None,
 ) -> None:
     """Stages teacher, sft, kd and seqkd: train `base` on `data`.
 
     Writes the checkpoint of best dev ROUGE-L to `out` and, if asked for, that of lowest dev loss to `init`.
-    `teacher_data`: the same rows in the teacher's chat template, if that is another.
+    `teacher_data`: the same rows in the teacher's chat template, if that is another.  `grid`: what the
+    method's grid has chosen.  Of a trial `out` is a file with its dev evaluations.
     """
+    if settings.stage == "sft" and init is None and not settings.trial:
+        raise UserError("sft: the checkpoint of the lowest dev loss needs a place too; give --init FOLDER")
+    settings, chosen = with_choice(settings, grid)
     world = start(settings.seed, launch.patience)
     paths = {"data": data, "base": base, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
-    inputs = {key: identity(path) for key, path in paths.items() if path}
+    inputs = {key: identity(path) for key, path in {**paths, "grid": grid}.items() if path}
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(data / "tokenizer")
     check_same_tokenizer(base, data / "tokenizer")
     loss = settings.training.loss
@@ -374,21 +381,29 @@ def run_stage(
         loaded = load_frozen(teacher, settings.precision, world, launch.shard_teacher, own_base)
         check_rows(loaded, teacher_data or data, 0, theirs[0] if theirs else examples)
         teacher_model = engine.frozen(loaded)
-    history = fit(
-        engine,
-        examples,
-        dev,
-        settings.training,
-        name=settings.stage,
-        seed=settings.seed,
-        teacher=teacher_model,
-        own_dev=own_dev,
-        # The teacher's answers are named by their place.
-        ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
-        theirs=theirs,
-    )
-    outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
-    export(engine, dev, history, outputs, raw, inputs, settings.seed, base if adapter else None)
+
+    def train() -> list[dict[str, Any]]:
+        return fit(
+            engine,
+            examples,
+            dev,
+            settings.training,
+            name=settings.stage,
+            seed=settings.seed,
+            teacher=teacher_model,
+            own_dev=own_dev,
+            # The teacher's answers are named by their place.
+            ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
+            theirs=theirs,
+        )
+
+    history, lost = tried(train, settings.trial)
+    if settings.trial:
+        write_trial(engine, history, lost, out, raw, inputs, settings.seed)
+    else:
+        outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
+        own = base if adapter else None
+        export(engine, dev, history, outputs, raw, inputs, settings.seed, own, chosen)
     world.barrier()
     if world.rank == 0:
         engine.say(f"{settings.stage}: finished after {engine.steps} steps and {engine.elapsed():.0f} s")

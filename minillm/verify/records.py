@@ -30,6 +30,7 @@ from minillm.files import (
 )
 from minillm.models.loading import load_tokenizer
 from minillm.readers import read_json, read_object
+from minillm.training.grid import with_choice
 from minillm.training.teacher_answers import read_answers
 from minillm.verify.findings import Findings
 from minillm.verify.run_folder import AGAIN, LEFT, Run, content, metric_of
@@ -39,6 +40,7 @@ METRICS = layout.metric("**", "*", "*")
 RECORDS = (
     f"{layout.training_data('*')}/{CARD}",
     f"{layout.teaching_data('*', '*')}/{CARD}",
+    layout.grid_choice("**/*"),
     layout.card(layout.test_set("*", "*")),
     layout.card(layout.subset_rows("*")),
     "**/*.meta.json",
@@ -188,7 +190,11 @@ def _model(run: Run, findings: Findings, folder: Path) -> None:
     findings.same(folder, "settings in provenance", own, provenance["settings_sha256"])
     stage = str(provenance["settings"].get("stage"))
     key = run.settings_key(weights, stage)
-    _of_settings(run, findings, folder, key, provenance["settings_sha256"])
+    settings = run.settings(key)
+    if "grid" in provenance["inputs"]:
+        settings, _ = with_choice(settings, run.parent(weights, "grid", provenance))
+    theirs = settings_hash(dataclasses.asdict(settings))
+    findings.same(folder, f"settings of {_stage(key)}", theirs, provenance["settings_sha256"])
     for role, value in provenance["inputs"].items():
         found = content(run.parent(weights, role, provenance))
         if found is None:

@@ -44,8 +44,8 @@ class Run:
         """The settings in a file below configs/, as the stage reads them.  Raises UserError."""
         stage = key.split("/")[0]
         path = self.folder / layout.settings_file(key)
-        # A variant's file names the stage that trains it.
-        if stage not in STAGES:
+        # A trial's file names the stage that trains it, a variant's too.
+        if stage not in STAGES or stage == "trial":
             stage = read_object(path, {"stage": str}, "no such settings file", "make it again")["stage"]
         entry = entry_of(stage)
         cls = entry.settings_class() if entry else None
@@ -127,6 +127,8 @@ class Run:
             return self.folder / layout.model(layout.teacher_weights(rest[0]))
         if role == "pseudo":
             return self.folder / layout.pseudo_answers(self.tokenizers[rest[0]], rest[0])
+        if role == "grid":
+            return self.folder / layout.grid_choice(self.grid_key(weights))
         if role == "teacher_data":
             return self.data(layout.teacher_weights(rest[0]))
         if role == "prompts":
@@ -136,6 +138,12 @@ class Run:
         if role.startswith(FURTHER):
             return self.folder / layout.model(layout.teacher_weights(role.removeprefix(FURTHER)))
         raise UserError(f"{self.folder / layout.model(weights)}: unknown kind of input '{role}'")
+
+    def grid_key(self, weights: str) -> str:
+        """The path of a student's grid below grid/, without its ending."""
+        name, method, *rest = weights.split("/")
+        method = "sft" if method == "init" else method
+        return layout.grid_key(method, name, rest[0])
 
     # --- recorded paths
     def place(self, recorded: str) -> Path:

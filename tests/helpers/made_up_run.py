@@ -52,6 +52,7 @@ SECTIONS: dict[str, Any] = {
     "judge": {"kind": "openai", "model": "some-judge", "tests": ["dolly"]},
     "human": {"test": "dolly", "answers": ["anna.json"]},
     "harness": {"tasks": ["arc_easy"]},
+    "comparison": {"against": ["minillm"], "test": "dolly"},
 }
 
 
@@ -321,10 +322,14 @@ def train(folder: Path, weights: str, method: str, strength: float) -> None:
         "wall_seconds": 3600.0,
         "world_size": 2,
         "steps": 32,
+        "inputs": {"teacher": "a" * 64} | ({"init": "b" * 64} if "rollouts" in how else {}),
+        "settings_sha256": "c" * 64,
+        "git": "2306085",
+        "processor": "x86_64 AVX2",
         "peak_memory_mb": {"resident": 1000.0, "gpu": 900.0},
     }
     put(
         folder,
         f"models/{weights}/provenance.json",
-        provenance | {"settings": {"training": {"dev_rows": 100} | how}},
+        provenance | {"settings": {"training": {"dev_rows": 100, "lr": 0.001} | how}},
     )

@@ -21,7 +21,7 @@ FLOORS = (
     ("evaluation",),
     ("publish",),
     ("fits",),
-    ("plan", "workflow", "verify", "chat"),
+    ("plan", "workflow", "verify", "chat", "methods"),
     ("init",),
     ("cli",),
     ("__main__",),

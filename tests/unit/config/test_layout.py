@@ -21,6 +21,7 @@ NO_PATHS = (
     "tables",
     "figures",
 )
+NO_PATHS += ("grid_key",)
 NO_PATHS += ("benchmark_of", "is_metric", "is_generations", "place_of", "place_of_model")
 FUNCTIONS = {
     name: function
@@ -28,7 +29,7 @@ FUNCTIONS = {
     if name not in NO_PATHS
 }
 BELOW = (
-    r"(?:configs|hub|local|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
+    r"(?:configs|hub|grid|local|data|models|checkpoints|generations|samples|metrics|judge-cache|human|tables|figures"
     r"|logs|benchmarks)"
 )
 
