@@ -324,7 +324,8 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
         batch=s.batch + texts,
         dropout=s.dropout,
         parts=tuple(parts),
-        draws=draws,
+        # Without a share of the student nothing is sampled between evaluations.
+        draws=tuple(draw for draw in draws if draw.rows),
         reads=tuple(reads),
         evaluations=s.evaluations,
         kept=s.rollouts * s.max_tokens if keeps else 0.0,
