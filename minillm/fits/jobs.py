@@ -358,7 +358,8 @@ def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) ->
         batch=s.batch * (1 + (s.teacher_texts is not None) + (s.gold is not None)) + texts,
         dropout=s.dropout,
         parts=tuple(parts),
-        draws=draws,
+        # Without a share of the student nothing is sampled between evaluations.
+        draws=tuple(draw for draw in draws if draw.rows),
         reads=tuple(reads),
         evaluations=s.evaluations,
         kept=(1 + sampler.lag) * s.rollouts * s.max_tokens if keeps else 0.0,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -273,3 +274,20 @@ def test_what_the_report_cannot_say_is_one_line():
     assert estimated([job], {}, dataclasses.replace(mini, run="nowhere")).startswith(
         "No estimates: shapes.smollm2-135m: missing"
     )
+
+
+def test_a_trial_is_a_share_of_its_training_and_offline_methods_sample_nothing():
+    demo = configuration([Path("config/demo.yaml"), Path("config/methods-demo.yaml")])
+    planner, place = Planner(demo), "results/methods/benchmarks"
+    trial, whole_run = (
+        planner.work(key_of(demo, f"{place}/{name}.tsv"))
+        for name in (
+            "trial/vopd/demo-student/demo-teacher/lr0.001",
+            "vopd/demo-student/demo-teacher/seed10",
+        )
+    )
+    assert trial.steps == 120 and whole_run.steps == 240
+    assert (trial.evaluations, whole_run.evaluations) == (2, 4)
+    offline = planner.work(key_of(demo, f"{place}/abkd/demo-student/demo-teacher/seed10.tsv"))
+    assert len(offline.draws) == 1 and len(whole_run.draws) == 2
+    assert seconds(offline, GPUS["H100"]).sampling > 0
