@@ -63,7 +63,8 @@ demo-all: $(SETUP) ## the demo with every on-policy method (ablations, GKD, Imit
 # METHODS: some of them, whose rows are added to docs/methods/methods.csv.
 methods: $(SETUP) ## published methods side by side on the demo's task, hours; METHODS="vopd aopd": only these
 	@$(RUN) python docs/methods/collect.py --announce $(if $(METHODS),--methods $(METHODS))
-	@$(RUN) snakemake results/methods/tables/methods.md results/methods/curves.html --cores $(CORES) \
+	@$(RUN) snakemake results/methods/tables/methods.md results/methods/figures/diagnosis.png \
+	  results/methods/curves.html --cores $(CORES) \
 	  --configfile config/demo.yaml config/methods-demo.yaml --keep-going --show-failed-logs \
 	  $(if $(METHODS),--config 'methods=[$(subst $(space),$(comma),$(strip $(METHODS)))]') && \
 	python docs/methods/collect.py results/methods && cat results/methods/tables/methods.md

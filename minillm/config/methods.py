@@ -10,7 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined, expanded
-from minillm.config.strict import STRICT
+from minillm.config.sections import Training
+from minillm.config.strict import STRICT, merged
 from minillm.errors import UserError
 
 # How long, how fast and on what scale a method is trained: what a configuration decides, not the method.  All
@@ -59,6 +60,9 @@ def check_catalogue(catalogue: Mapping[str, Method], taken: Iterable[str], where
             raise UserError(f"{where}: {key}: this is the name of a stage; choose another")
         if not (method.arxiv or method.url):
             raise UserError(f"{where}: {key}.arxiv: missing; give the paper's number, or a url")
+        if method.stage:
+            merged(Training(lr=1.0, epochs=1.0), method.settings, where, f"{key}.settings")
+            continue
         for setting in method.settings:
             if setting in (*SCHEDULE, "semantics"):
                 problem = "a method of the catalogue leaves this to the configuration; remove it"
