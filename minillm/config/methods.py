@@ -83,5 +83,5 @@ def facts(method: Method) -> dict[str, str]:
     return {
         field.name: getattr(method, field.name)
         for field in dataclasses.fields(method)
-        if field.name not in ("label", "settings")
+        if field.name not in ("label", "settings", "stage")
     }
