@@ -210,9 +210,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a mean of the student is not saved",
-        "training/onpolicy.py",
-        'engine.save(state | ({"mean": mean.means} if mean else {}))',
-        "engine.save(state)",
+        "training/run_state.py",
+        'values["mean"] = self.mean.means',
+        "pass",
         f"{TEACHING}::test_a_run_with_a_mean_teacher_resumes_exactly",
     ),
     Mutation(
@@ -231,7 +231,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the dev set is measured with the prompts of who teaches",
-        "training/onpolicy.py",
+        "training/dev_evaluation.py",
         "usual = dataclasses.replace(dev, teacher=prompts)",
         "usual = dev",
         f"{TEACHING}::test_the_dev_set_is_measured_by_the_pairs_teacher",
@@ -294,9 +294,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the target starts again with every start",
-        "training/onpolicy.py",
-        '{"target": target.saved()} if target else {}',
-        "{}",
+        "training/run_state.py",
+        'values["target"] = self.target.saved()',
+        "pass",
         f"{PARTS}::test_a_run_with_a_moving_target_resumes_exactly",
     ),
     Mutation(

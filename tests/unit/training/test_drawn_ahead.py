@@ -32,7 +32,7 @@ from minillm.config.sampler import EarlyEnd, Sampler
 from minillm.config.sections import Launch, Sampling
 from minillm.errors import UserError
 from minillm.runtime import shared_rows
-from minillm.training import onpolicy
+from minillm.training import onpolicy, run_state
 from minillm.training.credit import importance
 from minillm.training.dev_set import Dev
 from minillm.training.drawn_ahead import OnDisk
@@ -79,7 +79,7 @@ def trained(folder, monkeypatch, sampler, stop=None, **more):
         return order(*arguments)
 
     without_dev(monkeypatch)
-    monkeypatch.setattr(onpolicy, "collect_rollouts", collect)
+    monkeypatch.setattr(run_state, "collect_rollouts", collect)
     monkeypatch.setattr(onpolicy, "mini_batch", mini_batch)
     try:
         onpolicy.train(made, task(teacher, chosen), Prompts(), "ahead")
@@ -174,7 +174,7 @@ def test_drawing_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
 
     made, teacher, chosen = engine(tmp_path / "parts", Sampler(cached=True), **KL)
     without_dev(monkeypatch)
-    monkeypatch.setattr(onpolicy, "collect_rollouts", interrupted(made))
+    monkeypatch.setattr(run_state, "collect_rollouts", interrupted(made))
     with pytest.raises(SystemExit):
         onpolicy.train(made, task(teacher, chosen), Prompts(), "ahead")
     monkeypatch.undo()

@@ -47,7 +47,7 @@ from minillm.sampling import one_shape
 from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
-from minillm.training import dev_set, onpolicy, rollout_losses, sample_loss
+from minillm.training import dev_evaluation, dev_set, rollout_losses, sample_loss
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
@@ -375,10 +375,10 @@ def test_the_dev_set_of_the_on_policy_phase():
     chosen, (student, teacher) = settings("paper", objective="skew_forward_kl", student_share=0.5), floats()
     initial = make("llama", 3)
     work = dataclasses.replace(task(teacher, chosen), dev=dev(), initial=initial)
-    expected = onpolicy.evaluate(Alone(student, WHOLE, CPU), work)
+    expected = dev_evaluation.evaluate(Alone(student, WHOLE, CPU), work)
     with PretendGPU() as gpu:
         there(gpu, student, teacher, initial)
-        found = onpolicy.evaluate(Alone(student, WHOLE, GPU), work)
+        found = dev_evaluation.evaluate(Alone(student, WHOLE, GPU), work)
     for values, same in zip(found, expected, strict=True):
         assert values == pytest.approx(same, rel=1e-4, abs=1e-6, nan_ok=True)
     assert set(gpu.waits) == set(DIAGNOSED) and gpu.waits["training/diagnosis.py:Diagnosis.means"] == 1
