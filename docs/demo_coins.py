@@ -23,7 +23,8 @@ from minillm.models.loading import load_model, load_tokenizer
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import start
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
 
 TEACHER, STUDENT = "demo-teacher", "demo-student"

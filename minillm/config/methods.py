@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined, expanded
+from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy
+from minillm.config.presets import combined, expanded
 from minillm.config.sections import Training
 from minillm.config.strict import STRICT, merged
 from minillm.errors import UserError

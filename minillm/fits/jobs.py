@@ -289,7 +289,7 @@ def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple
 
 
 def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) -> Work:
-    """training/onpolicy.py, rollouts.py and rollout_losses.py."""
+    """training/onpolicy.py, rollouts.py, rollout_losses.py and mini_batch.py."""
     student, teacher, launch = bare.student, bare.frozen[0], bare.launch
     response = min(lengths.response, s.max_tokens)
     most, chunk = config.data.max_prompt, config.data.corpus_length

@@ -12,7 +12,7 @@ from minillm.runtime.engine import Engine
 from minillm.training.dev_set import Divergence, answer, losses
 from minillm.training.diagnosis import Diagnosis
 from minillm.training.divergences import token_divergence
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 
 
 def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, float]]:

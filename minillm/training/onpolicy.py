@@ -40,7 +40,8 @@ from minillm.training.dev_set import Candidates, Dev
 from minillm.training.export import export
 from minillm.training.grid import with_choice
 from minillm.training.lengths import check_rows
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, Rollouts
 from minillm.training.run_state import RunState
 from minillm.training.teacher_answers import read_answers

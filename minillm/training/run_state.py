@@ -15,8 +15,8 @@ from torch import Tensor
 from minillm.data.rows import Rows
 from minillm.runtime.engine import Engine
 from minillm.training.drawn_ahead import OnDisk, Queue
+from minillm.training.mini_batch import Task
 from minillm.training.moving_target import MovingTarget
-from minillm.training.rollout_losses import Task
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.teaching import MeanTeacher
 from minillm.training.vllm_rollouts import VllmRollouts

@@ -18,7 +18,7 @@ from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.models.loading import check_same_tokenizer
 from minillm.training.lengths import check_rows
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.teaching import Panel
 
 

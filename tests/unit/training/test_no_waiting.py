@@ -47,7 +47,7 @@ from minillm.sampling import one_shape
 from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
-from minillm.training import dev_evaluation, dev_set, rollout_losses, sample_loss
+from minillm.training import dev_evaluation, dev_set, mini_batch, sample_loss
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
@@ -471,8 +471,8 @@ def test_the_reference_loss():
 
 # --- what is looked for is found
 def test_a_planted_mix_is_found(monkeypatch):
-    monkeypatch.setattr(rollout_losses, "moved", lambda values, device: values)
-    with pytest.raises(MixedDevices, match=r"objectives.py:|rollout_losses.py:|sample_loss.py:"):
+    monkeypatch.setattr(mini_batch, "moved", lambda values, device: values)
+    with pytest.raises(MixedDevices, match=r"objectives.py:|mini_batch.py:|sample_loss.py:"):
         update(CASES["paper"])
 
 

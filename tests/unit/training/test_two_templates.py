@@ -32,7 +32,7 @@ from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.evaluation.exposure_bias import token_kl
 from minillm.models.head import response_hidden
 from minillm.training.dev_set import Dev, losses
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.rollouts import Memory, collect_rollouts
 from minillm.training.supervised import Supervision, example_loss
 

@@ -39,7 +39,7 @@ from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.training import dev_evaluation, onpolicy, run_state
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.rollouts import Memory, collect_rollouts
 from minillm.training.teaching import MeanTeacher, Panel, by_segment
 from minillm.training.who_teaches import check_launch
