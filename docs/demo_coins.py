@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.data.rows import Corpus, Rows
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.runtime.engine import Engine

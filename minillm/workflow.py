@@ -21,9 +21,9 @@ from minillm.config.chat import linked
 from minillm.config.derive import canonical, launch_values, stage_settings
 from minillm.config.experiment import Experiment
 from minillm.config.grid import candidates, split
+from minillm.config.launch import KILLED_AFTER
 from minillm.config.measurements.metrics import STAGE_OF
 from minillm.config.measurements.rouge import Rouge
-from minillm.config.sections import KILLED_AFTER
 from minillm.config.stages import STAGES, names_of
 from minillm.config.subsets import SUBSETS
 from minillm.config.teaching import USUAL, Teaching

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from minillm.config import layout
 from minillm.config.adapter import check_adapters
+from minillm.config.launch import Launch
 from minillm.config.measurements.metrics import check_metrics
 from minillm.config.sampling import check_backend
-from minillm.config.sections import Launch, Model, Pair, Training
+from minillm.config.sections import Model, Pair, Training
 from minillm.config.served import check_served
 from minillm.config.stages import STAGES
 from minillm.config.strict import check_lists, hint, merged, must_be_one_of, parse

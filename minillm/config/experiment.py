@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from minillm.config import layout
 from minillm.config.checks import check_whole
 from minillm.config.comparison import Comparison
+from minillm.config.data import Data, Dataset, Tokenizer
 from minillm.config.estimators import Estimators
 from minillm.config.grid import Grid
 from minillm.config.measurements.calibration import Calibration
@@ -32,17 +33,7 @@ from minillm.config.methods import Method, check_catalogue, method_settings, nam
 from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy
 from minillm.config.presets import combined
 from minillm.config.sampling import Sampling
-from minillm.config.sections import (
-    Data,
-    Dataset,
-    Model,
-    Pair,
-    Precision,
-    Stages,
-    Style,
-    Tokenizer,
-    Training,
-)
+from minillm.config.sections import Model, Pair, Precision, Stages, Style, Training
 from minillm.config.stages import MEASUREMENTS, STAGES
 from minillm.config.strict import STRICT, Count, Name, Seed, merged, parse
 from minillm.config.subsets import SUBSETS, Subsets

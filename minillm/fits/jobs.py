@@ -11,9 +11,10 @@ from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
 from minillm.config.grid import TrialSettings
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampler import Sampler
-from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.sections import Sampling, Training
 from minillm.config.stages import STAGES
 from minillm.fits.machines import BANDWIDTH, COMPUTE
 from minillm.fits.passes import Loss

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.teaching import FURTHER
 from minillm.data.rows import Corpus, Rows

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minillm import objectives
-from minillm.config.sections import Launch, Training
+from minillm.config.launch import Launch
+from minillm.config.sections import Training
 from minillm.config.stage_settings import TrainSettings
 from minillm.data.batching import Batch, collate, moved
 from minillm.data.rows import Example, Rows

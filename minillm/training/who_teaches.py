@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.teaching import Teaching
 from minillm.data.rows import AGAIN, Rows

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from tiny_models import make
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.presets import PRESETS
 from minillm.config.sampler import Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World, start
 from minillm.sampling.sample import Mixture, sample

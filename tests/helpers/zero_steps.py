@@ -15,7 +15,7 @@ import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, pair, rollouts, settings, task
 from zero_case import CASES, CHANGED, LAUNCH, STEPS, supervised
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import leave, start

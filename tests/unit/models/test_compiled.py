@@ -6,7 +6,7 @@ import pytest
 import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, gradient, pair, rollouts, settings, task
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.models import compiling, tiled_loss
 from minillm.models.head import token_logprobs

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from zero_case import supervised
 
 from minillm.config.adapter import Adapter
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Model, Sampling, Training
+from minillm.config.sections import Model, Sampling, Training
 from minillm.config.stage_settings import BaseSettings, DataSettings, OnPolicySettings, TrainSettings
 from minillm.config.strict import parse
 from minillm.data import prepare

@@ -15,8 +15,9 @@ from onpolicy_case import Tokenizer as NoWords
 from tiny_models import make
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import TokenWeights
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.counts import repetition
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.runtime.processes import World, start

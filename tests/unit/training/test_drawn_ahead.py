@@ -28,8 +28,9 @@ from parts_case import by_hand, expected
 from ranks import ranks
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.sampler import EarlyEnd, Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.errors import UserError
 from minillm.runtime import shared_rows
 from minillm.training import onpolicy, run_state

@@ -13,7 +13,7 @@ from onpolicy_case import COUNT, EOS, gradient, pair, rollouts, settings, task
 from torch.nn import functional
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import Batch, collate
 from minillm.models.tiled_loss import Head
 from minillm.training import mini_batch

@@ -35,9 +35,10 @@ from tiny_models import make
 from torch import nn
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Assistant, Signal, Taid, TeacherTexts, Term, TokenWeights
 from minillm.config.sampler import EarlyEnd, Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.teaching import Gold, Teaching
 from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs

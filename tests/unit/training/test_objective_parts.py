@@ -14,8 +14,8 @@ from parts_case import batch, by_hand, chosen, expected, with_assistant
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid
-from minillm.config.sections import Launch
 from minillm.token_sets import on_set
 from minillm.training import onpolicy, run_state
 from minillm.training.divergences import token_divergence

@@ -19,9 +19,9 @@ from tiny_models import make
 
 from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.presets import PRESETS, expanded
-from minillm.config.sections import Launch
 from minillm.config.strict import parse
 from minillm.errors import UserError
 from minillm.training.credit import advantages, whitened

@@ -25,8 +25,9 @@ from tiny_models import make
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import TeacherTexts
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.data.batching import collate
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.evaluation.exposure_bias import token_kl

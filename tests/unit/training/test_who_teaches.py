@@ -29,9 +29,10 @@ from teaching_case import ByHand, differ, numbers
 from tiny_models import make
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, TokenWeights
 from minillm.config.onpolicy import OnPolicy, check_on_policy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.strict import parse
 from minillm.config.teaching import Teaching
