@@ -848,7 +848,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the weights of drift leave out their base",
-        "training/drift_weights.py",
+        "training/early_end_weights.py",
         "(early_end.base + left)",
         "left",
         f"{AHEAD}::test_weights_fall_with_each_disagreement",

@@ -33,7 +33,7 @@ from minillm.runtime.engine import Losses
 from minillm.training.dev_set import Dev
 from minillm.training.rollouts import Rollouts
 from minillm.training.sample_loss import AnswerLoss, SampleLoss
-from minillm.training.supervised import token_loss
+from minillm.training.supervised_loss import token_loss
 from minillm.training.teaching import Panel, as_teacher, by_segment
 
 # The place in the collection of a sample, of a prompt's gold answer or of the teacher's, or a chunk's in

@@ -14,7 +14,7 @@ from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.schedule import batch_of_step
 from minillm.training import token_weights
 from minillm.training.credit import advantages, importance, whitened
-from minillm.training.drift_weights import with_drift
+from minillm.training.early_end_weights import with_early_end
 from minillm.training.mini_batch import MiniBatch, Row, Task
 from minillm.training.rollouts import Rollouts
 
@@ -60,7 +60,7 @@ def micro_batches(
     # The share of collections that are done, the same for all steps of one.
     done = engine.step // s.steps_of_collection / s.collections
     factors = [
-        with_drift(
+        with_early_end(
             rollouts,
             s,
             token_weights.configured(rollouts, term.token_weights, task.dev.tokenizer, rows, done),

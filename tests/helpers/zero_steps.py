@@ -20,7 +20,7 @@ from minillm.data.batching import collate
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import leave, start
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 
 class Spread(Engine):

@@ -11,7 +11,7 @@ from minillm.data.batching import collate
 from minillm.models import compiling, tiled_loss
 from minillm.models.head import token_logprobs
 from minillm.training.sample_loss import SampleLoss
-from minillm.training.supervised import TokenLoss, example_loss
+from minillm.training.supervised_loss import TokenLoss, example_loss
 
 needs_compiler = pytest.mark.skipif(
     compiling.lacking() is not None, reason=f"no {compiling.lacking()} on this machine"

@@ -30,7 +30,7 @@ from minillm.runtime.processes import start
 from minillm.training import base_model, onpolicy
 from minillm.training import supervised as stages
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 STEPS = 4
 OWN, THEIRS = Adapter(rank=2, alpha=8.0, dropout=0.1), Adapter(rank=3, alpha=12.0)

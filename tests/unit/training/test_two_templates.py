@@ -35,7 +35,8 @@ from minillm.models.head import response_hidden
 from minillm.training.dev_set import Dev, losses
 from minillm.training.mini_batch import Task
 from minillm.training.rollouts import Memory, collect_rollouts
-from minillm.training.supervised import Supervision, example_loss
+from minillm.training.supervised import Supervision
+from minillm.training.supervised_loss import example_loss
 
 # The student ends with EOS (0), the teacher with 2.
 END, VOCABULARY = 2, 11
