@@ -29,8 +29,8 @@ from minillm.config.measurements.lengths import Lengths
 from minillm.config.measurements.metrics import Metrics, sets_by_metric
 from minillm.config.measurements.rouge import Rouge
 from minillm.config.measurements.validity import Validity
-from minillm.config.methods import Method, check_catalogue, method_settings, named
-from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy
+from minillm.config.methods import Method, Variant, check_catalogue, method_settings, named
+from minillm.config.onpolicy import OnPolicy, check_on_policy
 from minillm.config.presets import combined
 from minillm.config.sampling import Sampling
 from minillm.config.sections import Model, Pair, Precision, Stages, Style, Training

@@ -346,20 +346,6 @@ class OnPolicy:
         return self.objective != "minillm" or self.single_step or centred_here or bool(self.also)
 
 
-@dataclass(frozen=True, config=STRICT)
-class Variant:
-    """A method made of another one's settings: on-policy, from the same initial student, or supervised."""
-
-    label: str = Field(description="Name in tables and figures.")
-    settings: dict[str, Any] = Field(
-        description="Keys of `stages.minillm`, or of the stage that `stage` names, that are replaced. They "
-        "win over those of `per_model` too.",
-    )
-    stage: Literal["kd", "seqkd"] | None = Field(
-        default=None, description="The supervised stage that it is trained by; `null`: `minillm`."
-    )
-
-
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     """Raises UserError, one line naming `where` and the key, for combinations that mean nothing."""
     checks = (problem_of_loop, problem_of_sampler, problem, problem_of_teaching)

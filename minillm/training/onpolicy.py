@@ -170,7 +170,7 @@ class Files:
         """The content of each, for checkpoints and provenance."""
         paths = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         further = {f"{FURTHER}{name}": path for name, path in paths.pop("further").items()}
-        # The base last, as it always was.
+        # In the order that provenance files have had.
         base = {"base": paths.pop("base")}
         return {key: identity(path) for key, path in (paths | further | base).items() if path}
 
