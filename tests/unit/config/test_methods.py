@@ -15,7 +15,8 @@ from minillm.cli import main
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.methods import SCHEDULE, Method, facts
-from minillm.config.onpolicy import OnPolicy, combined
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.presets import combined
 from minillm.errors import UserError
 from minillm.methods import BUILT_IN, read_catalogue, table
 from minillm.readers import read_yaml
