@@ -56,8 +56,8 @@ TEXTS = {
     )
     for i, id_ in enumerate(Prompts.ids)
 }
-# Steps before this one: of the first and of the second half of the collections.
-STEPS = {False: 5, True: 60}
+# Steps before this one: the last of the first half of the collections, and the first of the second.
+STEPS = {False: 39, True: 40}
 SEED = 11
 SPLIT = Launch(micro_batch=3)
 
@@ -214,7 +214,7 @@ class Case:
             self.target = taid.t
         # Before the student moved: by the initial one, and whoever teaches then.
         then = self.first if own is not None else self.teacher
-        self.made = collected(self.first, then, self.settings, self.dev, holes)
+        self.made = collected(self.first, then, self.settings, self.dev, self.rows, holes)
 
     # --- the package
     def found(self, launch=SPLIT):
@@ -274,10 +274,7 @@ class Case:
         if self.supervised:
             texts = list(TEXTS.values())
             every = [
-                [
-                    self.tokens("sample", i, PROMPTS[i], kept[i], self.reads[Prompts.ids[i]])
-                    for i in self.rows
-                ]
+                [self.tokens("sample", i, PROMPTS[i], kept[i], self.reads[Prompts.ids[i]]) for i in self.rows]
                 for kept in (GOLD, texts)
             ]
             self.prompts, self.responses = PROMPTS, texts if self.name == "seqkd" else GOLD
@@ -312,7 +309,7 @@ class Case:
         return Batch([collection[i] for i in self.rows], gold, collection, texts, plain, **more)
 
     def by_hand(self, formula):
-        """(loss, gradient by parameter, the batch) of a formula: it yields (token, value, slope by logits)."""
+        """(loss, gradient by parameter, the batch); the formula yields (token, value, slope by logits)."""
         batch, hand = self.batch(), ByHand(self.student)
         value, slopes = 0.0, {}
         for token, part, slope in formula(batch):
@@ -352,12 +349,21 @@ def taught(teaching, first, student):
     return mean
 
 
-def collected(student, teacher, settings, dev, holes=True) -> Rollouts:
-    """A collection by the method's sampler, its records as float64, with holes in them."""
+def collected(student, teacher, settings, dev, rows, holes=True) -> Rollouts:
+    """A collection by the method's sampler, its records as float64, with holes in them.
+
+    Of the first seed at which responses of `rows` differ in length, and some end early.
+    """
     engine = OneProcess(student, Launch(eval_batch=3))
     engine.model = student
     share = max(settings.student_share, 0.5) if settings.adaptive else settings.student_share
-    made = collect_rollouts(engine, teacher, Answered(), dev, settings, Memory(share), 0, 3)
+    for seed in range(3, 30):
+        made = collect_rollouts(engine, teacher, Answered(), dev, settings, Memory(share), 0, seed)
+        lengths = {len(made.responses[i]) for i in rows}
+        if len(lengths) > 2 and min(lengths) < settings.max_tokens:
+            break
+    else:
+        raise AssertionError("no padding")
     tensors = {n: x.double() for n, x in vars(made).items() if isinstance(x, torch.Tensor)}
     if holes:
         tensors = {n: spread(x, rubbish=0.0 if n == "mask" else 7.5) for n, x in tensors.items()}

@@ -6,7 +6,11 @@ Each is a generator of (token, its value in the loss, the derivative of that by 
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import numpy as np
+from catalogue_case import METHODS, Case, differences, settings_of, wide
 from catalogue_policy_formulas import POLICY_FORMULAS
 from divergences_by_hand import (
     alpha_beta,
@@ -171,7 +175,7 @@ def exopd(b):
 
 
 def tgpo_half(b):
-    """TGPO (arXiv 2605.13230): w CE(the teacher's next token), w from 1 to 0 by step 200; next to KL(q | p)."""
+    """TGPO (arXiv 2605.13230): w CE(the teacher's next token), w from 1 to 0 by step 200; and KL(q | p)."""
     w = max(0.0, 1 - b.step / 200)
 
     def token(x):
@@ -276,3 +280,29 @@ FORMULAS = POLICY_FORMULAS | {
     "kd": kd,
     "seqkd": seqkd,
 }
+
+
+@functools.cache
+def compared(name, two, k):
+    """(difference of the losses, largest of the gradients, largest gradient, the batch) of one case."""
+    case = Case(name, two, k)
+    value, gradient, batch = case.by_hand(FORMULAS[name])
+    return (*differences(case.found(), (value, gradient)), batch)
+
+
+def main():
+    """The table: what each formula is from, and how far the package is from it."""
+    print("| method | written from | loss, one prompt | gradient | loss, two prompts | gradient |")
+    print("|:--|:--|--:|--:|--:|--:|")
+    for name in METHODS:
+        source = FORMULAS[name].__doc__.split("\n")[0]
+        sizes = (0, 3) if wide(settings_of(name)) else (0,)
+        cells = []
+        for two in (False, True):
+            found = [compared(name, two, k) for k in sizes]
+            cells += [f"{max(x[i] for x in found):.0e}" for i in (0, 1)]
+        print(f"| {name} | {source} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,7 +21,7 @@ from divergences_by_hand import (
 
 
 def weighted_mean(b, token):
-    """The mean over the mini-batch's tokens of weight times pair; `token(x)` returns (weight, (value, slope))."""
+    """The mean over the mini-batch's tokens; `token(x)` returns (weight, (value, slope))."""
     count = sum(len(response) for response in b.samples)
     for response in b.samples:
         for x in response:
@@ -63,7 +63,7 @@ def minillm(b):
 
 # --- the sampled token
 def thinking_machines_opd(b):
-    """Thinking Machines, On-Policy Distillation: advantage log p - log q of the token, importance sampling."""
+    """Thinking Machines, On-Policy Distillation: advantage log p/q of the token, importance sampling."""
     return weighted_mean(b, lambda x: (1, surrogate(x, reward(x))))
 
 
@@ -95,8 +95,7 @@ def reopold(b):
 
     def keep(x):
         if b.step < 40:
-            # The entry has three decimals.
-            return b.case("kept", reward(x) >= -1.386)
+            return b.case("kept", reward(x) >= floor)
         return b.case("kept", x.h >= median)
 
     every = [x for response in b.samples for x in response]
@@ -107,7 +106,7 @@ def reopold(b):
 
 
 def sod(b):
-    """SOD (arXiv 2605.07725), Eq. 6 and 7: min(prod (d_u + e)/(d_u+1 + e), 1.2), here for blocks of 8 tokens."""
+    """SOD (arXiv 2605.07725), Eq. 6 and 7: min(prod (d_u + e)/(d_u+1 + e), 1.2), for blocks of 8 tokens."""
     e = 1e-6
 
     def token(x):

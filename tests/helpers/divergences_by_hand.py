@@ -85,7 +85,7 @@ def reverse_kl_inside(q, p, kept):
 
 
 def weighted_scores(q, p, kept):
-    """The policy gradient sum_S w sg(log q/p) grad log q with w = q/q(S), of the value sum_S w (log q/p)^2 / 2.
+    """The policy gradient sum_S w sg(log q/p) grad log q, w = q/q(S), of the value sum_S w (log q/p)^2 / 2.
 
     The published losses have only the gradient: the reward is a constant.
     """
