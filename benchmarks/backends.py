@@ -15,8 +15,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from minillm.config.data import Dataset, Tokenizer
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Dataset, Launch, Model, Tokenizer
+from minillm.config.sections import Model
 from minillm.config.stage_settings import BaseSettings, DataSettings, TestSettings
 from minillm.data.prepare import run_stage as prepare
 from minillm.data.sources import read_tests

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data.prompts import encode, render
 from minillm.data.sources import read_rows
 

@@ -16,7 +16,8 @@ from benchmarks.workload import EOS, PAD, Data, Setting, settings
 from minillm.config.sections import Sampling
 from minillm.runtime.engine import Engine, Losses
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
 

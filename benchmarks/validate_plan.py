@@ -24,8 +24,9 @@ from benchmarks.breakdown import executed_flops
 from benchmarks.shapes import Shape, Size
 from benchmarks.sides import Ours
 from benchmarks.workload import EOS, Setting, make_model, settings
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.sections import Sampling, Training
 from minillm.files import write_json
 from minillm.fits import flops
 from minillm.fits.memory import BUCKET, memory

@@ -21,8 +21,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from benchmarks.shapes import Shape, Size, real_lengths
 from benchmarks.stops import silence
-from minillm.config.onpolicy import PRESETS, OnPolicy
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.presets import PRESETS
 from minillm.data.rows import Corpus, Rows
 from minillm.models.loading import DTYPES
 from minillm.runtime.engine import Engine

@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.data.rows import Corpus, Rows
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import start
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
 
 TEACHER, STUDENT = "demo-teacher", "demo-student"

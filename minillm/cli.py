@@ -324,7 +324,7 @@ def _settings(stage: Stage, path: Path | None) -> Any:
 
 
 def _launch(text: str) -> Any:
-    from minillm.config.sections import Launch
+    from minillm.config.launch import Launch
     from minillm.config.strict import parse
     from minillm.readers import parse_json
 

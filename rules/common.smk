@@ -1,4 +1,4 @@
-# What the rules share: the checked configuration, through minillm/workflow.py, and what only Snakemake knows.
+# What the rules share: the checked configuration, through minillm/workflow/, and what only Snakemake knows.
 import gc
 import json
 import os
@@ -14,7 +14,7 @@ from minillm.errors import UserError
 from minillm.publish import report_texts
 from minillm.publish.registry import ITEMS, READING
 from minillm.readers import read_yaml
-from minillm.workflow import Workflow, one_of
+from minillm.workflow.rules import Workflow, one_of
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import validate
 

@@ -85,7 +85,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the teacher's texts have the student's weight",
-        "training/rollout_losses.py",
+        "training/mini_batch.py",
         "weights.append((2 - self.balance) / self.denominator)",
         "weights.append(self.balance / self.denominator)",
         "tests/unit/training/test_teacher_texts.py::test_the_loss_and_its_gradient",
@@ -169,7 +169,7 @@ MUTATIONS = [
     ),
     Mutation(
         "gold answers are divided by the samples' tokens",
-        "training/rollout_losses.py",
+        "training/mini_batch.py",
         "s.gold.coefficient / self.gold_denominator",
         "s.gold.coefficient / self.denominator",
         f"{ANCHORS}::test_gold_answers_are_learned_next_to_samples",
@@ -211,9 +211,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a mean of the student is not saved",
-        "training/onpolicy.py",
-        'engine.save(state | ({"mean": mean.means} if mean else {}))',
-        "engine.save(state)",
+        "training/run_state.py",
+        'values["mean"] = self.mean.means',
+        "pass",
         f"{TEACHING}::test_a_run_with_a_mean_teacher_resumes_exactly",
     ),
     Mutation(
@@ -232,7 +232,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the dev set is measured with the prompts of who teaches",
-        "training/onpolicy.py",
+        "training/dev_evaluation.py",
         "usual = dataclasses.replace(dev, teacher=prompts)",
         "usual = dev",
         f"{TEACHING}::test_the_dev_set_is_measured_by_the_pairs_teacher",
@@ -295,9 +295,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the target starts again with every start",
-        "training/onpolicy.py",
-        '{"target": target.saved()} if target else {}',
-        "{}",
+        "training/run_state.py",
+        'values["target"] = self.target.saved()',
+        "pass",
         f"{PARTS}::test_a_run_with_a_moving_target_resumes_exactly",
     ),
     Mutation(
@@ -372,9 +372,9 @@ MUTATIONS = [
     ),
     Mutation(
         "each micro-batch has its own mean",
-        "training/rollout_losses.py",
-        "weights.append(1 / self.denominator)",
-        "weights.append(1 / border)",
+        "training/mini_batch.py",
+        "weights.append((1 if self.balance is None else self.balance) / self.denominator)",
+        "weights.append(1 / first)",
         f"{TESTS}::test_micro_batches",
     ),
     Mutation(
@@ -386,9 +386,9 @@ MUTATIONS = [
     ),
     Mutation(
         "plain text is scored as samples are",
-        "training/rollout_losses.py",
-        "slice(border, None), self.on_texts(texts, tokens[border:])",
-        "slice(border, None), self.on_texts(texts, tokens)",
+        "training/mini_batch.py",
+        "slice(third, None), self.on_texts(texts, tokens[third:])",
+        "slice(third, None), self.on_texts(texts, tokens)",
         "tests/unit/training/test_onpolicy_settings.py::test_presets_reproduce_the_formulas",
     ),
     Mutation(
@@ -428,7 +428,7 @@ MUTATIONS = [
     ),
     Mutation(
         "kept hidden states of other rows",
-        "training/rollout_losses.py",
+        "training/mini_batch.py",
         "rollouts.teacher_hidden[i] for i in rows",
         "rollouts.teacher_hidden[i] for i in sorted(rows)",
         f"{TILES}::test_kept_hidden_states_give_the_same_loss",
@@ -456,7 +456,7 @@ MUTATIONS = [
     ),
     Mutation(
         "advantages of other rows",
-        "training/rollout_losses.py",
+        "training/mini_batch.py",
         "moved(values[rows][valid], self.device)",
         "moved(values[: len(rows)][valid], self.device)",
         f"{TESTS}::test_order_of_rows",
@@ -477,7 +477,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a preset comes before what is given",
-        "config/onpolicy.py",
+        "config/presets.py",
         "return {**PRESETS[name], **values}",
         "return {**values, **PRESETS[name]}",
         "tests/unit/training/test_onpolicy_settings.py::test_a_preset_gives_way_to_every_key_that_a_configuration_gives",
@@ -695,7 +695,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a name twice in a list counts once",
-        "config/experiment.py",
+        "config/checks.py",
         "    check_lists(config, where)\n",
         "",
         "tests/unit/config/test_experiment.py::test_nothing_is_named_twice",
@@ -716,7 +716,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an update waits for what it sends to a GPU",
-        "training/rollout_losses.py",
+        "training/mini_batch.py",
         "return moved(values[rows][valid], self.device)",
         "return values[rows][valid].to(self.device)",
         "tests/unit/training/test_no_waiting.py::test_an_update_reads_nothing_back",
@@ -856,7 +856,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the weights of drift leave out their base",
-        "training/drift_weights.py",
+        "training/early_end_weights.py",
         "(early_end.base + left)",
         "left",
         f"{AHEAD}::test_weights_fall_with_each_disagreement",

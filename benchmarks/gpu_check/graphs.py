@@ -9,7 +9,7 @@ from benchmarks.gpu_check.result import Result, answer, least
 from benchmarks.gpu_check.training import Runs
 from benchmarks.shapes import Shape
 from benchmarks.speed import seconds
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 
 LEAST = 0.9
 

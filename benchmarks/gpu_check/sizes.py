@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.shapes import Shape, Size
 from benchmarks.workload import make_model
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 
 # GPT-2's small and medium sizes: a GPU of 16 GB holds them.
 GPU = Shape(

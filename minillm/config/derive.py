@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minillm.config.experiment import Experiment
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stages import entry_of
 from minillm.config.strict import parse
 from minillm.files import without_unset

@@ -1,15 +1,16 @@
-"""The catalogue of published methods (config/methods.yaml): their settings, and where these come from."""
+"""Methods made of settings: variants, and the catalogue of published ones (config/methods.yaml)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.onpolicy import OnPolicy, Variant, check_on_policy, combined, expanded
+from minillm.config.onpolicy import OnPolicy, check_on_policy
+from minillm.config.presets import combined, expanded
 from minillm.config.sections import Training
 from minillm.config.strict import STRICT, merged
 from minillm.errors import UserError
@@ -21,6 +22,20 @@ SCHEDULE = (
     *("max_tokens", "normaliser", "lm_batch", "stop_length", "stop_kl", "schedule", "min_lr", "warmup"),
     *("weight_decay", "betas", "clip_norm", "dropout", "evaluations", "dev_rows"),
 )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Variant:
+    """A method made of another one's settings: on-policy, from the same initial student, or supervised."""
+
+    label: str = Field(description="Name in tables and figures.")
+    settings: dict[str, Any] = Field(
+        description="Keys of `stages.minillm`, or of the stage that `stage` names, that are replaced. They "
+        "win over those of `per_model` too.",
+    )
+    stage: Literal["kd", "seqkd"] | None = Field(
+        default=None, description="The supervised stage that it is trained by; `null`: `minillm`."
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,5 +98,5 @@ def facts(method: Method) -> dict[str, str]:
     return {
         field.name: getattr(method, field.name)
         for field in dataclasses.fields(method)
-        if field.name not in ("label", "settings")
+        if field.name not in ("label", "settings", "stage")
     }

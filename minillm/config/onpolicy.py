@@ -1,14 +1,8 @@
-"""Settings of the on-policy phase, and presets: the objective as in the paper and as in the released code.
-
-A preset only sets keys of `OnPolicy`; whatever the configuration itself sets wins, wherever it does so:
-preset < stage < model < variant.  docs/method.md has the table key -> paper -> released code -> default, with
-the reasons.
-"""
+"""Settings of the on-policy phase, and which of them do not go together (presets.py has its presets)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -29,7 +23,7 @@ from minillm.config.objective_parts import (
 from minillm.config.sampler import Sampler
 from minillm.config.sampler import problem as problem_of_sampler
 from minillm.config.sampling import COLDEST, Backend
-from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share, hint, parse
+from minillm.config.strict import STRICT, Count, Natural, NonNegative, Positive, Share
 from minillm.config.teaching import Gold, Teaching, problem_of_teaching
 from minillm.errors import UserError
 
@@ -352,131 +346,50 @@ class OnPolicy:
         return self.objective != "minillm" or self.single_step or centred_here or bool(self.also)
 
 
-@dataclass(frozen=True, config=STRICT)
-class Variant:
-    """A method made of another one's settings: on-policy, from the same initial student, or supervised."""
-
-    label: str = Field(description="Name in tables and figures.")
-    settings: dict[str, Any] = Field(
-        description="Keys of `stages.minillm`, or of the stage that `stage` names, that are replaced. They "
-        "win over those of `per_model` too.",
-    )
-    stage: Literal["kd", "seqkd"] | None = Field(
-        default=None, description="The supervised stage that it is trained by; `null`: `minillm`."
-    )
-
-
-PAPER = {
-    "single_step": True,
-    "single_step_weights": True,  # D1
-    "include_current": False,  # D2
-    "gamma": 1.0,  # D3
-    "length_norm": True,  # D5
-    "whiten": "none",  # D6
-    "reward_scale": 1.0,  # D7
-    "reward_clip": 0.0,
-    "surrogate": "paper",  # D8
-    "clip": 0.2,
-    "importance": "token",  # D9
-    "lm_coef": 1.0,  # D10
-    "lm_kd_ratio": 0.0,
-    "dropout": False,  # D12; the paper does not say
-    "normaliser": "sequences",
-    # Section 4.1 of the paper's appendix: 5000 steps of 64 sentences, 256 per collection, 4 inner epochs.
-    "lr": 5e-6,
-    "rollouts": 256,
-    "batch": 64,
-    "inner_epochs": 4,
-    "collections": 312,
-}
-RELEASED = {
-    "single_step": True,
-    "single_step_weights": False,
-    "include_current": True,
-    "gamma": 0.95,
-    "length_norm": True,
-    "whiten": "positions",
-    "reward_scale": 0.5,
-    "reward_clip": 100.0,
-    "surrogate": "ppo",
-    "clip": 0.2,
-    "importance": "token",
-    "lm_coef": 1.0,
-    "lm_kd_ratio": 0.5,
-    "dropout": False,
-    "normaliser": "tokens",
-    # Since Nov. 2023, GPT-2 120M: one mini-batch per inner epoch (D16), ten passes over 11,435 prompts (D17).
-    "lr": 5e-6,
-    "rollouts": 256,
-    "batch": 256,
-    "inner_epochs": 4,
-    "collections": 447,
-}
-# With the schedule that made the published numbers (D16, D17).
-FIRST_RELEASE = RELEASED | {"batch": 64, "collections": 312}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The defaults of OnPolicy.
-    "default": {},
-    "paper": PAPER,
-    "released": RELEASED,
-    "first_release": FIRST_RELEASE,
-}
-
-
-def expanded(values: dict[str, Any], where: str, under: str) -> dict[str, Any]:
-    """`values`, with the keys that are missing filled in from their preset (`semantics`).
-
-    Raises UserError for an unknown preset.
-    """
-    name = str(values.get("semantics", "default"))
-    if name not in PRESETS:
-        raise UserError(f"{where}: {under}.semantics: unknown preset '{name}'; {hint(name, PRESETS)}")
-    return {**PRESETS[name], **values}
-
-
-def combined(places: Sequence[dict[str, Any]], where: str, under: str) -> OnPolicy:
-    """Settings from the keys that places of a configuration set: later ones win, and any beats the preset.
-
-    Raises UserError, one line naming `where` and the key below `under`.
-    """
-    values = {key: value for place in places for key, value in place.items()}
-    return parse(OnPolicy, expanded(values, where, under), where, under)
-
-
 def check_on_policy(settings: OnPolicy, where: str, under: str) -> None:
     """Raises UserError, one line naming `where` and the key, for combinations that mean nothing."""
-    wrong = ""
-    if settings.rollouts % settings.batch:
-        wrong = (
-            f"batch: {settings.rollouts} rollouts are not a whole number of mini-batches of {settings.batch}"
-        )
-    elif settings.objective == "minillm" and (
-        settings.student_share < 1 or settings.adaptive or settings.replay
-    ):
-        key = "student_share" if settings.student_share < 1 else "adaptive" if settings.adaptive else "replay"
-        wrong = (
-            f"{key}: the long term needs samples of the current student; "
-            "choose another objective or leave this off"
-        )
-    elif settings.advantage == "centred" and settings.single_step:
-        wrong = "advantage: 'centred' replaces the single-step term; set single_step: false"
-    elif settings.advantage == "expected" and settings.include_current:
-        wrong = (
-            "advantage: 'expected' covers the rewards that follow, not the token's own; "
-            "set include_current: false"
-        )
-    elif settings.adaptive and (settings.student_share == 1 or settings.evaluations < 2):
-        wrong = (
-            "adaptive: the share of samples grows at dev evaluations; "
-            "set student_share below 1 and evaluations to 2 or more"
-        )
-    elif settings.backend == "vllm" and settings.alpha > 0:
-        wrong = "backend: vLLM samples from the student only; set alpha: 0.0, or backend: transformers"
-    elif settings.backend == "vllm" and settings.temperature < COLDEST:
-        wrong = f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one"
-    elif limit := next((key for key in ("stop_length", "stop_kl") if 0 < getattr(settings, key) <= 1), ""):
-        wrong = f"{limit}: must be a factor above 1, or 0 for none"
-    wrong = wrong or problem_of_sampler(settings) or problem(settings) or problem_of_teaching(settings)
-    if wrong:
+    checks = (problem_of_loop, problem_of_sampler, problem, problem_of_teaching)
+    if wrong := next(filter(None, (check(settings) for check in checks)), ""):
         raise UserError(f"{where}: {under}.{wrong}")
+
+
+def problem_of_loop(s: OnPolicy) -> str:
+    """The first of the keys of the loop that do not go together, and why; "" if all do."""
+    others = {"student_share": s.student_share < 1, "adaptive": s.adaptive, "replay": s.replay > 0}
+    older = next((key for key, used in others.items() if used), "")
+    limit = next((key for key in ("stop_length", "stop_kl") if 0 < getattr(s, key) <= 1), "")
+    problems = (
+        (
+            s.rollouts % s.batch > 0,
+            f"batch: {s.rollouts} rollouts are not a whole number of mini-batches of {s.batch}",
+        ),
+        (
+            s.objective == "minillm" and older != "",
+            f"{older}: the long term needs samples of the current student; "
+            "choose another objective or leave this off",
+        ),
+        (
+            s.advantage == "centred" and s.single_step,
+            "advantage: 'centred' replaces the single-step term; set single_step: false",
+        ),
+        (
+            s.advantage == "expected" and s.include_current,
+            "advantage: 'expected' covers the rewards that follow, not the token's own; "
+            "set include_current: false",
+        ),
+        (
+            s.adaptive and (s.student_share == 1 or s.evaluations < 2),
+            "adaptive: the share of samples grows at dev evaluations; "
+            "set student_share below 1 and evaluations to 2 or more",
+        ),
+        (
+            s.backend == "vllm" and s.alpha > 0,
+            "backend: vLLM samples from the student only; set alpha: 0.0, or backend: transformers",
+        ),
+        (
+            s.backend == "vllm" and s.temperature < COLDEST,
+            f"backend: vLLM draws with a temperature of {COLDEST} instead of a lower one",
+        ),
+        (limit != "", f"{limit}: must be a factor above 1, or 0 for none"),
+    )
+    return next((text for wrong, text in problems if wrong), "")

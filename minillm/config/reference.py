@@ -15,8 +15,9 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from minillm.config.experiment import Experiment
-from minillm.config.onpolicy import PRESETS, OnPolicy
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.presets import PRESETS
 
 # In a reader's order: class, heading, and where in a configuration its keys are.
 PARTS = (

@@ -1,10 +1,11 @@
-"""The sections of a configuration: frozen dataclasses, strictly loaded.
+"""The sections of a configuration: frozen dataclasses, strictly loaded; here models, training and style.
 
 docs/configuration.md is made from their descriptions.
 
-measurements/ has the sections of what is measured in addition to ROUGE-L, onpolicy.py that of the on-policy
-phase, estimators.py that of the study of estimators, experiment.py the whole.  Stages that train do not
-import measurements/, so a new measurement re-runs no training.
+data.py has the sections of data, onpolicy.py that of the on-policy phase, launch.py launch values,
+measurements/ the sections of what is measured in addition to ROUGE-L, estimators.py that of the study of
+estimators, experiment.py the whole.  Stages that train do not import measurements/, so a new measurement
+re-runs no training.
 """
 
 from __future__ import annotations
@@ -15,116 +16,11 @@ from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from minillm.config.adapter import Adapter
-from minillm.config.chat import Chat
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampling import Sampling
 from minillm.config.strict import STRICT, Count, Name, Natural, NonNegative, Positive, Share, whole_schema
-from minillm.config.teaching import PROMPTS
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-# --- tokenizers and data sets
-@dataclass(frozen=True, config=STRICT)
-class Tokenizer:
-    """Where a tokenizer comes from."""
-
-    source: Literal["train", "folder", "hub", "gguf"] = Field(
-        description="`train`: a byte-level BPE trained on the plain text of `data.corpus`. `folder`, `hub`, "
-        "`gguf`: loaded from `path`.",
-    )
-    path: str = Field(
-        default="",
-        description="A folder, a repository of the Hugging Face hub or a GGUF file. `package:NAME/FILE` is a "
-        "file inside an installed Python package and `$MINILLM_DATA/...` one below the folder that this "
-        "environment variable names.",
-    )
-    revision: str = Field(
-        default="",
-        description="Commit, tag or branch of the hub repository; empty is `main`.",
-    )
-    vocabulary: int = Field(
-        default=1024,
-        ge=260,
-        description="Number of tokens of a tokenizer with `source: train`.",
-    )
-    # Null is not written into settings files (files.NEWER).
-    chat: Chat | None = Field(
-        default=None,
-        description="With `data.template: chat`, how rows are rendered for this tokenizer's models; empty: "
-        "by its own template.",
-    )
-
-
-@dataclass(frozen=True, config=STRICT)
-class Dataset:
-    """Instruction data, plain text for the pre-training corpus, or rows for classification (docs/data.md)."""
-
-    source: Literal["embedded", "folder", "hub"] = Field(
-        description="`embedded`: the generator of minillm/data/embedded_corpus.py, which downloads nothing. "
-        "`folder`: a local file. `hub`: a data set of the Hugging Face hub.",
-    )
-    path: str = Field(
-        default="",
-        description="`folder`: a file of rows (`instruction`, `input`, `output`, or `messages`): JSON lines, "
-        "a JSON array, CSV or Parquet, or for plain text a `.txt` file with one document per line or rows "
-        "with `text`; its ending says which, and whether it is compressed (docs/data.md). `package:` and "
-        "`$MINILLM_DATA/` work as in a tokenizer's path, and `subsets:NAME` takes an entry of `subsets`. "
-        "`hub`: `OWNER/NAME`, or `OWNER/NAME/FILE` for one such file of the repository.",
-    )
-    subset: str = Field(
-        default="",
-        description="Subset of a hub data set (its configuration): the second argument of "
-        "`datasets.load_dataset`, such as `sst2` of GLUE.",
-    )
-    split: str = Field(
-        default="",
-        description="Split of a hub data set; empty is `train`. For `embedded`: `train`, `dev`, `test` or "
-        "`test_hard`; of the tasks with many right answers `open_train`, `open_dev` or `open_test`; rows of "
-        "either kind in turn `both_train` or `both_dev`; the classification tasks `colour` and `kind`; as "
-        "plain text `open_text` and `both_text`, and any other split for that of the first.",
-    )
-    forms: Literal[1, 2, 4, 8, 16] | None = Field(
-        default=None,
-        description="`embedded`, splits `open_*` and `both_*`: number of right answers of each prompt; empty "
-        "is 8.",
-    )
-    revision: str = Field(
-        default="",
-        description="Commit, tag or branch of the hub repository; empty is its default branch.",
-    )
-    start: Natural = Field(
-        default=0,
-        description="Rows to skip at the beginning of the source, before any are dropped.",
-    )
-    rows: Natural = Field(
-        default=0,
-        description="Rows to read after `start`, in the order of the source; 0: all (`embedded`: 1000).",
-    )
-    sample: Natural = Field(
-        default=0,
-        description="Size of a random subset of the rows that filtering leaves, drawn with `data.seed`; 0: "
-        "all. Plain text ignores it.",
-    )
-    fields: dict[str, str] = Field(
-        default_factory=dict,
-        description="Columns of the source under other names than ours: `{instruction: question}` reads the "
-        "instruction from the column `question`. Ours are `instruction`, `input`, `output` and `category`, "
-        "or `messages`; for plain text `text`. `options` names the column with the options of a "
-        "multiple-choice question, which is read only if it is named (docs/data.md).",
-    )
-    instruction: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Instruction of every row, for a source that has none, such as documents with their "
-        "summaries.",
-    )
-    where: dict[str, str] | None = Field(
-        default=None,
-        description="Keep only the rows whose columns, under the source's names, have these values: "
-        "`{category: summarization}`. Applied to the slice of `start` and `rows`, before `sample`.",
-    )
-    label: str = Field(default="", description="Name in tables and figures; empty is the name of the entry.")
 
 
 # --- training and models
@@ -271,68 +167,6 @@ class Model:
 
 # --- the whole experiment
 @dataclass(frozen=True, config=STRICT)
-class Data:
-    """Which data sets are used, and how rows become tokens. Lengths are in tokens of the pair's tokenizer."""
-
-    train: Name = Field(description="Entry of `datasets` with the training rows. The paper: Dolly.")
-    dev: Name = Field(description="Entry of `datasets` with the dev rows, by which checkpoints are chosen.")
-    tests: tuple[Name, ...] = Field(
-        min_length=1,
-        description="Entries of `datasets` that are test sets, in the order of the main table. The paper: "
-        "DollyEval, SelfInst, VicunaEval, S-NI and UnNI.",
-    )
-    corpus: str = Field(
-        default="",
-        description="Entry of `datasets` with plain text, for the pre-training loss (`lm_coef`), tokenizers "
-        "and models that are trained here; empty if nothing needs any. The paper: OpenWebText for GPT-2, "
-        "RoBERTa's training corpus for the other families.",
-    )
-    template: Literal["alpaca", "plain", "chat"] = Field(
-        default="alpaca",
-        description="Prompt template: `alpaca` is the paper's; `plain` has only instruction, input and a "
-        "heading, for models with short contexts; `chat` is each model's own chat template "
-        "(`tokenizers.NAME.chat`).",
-    )
-    # Null is not written into settings files (files.NEWER).
-    turns: Literal["last", "all"] | None = Field(
-        default=None,
-        description="Training rows with several answers of the assistant: `last` trains on the last one, "
-        "`all` on each, as a row of its own with the turns before it as its prompt. Empty is `last`.",
-    )
-    max_prompt: Count = Field(
-        default=256,
-        description="Longest prompt; rows with a longer one are dropped and counted. The paper: 512 for "
-        "prompt and response together (D18 in docs/method.md).",
-    )
-    max_response: Count = Field(
-        default=256,
-        description="Longest training response, EOS included; longer ones are cut and then have no EOS. Dev "
-        "responses may be as long.",
-    )
-    corpus_length: int = Field(
-        default=512,
-        ge=8,
-        description="Length of the chunks into which the plain text is cut. The paper: 512.",
-    )
-    seed: int = Field(
-        default=0,
-        description="Seed of random subsets (`sample` of a data set) and of the prompts in Table 8.",
-    )
-    # In no settings file: a stage gets only the text that it needs.
-    prompts: dict[Name, str] = Field(
-        default_factory=dict,
-        description="Further prompts of the training and dev rows, which a teacher may read in place of the "
-        "student's (`teacher.prompt`): a text by name, with `{question}` (or `{instruction}` and `{input}`) "
-        "and `{output}`, the gold answer. There is one already, `demonstration`.",
-    )
-
-    @property
-    def every_prompt(self) -> dict[str, str]:
-        """Those of `prompts`, and those that there always are."""
-        return {**PROMPTS, **self.prompts}
-
-
-@dataclass(frozen=True, config=STRICT)
 class Pair:
     """One teacher and the students that are distilled from it."""
 
@@ -378,114 +212,4 @@ class Style:
     palette: dict[str, str] = Field(
         default_factory=dict,
         description="Colours by method, such as `{minillm: '#D55E00'}`; other methods keep theirs.",
-    )
-
-
-# Seconds that torchrun gives the processes to save after a SIGTERM; its default is 30.
-KILLED_AFTER = 110
-
-
-@dataclass(frozen=True, config=STRICT)
-class Launch:
-    """How a stage is run, not what it computes: recorded next to the result; a change re-runs nothing."""
-
-    zero: Literal[0, 1, 2, 3] = Field(
-        default=1,
-        description="DeepSpeed's ZeRO stage in training: 1 shards the optimizer state over the processes, 2 "
-        "also the gradients, 3 also the weights.",
-    )
-    micro_batch: Count = Field(
-        default=8,
-        description="Most rows that a process computes at once in training. The global batch stays what it "
-        "is: gradient accumulation follows.",
-    )
-    micro_tokens: Natural = Field(
-        default=0,
-        description="Most positions that a process computes at once in training, padding included; 0: no "
-        "limit. Set it to what the memory holds and `micro_batch` high to compute many short rows at a time.",
-    )
-    eval_batch: Count = Field(
-        default=32,
-        description="Like `micro_batch`, without gradients: sampling and dev sets.",
-    )
-    eval_tokens: Natural = Field(
-        default=0,
-        description="Like `micro_tokens`, without gradients; a row counts with its longest response.",
-    )
-    processes: Count = Field(
-        default=1,
-        description="Processes on the machine, one per GPU. More than one are started by `torchrun`; on a "
-        "cluster the number of GPUs of the job takes its place. Must divide the global batches.",
-    )
-    offload: bool = Field(
-        default=False,
-        description="Keep the optimizer state in the CPU's memory, with ZeRO 2 and 3.",
-    )
-    shard_teacher: bool = Field(
-        default=False,
-        description="Shard the teacher's weights over the processes during updates, as ZeRO 3 does the "
-        "student's. Sampling and dev sets still gather them whole on each GPU.",
-    )
-    gradient_checkpointing: bool = Field(
-        default=False,
-        description="Recompute activations in the backward pass: less memory, about a third more time.",
-    )
-    attention: Literal["auto", "sdpa", "eager"] = Field(
-        default="auto",
-        description="How transformers computes attention in updates; `auto` leaves it to transformers. On a "
-        "CPU in bf16 `eager` is the faster one, and takes more memory.",
-    )
-    compile: bool = Field(
-        default=False,
-        description="Let torch compile the losses and, in updates, the decoder blocks: fewer passes over "
-        "logits and hidden states, ten seconds to half a minute at the start. Needs a C++ compiler, on a GPU "
-        "Triton.",
-    )
-    cuda_graphs: bool = Field(
-        default=True,
-        description="Capture steps of sampling as CUDA graphs, which start all of their kernels at once. "
-        "Means nothing on a CPU.",
-    )
-    teacher_cache: bool = Field(
-        default=True,
-        description="Keep the teacher's hidden states: of samples for the inner epochs (MiniLLM), of fixed "
-        "rows for later epochs (KD, healing). Otherwise the teacher reads them again each time.",
-    )
-    save_every: Count = Field(
-        default=100,
-        description="Optimizer steps between checkpoints; every dev evaluation saves one too.",
-    )
-    save_minutes: NonNegative = Field(
-        default=0.0,
-        description="Minutes between checkpoints, counted from the end of the last one, instead of "
-        "`save_every`; 0: off. For large models: a checkpoint has 12 bytes per trained parameter.",
-    )
-    log_every: Count = Field(default=10, description="Optimizer steps between lines of `metrics.jsonl`.")
-    gradient_variance: bool = Field(
-        default=False,
-        description="In on-policy training, log how much the gradient varies: an estimate from the "
-        "micro-batches of each logged update, which needs two of them. Costs one more read of each gradient.",
-    )
-    initial_kl: bool = Field(
-        default=False,
-        description="In on-policy training, log the KL to the initial student at dev evaluations. Keeps its "
-        "weights on each device (with an adapter only the adapter), as `init_kl` does.",
-    )
-    tracker: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
-        default=(),
-        description="Trackers that get the lines of `metrics.jsonl` as well, under `results/<run>/trackers`; "
-        "`trackio` and `wandb` are installed separately. Nothing leaves the machine unless the trackers' own "
-        "variables say so (`WANDB_MODE=online`, `TRACKIO_SPACE_ID`).",
-    )
-    vllm_memory: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="With `backend: vllm`: share of a GPU's memory that vLLM takes, weights included. For "
-        "rollouts less: what the training leaves.",
-    )
-    patience: Count = Field(
-        default=600,
-        description="Seconds that a process may show no sign of life before the others end the stage and "
-        "name it, with its last step.",
     )

@@ -13,19 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from minillm.config.adapter import Adapter
 from minillm.config.chat import linked
+from minillm.config.data import Dataset, Tokenizer
 from minillm.config.estimators import Estimators
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import (
-    Dataset,
-    Model,
-    Pair,
-    Precision,
-    Pseudo,
-    Sampling,
-    Style,
-    Tokenizer,
-    Training,
-)
+from minillm.config.sections import Model, Pair, Precision, Pseudo, Sampling, Style, Training
 from minillm.config.strict import STRICT, Count, Name
 
 # Not a dependency to the rules: a stage's code does not change with the sections of other stages.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.config.subsets import Subsets, SubsetsSettings
 from minillm.counts import token_counter
 from minillm.data.sources import read_rows, resolve_path

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config.chat import Chat
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.config.stage_settings import DataSettings
 from minillm.data.chat import answer_of, messages_of, rendered, with_chat
 from minillm.data.prompts import encode, holds_end, prompt_length, render

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data import embedded_corpus, open_world
 from minillm.data.conversations import MESSAGES, conversation, questions
 from minillm.data.file_formats import entries, is_plain_text, lines

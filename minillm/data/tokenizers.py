@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import has_file
 from transformers.utils import logging as transformers_logging
 
-from minillm.config.sections import Model, Tokenizer
+from minillm.config.data import Tokenizer
+from minillm.config.sections import Model
 from minillm.data.sources import resolve_path
 from minillm.errors import UserError
 

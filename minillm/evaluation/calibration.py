@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.calibration import CalibrationSettings
-from minillm.config.sections import Launch
 from minillm.data.batching import collate, moved
 from minillm.data.prepare import subset
 from minillm.data.prompts import encode, render

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.measurements.exposure_bias import ExposureBiasSettings
-from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.data.rows import Example
 from minillm.data.sources import read_tests

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.harness import FILE, HarnessSettings
-from minillm.config.sections import Launch
 from minillm.data.sources import resolve_path
 from minillm.data.tokenizers import vocabulary_size
 from minillm.errors import UserError

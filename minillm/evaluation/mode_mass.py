@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.validity import ModeMassSettings
-from minillm.config.sections import Launch
 from minillm.data.prompts import encode
 from minillm.data.rows import Example
 from minillm.data.sources import read_tests

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.diversity import ReferenceLossSettings
-from minillm.config.sections import Launch
 from minillm.data.batching import collate, least_padding
 from minillm.data.prompts import encode
 from minillm.data.rows import Example

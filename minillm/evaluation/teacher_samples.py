@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.exposure_bias import SamplesSettings
-from minillm.config.sections import Launch
 from minillm.data.prepare import subset
 from minillm.data.sources import read_tests
 from minillm.errors import UserError

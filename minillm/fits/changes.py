@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.fits.hours import seconds
 from minillm.fits.machines import Machine

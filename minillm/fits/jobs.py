@@ -11,9 +11,10 @@ from minillm.config import layout
 from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
 from minillm.config.grid import TrialSettings
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
 from minillm.config.sampler import Sampler
-from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.sections import Sampling, Training
 from minillm.config.stages import STAGES
 from minillm.fits.machines import BANDWIDTH, COMPUTE
 from minillm.fits.passes import Loss
@@ -289,7 +290,7 @@ def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple
 
 
 def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) -> Work:
-    """training/onpolicy.py, rollouts.py and rollout_losses.py."""
+    """training/onpolicy.py, rollouts.py, rollout_losses.py and mini_batch.py."""
     student, teacher, launch = bare.student, bare.frozen[0], bare.launch
     response = min(lengths.response, s.max_tokens)
     most, chunk = config.data.max_prompt, config.data.corpus_length

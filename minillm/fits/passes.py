@@ -31,7 +31,7 @@ from minillm.models.tiled_loss import Compilable, Head
 from minillm.sampling.draw import Replacement, draw, draw_and_record
 from minillm.sampling.logit_filters import Filters
 from minillm.training.sample_loss import SampleLoss
-from minillm.training.supervised import TokenLoss
+from minillm.training.supervised_loss import TokenLoss
 
 # Numbers of blocks that are run.
 FEW, MORE = 1, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.fits.passes import Loss
 from minillm.fits.sizes import Size
 

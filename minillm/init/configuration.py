@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from minillm.config import layout
-from minillm.config.sections import Data as Lengths
+from minillm.config.data import Data as Lengths
 from minillm.init.models import SHARED, Found
 from minillm.init.rows import Data
 

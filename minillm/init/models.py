@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.data import Tokenizer
 from minillm.config.experiment import Experiment
-from minillm.config.sections import Model, Tokenizer
+from minillm.config.sections import Model
 from minillm.config.strict import hint
 from minillm.data.fetch import asks_for_licence
 from minillm.data.file_kinds import TOKENIZER

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from minillm.config.chat import Chat
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data.chat import with_chat
 from minillm.data.conversations import MESSAGES
 from minillm.data.prompts import render

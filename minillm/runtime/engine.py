@@ -24,8 +24,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Training
+from minillm.config.sections import Training
 from minillm.data.batching import least_padding
 from minillm.errors import UserError
 from minillm.models import compiling

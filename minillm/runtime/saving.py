@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minillm.config.sections import KILLED_AFTER
+from minillm.config.launch import KILLED_AFTER
 from minillm.models.adapters import is_adapted
 from minillm.runtime import trust
 from minillm.runtime.processes import World

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.sources import read_tests
 from minillm.data.tokenizers import vocabulary_size

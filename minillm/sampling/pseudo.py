@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stage_settings import PseudoSettings
 from minillm.data.rows import Rows
 from minillm.files import identity, settings_hash, sha256, stage_key, whole_file, write_json

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch
 from minillm.endpoint import Address, Endpoint
 from minillm.errors import UserError
 from minillm.models.loading import decode

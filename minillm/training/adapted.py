@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minillm.config.adapter import Adapter
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.files import PROVENANCE

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from minillm.config.sections import Launch, Model
+from minillm.config.launch import Launch
+from minillm.config.sections import Model
 from minillm.config.stage_settings import BaseSettings
 from minillm.data.rows import Corpus, Example, Rows
 from minillm.data.tokenizers import check_ids, own_tokenizer

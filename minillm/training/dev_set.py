@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minillm.config.sections import Launch, Sampling
+from minillm.config.launch import Launch
+from minillm.config.sections import Sampling
 from minillm.data.batching import Batch, at_once, collate, least_padding, moved
 from minillm.data.rows import Example, Rows
 from minillm.data.teacher_prompts import TeacherPrompts

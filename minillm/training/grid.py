@@ -115,7 +115,8 @@ def with_choice(settings: S, path: Path | None) -> tuple[S, dict[str, Any] | Non
     keys = {"method": str, "student": str, "teacher": str, "chosen": dict, "rule": str, "candidates": list}
     record = read_object(path, keys, "no such file; run the grid", AGAIN)
     check_record(record, path, AGAIN)
-    method = settings.method if isinstance(settings, OnPolicySettings) else settings.stage
+    # A supervised stage names a method only if that is a variant of it.
+    method = settings.method or settings.stage
     if (record["method"], record["student"], record["teacher"]) != (method, settings.model, settings.teacher):
         raise UserError(f"{path}: the grid of another method, student or teacher; {AGAIN}")
     chosen = record["chosen"]

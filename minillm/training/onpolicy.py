@@ -1,7 +1,8 @@
 """The on-policy phase (Algorithm 1): rollout -> inner epochs of mini-batches -> dev evaluation.
 
-rollouts.py says where samples come from, rollout_losses.py which loss is taken on them; MiniLLM and the
-methods that it is compared with are the same loop under different settings.  Global batch, rollouts and steps
+rollouts.py says where samples come from, rollout_losses.py which loss is taken on them, run_state.py what is
+kept from step to step; MiniLLM and the methods that it is compared with are the same loop under different
+settings.  Global batch, rollouts and steps
 do not depend on the number of processes: every rank holds the whole collection and takes its share of each
 mini-batch.
 """
@@ -10,19 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.teaching import FURTHER
-from minillm.data.rows import Corpus, Example, Rows
+from minillm.data.rows import Corpus, Rows
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import Diverged, UserError
 from minillm.files import identity, stage_key
@@ -30,24 +32,21 @@ from minillm.models.loading import check_same_tokenizer, load_tokenizer
 from minillm.runtime.engine import Engine
 from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
-from minillm.runtime.processes import start
+from minillm.runtime.processes import World, start
 from minillm.runtime.schedule import evaluation_steps
-from minillm.training.adapted import load_frozen, with_adapter
+from minillm.training.adapted import Base, load_frozen, with_adapter
 from minillm.training.credit import credit_summary
-from minillm.training.dev_set import Candidates, Dev, Divergence, answer, losses
-from minillm.training.diagnosis import Diagnosis
-from minillm.training.divergences import token_divergence
-from minillm.training.drawn_ahead import OnDisk, Queue
+from minillm.training.dev_evaluation import evaluate
+from minillm.training.dev_set import Candidates, Dev
 from minillm.training.export import export
 from minillm.training.grid import with_choice
 from minillm.training.lengths import check_rows
-from minillm.training.moving_target import MovingTarget
-from minillm.training.rollout_losses import Task, micro_batches
-from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
+from minillm.training.rollouts import Memory, Rollouts
+from minillm.training.run_state import RunState
 from minillm.training.teacher_answers import read_answers
-from minillm.training.teaching import MeanTeacher
 from minillm.training.trial import tried, write_trial
-from minillm.training.vllm_rollouts import VllmRollouts
 from minillm.training.who_teaches import Models, check_launch, taught, teachers_of
 
 # Orders of mini-batches are drawn with other keys than orders of prompts.
@@ -60,86 +59,54 @@ def train(engine: Engine, task: Task, rows: Rows, name: str, precision: str = "f
     A task whose teacher is a mean of the student has that with the initial weights.
     """
     s = task.settings
-    saved = engine.resume()
-    mean = MeanTeacher.of(s, task.teacher, engine.model, saved.get("mean") if saved else None)
-    engine.checkpoint_bytes += mean.bytes if mean else 0
-    history: list[dict[str, Any]] = saved["history"] if saved else []
-    # Drawn at the first step of each collection.
-    rollouts: Any = None
-    if saved and saved["rollouts"]:
-        rollouts = Rollouts.restored(saved["rollouts"], engine.world)
-    memory = Memory.restored(saved["memory"]) if saved else Memory(s.student_share)
-    target = MovingTarget.of(s.taid, saved.get("target") if saved else None)
+    run = RunState(engine, task, rows, precision)
     candidates = Candidates(engine, task.dev.tokenizer, ("best_rouge",))
     log = MetricsLog(engine, name)
     updates = s.rollouts // s.batch
-    per_collection = s.steps_of_collection
-    vllm = VllmRollouts(engine, s, precision) if s.backend == "vllm" else None
+    due = {s.steps_of_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
 
-    def draw(collection: int) -> Rollouts:
-        return collect_rollouts(engine, task.teacher, rows, task.dev, s, memory, collection, task.seed, vllm)
-
-    source: Queue | OnDisk
-    if s.sampler and s.sampler.cached:
-        source = OnDisk(draw, s.collections, engine)
-        if engine.step % per_collection:
-            rollouts = source.take(engine.step // per_collection)
-    else:
-        lag, ahead = s.sampler.lag if s.sampler else 0, saved.get("ahead", []) if saved else []
-        source = Queue(draw, s.collections, lag, -(-engine.step // per_collection), ahead, engine.world)
-    due = {per_collection * c for c in evaluation_steps(s.collections, s.evaluations)}
+    def measured() -> dict[str, float]:
+        values, more = evaluate(engine, task)
+        run.memory.look(values["dev_loss"], s)
+        log.write(values | more)
+        return values
 
     def save() -> None:
-        # After a collection's last step its samples are not needed again.
-        again = engine.step % per_collection and isinstance(source, Queue)
-        state = {
-            "history": history,
-            "rollouts": vars(rollouts) if again else None,
-            "memory": memory.saved(),
-            "ahead": source.saved(),
-        }
-        state |= {"target": target.saved()} if target else {}
-        engine.save(state | ({"mean": mean.means} if mean else {}))
+        engine.save(run.saved())
 
     engine.engine.eval()
     if engine.step == 0:
-        first, more = evaluate(engine, task)
-        memory.look(first["dev_loss"], s)
-        log.write(first | more)
+        measured()
     with engine.interruptible(), engine.progress(name) as bar:
-        if isinstance(source, OnDisk):
-            source.fill(engine.step // per_collection)
+        run.draw_ahead()
         while engine.step < engine.steps:
-            collection, place = divmod(engine.step, per_collection)
+            collection, place = divmod(engine.step, s.steps_of_collection)
             if place == 0:
-                rollouts = source.take(collection)
-                log.write(rollouts.summary | credit_summary(rollouts, s, task.dev.tokenizer))
-                guard(rollouts, memory, s, engine)
-            chosen = mini_batch(s, task.seed, collection, *divmod(place, updates))
-            parts, loss_of = micro_batches(engine, task, rollouts, chosen, target.t if target else None)
-            sums = engine.update(
-                parts, loss_of, rows=[rollouts.ids[i] for i in chosen], sizes=list(map(len, parts))
-            )
-            if mean:
-                mean.move()
+                run.take(collection)
+                log.write(run.rollouts.summary | credit_summary(run.rollouts, s, task.dev.tokenizer))
+                guard(run.rollouts, run.memory, s, engine)
+            update(run, mini_batch(s, task.seed, collection, *divmod(place, updates)), log)
             bar.update()
-            if engine.logs:
-                log.write(engine.summed(sums) | ({"target": target.t} if target else {}))
-            if target:
-                loss = math.fsum(engine.world.gather(float(sums[s.objective])))
-                target.move(loss, (engine.step - 1) / engine.steps)
             if engine.step in due:
-                values, more = evaluate(engine, task)
-                history.append({"step": engine.step, **values})
-                memory.look(values["dev_loss"], s)
-                log.write(values | more)
-                candidates.offer(history)
+                values = measured()
+                run.history.append({"step": engine.step, **values})
+                candidates.offer(run.history)
             if engine.step in due or engine.save_due():
                 save()
-                candidates.prune(history)
+                candidates.prune(run.history)
             engine.stop_if_asked(save)
     log.close()
-    return history
+    return run.history
+
+
+def update(run: RunState, chosen: Sequence[int], log: MetricsLog) -> None:
+    """One optimizer step on these rows of the collection, its terms logged, and what follows from it."""
+    engine, rollouts, t = run.engine, run.rollouts, run.target.t if run.target else None
+    parts, loss_of = micro_batches(engine, run.task, rollouts, chosen, t)
+    sums = engine.update(parts, loss_of, rows=[rollouts.ids[i] for i in chosen], sizes=list(map(len, parts)))
+    if engine.logs:
+        log.write(engine.summed(sums) | ({} if t is None else {"target": t}))
+    run.move(sums)
 
 
 def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, update: int) -> list[int]:
@@ -150,89 +117,6 @@ def mini_batch(settings: OnPolicy, seed: int, collection: int, inner: int, updat
     key = [seed + INNER, collection * settings.inner_epochs + inner]
     order = np.random.Generator(np.random.Philox(key=key)).permutation(settings.rollouts)
     return [int(i) for i in order[update * settings.batch : (update + 1) * settings.batch]]
-
-
-def evaluate(engine: Engine, task: Task) -> tuple[dict[str, float], dict[str, float]]:
-    """The dev set: ROUGE-L of fresh answers, exact KLs on them, the references' cross-entropy, the objective.
-
-    "dev_objective" is the method's own: its divergence from who teaches on fresh answers, on the references
-    if it learns from them, or on both in the shares that the method starts with.  KLs are to the teacher of
-    the pair with its usual prompts, whoever teaches.  Also, only to be logged, the diagnosis of the
-    answers (diagnosis.py), by the same teacher.
-    """
-    s, dev, world = task.settings, task.dev, engine.world
-
-    def divergence(q: Any, p: Any) -> Any:
-        return token_divergence(s, q, p)
-
-    # By name, so that a divergence that is reported anyway is computed only once.
-    name: str = "reverse_kl" if s.objective == "minillm" else s.objective
-    kls: dict[str, Divergence] = {"forward_kl": objectives.forward_kl, "reverse_kl": objectives.reverse_kl}
-    with engine.whole():
-        answers = answer(engine.model, dev, world)
-        watch = Diagnosis(answers.examples, dev.vocabulary, s.temperature, task.initial)
-        if task.pair is None:
-            fresh = losses(
-                engine.model, answers.examples, dev, world, task.teacher, {name: divergence, **kls},
-                s.temperature, theirs=dev.theirs(answers.examples), watch=watch,
-            )  # fmt: skip
-            own = fresh[name]
-        else:
-            model, prompts = task.pair
-            usual = dataclasses.replace(dev, teacher=prompts)
-            fresh = losses(
-                engine.model, answers.examples, usual, world, model, kls, s.temperature,
-                theirs=usual.theirs(answers.examples), watch=watch,
-            )  # fmt: skip
-            own = to_who_teaches(engine, task, answers.examples, divergence)["objective"]
-        if task.pair is None:
-            on_gold = task.teacher if s.student_share < 1 else None
-            gold = losses(
-                engine.model, dev.examples, dev, world, on_gold, {name: divergence}, s.temperature,
-                theirs=dev.theirs(dev.examples),
-            )  # fmt: skip
-        elif s.student_share < 1:
-            gold = to_who_teaches(engine, task, dev.examples, divergence)
-            gold[name] = gold["objective"]
-        else:
-            gold = losses(engine.model, dev.examples, dev, world)
-    objective = s.student_share * own + (1 - s.student_share) * gold.get(name, 0.0)
-    values = {
-        "dev_rouge": answers.rouge,
-        "dev_loss": gold["nll"],
-        "dev_objective": objective,
-        "dev_reverse_kl": fresh["reverse_kl"],
-        "dev_forward_kl": fresh["forward_kl"],
-        "dev_length": answers.mean_length,
-        "dev_finished": answers.finished,
-    }
-    return values, watch.means(world)
-
-
-def to_who_teaches(
-    engine: Engine, task: Task, examples: Sequence[Example], divergence: Divergence
-) -> dict[str, float]:
-    """ "nll" and "objective" of a response to each dev row: means over tokens, each row's to its own teacher.
-
-    In `engine.whole()`; every rank must call.
-    """
-    dev, panel = task.dev, task.panel
-    read, places = dev.theirs(examples), list(range(len(examples)))
-    parts = [(task.teacher, places)]
-    if panel is not None:
-        ids = dev.ids
-        places.sort(key=lambda i: panel.teacher_of("dev", ids[i]))
-        parts = panel.grouped("dev", places, ids.__getitem__)
-    sums, tokens = {"nll": 0.0, "objective": 0.0}, 0
-    for model, part in parts:
-        count = sum(len(examples[i][1]) for i in part)
-        found = losses(
-            engine.model, [examples[i] for i in part], dev, engine.world, model, {"objective": divergence},
-            task.settings.temperature, theirs=None if read is None else [read[i] for i in part],
-        )  # fmt: skip
-        sums = {name: total + count * found[name] for name, total in sums.items()}
-        tokens += count
-    return {name: total / tokens for name, total in sums.items()}
 
 
 def guard(rollouts: Rollouts, memory: Memory, settings: OnPolicy, engine: Engine) -> None:
@@ -268,6 +152,63 @@ def answers_to(rows: Rows, pseudo: Path, data: Path, teacher_data: Path | None) 
     return {id_: response for id_, (_, response) in zip(rows.ids, answers, strict=True)}
 
 
+@dataclass(frozen=True)
+class Files:
+    """What the phase is trained from: folders, and of `grid` a file; `further`: teachers by name."""
+
+    data: Path
+    init: Path
+    teacher: Path
+    teacher_data: Path | None
+    pseudo: Path | None
+    prompts: Path | None
+    grid: Path | None
+    further: Mapping[str, Path]
+    base: Path | None
+
+    def identities(self) -> dict[str, str]:
+        """The content of each, for checkpoints and provenance."""
+        paths = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        further = {f"{FURTHER}{name}": path for name, path in paths.pop("further").items()}
+        # In the order that provenance files have had.
+        base = {"base": paths.pop("base")}
+        return {key: identity(path) for key, path in (paths | further | base).items() if path}
+
+
+def load_student(
+    settings: OnPolicySettings, launch: Launch, world: World, files: Files, inputs: Mapping[str, str]
+) -> tuple[PreTrainedModel, Base | None]:
+    """(the initial student, its base model if it has an adapter); `inputs`: the files' identities."""
+    student = load_once(files.base or files.init, settings.precision, world, sharded=launch.zero == 3)
+    check_rows(student, files.data, settings.training.max_tokens)
+    if settings.adapter is None or files.base is None:
+        return student, None
+    named = files.base, inputs["base"]
+    return student, with_adapter(student, settings.adapter, settings.seed, named, launch, world, files.init)
+
+
+def task_of(
+    settings: OnPolicySettings, engine: Engine, files: Files, dev: Dev, own_base: Base | None
+) -> Task:
+    """The task with its frozen models: who teaches, and the initial student if it is needed."""
+    s, launch = settings.training, engine.launch
+
+    def frozen(folder: Path, sharded: bool = launch.shard_teacher) -> PreTrainedModel:
+        return engine.frozen(
+            load_frozen(folder, settings.precision, engine.world, sharded, own_base), sharded
+        )
+
+    initial = frozen(files.init) if s.anchored or launch.initial_kl else None
+    pair = frozen(files.teacher)
+    check_rows(pair, files.teacher_data or files.data, s.max_tokens)
+    corpus = Corpus.open(files.data) if s.lm_coef else Corpus.none()
+    task = Task(pair, initial if s.anchored else None, corpus, dev, s, settings.seed, initial)
+    if s.teacher is None:
+        return task
+    models = Models(engine.model, files.init, files.further, frozen)
+    return taught(task, s.teacher, models, files.data, files.prompts)
+
+
 def run_stage(
     settings: OnPolicySettings,
     launch: Launch,
@@ -297,6 +238,10 @@ def run_stage(
     check_launch(settings, launch)
     if (pseudo is None) != (training.teacher_texts is None):
         raise UserError(f"{settings.method}: --pseudo belongs to teacher_texts; give both or neither")
+    if settings.adapter is None:
+        base = None
+    elif base is None:
+        raise UserError(f"{settings.method}: a student with an adapter also needs --base, its base model")
     world = start(settings.seed, launch.patience)
     check_same_tokenizer(init, teacher)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -310,51 +255,15 @@ def run_stage(
     usual = TeacherPrompts.open(data, teacher_data)
     dev = Dev.open(data, training.dev_rows, tokenizer, sampling, launch, settings.seed, usual)
     answers = None if pseudo is None else answers_to(rows, pseudo, data, teacher_data)
-    paths = {"data": data, "init": init, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
     further = teachers_of(training.teacher, panel, init)
-    paths |= {
-        "prompts": prompts,
-        "grid": grid,
-        **{f"{FURTHER}{name}": path for name, path in further.items()},
-    }
-    inputs = {key: identity(path) for key, path in paths.items() if path}
-    raw, adapter = dataclasses.asdict(settings), settings.adapter
-    if adapter is None:
-        base = None
-    elif base is None:
-        raise UserError(f"{settings.method}: a student with an adapter also needs --base, its base model")
-    student = load_once(base or init, settings.precision, world, sharded=launch.zero == 3)
-    check_rows(student, data, training.max_tokens)
+    files = Files(data, init, teacher, teacher_data, pseudo, prompts, grid, further, base)
+    raw, inputs = dataclasses.asdict(settings), files.identities()
+    student, own_base = load_student(settings, launch, world, files, inputs)
     if answers is not None:
         check_rows(student, data, 0, [(rows.prompt(i), answers[id_]) for i, id_ in enumerate(rows.ids)])
-    own_base = None
-    if adapter is not None and base is not None:
-        inputs["base"] = identity(base)
-        named = base, inputs["base"]
-        own_base = with_adapter(student, adapter, settings.seed, named, launch, world, init)
-    engine = Engine(
-        student,
-        training,
-        launch,
-        world,
-        settings.precision,
-        checkpoints / f"{settings.method}-{stage_key(raw, inputs)}",
-        training.steps,
-        out,
-    )
-
-    def frozen(folder: Path, sharded: bool = launch.shard_teacher) -> PreTrainedModel:
-        return engine.frozen(load_frozen(folder, settings.precision, world, sharded, own_base), sharded)
-
-    initial = frozen(init) if training.anchored or launch.initial_kl else None
-    pair = frozen(teacher)
-    check_rows(pair, teacher_data or data, training.max_tokens)
-    corpus = Corpus.open(data) if training.lm_coef else Corpus.none()
-    anchor = initial if training.anchored else None
-    task = Task(pair, anchor, corpus, dev, training, settings.seed, initial, answers)
-    if training.teacher is not None:
-        models = Models(engine.model, init, further, frozen)
-        task = taught(task, training.teacher, models, data, prompts)
+    folder = checkpoints / f"{settings.method}-{stage_key(raw, inputs)}"
+    engine = Engine(student, training, launch, world, settings.precision, folder, training.steps, out)
+    task = dataclasses.replace(task_of(settings, engine, files, dev, own_base), answers=answers)
     history, lost = tried(
         lambda: train(engine, task, rows, settings.method, settings.precision), settings.trial
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.teaching import Teaching
 from minillm.data.rows import AGAIN, Rows
@@ -18,7 +18,7 @@ from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
 from minillm.models.loading import check_same_tokenizer
 from minillm.training.lengths import check_rows
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.teaching import Panel
 
 

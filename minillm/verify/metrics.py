@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from minillm.config import layout
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stages import MEASUREMENTS, STAGES, Stage
 from minillm.files import RECORD
 from minillm.readers import read_object

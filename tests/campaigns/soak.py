@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minillm.config.onpolicy import PRESETS, OnPolicy
-from minillm.config.sections import Dataset, Tokenizer
+from minillm.config.data import Dataset, Tokenizer
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.presets import PRESETS
 from minillm.config.stage_settings import DataSettings, OnPolicySettings
 from minillm.data import prepare
 from minillm.models.loading import load_tokenizer, save_model

@@ -23,12 +23,13 @@ import pyarrow.parquet
 
 from minillm import readers
 from minillm.cli import _launch
+from minillm.config.data import Dataset, Tokenizer
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
 from minillm.config.measurements.diversity import DiversitySettings
 from minillm.config.measurements.exposure_bias import SamplesSettings
 from minillm.config.measurements.judge import Judge, JudgeSettings
-from minillm.config.sections import Dataset, Sampling, Tokenizer
+from minillm.config.sections import Sampling
 from minillm.config.stages import STAGES
 from minillm.config.strict import load
 from minillm.data import length_subsets

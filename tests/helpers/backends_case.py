@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch
 from minillm.data.tokenizers import train_tokenizer, vocabulary_size
 from minillm.models.loading import load_model, load_tokenizer, save_model
 from minillm.runtime import provenance

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from minillm.config.chat import Chat
-from minillm.config.sections import Dataset, Tokenizer
+from minillm.config.data import Dataset, Tokenizer
 from minillm.config.stage_settings import DataSettings
 from minillm.data import embedded_corpus
 

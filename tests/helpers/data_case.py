@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minillm.config.sections import Dataset, Tokenizer
+from minillm.config.data import Dataset, Tokenizer
 from minillm.config.stage_settings import DataSettings, TestSettings
 from minillm.errors import UserError
 

@@ -13,7 +13,7 @@ from onpolicy_case import pair
 from zero_case import STEPS, supervised
 from zero_steps import Spread, supervised_parts
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.runtime.processes import start
 
 

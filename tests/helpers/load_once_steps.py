@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from zero_case import supervised
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.models.head import head_of
 from minillm.runtime import load_once
 from minillm.runtime.engine import Engine

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from tiny_models import make
 
-from minillm.config.onpolicy import PRESETS, OnPolicy
+from minillm.config.launch import Launch
+from minillm.config.onpolicy import OnPolicy
+from minillm.config.presets import PRESETS
 from minillm.config.sampler import Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World, start
 from minillm.sampling.sample import Mixture, sample
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.mini_batch import Task
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Entry, Rollouts, together
 
 VOCABULARY, EOS = 11, 0

@@ -14,7 +14,7 @@ from onpolicy_case import pair
 from zero_case import supervised
 from zero_steps import supervised_parts
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.runtime.engine import Engine
 from minillm.runtime.metrics_log import MetricsLog

@@ -14,7 +14,7 @@ import torch
 from onpolicy_case import COUNT, pair, rollouts, settings, task
 from zero_steps import Spread
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.runtime.processes import leave, start
 from minillm.training.rollout_losses import micro_batches
 

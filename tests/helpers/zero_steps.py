@@ -15,12 +15,12 @@ import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, pair, rollouts, settings, task
 from zero_case import CASES, CHANGED, LAUNCH, STEPS, supervised
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import leave, start
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 
 class Spread(Engine):

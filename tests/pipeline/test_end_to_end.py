@@ -12,7 +12,7 @@ import yaml
 
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
-from minillm.config.onpolicy import PRESETS
+from minillm.config.presets import PRESETS
 from minillm.training.diagnosis import MEANS, REWARDS
 
 STUDENT, TEACHER = "tiny-student", "tiny-teacher"

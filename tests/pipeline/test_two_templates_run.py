@@ -17,7 +17,7 @@ from minillm.chat import Speaker
 from minillm.config import layout
 from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.config.stages import COMMANDS, entry_of
 from minillm.config.strict import parse
 from minillm.data.rows import Rows

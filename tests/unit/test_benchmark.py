@@ -19,7 +19,7 @@ from benchmarks.shapes import RESPONSES, Shape, Size, real_lengths
 from benchmarks.sides import SIDES, Ours
 from benchmarks.workload import EOS, FIRST, PAD, Setting, make_model
 from minillm.config import onpolicy
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.runtime.processes import World
 from minillm.training.rollout_losses import micro_batches
 

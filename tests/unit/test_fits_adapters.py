@@ -11,7 +11,7 @@ from test_fits_jobs import small
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.config.adapter import Adapter
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.fits import flops, passes
 from minillm.fits.hours import disk, state_bytes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.fits import passes
 from minillm.fits.memory import BUCKET, Memory, least, memory

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from minillm.config.onpolicy import Variant
+from minillm.config.methods import Variant
 from minillm.fits.hours import seconds
 from minillm.fits.jobs import Key, Planner
 from minillm.fits.machines import GPUS

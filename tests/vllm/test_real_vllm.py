@@ -19,8 +19,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import PreTrainedModel
 
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch
 from minillm.data.tokenizers import vocabulary_size
 from minillm.models.loading import load_model, load_tokenizer
 from minillm.sampling.answerer import Answer, Request

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from data_case import BASE
 
+from minillm.config.data import Tokenizer
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch, Model, Tokenizer
+from minillm.config.sections import Model
 from minillm.config.stage_settings import BaseSettings
 from minillm.data.prepare import run_stage as prepare
 from minillm.models.loading import load_tokenizer

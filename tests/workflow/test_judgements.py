@@ -128,7 +128,7 @@ QUOTES = r"(\w+)=(?:option\(|lambda wildcards, input: shlex\.join\()"
 
 
 def test_every_value_in_a_shell_command_is_quoted() -> None:
-    """Except for commands and options, which workflow.py and common.smk put together and quote themselves."""
+    """Except for commands and options, which minillm/workflow/ and common.smk put together and quote."""
     made_of_quoted = {"{params.command}", "{params.options}", "{params.parent}"}
     for path in (REPO / "rules").glob("*.smk"):
         text = path.read_text()

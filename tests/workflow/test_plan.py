@@ -41,7 +41,7 @@ def test_jobs_of_a_fresh_checkout(checkout):
     """Two students (one pruned from the teacher's base), a teacher, two seeds, two test sets, a variant."""
     jobs = checkout.planned()
     assert Counter(job.split()[0] for job in jobs) == {
-        "settings": 32 + 23,
+        "settings": 32 + 24,
         "data": 1,
         "base": 3,
         "testset": 2,
@@ -56,7 +56,7 @@ def test_jobs_of_a_fresh_checkout(checkout):
         "table": 1,
         "figure": 1,
         "publish_table": 9,
-        "publish_figure": 14,
+        "publish_figure": 15,
         "index": 1,
         "page": 1,
         "curves": 1,

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from minillm.config.sections import Dataset, Precision
+from minillm.config.data import Dataset
+from minillm.config.sections import Precision
 from minillm.config.strict import STRICT, Count, Name, Natural, hint, must_be_one_of
 from minillm.errors import UserError
 

@@ -36,7 +36,7 @@ def config(grid: Any = None, **changed: Any) -> Experiment:
 
 def settings(run: Experiment, key: str) -> dict[str, Any]:
     """What the settings file `key` holds."""
-    stage, names = names_of(key, run.variants)
+    stage, names = names_of(key, run.kinds)
     return stage_settings(run, stage, **names)
 
 

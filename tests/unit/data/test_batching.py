@@ -11,7 +11,7 @@ import pytest
 import torch
 from onpolicy_case import COUNT, OneProcess, Texts, pair, rollouts, settings, task
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import by_length, least_padding
 from minillm.runtime.processes import World
 from minillm.training.rollout_losses import micro_batches

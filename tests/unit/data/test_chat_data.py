@@ -12,7 +12,7 @@ from data_case import card, message
 from transformers import AutoTokenizer
 
 from minillm.config.chat import Chat
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.config.stage_settings import TestSettings
 from minillm.data.chat import rendered, with_chat
 from minillm.data.prepare import run_stage as prepare

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data.sources import read_entries, read_rows, read_texts
 from minillm.errors import UserError
 

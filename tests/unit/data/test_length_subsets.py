@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minillm.cli import main
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data.length_subsets import PER_TASK, bucket_of
 from minillm.data.length_subsets import run_stage as subsets
 from minillm.data.sources import read_rows

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from data_case import needs_data
 
+from minillm.config.data import Dataset
 from minillm.config.derive import canonical
-from minillm.config.sections import Dataset
 from minillm.data.sources import read_entries, read_rows, read_texts
 from minillm.errors import UserError
 from minillm.evaluation.numeric import score

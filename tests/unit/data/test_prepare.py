@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from minillm.config.sections import Dataset, Tokenizer
+from minillm.config.data import Dataset, Tokenizer
 from minillm.data import embedded_corpus
 from minillm.data import prepare as prepare_module
 from minillm.data.batching import collate

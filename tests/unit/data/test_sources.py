@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.data import embedded_corpus
 from minillm.data.sources import detokenise, read_rows, read_texts, resolve_path
 from minillm.errors import UserError
@@ -239,7 +239,7 @@ def test_package_paths_import_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 # --- hub
 HUB = """
 import json, sys
-from minillm.config.sections import Dataset
+from minillm.config.data import Dataset
 from minillm.errors import UserError
 from minillm.data.sources import read_rows, read_texts
 path, split, kind = sys.argv[1:]

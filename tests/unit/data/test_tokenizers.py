@@ -22,9 +22,11 @@ from data_case import message
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from minillm.cli import main
+from minillm.config.data import Dataset, Tokenizer
 from minillm.config.derive import canonical, stage_settings
 from minillm.config.experiment import experiment
-from minillm.config.sections import Dataset, Launch, Model, Sampling, Tokenizer
+from minillm.config.launch import Launch
+from minillm.config.sections import Model, Sampling
 from minillm.config.stage_settings import BaseSettings, DataSettings
 from minillm.data import embedded_corpus, tokenizers
 from minillm.data.prepare import run_stage as prepare

@@ -14,10 +14,11 @@ import tiny_models
 import torch
 import yaml
 
+from minillm.config.data import Dataset
 from minillm.config.derive import stage_settings
 from minillm.config.experiment import experiment
+from minillm.config.launch import Launch
 from minillm.config.measurements.calibration import CalibrationSettings, ClassificationTask
-from minillm.config.sections import Dataset, Launch
 from minillm.config.strict import parse
 from minillm.data.embedded_corpus import classification, instructions, plain_text
 from minillm.data.sources import read_entries

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.exposure_bias import ExposureBiasSettings, SamplesSettings
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.errors import UserError
 from minillm.evaluation.accumulated_error import band, bootstrap, curve, last_length, mean_kl, totals
 from minillm.evaluation.exposure_bias import measure, run_stage, score, token_kl

@@ -16,8 +16,8 @@ import torch
 import yaml
 from word_model import word_model
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.harness import Harness, HarnessSettings
-from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.evaluation.harness import cut_to, entries, run_stage
 from minillm.files import settings_hash

@@ -236,7 +236,7 @@ def test_what_is_a_target():
 
 
 def test_the_stage_from_files_to_a_metric(tmp_path):
-    from minillm.config.sections import Launch
+    from minillm.config.launch import Launch
     from minillm.data.tokenizers import train_tokenizer
     from minillm.models.loading import save_model
     from minillm.runtime import provenance

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from word_model import word_model
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.metrics import RougeNSettings
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data import embedded_corpus, open_world
 from minillm.errors import UserError

@@ -13,8 +13,9 @@ from tiny_models import make
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from minillm.config.launch import Launch
 from minillm.config.measurements.validity import ModeMassSettings
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.evaluation import mode_mass
 from minillm.files import hashes, model_content, write_json
 from minillm.models.loading import load_model, load_tokenizer

@@ -19,7 +19,7 @@ from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models import adapters
 from minillm.models.adapters import add_adapter, load_adapter, merged, save_adapter, targets_of, twin
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
 TWO = Adapter(rank=2, alpha=3.0)

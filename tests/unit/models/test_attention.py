@@ -6,7 +6,7 @@ from onpolicy_case import COUNT, engine_of, rollouts, task
 from tiny_models import FAMILIES, make
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.models.loading import attention
 from minillm.training.rollout_losses import micro_batches

@@ -6,12 +6,12 @@ import pytest
 import torch
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, Prompts, gradient, pair, rollouts, settings, task
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.models import compiling, tiled_loss
 from minillm.models.head import token_logprobs
 from minillm.training.sample_loss import SampleLoss
-from minillm.training.supervised import TokenLoss, example_loss
+from minillm.training.supervised_loss import TokenLoss, example_loss
 
 needs_compiler = pytest.mark.skipif(
     compiling.lacking() is not None, reason=f"no {compiling.lacking()} on this machine"

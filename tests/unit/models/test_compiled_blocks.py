@@ -5,7 +5,7 @@ import torch
 from onpolicy_case import COUNT, engine_of, pair, rollouts, task
 from test_compiled import needs_compiler
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.models import compiling
 from minillm.models.loading import decoder_blocks
 from minillm.training.rollout_losses import micro_batches

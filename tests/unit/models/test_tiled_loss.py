@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from minillm import objectives
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import collate
 from minillm.errors import UserError
 from minillm.models import tiled_loss

@@ -177,13 +177,11 @@ def test_the_comparison_trains_every_method_of_the_catalogue() -> None:
         pytest.skip("not in the checkout's folder")
     assert set(run.methods) == {"sft", *BUILT_IN, *CATALOGUE}
     student = run.pairs[0].students[0]
-    settings = [
-        run.on_policy(name, student) for name in run.methods if name in run.variants or name == "minillm"
-    ]
+    settings = [run.on_policy(name, student) for name in run.methods if run.stage_of(name) == "minillm"]
     same = ("collections", "rollouts", "batch", "inner_epochs", "max_tokens", "evaluations")
     assert all(len({getattr(s, key) for s in settings}) == 1 for key in same)
     # Every on-policy method has the same rates to choose from.
-    assert len(run.grid.lr) == 4 and not run.grid.methods
+    assert len(run.grid.lr) == 4 and all(run.stage_of(name) != "minillm" for name in run.grid.methods)
     with pytest.raises(Exception, match=r"comparison.test: missing; name one of data.tests"):
         experiment({**raw_plan(), "comparison": {"against": ["minillm"]}})
 

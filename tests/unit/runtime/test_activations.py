@@ -11,7 +11,7 @@ from onpolicy_case import COUNT, Texts, pair, rollouts, settings, task
 from tiny_models import FAMILIES, make
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.runtime.engine import Engine, without_dropout
 from minillm.runtime.processes import start
 from minillm.training.rollout_losses import micro_batches

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from minillm.config.sections import Launch, Training
+from minillm.config.launch import Launch
+from minillm.config.sections import Training
 from minillm.errors import UserError
 from minillm.runtime import schedule
 from minillm.runtime.metrics_log import MetricsLog

@@ -12,7 +12,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from zero_case import STEPS, supervised
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World

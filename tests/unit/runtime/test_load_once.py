@@ -8,7 +8,7 @@ import torch
 from onpolicy_case import COUNT, WHOLE, pair, rollouts, settings, task
 from tiny_models import make
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.models import weights
 from minillm.models.loading import load_model
 from minillm.runtime import load_once

@@ -6,7 +6,7 @@ import pytest
 import torch
 from zero_case import supervised
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.runtime import precisions
 from minillm.runtime.engine import Engine

@@ -10,7 +10,7 @@ import torch
 from onpolicy_case import COUNT, WHOLE, pair, rollouts, settings, task
 from ranks import ranks
 
-from minillm.config.sections import KILLED_AFTER, Launch
+from minillm.config.launch import KILLED_AFTER, Launch
 from minillm.errors import UserError
 from minillm.runtime import checkpoints, saving
 from minillm.runtime.engine import Engine

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.errors import UserError
 from minillm.readers import read_object
 from minillm.runtime.metrics_log import MetricsLog, training_of

@@ -29,7 +29,7 @@ from zero_case import CASES, CHANGED, KINDS, STEPS, supervised
 from minillm.data.batching import collate
 from minillm.runtime.schedule import learning_rate
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 HERE = Path(__file__).parents[2] / "helpers"
 PROCESSES = (1, 2)

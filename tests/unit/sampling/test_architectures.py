@@ -10,7 +10,8 @@ from architectures import ARCHITECTURES, REFUSED, make
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, Prompts, gradient, settings, task
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch, Sampling
+from minillm.config.launch import Launch
+from minillm.config.sections import Sampling
 from minillm.errors import UserError
 from minillm.models.checks import check_model
 from minillm.models.loading import load_model

@@ -16,8 +16,10 @@ import pytest
 from data_case import BASE, message
 from transformers import PreTrainedTokenizerBase
 
+from minillm.config.data import Tokenizer
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch, Model, Tokenizer
+from minillm.config.sections import Model
 from minillm.config.stage_settings import BaseSettings, GenerateSettings
 from minillm.data.prepare import run_stage as prepare
 from minillm.data.tokenizers import vocabulary_size

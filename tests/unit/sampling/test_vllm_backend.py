@@ -15,8 +15,8 @@ from data_case import message
 from transformers import PreTrainedTokenizerBase
 from transformers.distributed import mixin
 
+from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
-from minillm.config.sections import Launch
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.tokenizers import vocabulary_size
 from minillm.evaluation.rouge import read_generations

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from zero_case import supervised
 
 from minillm.config.adapter import Adapter
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Model, Sampling, Training
+from minillm.config.sections import Model, Sampling, Training
 from minillm.config.stage_settings import BaseSettings, DataSettings, OnPolicySettings, TrainSettings
 from minillm.config.strict import parse
 from minillm.data import prepare
@@ -29,7 +30,7 @@ from minillm.runtime.processes import start
 from minillm.training import base_model, onpolicy
 from minillm.training import supervised as stages
 from minillm.training.rollout_losses import micro_batches
-from minillm.training.supervised import example_loss
+from minillm.training.supervised_loss import example_loss
 
 STEPS = 4
 OWN, THEIRS = Adapter(rank=2, alpha=8.0, dropout=0.1), Adapter(rank=3, alpha=12.0)

@@ -15,9 +15,9 @@ from tiny_models import make
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, Taid, Term, TokenWeights
 from minillm.config.onpolicy import OnPolicy, check_on_policy
-from minillm.config.sections import Launch
 from minillm.config.strict import parse
 from minillm.config.teaching import Gold
 from minillm.errors import UserError

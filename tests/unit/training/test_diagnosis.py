@@ -14,12 +14,14 @@ from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, WHOLE, OneProcess, Pr
 from onpolicy_case import Tokenizer as NoWords
 from tiny_models import make
 
+from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import TokenWeights
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.counts import repetition
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.runtime.processes import World, start
-from minillm.training import diagnosis, onpolicy, rollouts
+from minillm.training import dev_evaluation, diagnosis, onpolicy, rollouts
 from minillm.training.credit import credit_summary
 from minillm.training.dev_set import Dev, losses
 from minillm.training.diagnosis import Diagnosis, groups, repeated
@@ -189,7 +191,7 @@ def test_a_teacher_that_is_the_student():
 def test_the_losses_themselves_are_the_same_to_the_last_bit():
     student, teacher, initial = (model.float() for model in models())
     world = World(0, 1, torch.device("cpu"))
-    wanted = {"reverse_kl": onpolicy.objectives.reverse_kl, "forward_kl": onpolicy.objectives.forward_kl}
+    wanted = {"reverse_kl": objectives.reverse_kl, "forward_kl": objectives.forward_kl}
     watch = Diagnosis(EXAMPLES, VOCABULARY, 1.0, initial)
     with_it, without = (
         losses(student, EXAMPLES, dev_of(), world, teacher, wanted, watch=each) for each in (watch, None)
@@ -257,7 +259,7 @@ def trained(folder, objective, **launch):
 def test_measuring_changes_nothing_of_a_training(tmp_path, monkeypatch, objective):
     lines, weights, history = trained(tmp_path / "with", objective, initial_kl=True, gradient_variance=True)
     unwatched = Diagnosis.means
-    monkeypatch.setattr(onpolicy, "losses", lambda *args, watch=None, **more: losses(*args, **more))
+    monkeypatch.setattr(dev_evaluation, "losses", lambda *args, watch=None, **more: losses(*args, **more))
     monkeypatch.setattr(Diagnosis, "means", lambda self, world: {})
     plain, same, before = trained(tmp_path / "without", objective)
     monkeypatch.setattr(Diagnosis, "means", unwatched)

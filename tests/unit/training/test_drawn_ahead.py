@@ -28,15 +28,16 @@ from parts_case import by_hand, expected
 from ranks import ranks
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.sampler import EarlyEnd, Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.errors import UserError
 from minillm.runtime import shared_rows
-from minillm.training import onpolicy
+from minillm.training import onpolicy, run_state
 from minillm.training.credit import importance
 from minillm.training.dev_set import Dev
 from minillm.training.drawn_ahead import OnDisk
-from minillm.training.drift_weights import with_drift
+from minillm.training.early_end_weights import with_early_end
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 
@@ -79,7 +80,7 @@ def trained(folder, monkeypatch, sampler, stop=None, **more):
         return order(*arguments)
 
     without_dev(monkeypatch)
-    monkeypatch.setattr(onpolicy, "collect_rollouts", collect)
+    monkeypatch.setattr(run_state, "collect_rollouts", collect)
     monkeypatch.setattr(onpolicy, "mini_batch", mini_batch)
     try:
         onpolicy.train(made, task(teacher, chosen), Prompts(), "ahead")
@@ -174,7 +175,7 @@ def test_drawing_resumes_where_it_was_interrupted(tmp_path, monkeypatch):
 
     made, teacher, chosen = engine(tmp_path / "parts", Sampler(cached=True), **KL)
     without_dev(monkeypatch)
-    monkeypatch.setattr(onpolicy, "collect_rollouts", interrupted(made))
+    monkeypatch.setattr(run_state, "collect_rollouts", interrupted(made))
     with pytest.raises(SystemExit):
         onpolicy.train(made, task(teacher, chosen), Prompts(), "ahead")
     monkeypatch.undo()
@@ -299,7 +300,7 @@ EARLY = EarlyEnd(top_k=4, threshold=0.6, events=3, base=0.5)
 
 def test_weights_fall_with_each_disagreement():
     _, _, chosen, made = collected(Sampler(early_end=EARLY), **KL)
-    weights, seen = with_drift(made, chosen, None), 0
+    weights, seen = with_early_end(made, chosen, None), 0
     for row, response in enumerate(made.responses):
         events = 0
         for t in range(weights.shape[1]):
@@ -315,17 +316,19 @@ def test_weights_fall_with_each_disagreement():
     assert made.summary["finished"] == pytest.approx(np.mean([r[-1] == EOS for r in made.responses]))
     assert made.summary["drifted"] == pytest.approx(made.drifted.sum().item() / made.mask.sum().item())
     gold = dataclasses.replace(made, drifted=None)
-    assert_close(with_drift(gold, chosen, None), 1.5 * made.mask)
-    twice = with_drift(made, chosen, 2 * made.mask)
+    assert_close(with_early_end(gold, chosen, None), 1.5 * made.mask)
+    twice = with_early_end(made, chosen, 2 * made.mask)
     assert_close(twice, 2 * weights)
     plain = settings("default", **KL, sampler=Sampler(early_end=EarlyEnd()))
-    assert with_drift(made, plain, None) is None and with_drift(made, settings("default"), None) is None
+    assert (
+        with_early_end(made, plain, None) is None and with_early_end(made, settings("default"), None) is None
+    )
 
 
 def test_weights_multiply_the_divergence_of_each_token():
     student, teacher, chosen, made = collected(Sampler(early_end=EARLY), **KL)
     student, teacher = pair()
-    factor = with_drift(made, chosen, None).numpy()
+    factor = with_early_end(made, chosen, None).numpy()
 
     def token(z_q, z_p, y, place):
         value, derivative = by_hand("reverse_kl", z_q, z_p, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,14 @@ def test_only_a_trial_survives_what_has_diverged() -> None:
     for train, trial in ((diverges, None), (fails, True)):
         with pytest.raises(UserError):
             tried(train, trial)
+
+
+def test_a_variant_of_a_supervised_stage_has_a_grid_of_its_own(tmp_path: Path) -> None:
+    hpd = settings("dev_loss", method="hpd", candidates={"lr0.1": (0.1, 1.0)})
+    files = trials(tmp_path, {"lr0.1": [entry(1, 1.0, None)]}, stage="kd", method="hpd")
+    run_stage(hpd, trials=files, out=tmp_path / "out.json")
+    training = Training(lr=9.0, epochs=3, loss="hpd")
+    ours = TrainSettings("kd", "small", 10, "fp32", training, Sampling(), teacher="big", method="hpd")
+    assert with_choice(ours, tmp_path / "out.json")[0].training.lr == 0.1
+    with pytest.raises(UserError, match="out.json: the grid of another method, student or teacher"):
+        with_choice(dataclasses.replace(ours, method=None), tmp_path / "out.json")

@@ -7,7 +7,8 @@ from hpd_case import hpd_by_hand, numbers_by_hand
 from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, OneProcess, Tokenizer, pair
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch, Sampling
+from minillm.config.launch import Launch
+from minillm.config.sections import Sampling
 from minillm.training.dev_set import Dev
 from minillm.training.hybrid_policy import numbers
 from minillm.training.supervised import Supervision

@@ -13,10 +13,10 @@ from onpolicy_case import COUNT, EOS, gradient, pair, rollouts, settings, task
 from torch.nn import functional
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch
+from minillm.config.launch import Launch
 from minillm.data.batching import Batch, collate
 from minillm.models.tiled_loss import Head
-from minillm.training import rollout_losses
+from minillm.training import mini_batch
 
 presets = pytest.mark.parametrize("preset", ["paper", "released", "default"])
 trained_presets = pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_amount_and_side_of_padding(monkeypatch, preset, family, left, right):
     student, made, work = build(preset, family)
     before = gradient(student, made, work)
     monkeypatch.setattr(
-        rollout_losses, "collate", lambda examples, pad: padded(collate(examples, pad), left, right)
+        mini_batch, "collate", lambda examples, pad: padded(collate(examples, pad), left, right)
     )
     wider = {
         f: functional.pad(getattr(made, f), (0, right))

@@ -35,9 +35,10 @@ from tiny_models import make
 from torch import nn
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Assistant, Signal, Taid, TeacherTexts, Term, TokenWeights
 from minillm.config.sampler import EarlyEnd, Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.teaching import Gold, Teaching
 from minillm.evaluation import exposure_bias, reference_loss
 from minillm.evaluation.calibration import LabelQuestion, label_logprobs
@@ -47,7 +48,7 @@ from minillm.sampling import one_shape
 from minillm.sampling.generate import Request, answer_all
 from minillm.sampling.logit_filters import Filters, NgramBlock
 from minillm.sampling.sample import Mixture, sample
-from minillm.training import dev_set, onpolicy, rollout_losses, sample_loss
+from minillm.training import dev_evaluation, dev_set, mini_batch, sample_loss
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts
@@ -375,10 +376,10 @@ def test_the_dev_set_of_the_on_policy_phase():
     chosen, (student, teacher) = settings("paper", objective="skew_forward_kl", student_share=0.5), floats()
     initial = make("llama", 3)
     work = dataclasses.replace(task(teacher, chosen), dev=dev(), initial=initial)
-    expected = onpolicy.evaluate(Alone(student, WHOLE, CPU), work)
+    expected = dev_evaluation.evaluate(Alone(student, WHOLE, CPU), work)
     with PretendGPU() as gpu:
         there(gpu, student, teacher, initial)
-        found = onpolicy.evaluate(Alone(student, WHOLE, GPU), work)
+        found = dev_evaluation.evaluate(Alone(student, WHOLE, GPU), work)
     for values, same in zip(found, expected, strict=True):
         assert values == pytest.approx(same, rel=1e-4, abs=1e-6, nan_ok=True)
     assert set(gpu.waits) == set(DIAGNOSED) and gpu.waits["training/diagnosis.py:Diagnosis.means"] == 1
@@ -471,8 +472,8 @@ def test_the_reference_loss():
 
 # --- what is looked for is found
 def test_a_planted_mix_is_found(monkeypatch):
-    monkeypatch.setattr(rollout_losses, "moved", lambda values, device: values)
-    with pytest.raises(MixedDevices, match=r"objectives.py:|rollout_losses.py:|sample_loss.py:"):
+    monkeypatch.setattr(mini_batch, "moved", lambda values, device: values)
+    with pytest.raises(MixedDevices, match=r"objectives.py:|mini_batch.py:|sample_loss.py:"):
         update(CASES["paper"])
 
 

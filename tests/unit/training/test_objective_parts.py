@@ -14,10 +14,10 @@ from parts_case import batch, by_hand, chosen, expected, with_assistant
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid
-from minillm.config.sections import Launch
 from minillm.token_sets import on_set
-from minillm.training import onpolicy
+from minillm.training import onpolicy, run_state
 from minillm.training.divergences import token_divergence
 from minillm.training.moving_target import MovingTarget
 
@@ -298,7 +298,7 @@ def test_a_run_with_a_moving_target_resumes_exactly(tmp_path, monkeypatch):
                 super().move(loss, progress)
                 engine._stop = engine.step == stop
 
-        monkeypatch.setattr(onpolicy, "MovingTarget", Stopping)
+        monkeypatch.setattr(run_state, "MovingTarget", Stopping)
         onpolicy.train(engine, task(teacher, made), Prompts(), "taid")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         weights = torch.cat([p.detach().flatten() for p in engine.model.parameters()])

@@ -12,7 +12,8 @@ from onpolicy_case import COUNT, EOS, WHOLE, OneProcess, Prompts, Tokenizer, pai
 from ranks import ranks
 from torch.testing import assert_close
 
-from minillm.config.sections import Launch, Sampling
+from minillm.config.launch import Launch
+from minillm.config.sections import Sampling
 from minillm.counts import repetition
 from minillm.errors import UserError
 from minillm.runtime import shared_rows

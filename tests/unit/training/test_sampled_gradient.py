@@ -13,9 +13,9 @@ from onpolicy_case import COUNT, EOS, WHOLE, OneProcess, gradient, pair, rollout
 from parts_case import by_hand, drawn, entries, expected, softmax
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, Term, TokenWeights
 from minillm.config.onpolicy import check_on_policy
-from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.training.divergences import top_k_baseline
 from minillm.training.rollout_losses import micro_batches

@@ -23,8 +23,9 @@ from onpolicy_case import (
 from onpolicy_case import gradient as gradient_of
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, TeacherTexts, Term, TokenWeights
-from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.sections import Sampling, Training
 from minillm.data.rows import Corpus
 from minillm.runtime.engine import Engine
 from minillm.runtime.processes import World, start

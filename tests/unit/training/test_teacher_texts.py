@@ -10,9 +10,9 @@ from onpolicy_case import OneProcess as Engine
 from parts_case import drawn
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Taid, TeacherTexts, Term, TokenWeights
 from minillm.config.onpolicy import check_on_policy
-from minillm.config.sections import Launch
 from minillm.errors import UserError
 from minillm.training import onpolicy
 from minillm.training.onpolicy import answers_to

@@ -9,9 +9,10 @@ import torch
 from embedded_data import DATA
 
 from minillm.config.adapter import Adapter
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Term
 from minillm.config.onpolicy import OnPolicy
-from minillm.config.sections import Launch, Model, Sampling, Training
+from minillm.config.sections import Model, Sampling, Training
 from minillm.config.stage_settings import (
     BaseSettings,
     DataSettings,

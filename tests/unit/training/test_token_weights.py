@@ -24,8 +24,9 @@ from ranks import ranks
 from torch.nn import functional
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, Term, TokenWeights
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.training.dev_set import Dev
 from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, collect_rollouts

@@ -25,16 +25,18 @@ from tiny_models import make
 from torch.testing import assert_close
 
 from minillm import objectives
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import TeacherTexts
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.data.batching import collate
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.evaluation.exposure_bias import token_kl
 from minillm.models.head import response_hidden
 from minillm.training.dev_set import Dev, losses
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.rollouts import Memory, collect_rollouts
-from minillm.training.supervised import Supervision, example_loss
+from minillm.training.supervised import Supervision
+from minillm.training.supervised_loss import example_loss
 
 # The student ends with EOS (0), the teacher with 2.
 END, VOCABULARY = 2, 11

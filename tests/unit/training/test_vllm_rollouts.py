@@ -16,9 +16,10 @@ from onpolicy_case import settings as on_policy
 from ranks import ranks
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.onpolicy import check_on_policy
 from minillm.config.sampler import Sampler
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.runtime import shared_rows
 from minillm.sampling.answerer import Request, seed_of
 from minillm.sampling.sample import How, Mixture, sample

@@ -29,17 +29,18 @@ from teaching_case import ByHand, differ, numbers
 from tiny_models import make
 from torch.testing import assert_close
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, TokenWeights
 from minillm.config.onpolicy import OnPolicy, check_on_policy
-from minillm.config.sections import Launch, Sampling
+from minillm.config.sections import Sampling
 from minillm.config.stage_settings import OnPolicySettings
 from minillm.config.strict import parse
 from minillm.config.teaching import Teaching
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.errors import UserError
-from minillm.training import onpolicy
+from minillm.training import dev_evaluation, onpolicy, run_state
 from minillm.training.dev_set import Dev
-from minillm.training.rollout_losses import Task
+from minillm.training.mini_batch import Task
 from minillm.training.rollouts import Memory, collect_rollouts
 from minillm.training.teaching import MeanTeacher, Panel, by_segment
 from minillm.training.who_teaches import check_launch
@@ -217,7 +218,7 @@ def test_a_run_with_a_mean_teacher_resumes_exactly(tmp_path, monkeypatch, zero, 
                 kept[:] = [self]
                 engine._stop = engine.step == stop
 
-        monkeypatch.setattr(onpolicy, "MeanTeacher", Stopping)
+        monkeypatch.setattr(run_state, "MeanTeacher", Stopping)
         work = dataclasses.replace(task(teacher, made), dev=dev_of())
         onpolicy.train(engine, work, Prompts(), "ema")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -305,8 +306,8 @@ def test_the_dev_set_is_measured_by_the_pairs_teacher(several, share):
     work = work_of(models[0], made, pair=(pair, None), **more)
     engine = OneProcess(student, WHOLE)
     engine.model = student
-    found, _ = onpolicy.evaluate(engine, dataclasses.replace(work, dev=answering(work.dev)))
-    answers = onpolicy.answer(student, answering(work.dev), engine.world).examples
+    found, _ = dev_evaluation.evaluate(engine, dataclasses.replace(work, dev=answering(work.dev)))
+    answers = dev_evaluation.answer(student, answering(work.dev), engine.world).examples
 
     def means(examples, own):
         sums, count = np.zeros(3), 0

@@ -1,4 +1,4 @@
-"""Weights of the tokens on whose prefixes student and teacher have drifted apart (Prune-OPD)."""
+"""Weights of tokens by how often student and teacher have disagreed: `sampler.early_end`, Prune-OPD."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minillm.config.onpolicy import OnPolicy
 from minillm.training.rollouts import Rollouts
 
 
-def with_drift(rollouts: Rollouts, settings: OnPolicy, weights: Tensor | None) -> Tensor | None:
+def with_early_end(rollouts: Rollouts, settings: OnPolicy, weights: Tensor | None) -> Tensor | None:
     """The weights of a collection's tokens, (rows, time), times base + max(0, 1 - n / events).
 
     n is how often the models have disagreed up to and including the token (arXiv 2605.07804), 0 in responses

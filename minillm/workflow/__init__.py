@@ -1,0 +1,1 @@
+"""What the rules ask for: the one seam that knows wildcards and paths."""
