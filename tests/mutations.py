@@ -849,7 +849,7 @@ MUTATIONS = [
     ),
     Mutation(
         "disagreements under the mask count",
-        "training/drift_weights.py",
+        "training/early_end_weights.py",
         "(drifted * rollouts.mask)",
         "drifted",
         f"{CATALOGUE}::test_the_loss_and_its_gradient",

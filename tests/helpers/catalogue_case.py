@@ -19,15 +19,19 @@ from onpolicy_case import COUNT, EOS, PROMPTS, VOCABULARY, OneProcess, Prompts, 
 from teaching_case import GOLD, ByHand, numbers
 from tiny_models import make
 
+from minillm.config.launch import Launch
 from minillm.config.methods import method_settings
-from minillm.config.onpolicy import check_on_policy, combined
-from minillm.config.sections import Launch, Sampling, Training
+from minillm.config.onpolicy import check_on_policy
+from minillm.config.presets import combined
+from minillm.config.sampling import Sampling
+from minillm.config.sections import Training
 from minillm.config.strict import merged
 from minillm.data.teacher_prompts import TeacherPrompts
 from minillm.methods import BUILT_IN, read_catalogue
 from minillm.training.dev_set import Dev
+from minillm.training.mini_batch import Task
 from minillm.training.moving_target import MovingTarget
-from minillm.training.rollout_losses import Task, micro_batches
+from minillm.training.rollout_losses import micro_batches
 from minillm.training.rollouts import Memory, Rollouts, collect_rollouts
 from minillm.training.supervised import Supervision
 from minillm.training.teaching import MeanTeacher

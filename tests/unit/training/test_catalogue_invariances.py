@@ -6,8 +6,9 @@ import pytest
 from catalogue_case import METHODS, VOCABULARY, Case, differences, settings_of, wide, with_k
 from onpolicy_case import COUNT
 
+from minillm.config.launch import Launch
 from minillm.config.objective_parts import Signal, TokenWeights
-from minillm.config.sections import Launch, Training
+from minillm.config.sections import Training
 
 NAMES = sorted(METHODS)
 ON_POLICY = [name for name in NAMES if not isinstance(settings_of(name), Training)]
