@@ -43,6 +43,8 @@ SLOW = (
     "tests/unit/runtime/test_gradient_variance.py",
     "tests/unit/training/test_drawn_ahead.py",
     "tests/unit/training/test_who_teaches.py",
+    "tests/unit/training/test_catalogue_formulas.py",
+    "tests/unit/training/test_catalogue_invariances.py",
 )
 
 

@@ -26,6 +26,7 @@ DIAGNOSIS = "tests/unit/training/test_diagnosis.py"
 SAMPLED = "tests/unit/training/test_sampled_gradient.py"
 ANCHORS = "tests/unit/training/test_anchors.py"
 TEACHING = "tests/unit/training/test_who_teaches.py"
+CATALOGUE = "tests/unit/training/test_catalogue_formulas.py"
 
 
 @dataclass(frozen=True)
@@ -845,6 +846,13 @@ MUTATIONS = [
         "self.counts[rows] >= s.events",
         "self.counts[rows] > s.events",
         f"{SAMPLERS}::test_a_response_ends_where_the_models_have_drifted_apart",
+    ),
+    Mutation(
+        "disagreements under the mask count",
+        "training/early_end_weights.py",
+        "(drifted * rollouts.mask)",
+        "drifted",
+        f"{CATALOGUE}::test_the_loss_and_its_gradient",
     ),
     Mutation(
         "the weights of drift leave out their base",

@@ -20,6 +20,6 @@ def with_early_end(rollouts: Rollouts, settings: OnPolicy, weights: Tensor | Non
     if early_end is None or early_end.base is None:
         return weights
     drifted = torch.zeros_like(rollouts.mask) if rollouts.drifted is None else rollouts.drifted
-    left = (1 - drifted.cumsum(1) / early_end.events).clamp(min=0)
+    left = (1 - (drifted * rollouts.mask).cumsum(1) / early_end.events).clamp(min=0)
     factor = (early_end.base + left) * rollouts.mask
     return factor if weights is None else torch.mul(weights, factor)
