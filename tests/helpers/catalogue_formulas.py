@@ -48,6 +48,11 @@ def on_policy_forward_kl(b):
     yield from mean(b.samples, lambda x: forward_kl(x.q, x.p))
 
 
+def supervised_kd(b):
+    """GKD (arXiv 2306.13649), Section 3: L_SD, KL(teacher | student) on the gold answers."""
+    yield from mean(b.samples, lambda x: forward_kl(x.q, x.p))
+
+
 def gkd(b):
     """GKD (arXiv 2306.13649), Algorithm 1 with the generalised JSD, beta 0.5."""
     yield from mean(b.samples, lambda x: jensen_shannon(x.q, x.p, 0.5))
@@ -257,6 +262,7 @@ def seqkd(b):
 FORMULAS = POLICY_FORMULAS | {
     "on-policy-reverse-kl": on_policy_reverse_kl,
     "on-policy-forward-kl": on_policy_forward_kl,
+    "supervised-kd": supervised_kd,
     "gkd": gkd,
     "imitkd": imitkd,
     "distillm": distillm,

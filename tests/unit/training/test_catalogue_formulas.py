@@ -49,7 +49,7 @@ TEXTS_OF = {
     "minillm": {"alpha": 0.2},
     **dict.fromkeys(("gkd", "imitkd", "f-distill-tvd"), {"student_share": 0.5}),
     **dict.fromkeys(("distillm", "distillm-srkl"), {"student_share": 0.0, "adaptive": True, "replay": 1000}),
-    **dict.fromkeys(("abkd", "taid", "todi", "amid"), {"student_share": 0.0}),
+    **dict.fromkeys(("supervised-kd", "abkd", "taid", "todi", "amid"), {"student_share": 0.0}),
     "lightning-opd": {"sampler": Sampler(cached=True)},
     "revisiting-opd": {"sampler": Sampler(top_p=0.9)},
     "npd": {"sampler": Sampler(lag=1)},
