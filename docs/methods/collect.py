@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.errors import UserError
 from minillm.evaluation.statistics import holm, mean_and_error, part, t_interval, t_test
 from minillm.methods import markdown_table, read_catalogue
 from minillm.plan import Job, hours_of, jobs
@@ -264,4 +265,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"collect.py: error: {error}")

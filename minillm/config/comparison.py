@@ -21,7 +21,9 @@ class Comparison:
         "correction; one that this run does not train has an empty column. Empty: no such table.",
     )
     test: str = Field(
-        default="", description="Test set of its ROUGE-L, right answers, lengths and repetition."
+        default="",
+        description="Test set of its ROUGE-L, and of its right answers, lengths, repetition and truncation "
+        "if `validity.tests` and `diversity.tests` name the set too.",
     )
 
     def check(self, config: Any, where: str) -> None:

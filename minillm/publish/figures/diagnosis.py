@@ -60,7 +60,7 @@ def _plain(key: str) -> Callable[[Log], Curve]:
     return partial(series, (key,), float)
 
 
-BY_POSITION = "reward by quarter, at the end"
+BY_POSITION = "reward by quarter (last)"
 # Title -> the curve of one training.
 PANELS: dict[str, Callable[[Log], Curve]] = {
     "truncated answers (share)": partial(series, ("dev_finished",), lambda finished: 1 - finished),
@@ -83,9 +83,9 @@ CAPTION = (
     "share that ran out of tokens, share of 4-grams that repeat earlier ones, length; KL to the student that "
     "training began with, entropy of student and teacher; the share of their 16 likeliest tokens that they "
     "have in common, and the student's probability of these; the reward, log p - log q of the sampled token, "
-    "at tokens that complete a repeated 4-gram minus that at all others, and by quarter of the answer. From "
-    "training: effective samples of a collection, and the share of the squared gradient that is variance "
-    "between micro-batches."
+    "at tokens that complete a repeated 4-gram minus that at all others, and by quarter of the answer at "
+    "the last evaluation. From training: effective samples of a collection, and the share of the squared "
+    "gradient that is variance between micro-batches."
 )
 
 
