@@ -56,7 +56,7 @@ def test_trials_and_choice_come_before_the_training(checkout: Checkout) -> None:
     trial = (
         f"--config {folder}/configs/trial/vopd/small/big/lr0.0001.json --data {folder}/data/letters/training"
     )
-    trial += f" --init {folder}/models/small/init/seed10 --teacher {folder}/models/big/teacher "
+    trial += f" --teacher {folder}/models/big/teacher --init {folder}/models/small/init/seed10 "
     assert trial in shown
     # Its launch values are those of the stage.
     assert "minillm kd --launch" in shown and "minillm trial" not in shown
