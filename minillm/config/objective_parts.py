@@ -354,6 +354,9 @@ def _problem_of_target(s: OnPolicy) -> str:
         return f"{part}: the long term's rewards are the teacher's own; choose another objective"
     if s.taid and s.taid.start > s.taid.end:
         return f"taid.start: {s.taid.start:g} is above taid.end, {s.taid.end:g}"
+    uses = (s.objective, s.teacher_texts.objective if s.teacher_texts else "")
+    if s.alpha_beta and "alpha_beta" not in uses:
+        return f"alpha_beta: objective '{s.objective}' has no such parameters; leave it out"
     for name in ("alpha", "beta"):
         if s.alpha_beta and 0 < (value := getattr(s.alpha_beta, name)) < 0.01:
             return f"alpha_beta.{name}: {value:g} divides by almost 0; set 0 for the limit, or at least 0.01"

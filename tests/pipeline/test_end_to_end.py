@@ -221,7 +221,7 @@ def test_every_table_and_figure_is_there_with_what_it_is_made_of(finished):
 
     index = (finished.run / "index.md").read_text()
     for name, item in ITEMS.items():
-        # Asked for by their own configurations only: the one needs lm-eval, the other methods to compare with.
+        # Made only if they are asked for: the one needs lm-eval, the other methods to compare with.
         if name in ("harness", "methods"):
             continue
         folder = finished.run / f"{item.kind}s"

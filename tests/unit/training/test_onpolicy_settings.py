@@ -422,6 +422,10 @@ def test_a_preset_gives_way_to_every_key_that_a_configuration_gives(plan):
             {"alpha_beta": {"beta": 1e-6}, "objective": "alpha_beta"},
             "alpha_beta.beta: 1e-06 divides by almost 0",
         ),
+        (
+            {"objective": "reverse_kl", "alpha_beta": {"alpha": 0.5}},
+            "alpha_beta: objective 'reverse_kl' has no such parameters",
+        ),
         ({"stop_length": 0.5}, "stop_length: must be a factor above 1, or 0 for none"),
         ({"rollouts": 10, "batch": 4}, "batch: 10 rollouts are not a whole number of mini-batches of 4"),
         ({"objectiv": "minillm"}, "unknown key; did you mean 'objective'"),
