@@ -46,7 +46,7 @@ class Method(Variant):
     arxiv: str = Field(
         default="", pattern=r"^(\d{4}\.\d{5})?$", description="Number of the paper, such as `2605.07865`."
     )
-    url: str = Field(default="", description="Address of what describes it, if that is no paper of arXiv.")
+    url: str = Field(default="", description="Address of what describes it, if that is not a paper on arXiv.")
     source: str = Field(default="", description="Equation of the paper, or file and function of the code.")
     exact: str = Field(default="", description="What here equals the source.")
     approximated: str = Field(default="", description="What here differs from the source.")

@@ -313,14 +313,14 @@ class Case:
         return Batch([collection[i] for i in self.rows], gold, collection, texts, plain, **more)
 
     def by_hand(self, formula):
-        """(loss, gradient by parameter, the batch); the formula yields (token, value, slope by logits)."""
+        """(loss, gradient by parameter, the batch); `formula` yields tokens, values and derivatives."""
         batch, hand = self.batch(), ByHand(self.student)
-        value, slopes = 0.0, {}
-        for token, part, slope in formula(batch):
+        value, derivatives = 0.0, {}
+        for token, part, derivative in formula(batch):
             value += part
-            row = slopes.setdefault(token.row, np.zeros((token.n, VOCABULARY)))
-            row[token.t] += slope
-        for (kind, i), row in slopes.items():
+            row = derivatives.setdefault(token.row, np.zeros((token.n, VOCABULARY)))
+            row[token.t] += derivative
+        for (kind, i), row in derivatives.items():
             prompt, response = self.text(kind, i)
             hand.add(prompt, response, lambda z, t, row=row: (0.0, row[t]), 1.0)
         return value, hand.gradient, batch

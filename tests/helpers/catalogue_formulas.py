@@ -33,8 +33,8 @@ def mean(responses, divergence):
     count = sum(len(response) for response in responses)
     for response in responses:
         for x in response:
-            value, slope = divergence(x)
-            yield x, value / count, slope / count
+            value, derivative = divergence(x)
+            yield x, value / count, derivative / count
 
 
 # --- whole divergences
@@ -214,11 +214,11 @@ def distillm_2(b):
     """
     count = sum(len(response) for response in b.samples + b.texts)
     for x in (x for response in b.samples for x in response):
-        value, slope = skew_reverse_kl(x.q, x.p, 0.1)
-        yield x, value / count, slope / count
+        value, derivative = skew_reverse_kl(x.q, x.p, 0.1)
+        yield x, value / count, derivative / count
     for x in (x for response in b.texts for x in response):
-        value, slope = skew_forward_kl(x.q, x.p, 0.1)
-        yield x, value / count, slope / count
+        value, derivative = skew_forward_kl(x.q, x.p, 0.1)
+        yield x, value / count, derivative / count
 
 
 def hpd(b):
@@ -233,10 +233,10 @@ def hpd(b):
                 adv1 += x.p[x.y]
                 if b.case("and not the drawn one", k2 < 0):
                     adv1 += x.p[x.y]
-            value, slope = -adv1 * np.log(x.q[x.y]), -adv1 * score(x.q, x.y)
+            value, derivative = -adv1 * np.log(x.q[x.y]), -adv1 * score(x.q, x.y)
             if b.case("two tokens", other != x.y):
-                value, slope = value - adv2 * np.log(x.q[other]), slope - adv2 * score(x.q, other)
-            yield x, value / count, slope / count
+                value, derivative = value - adv2 * np.log(x.q[other]), derivative - adv2 * score(x.q, other)
+            yield x, value / count, derivative / count
 
 
 def x_row(response):

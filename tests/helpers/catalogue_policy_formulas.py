@@ -21,12 +21,12 @@ from divergences_by_hand import (
 
 
 def weighted_mean(b, token):
-    """The mean over the mini-batch's tokens; `token(x)` returns (weight, (value, slope))."""
+    """The mean over the mini-batch's tokens; `token(x)` returns (weight, (value, derivative))."""
     count = sum(len(response) for response in b.samples)
     for response in b.samples:
         for x in response:
-            weight, (value, slope) = token(x)
-            yield x, weight * value / count, weight * slope / count
+            weight, (value, derivative) = token(x)
+            yield x, weight * value / count, weight * derivative / count
 
 
 def reward(x):
@@ -48,17 +48,17 @@ def minillm(b):
             weight, ratio = math.exp(x.old) / mixed, x.q[x.y] / mixed
             after = [reward(later) for later in response[x.t + 1 :]]
             advantage = sum(after) / max(1, len(after))
-            value, slope = reverse_kl(x.q, x.p)
-            value, slope = weight * value, weight * slope
+            value, derivative = reverse_kl(x.q, x.p)
+            value, derivative = weight * value, weight * derivative
             # Of the two bounds only the upper one is ever the smaller value.
             value -= advantage * min(ratio, 1 + 0.2)
             if not b.case("clipped", ratio > 1 + 0.2):
-                slope = slope - advantage * ratio * score(x.q, x.y)
-            yield x, value / n, slope / n
+                derivative = derivative - advantage * ratio * score(x.q, x.y)
+            yield x, value / n, derivative / n
     for chunk in b.plain:
         for x in chunk:
-            value, slope = cross_entropy(x.q, x.y)
-            yield x, value / len(b.plain), slope / len(b.plain)
+            value, derivative = cross_entropy(x.q, x.y)
+            yield x, value / len(b.plain), derivative / len(b.plain)
 
 
 # --- the sampled token
@@ -101,8 +101,8 @@ def reopold(b):
     every = [x for response in b.samples for x in response]
     kept = [x for x in every if keep(x)]
     for x in kept:
-        value, slope = surrogate(x, max(reward(x), floor), 0.2, b.case)
-        yield x, value / len(kept), slope / len(kept)
+        value, derivative = surrogate(x, max(reward(x), floor), 0.2, b.case)
+        yield x, value / len(kept), derivative / len(kept)
 
 
 def sod(b):
@@ -209,8 +209,8 @@ def tip(b):
     for response in b.samples:
         kept += sorted(response, key=or_, reverse=True)[: math.ceil(len(response) / 2)]
     for x in kept:
-        value, slope = reverse_kl(x.q, x.p)
-        yield x, value / len(kept), slope / len(kept)
+        value, derivative = reverse_kl(x.q, x.p)
+        yield x, value / len(kept), derivative / len(kept)
 
 
 def aopd(b):
@@ -230,11 +230,11 @@ def eopd(b):
     b.k(16)
 
     def token(x):
-        value, slope = surrogate(x, reward(x), 0.2, b.case)
+        value, derivative = surrogate(x, reward(x), 0.2, b.case)
         if b.case("uncertain", x.h_teacher > 0.8):
             more = forward_kl(x.q, x.p, top(x.p, b.k(16)))
-            value, slope = value + more[0], slope + more[1]
-        return 1, (value, slope)
+            value, derivative = value + more[0], derivative + more[1]
+        return 1, (value, derivative)
 
     return weighted_mean(b, token)
 

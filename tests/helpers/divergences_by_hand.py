@@ -91,12 +91,12 @@ def weighted_scores(q, p, kept):
     """
     if not kept.any():
         return 0.0, np.zeros_like(q)
-    value, slope = 0.0, np.zeros_like(q)
+    value, derivative = 0.0, np.zeros_like(q)
     for v in np.flatnonzero(kept):
         w, ratio = q[v] / q[kept].sum(), np.log(q[v] / p[v])
         value += w * ratio**2 / 2
-        slope += w * ratio * score(q, v)
-    return value, slope
+        derivative += w * ratio * score(q, v)
+    return value, derivative
 
 
 def sampled_score(q, p, y):
@@ -108,10 +108,10 @@ def sampled_score(q, p, y):
 def surrogate(token, advantage, clip=None, case=None):
     """PPO's -min(A ratio, A clip(ratio)), ratio = q(y)/q_old(y); without `clip` -A ratio."""
     ratio = token.q[token.y] / np.exp(token.old)
-    slope = -advantage * ratio * score(token.q, token.y)
+    derivative = -advantage * ratio * score(token.q, token.y)
     if clip is None:
-        return -advantage * ratio, slope
+        return -advantage * ratio, derivative
     clipped = min(max(ratio, 1 - clip), 1 + clip)
     if case("clipped", advantage * clipped < advantage * ratio):
-        return -advantage * clipped, 0.0 * slope
-    return -advantage * ratio, slope
+        return -advantage * clipped, 0.0 * derivative
+    return -advantage * ratio, derivative

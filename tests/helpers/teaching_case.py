@@ -39,8 +39,8 @@ class ByHand:
         logits = at(self.student, prompt, response)
         found = [token(z, t) for t, z in enumerate(logits.detach().numpy())]
         self.value += weight * sum(value for value, _ in found)
-        slopes = torch.from_numpy(np.stack([derivative for _, derivative in found])) * weight
-        parts = torch.autograd.grad(logits, list(self.weights.values()), slopes, allow_unused=True)
+        derivatives = torch.from_numpy(np.stack([derivative for _, derivative in found])) * weight
+        parts = torch.autograd.grad(logits, list(self.weights.values()), derivatives, allow_unused=True)
         for name, part in zip(self.weights, parts, strict=True):
             if part is not None:
                 self.gradient[name] += part

@@ -146,11 +146,11 @@ def test_the_gradient_is_that_of_the_published_objective(coefficient):
         return (q * coefficient * np.log(p / q_0)).sum() - (q * np.log(q / q_0)).sum()
 
     step = 1e-6
-    slopes = [(published(z + step * e) - published(z - step * e)) / (2 * step) for e in np.eye(7)]
+    derivatives = [(published(z + step * e) - published(z - step * e)) / (2 * step) for e in np.eye(7)]
     logits = torch.from_numpy(z)[None].requires_grad_()
     aim = objectives.extrapolated(torch.from_numpy(z_p)[None], torch.from_numpy(z_0)[None], coefficient)
     objectives.reverse_kl(logits, aim).sum().backward()
-    assert logits.grad[0].numpy() == pytest.approx(-np.array(slopes), abs=1e-8)
+    assert logits.grad[0].numpy() == pytest.approx(-np.array(derivatives), abs=1e-8)
 
 
 @pytest.mark.parametrize("coefficient", [0.5, 1.25])

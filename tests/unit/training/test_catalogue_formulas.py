@@ -38,8 +38,8 @@ def test_every_method_has_a_formula():
 
 @pytest.mark.parametrize(("name", "two", "k"), VARIANTS)
 def test_the_loss_and_its_gradient(name, two, k):
-    loss, slope, size, batch = compared(name, two, k)
-    assert size > 1e-3 and loss < 1e-8 and slope < 1e-8, (loss, slope, size)
+    loss, derivative, size, batch = compared(name, two, k)
+    assert size > 1e-3 and loss < 1e-8 and derivative < 1e-8, (loss, derivative, size)
     # The formula has the numbers of entries of its source; the catalogue has the same.
     assert wide(settings_of(name)) == {number for number in batch.asked if number > VOCABULARY}
 

@@ -27,8 +27,8 @@ NOT_ZERO_AT_3 = {"aopd": OF_A_PART, "eopd": OF_A_PART, "npd": OF_TEXTS}
 
 
 def assert_equal(found, right, tolerance=1e-10):
-    loss, slope, size = differences(found, right)
-    assert size > 1e-3 and loss < tolerance and slope < tolerance, (loss, slope, size)
+    loss, derivative, size = differences(found, right)
+    assert size > 1e-3 and loss < tolerance and derivative < tolerance, (loss, derivative, size)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,9 +88,9 @@ def test_a_set_of_the_whole_vocabulary_is_no_set(name):
         s = dataclasses.replace(s, baseline_top_k=None)
     other = Case(name, two=False, settings=s)
     other.student = case.student
-    loss, slopes = other.found()
+    loss, derivatives = other.found()
     tolerance = 1e-6 if name == "vopd-top-100" else 1e-10
-    assert_equal(case.found(), (factor * loss, {n: factor * x for n, x in slopes.items()}), tolerance)
+    assert_equal(case.found(), (factor * loss, {n: factor * x for n, x in derivatives.items()}), tolerance)
 
 
 @pytest.mark.parametrize("shrunk", [0, 3])
@@ -99,8 +99,8 @@ def test_a_teacher_that_is_the_student_teaches_nothing(name, shrunk):
     """Rewards are those of float32 records."""
     if shrunk and not wide(settings_of(name)):
         return
-    loss, slopes = Case(name, two=False, shrunk=shrunk, same=True).found()
-    size = max(x.abs().max().item() for x in slopes.values())
+    loss, derivatives = Case(name, two=False, shrunk=shrunk, same=True).found()
+    size = max(x.abs().max().item() for x in derivatives.values())
     if name in (NOT_ZERO_AT_3 if shrunk else NOT_ZERO):
         assert size > 1e-3
     else:
