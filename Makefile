@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 CORES ?= all
 DATA ?= $(MINILLM_DATA)
 PYTEST ?=
+PIECES ?= k1 k4 k16 gaps
 CONFIG ?= config/config.yaml
 FAULTS ?=
 SEED ?= 0
@@ -26,7 +27,7 @@ override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all methods mini mini-all verify plan test test-quick test-slurm test-vllm lint types
+.PHONY: help install demo demo-all methods study mini mini-all verify plan test test-quick test-slurm test-vllm lint types
 .PHONY: mutations
 .PHONY: format audit fuzz faults determinism soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl bench-vllm gpu-check
@@ -68,6 +69,14 @@ methods: $(SETUP) ## published methods side by side on the demo's task, hours; M
 	  --configfile config/demo.yaml config/methods-demo.yaml --keep-going --show-failed-logs \
 	  $(if $(METHODS),--config 'methods=[$(subst $(space),$(comma),$(strip $(METHODS)))]') && \
 	python docs/methods/collect.py results/methods && cat results/methods/tables/methods.md
+
+# One piece after the other; what a piece measured is in docs/study/ as soon as it is done.
+study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps": only these
+	@$(RUN) for piece in $(PIECES); do \
+	  python docs/study/collect.py --announce $$piece && \
+	  snakemake results/study-$$piece/metrics.csv --cores $(CORES) --keep-going --show-failed-logs \
+	    --configfile config/study.yaml config/study/$$piece.yaml && \
+	  python docs/study/collect.py results/study-$$piece || exit 1; done
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)

@@ -10,53 +10,37 @@ pieces and on several machines; only rows of one teacher are compared.  Then the
 from __future__ import annotations
 
 import argparse
-import csv
-import math
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.evaluation.statistics import holm, mean_and_error, part, t_interval, t_test
+from minillm.evaluation.statistics import mean_and_error, part
 from minillm.methods import markdown_table, read_catalogue
-from minillm.plan import Job, hours_of, jobs
-from minillm.publish.tables.methods import INITIAL, LEVEL, by_method, comparable, sheet
+from minillm.publish.tables.methods import INITIAL, by_method, comparable, sheet
 from minillm.publish.tables.sheet import as_markdown
 from minillm.readers import read_yaml
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+import evidence  # noqa: E402
+
 CSV, CLAIMS, PAGE = HERE / "methods.csv", HERE / "claims.yaml", HERE.parent / "methods.md"
 KEY = ("method", "seed", "processor", "teacher")
 TEXTS = ("method", "label", "pair", "teacher", "initial", "processor", "edge", "settings", "git")
 AGAINST = ("minillm", "on-policy-reverse-kl")
 CONFIGS = ["config/demo.yaml", "config/methods-demo.yaml"]
 TARGET = "results/methods/tables/methods.md"
-# Seconds of one core, for jobs that never ran here.
-SECONDS = {"teacher": 280, "base": 30, "pseudo": 60, "trial": 25, "minillm": 50, "generate": 8}
-SECONDS |= dict.fromkeys(("sft", "kd", "seqkd"), 90)
-OTHER = 5
 Row = dict[str, Any]
 
 
 # --- the csv
 def read(path: Path = CSV) -> list[Row]:
-    """The rows of a csv: numbers where the column has them, None for an empty number."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{k: v if k in TEXTS else _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> float | int | None:
-    if not text:
-        return None
-    value = float(text)
-    return int(value) if value.is_integer() and "." not in text else value
+    """The rows of a csv; see evidence.read_rows."""
+    return evidence.read_rows(path, TEXTS)
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
@@ -69,21 +53,6 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
         return row["processor"], order.index(method) if method in order else len(order), method, row["seed"]
 
     return sorted(rows.values(), key=place)
-
-
-def write(rows: Sequence[Row], path: Path = CSV) -> None:
-    """The csv, numbers to six digits."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # --- the page
@@ -111,44 +80,24 @@ def verdicts(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> list[t
 
     The rows are those of one teacher.  "not run" if a side has fewer than two seeds.
     """
-    found: list[tuple[float, float, tuple[float, float]] | None] = []
-    for claim in claims:
-        values = by_method(rows, claim["measure"])
-        sides = [values.get(claim[side], []) for side in ("first", "second")]
-        parts = [each for each in (part(side) for side in sides if side) if each]
-        if len(parts) < 2:
-            found.append(None)
-            continue
-        difference = mean_and_error(sides[0])[0] - mean_and_error(sides[1])[0]
-        p = t_test(difference, parts)
-        found.append((difference, p, t_interval(difference, parts, 0.9)))
-    # Claims of equality have no p: a margin decides.
-    tested = [
-        i for i, (c, f) in enumerate(zip(claims, found, strict=True)) if f and c["direction"] != "equal"
+    effects = [_effect(rows, claim) for claim in claims]
+    decisions = evidence.decide(effects)
+    return [
+        (decision.verdict if decision else "not run", evidence.numbers(effect, decision) if effect else "")
+        for effect, decision in zip(effects, decisions, strict=True)
     ]
-    adjusted = dict(zip(tested, holm([found[i][1] for i in tested]), strict=True))  # type: ignore[index]
-    said = []
-    for i, (claim, values) in enumerate(zip(claims, found, strict=True)):
-        if values is None:
-            said.append(("not run", ""))
-            continue
-        difference, p, (low, high) = values
-        numbers = f"{difference:+.3g} [{low:.3g}, {high:.3g}]"
-        if claim["direction"] == "equal":
-            margin = _margin(rows, claim)
-            if margin is None:
-                said.append(("not run", numbers))
-                continue
-            inside, outside = max(abs(low), abs(high)) < margin, low > margin or high < -margin
-            verdict = "seen" if inside else "not seen" if outside else "undecided"
-            said.append((verdict, f"{numbers}, margin {margin:.3g}"))
-            continue
-        sign = 1 if claim["direction"] == "higher" else -1
-        right = sign * difference > 0
-        verdict = "seen" if right and adjusted[i] < LEVEL else "undecided"
-        verdict = "not seen" if not right and p < LEVEL else verdict
-        said.append((verdict, f"{numbers}, p {p:.2g} ({adjusted[i]:.2g})"))
-    return said
+
+
+def _effect(rows: Sequence[Row], claim: Mapping[str, Any]) -> evidence.Effect | None:
+    """The difference of a claim's two methods; None if one has fewer than two seeds."""
+    values = by_method(rows, claim["measure"])
+    sides = [values.get(claim[side], []) for side in ("first", "second")]
+    parts = [each for each in (part(side) for side in sides if side) if each]
+    if len(parts) < 2:
+        return None
+    difference = mean_and_error(sides[0])[0] - mean_and_error(sides[1])[0]
+    margin = _margin(rows, claim) if claim["direction"] == "equal" else None
+    return evidence.Effect(difference, parts, claim["direction"], margin)
 
 
 def _margin(rows: Sequence[Row], claim: Mapping[str, Any]) -> float | None:
@@ -199,43 +148,10 @@ def page(text: str, rows: Sequence[Row]) -> str:
         "results": results_text(rows),
         "claims": claims_text(rows, claims),
     }
-    for name, part_ in parts.items():
-        pattern = rf"(<!-- {name} -->).*?(<!-- end -->)"
-        assert re.search(pattern, text, re.DOTALL), f"docs/methods.md: no part <!-- {name} -->"
-        text = re.sub(
-            pattern, lambda found, new=part_: f"{found[1]}\n\n{new}\n\n{found[2]}", text, flags=re.DOTALL
-        )
-    return text
+    return evidence.filled(text, parts, "docs/methods.md")
 
 
-# --- how long
-def announce(names: Sequence[str], cores: int) -> str:
-    """One line: what is left to run, and about how long; times of earlier jobs where there are any."""
-    command = [sys.executable, "-m", "snakemake", "-n", TARGET, "--cores", "all", *options(names)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        sys.exit(
-            next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output")
-        )
-    planned = jobs(done.stdout)
-    return estimate(planned, hours_of(planned, Path()), cores)
-
-
-def estimate(planned: Sequence[Job], measured: Mapping[int, float], cores: int) -> str:
-    """The line, of these jobs; those without measured hours take `SECONDS`."""
-    timed = [i for i, job in enumerate(planned) if job.benchmark or job.rule in SECONDS]
-    total = sum(measured.get(i, SECONDS.get(planned[i].rule, OTHER) / 3600) for i in timed)
-    total += sum(3 / 3600 for i in range(len(planned)) if i not in timed)
-    count = {rule: sum(job.rule == rule for job in planned) for rule in ("trial", "minillm", "generate")}
-    if not planned:
-        return "Nothing is left to run."
-    return (
-        f"{len(planned)} jobs: {count['trial']} trials of a grid, {count['minillm']} on-policy trainings, "
-        f"{count['generate']} evaluations; about {total / cores:.1f} hours on {cores} cores."
-    )
-
-
+# --- the command
 def options(names: Sequence[str]) -> list[str]:
     """Snakemake's options for these methods; for none, all of config/methods-demo.yaml."""
     chosen = ["--config", f"methods=[{','.join(names)}]"] if names else []
@@ -253,12 +169,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[], metavar="NAME")
     arguments = parser.parse_args()
     if arguments.announce:
-        print(announce(arguments.methods, arguments.cores), flush=True)
+        print(evidence.announce(TARGET, options(arguments.methods), arguments.cores), flush=True)
         return
     rows = read()
     if arguments.run:
         rows = merged(rows, read(arguments.run / "tables/methods.csv"))
-        write(rows)
+        evidence.write_rows(rows, CSV)
         # As the csv has them.
         rows = read()
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")

@@ -68,7 +68,8 @@ class Dataset:
         default="",
         description="Split of a hub data set; empty is `train`. For `embedded`: `train`, `dev`, `test` or "
         "`test_hard`; of the tasks with many right answers `open_train`, `open_dev` or `open_test`; rows of "
-        "either kind in turn `both_train` or `both_dev`; the classification tasks `colour` and `kind`; as "
+        "either kind in turn `both_train` or `both_dev`; the classification tasks `colour`, `kind`, "
+        "`open_place` and `open_total`; as "
         "plain text `open_text` and `both_text`, and any other split for that of the first.",
     )
     forms: Literal[1, 2, 4, 8, 16] | None = Field(

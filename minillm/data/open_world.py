@@ -7,8 +7,9 @@ prompt is shown with half of them; rows of dev and test sets list all as referen
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from minillm.data import embedded_corpus
@@ -21,6 +22,11 @@ FORMS = (1, 2, 4, 8, 16)
 # If the configuration gives no number.
 USUAL_FORMS = 8
 UNITS = ("books", "cards", "coins", "nuts", "pens", "stones")
+SUMMANDS = range(1, 7)
+WHERE_QUESTIONS = ("Where can {person} find the {thing}?", "{person} looks for {a_thing}. Where is it?")
+SUM_QUESTION = "{person} has {first} {units} and gets {second} more. How many are there?"
+# Task -> what is asked for.
+CLASSIFICATION = {"open_place": "place", "open_total": "total"}
 Entry = dict[str, Any]
 # The values that a form's slots take.
 Facts = dict[str, str]
@@ -135,6 +141,26 @@ def instructions(split: str, rows: int, forms: int = USUAL_FORMS, seed: int = 0)
     raise ValueError(f"the open world has fewer than {rows} rows in '{split}'; ask for fewer")
 
 
+def classification(task: str) -> list[Entry]:
+    """Questions of no row of train and dev, shuffled: question, person, thing or units, label.
+
+    "open_place" asks for the place of a thing (ten labels), "open_total" for a sum (eleven).  The first form of
+    an answer, which all numbers of forms have, begins `{person} can find the {thing} in the` and `{person}
+    has`; the label follows.  Raises ValueError for an unknown task.
+    """
+    if task not in CLASSIFICATION:
+        raise ValueError(
+            f"the open world has the classification tasks {', '.join(CLASSIFICATION)}, not {task!r}"
+        )
+    asked = [
+        ({"question": question, **facts} | {"label": facts[CLASSIFICATION[task]]})
+        for question, facts in (_questions_of_places() if task == "open_place" else _questions_of_sums())
+        if belongs((question, "")) not in ("train", "dev")
+    ]
+    random.Random(number_of(f"classification {task}")).shuffle(asked)
+    return asked
+
+
 def plain_text(documents: int, seed: int = 0) -> list[str]:
     """`documents` short texts of the same words and facts; no form of an answer is among them."""
     rng = random.Random(number_of(f"open text {seed}"))
@@ -147,6 +173,21 @@ def right_answers(forms: tuple[str, ...], facts: Facts) -> list[str]:
     return [text[0].upper() + text[1:] for text in texts]
 
 
+def _questions_of_places() -> Iterator[tuple[str, Facts]]:
+    """All instructions of the task "where", with what they ask about."""
+    for question, thing, person in itertools.product(WHERE_QUESTIONS, sorted(THINGS), PEOPLE):
+        facts = {"person": person, "thing": thing, "place": THINGS[thing][2]}
+        yield question.format_map(facts | {"a_thing": with_article(thing)}), facts
+
+
+def _questions_of_sums() -> Iterator[tuple[str, Facts]]:
+    """All instructions of the task "sum"."""
+    for first, second, person, units in itertools.product(SUMMANDS, SUMMANDS, PEOPLE, UNITS):
+        facts = {"person": person, "units": units, "total": NUMBERS[first + second - 1]}
+        words = {"first": NUMBERS[first - 1], "second": NUMBERS[second - 1]}
+        yield SUM_QUESTION.format_map(facts | words), facts
+
+
 def _thing(rng: random.Random) -> Facts:
     thing = rng.choice(sorted(THINGS))
     kind, colour, place = THINGS[thing]
@@ -157,7 +198,7 @@ def _thing(rng: random.Random) -> Facts:
 
 
 def _sum(rng: random.Random) -> Facts:
-    first, second = rng.randint(1, 6), rng.randint(1, 6)
+    first, second = rng.randint(1, SUMMANDS[-1]), rng.randint(1, SUMMANDS[-1])
     words = {"first": NUMBERS[first - 1], "second": NUMBERS[second - 1], "total": NUMBERS[first + second - 1]}
     return {"person": rng.choice(PEOPLE), "units": rng.choice(UNITS), **words}
 
@@ -170,14 +211,13 @@ def _letter(rng: random.Random, forms: int) -> tuple[str, list[str]]:
 
 def _where(rng: random.Random, forms: int) -> tuple[str, list[str]]:
     facts = _thing(rng)
-    asked = rng.choice(("Where can {person} find the {thing}?", "{person} looks for {a_thing}. Where is it?"))
+    asked = rng.choice(WHERE_QUESTIONS)
     return asked.format_map(facts), right_answers(WHERE[:forms], facts)
 
 
 def _add(rng: random.Random, forms: int) -> tuple[str, list[str]]:
     facts = _sum(rng)
-    asked = "{person} has {first} {units} and gets {second} more. How many are there?"
-    return asked.format_map(facts), right_answers(SUM[:forms], facts)
+    return SUM_QUESTION.format_map(facts), right_answers(SUM[:forms], facts)
 
 
 # An instruction and its right answers.

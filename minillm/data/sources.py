@@ -106,15 +106,16 @@ def read_rows(dataset: Dataset, where: str, every_turn: bool = False) -> list[Ro
 def read_entries(dataset: Dataset, where: str) -> list[tuple[int, str, dict[str, Any]]]:
     """(position in the source, place for errors, columns) of `rows` rows from `start` on (0: all).
 
-    The columns may be any.  embedded: `split` is a task of embedded_corpus.classification.  Raises UserError
-    for a source that is missing, empty or does not parse.
+    The columns may be any.  embedded: `split` is a task of `classification` of either half of the world.
+    Raises UserError for a source that is missing, empty or does not parse.
     """
     _check_fields(dataset, where, ())
     end = dataset.start + dataset.rows if dataset.rows else None
     found: Iterator[tuple[str, dict[str, Any]]]
     if dataset.source == "embedded":
         try:
-            generated = embedded_corpus.classification(dataset.split)
+            half = open_world if dataset.split in open_world.CLASSIFICATION else embedded_corpus
+            generated = half.classification(dataset.split)
         except ValueError as error:
             raise UserError(f"{where}: {error}; check split") from None
         found = ((f"{where}: embedded row {i}", dict(entry)) for i, entry in enumerate(generated))

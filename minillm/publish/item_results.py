@@ -32,7 +32,15 @@ from minillm.publish.style import METHOD_NAMES
 from minillm.readers import Kind, is_a, read_json_lines
 
 # Keys of metrics.jsonl that items read, besides those of dev evaluations.
-LOGGED = ("response_length", "sampled_tokens", "effective_samples", "grad_variance", "grad_norm")
+OF_DEV = ("dev_rouge", "dev_loss", "dev_reverse_kl", "dev_forward_kl")
+LOGGED = (
+    "response_length",
+    "sampled_tokens",
+    "effective_samples",
+    "clip_fraction",
+    "grad_variance",
+    "grad_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -283,21 +291,24 @@ class RunResults:
 
     def dev_rouge(self, model: Trained) -> Value | None:
         """Dev ROUGE-L of the chosen checkpoint, mean and standard error over training seeds."""
-        recorded = map(self.dev_score, model.weights.values())
+        recorded = [self.dev_values(weights).get("dev_rouge") for weights in model.weights.values()]
         scores = [score for score in recorded if score is not None]
         return seeds_pooled(scores, [None] * len(scores))
 
-    def dev_score(self, weights: str) -> float | None:
-        """Dev ROUGE-L of the chosen checkpoint of one training; None if none was chosen."""
+    def dev_values(self, weights: str) -> dict[str, float]:
+        """`OF_DEV` of the chosen checkpoint of one training, those that were measured; empty if none was chosen."""
         path = f"{layout.model(weights)}/selection.json"
         selection = self.json(path)
         if selection is None:
-            return None
+            return {}
         with damage(self.folder / path):
-            score = selection["chosen"]["dev_rouge"]
-            if not is_a(score, (int, float)):
-                raise TypeError(f"dev_rouge: {score!r}")
-            return float(score)
+            chosen = selection["chosen"]
+            values = {name: chosen[name] for name in OF_DEV if chosen.get(name) is not None}
+            values.setdefault("dev_rouge", chosen["dev_rouge"])
+            for name, value in values.items():
+                if not is_a(value, (int, float)):
+                    raise TypeError(f"{name}: {value!r}")
+            return {name: float(value) for name, value in values.items()}
 
 
 @dataclass

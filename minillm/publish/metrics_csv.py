@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from minillm.publish.item_results import RunResults
 from minillm.publish.results import COLUMNS
 from minillm.publish.run_costs import costs_of
 from minillm.publish.settings import MetricsSettings
+
+# Of what on-policy training logs step by step.
+AVERAGED = ("clip_fraction", "effective_samples", "grad_variance", "grad_norm", "response_length")
 
 
 def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None:
@@ -32,15 +36,25 @@ def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None
 
 
 def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
-    """Rows of dev ROUGE-L of the chosen checkpoints and of what each training cost: not in a metric file."""
+    """Rows of the chosen checkpoints' dev values, of what each training cost, and of means of what it logged."""
     for model in results.models():
         for seed, weights in model.weights.items():
             folder = layout.model(weights)
-            score = results.dev_score(weights)
-            if score is not None:
-                source = f"{folder}/selection.json"
-                yield (*model.key, seed, pd.NA, "dev", "dev_rouge", score, None, pd.NA, source)
-            for name, value in (costs_of(results, model, weights) or {}).items():
-                if value is not None:
-                    source = f"{folder}/provenance.json"
-                    yield (*model.key, seed, pd.NA, "", name, float(value), None, pd.NA, source)
+            found = [("dev", results.dev_values(weights), "selection.json")]
+            found += [("", costs_of(results, model, weights) or {}, "provenance.json")]
+            found += [("", _means(results.log(weights)), "metrics.jsonl")]
+            for test, values, file in found:
+                for name, value in values.items():
+                    if value is not None:
+                        key = (*model.key, seed, pd.NA, test, name)
+                        yield (*key, float(value), None, pd.NA, f"{folder}/{file}")
+
+
+def _means(log: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over the lines that have it, of each of `AVERAGED`; a NaN or null, which a divergence logs, stays."""
+    values = {key: [line[key] for line in log if key in line] for key in AVERAGED}
+    return {
+        f"mean_{key}": math.nan if None in found else math.fsum(found) / len(found)
+        for key, found in values.items()
+        if found
+    }

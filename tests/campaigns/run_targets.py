@@ -106,7 +106,7 @@ def _records(results: RunResults, weights: str) -> Any:
     model = next(m for m in results.models() if weights in m.weights.values())
     return [
         run_costs.costs_of(results, model, weights),
-        results.dev_score(weights),
+        results.dev_values(weights),
         results.dev_rows(model),
         results.log(weights),
         _answers(results, weights, "dolly", 10),

@@ -314,7 +314,7 @@ def train(folder: Path, weights: str, method: str, strength: float) -> None:
     put(
         folder,
         f"models/{weights}/metrics.jsonl",
-        "".join(json.dumps(entry) + "\n" for entry in entries if method != "sft"),
+        "".join(json.dumps(entry) + "\n" for entry in (entries if method != "sft" else [{"step": 32}])),
     )
     put(folder, f"models/{weights}/selection.json", chosen)
     how = {"batch": 32} if method in ("teacher", "sft", "seqkd") else {"rollouts": 64}

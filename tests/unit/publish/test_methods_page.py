@@ -116,10 +116,10 @@ def test_rows_are_merged_by_method_seed_teacher_and_processor(tmp_path: Path) ->
         ("vopd", 20, "x86"),
     ]
     assert merged[-1]["dev_reverse_kl"] == 0.7
-    collect.write(merged, tmp_path / "a.csv")
+    collect.evidence.write_rows(merged, tmp_path / "a.csv")
     again = collect.read(tmp_path / "a.csv")
     assert again[1]["dev_reverse_kl"] is None and again[-1] == merged[-1]
-    collect.write(again, tmp_path / "b.csv")
+    collect.evidence.write_rows(again, tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert collect.merged(merged, merged) == merged and collect.read(tmp_path / "gone.csv") == []
 
@@ -193,11 +193,11 @@ def raw_plan() -> dict[str, Any]:
 
 def test_how_long_is_said_from_earlier_jobs_and_stated_times() -> None:
     planned = [Job("trial", (), (), "a.tsv"), Job("minillm", (), (), "b.tsv"), Job("settings", (), ())]
-    said = collect.estimate(planned, {1: 2.0}, 2)
-    hours = (collect.SECONDS["trial"] / 3600 + 2.0 + 3 / 3600) / 2
+    said = collect.evidence.estimate(planned, {1: 2.0}, 2)
+    hours = (collect.evidence.SECONDS["trial"] / 3600 + 2.0 + 3 / 3600) / 2
     assert said == (
         "3 jobs: 1 trials of a grid, 1 on-policy trainings, 0 evaluations; "
         f"about {hours:.1f} hours on 2 cores."
     )
-    assert collect.estimate([], {}, 2) == "Nothing is left to run."
+    assert collect.evidence.estimate([], {}, 2) == "Nothing is left to run."
     assert collect.options(["vopd", "tip"])[-2:] == ["--config", "methods=[vopd,tip]"]

@@ -1,0 +1,338 @@
+"""docs/study.md and what rests on it: `python docs/study/collect.py [results/study-k4 ...]`.
+
+Each run of the study becomes docs/study/<piece>.csv first: a row for each training, from the run's
+metrics.csv and provenance.  Then the generated parts of docs/study.md are written again, from the csv files
+and claims.yaml.  `--announce PIECE` only says how long a piece would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minillm.errors import UserError
+from minillm.evaluation.statistics import Part, mean_and_error
+from minillm.readers import read_yaml
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import evidence  # noqa: E402
+
+CLAIMS, PAGE = HERE / "claims.yaml", HERE.parent / "study.md"
+TEXTS = ("piece", "teacher", "student", "method", "processor", "edge", "git")
+# Column -> (test set or "", metric) of metrics.csv.
+MEASURES = {
+    "rouge": ("test", "rouge"),
+    "precision": ("test", "validity"),
+    "coverage": ("test", "validity_coverage"),
+    "wrong_fact": ("test", "validity_wrong_fact"),
+    "mixed": ("test", "validity_forms_mixed"),
+    "mass": ("test", "mode_mass"),
+    "forms": ("test", "mode_mass_forms"),
+    "dist4": ("test", "dist4"),
+    "repetition": ("test", "repetition"),
+    "finished": ("test", "finished"),
+    "length": ("test", "response_tokens"),
+    "rouge_short": ("test", "lengths_0_12"),
+    "rouge_long": ("test", "lengths_20_"),
+    "reference_loss": ("test", "reference_loss"),
+    "exposure_bias": ("test", "exposure_bias"),
+    "place": ("place", "accuracy"),
+    "ece_place": ("place", "ece"),
+    "ece_raw_place": ("place", "ece_raw"),
+    "total": ("total", "accuracy"),
+    "ece_total": ("total", "ece"),
+    "ece_raw_total": ("total", "ece_raw"),
+    "dev_rouge": ("dev", "dev_rouge"),
+    "dev_reverse_kl": ("dev", "dev_reverse_kl"),
+    "dev_forward_kl": ("dev", "dev_forward_kl"),
+    "clip_fraction": ("", "mean_clip_fraction"),
+    "effective_samples": ("", "mean_effective_samples"),
+    "grad_variance": ("", "mean_grad_variance"),
+    "grad_norm": ("", "mean_grad_norm"),
+    "wall_hours": ("", "wall_hours"),
+    "updates": ("", "updates"),
+    "tokens": ("", "tokens"),
+}
+DERIVED = ("long_lead", "noise", "log_forms", "truncated")
+Row = dict[str, Any]
+# Teacher (empty for SFT, which has none), student, method, piece.
+Cell = tuple[str, str, str, str]
+
+
+# --- from a run to its csv
+def rows_of(run: Path) -> list[Row]:
+    """A row per training of results/study-<piece>; raises UserError if the run has no metrics.csv."""
+    path = run / "metrics.csv"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run the piece first (make study)")
+    frame = pd.read_csv(path, keep_default_na=False)
+    frame = frame[frame["sampling_seed"] == ""]
+    piece = run.name.removeprefix("study-")
+    trainings: dict[tuple[str, ...], Row] = {}
+    measured: dict[tuple[tuple[str, ...], str], set[float]] = {}
+    for entry in frame.to_dict("records"):
+        names = [c for c, of in MEASURES.items() if of == (entry["test_set"], entry["metric"])]
+        teacher = "" if entry["method"] == "sft" else entry["teacher"]
+        key = (teacher, entry["student"], entry["method"], str(entry["training_seed"]))
+        row = trainings.setdefault(
+            key,
+            {
+                "piece": piece,
+                "teacher": key[0],
+                "student": key[1],
+                "method": key[2],
+                "seed": int(entry["training_seed"]),
+            }
+            | dict.fromkeys(("processor", "edge", "git", "lr", *MEASURES)),
+        )
+        if names and entry["value"] != "":
+            # SFT's exposure bias is measured by each teacher, and with several it is no number of SFT alone.
+            measured.setdefault((key, names[0]), set()).add(float(entry["value"]))
+        if entry["source"].endswith("provenance.json"):
+            row |= _origin(run / entry["source"])
+    for (key, name), values in measured.items():
+        trainings[key][name] = values.pop() if len(values) == 1 else None
+    return [row | _derived(row) for _, row in sorted(trainings.items())]
+
+
+def _origin(path: Path) -> Row:
+    """Processor, revision, and learning rate, with where a grid's choice lay at its edge."""
+    provenance = json.loads(path.read_text())
+    return {
+        "processor": provenance.get("processor", ""),
+        "edge": (provenance.get("grid") or {}).get("edge", ""),
+        "git": provenance.get("git", ""),
+        "lr": provenance["settings"]["training"]["lr"],
+    }
+
+
+def _derived(row: Mapping[str, Any]) -> Row:
+    """What claims need of one training's numbers."""
+
+    def both(name: str, first: str, second: str, of: Any) -> Row:
+        values = row[first], row[second]
+        return {name: None if None in values else of(*values)}
+
+    return {
+        **both("long_lead", "rouge_long", "rouge_short", lambda long, short: long - short),
+        **both("noise", "grad_variance", "grad_norm", lambda variance, norm: variance / norm**2),
+        **both("log_forms", "forms", "forms", lambda forms, _: math.log(forms)),
+        **both("truncated", "finished", "finished", lambda finished, _: 100 - finished),
+    }
+
+
+# --- claims
+def cells(rows: Sequence[Row], measure: str) -> dict[Cell, list[float]]:
+    """(teacher, student, method, piece) -> the measure over training seeds, of those that have it."""
+    found: dict[Cell, list[float]] = {}
+    for row in rows:
+        if row.get(measure) is not None:
+            key = (row["teacher"], row["student"], row["method"], row["piece"])
+            found.setdefault(key, []).append(float(row[measure]))
+    return found
+
+
+def weights_of(claim: Mapping[str, Any]) -> dict[Cell, float]:
+    """The contrast that a claim is about: cell -> weight.
+
+    `first` less `second` (methods, averaged), averaged over the places of `at` (piece, student, teacher: a
+    value or several), less the same at `less`, where that names other places.  `slope`: teacher -> x, in
+    place of at's teachers: the slope over x of least squares.
+    """
+    weights: dict[Cell, float] = {}
+    for sign, places in ((1.0, claim["at"]), (-1.0, claim.get("less"))):
+        if places is None:
+            continue
+        for place, share in _places(places, claim.get("slope")):
+            for side, methods in ((1.0, _several(claim["first"])), (-1.0, _several(claim.get("second")))):
+                for method in methods:
+                    teacher = "" if method == "sft" else place["teacher"]
+                    cell = (teacher, place["student"], method, place["piece"])
+                    weights[cell] = weights.get(cell, 0.0) + sign * side * share / len(methods)
+    return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
+
+
+def _places(
+    at: Mapping[str, Any], slope: Mapping[str, float] | None
+) -> Iterator[tuple[dict[str, str], float]]:
+    """Each place, with its share of the average or of the slope."""
+    shares: dict[str, float] = {}
+    if slope:
+        middle = sum(slope.values()) / len(slope)
+        spread = sum((x - middle) ** 2 for x in slope.values())
+        shares = {teacher: (x - middle) / spread for teacher, x in slope.items()}
+    axes = {"piece": _several(at["piece"]), "student": _several(at["student"])}
+    axes["teacher"] = list(slope) if slope else _several(at.get("teacher", "teacher"))
+    count = len(axes["piece"]) * len(axes["student"])
+    for values in itertools.product(*axes.values()):
+        place = dict(zip(axes, values, strict=True))
+        yield place, shares.get(place["teacher"], 1 / len(axes["teacher"])) / count
+
+
+def _several(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def effect(rows: Sequence[Row], claim: Mapping[str, Any]) -> evidence.Effect | None:
+    """The contrast's estimate; None if one of its cells has fewer than two seeds."""
+    values, estimate, parts = cells(rows, claim["measure"]), 0.0, []
+    for cell, weight in weights_of(claim).items():
+        mean, error = mean_and_error(values[cell]) if values.get(cell) else (0.0, None)
+        if error is None:
+            return None
+        estimate += weight * mean
+        parts.append(Part((weight * error) ** 2, len(values[cell]) - 1))
+    return evidence.Effect(estimate, parts, claim["direction"], claim.get("margin"))
+
+
+Found = tuple[Mapping[str, Any], evidence.Effect | None, evidence.Decision | None]
+
+
+def decided(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> list[Found]:
+    """Each claim, its effect and decision; Holm's correction is over the claims of one part."""
+    found: list[Found] = []
+    for _, group in itertools.groupby(claims, key=lambda claim: claim["part"]):
+        members = list(group)
+        effects = [effect(rows, claim) for claim in members]
+        found += zip(members, effects, evidence.decide(effects), strict=True)
+    return found
+
+
+# --- the pages
+def claims_text(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> str:
+    """A table of all claims: what decides each, and what was found."""
+    lines = [
+        "| | claim | refuted or supported by | verdict | effect [90%], p (Holm) |",
+        "|:--|:--|:--|:--|:--|",
+    ]
+    for claim, of, decision in decided(rows, claims):
+        verdict = decision.verdict if decision else "not run"
+        said = evidence.numbers(of, decision) if of else ""
+        lines.append(f"| {claim['id']} | {claim['claim']} | {_how(claim)} | {verdict} | {said} |")
+    return "\n".join(lines)
+
+
+def _how(claim: Mapping[str, Any]) -> str:
+    """The contrast in words."""
+    sides = [" and ".join(f"`{name}`" for name in _several(claim.get(side))) for side in ("first", "second")]
+    sign = "of equal size" if claim["direction"] == "equal" else claim["direction"]
+    text = f"{claim['measure']}, {' v '.join(filter(None, sides))}, {_where(claim['at'])}"
+    if claim.get("slope"):
+        text += ", slope over the teacher's size (doublings)"
+    if claim.get("less"):
+        text += f", less that at {_where(claim['less'])}"
+    return f"{text}: {sign}"
+
+
+def _where(at: Mapping[str, Any]) -> str:
+    return "; ".join(" and ".join(_several(value)) for value in at.values())
+
+
+COLUMNS = ("precision", "rouge", "forms", "mass", "dist4", "dev_reverse_kl", "exposure_bias", "ece_total")
+
+
+def results_text(rows: Sequence[Row]) -> str:
+    """A table for each piece, a line per teacher, student and method: mean and error over seeds."""
+    parts = []
+    for piece, group in itertools.groupby(rows, key=lambda row: row["piece"]):
+        members = list(group)
+        lines = [f"| teacher | student | method | n | {' | '.join(COLUMNS)} |"]
+        lines.append("|:--|:--|:--|--:|" + "--:|" * len(COLUMNS))
+        for key in dict.fromkeys((row["teacher"], row["student"], row["method"]) for row in members):
+            own = [row for row in members if (row["teacher"], row["student"], row["method"]) == key]
+            values = (cell_text([row[c] for row in own if row.get(c) is not None]) for c in COLUMNS)
+            lines.append(f"| {' | '.join(key)} | {len(own)} | {' | '.join(values)} |")
+        parts.append(f"Piece `{piece}`:\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def cell_text(values: Sequence[float]) -> str:
+    """Mean ± standard error to three digits; a dash for no value."""
+    if not values:
+        return "–"
+    mean, error = mean_and_error(values)
+    digits = 1 if abs(mean) >= 10 else 3 if abs(mean) < 1 else 2
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+REFERENCE = re.compile(r"\{\{\s*(.+?)\s*\}\}")
+
+
+def with_numbers(text: str, rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> str:
+    """A page from its template.
+
+    `{{ID verdict}}`, `{{ID effect}}`: of a claim; `{{measure: piece student method}}`: of a cell, which may
+    name its teacher after the method.  Raises UserError, one line, for a reference to nothing.
+    """
+    found = {claim["id"]: (of, decision) for claim, of, decision in decided(rows, claims)}
+
+    def value(match: re.Match[str]) -> str:
+        name, _, rest = match[1].partition(":")
+        if rest:
+            piece, student, method, *teacher = rest.split()
+            key = ("" if method == "sft" else " ".join(teacher) or "teacher", student, method, piece)
+            if name not in (*MEASURES, *DERIVED):
+                raise UserError(f"{{{{{match[1]}}}}}: no such measure")
+            return cell_text(cells(rows, name).get(key, []))
+        claim, _, field = name.partition(" ")
+        if claim not in found or field not in ("verdict", "effect"):
+            raise UserError(f"{{{{{match[1]}}}}}: neither a cell nor a claim's verdict or effect")
+        of, decision = found[claim]
+        if field == "verdict":
+            return decision.verdict if decision else "not run"
+        return evidence.numbers(of, decision) if of else "not run"
+
+    return REFERENCE.sub(value, text)
+
+
+def read() -> list[Row]:
+    """The rows of all pieces that are there."""
+    return [row for path in sorted(HERE.glob("*.csv")) for row in evidence.read_rows(path, TEXTS)]
+
+
+def pages(rows: Sequence[Row]) -> dict[Path, str]:
+    """Each generated page's path and text: docs/study.md, and what templates (NAME.in.md) there are."""
+    claims = read_yaml(CLAIMS)["claims"]
+    parts = {"claims": claims_text(rows, claims), "results": results_text(rows)}
+    found = {PAGE: evidence.filled(PAGE.read_text(encoding="utf-8"), parts, "docs/study.md")}
+    for template in sorted(HERE.glob("*.in.md")):
+        text = template.read_text(encoding="utf-8")
+        found[HERE.parent / template.name.replace(".in.md", ".md")] = with_numbers(text, rows, claims)
+    return found
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", help="results/study-<piece>")
+    parser.add_argument("--announce", metavar="PIECE")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if arguments.announce:
+        configs = ["config/study.yaml", f"config/study/{arguments.announce}.yaml"]
+        target = f"results/study-{arguments.announce}/metrics.csv"
+        said = evidence.announce(target, ["--configfile", *configs], arguments.cores)
+        print(f"{arguments.announce}: {said}", flush=True)
+        return
+    for run in arguments.runs:
+        evidence.write_rows(rows_of(run), HERE / f"{run.name.removeprefix('study-')}.csv")
+    for path, text in pages(read()).items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"collect.py: error: {error}")

@@ -1,0 +1,208 @@
+"""docs/study.md: rows of a run, contrasts of claims, and pages that are made from them."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_up_run import config, make
+from scipy import stats
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from minillm.config.derive import stage_settings
+from minillm.config.strict import parse
+from minillm.errors import UserError
+from minillm.plan import configuration
+from minillm.publish.metrics_csv import run_stage
+from minillm.publish.settings import MetricsSettings
+from minillm.readers import read_yaml
+
+REPO = Path(__file__).resolve().parents[3]
+PIECES = ("k1", "k4", "k16", "gaps")
+
+
+def load() -> ModuleType:
+    """docs/study/collect.py, which is no package's module."""
+    spec = importlib.util.spec_from_file_location("collect_study", REPO / "docs/study/collect.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+collect = load()
+CLAIMS = read_yaml(collect.CLAIMS)["claims"]
+
+
+def rows(method: str, values: list[float], **place: str) -> list[dict[str, Any]]:
+    """A row per value, of precision."""
+    where = {"piece": "k4", "student": "small", "teacher": "" if method == "sft" else "teacher", **place}
+    return [
+        {"method": method, "seed": 10 * (i + 1), "precision": value, **where}
+        for i, value in enumerate(values)
+    ]
+
+
+def claim(**more: Any) -> dict[str, Any]:
+    base = {"id": "a", "part": 1, "claim": "x", "measure": "precision", "direction": "higher"}
+    return {**base, "first": "minillm", "second": "kd", "at": {"piece": "k4", "student": "small"}, **more}
+
+
+# --- contrasts
+def test_a_difference_is_welchs() -> None:
+    ours, theirs = [30.0, 31.5, 34.0], [25.0, 29.0, 26.0]
+    found = collect.effect([*rows("minillm", ours), *rows("kd", theirs)], claim())
+    assert found.estimate == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
+
+
+def test_a_difference_of_averaged_differences() -> None:
+    values = {
+        (piece, method): [float(i + 3 * j + k) for k in (0, 1, 5)]
+        for i, piece in enumerate(("k1", "k4", "k16"))
+        for j, method in enumerate(("minillm", "kd", "sft"))
+    }
+    found = collect.effect(
+        [row for (piece, method), v in values.items() for row in rows(method, v, piece=piece)],
+        claim(
+            second=["kd", "sft"],
+            at={"piece": ["k4", "k16"], "student": "small"},
+            less={"piece": "k1", "student": "small"},
+        ),
+    )
+    mean = {key: np.mean(v) for key, v in values.items()}
+    lead = {p: mean[p, "minillm"] - (mean[p, "kd"] + mean[p, "sft"]) / 2 for p in ("k1", "k4", "k16")}
+    assert found.estimate == pytest.approx((lead["k4"] + lead["k16"]) / 2 - lead["k1"])
+    one = np.var([0, 1, 5], ddof=1) / 3
+    shares = [0.5, 0.25, 0.25] * 2 + [1, 0.5, 0.5]
+    assert sum(p.variance for p in found.parts) == pytest.approx(one * sum(s**2 for s in shares))
+
+
+def test_a_slope_is_that_of_least_squares_and_sft_cancels() -> None:
+    x = {"t2": 0.9, "t4": 1.9, "t16": 4.0}
+    means = {"t2": [1.0, 2.0], "t4": [5.0, 5.5], "t16": [4.0, 9.0]}
+    data = [row for t, v in means.items() for row in rows("minillm", v, piece="gaps", teacher=t)]
+    at = {"piece": "gaps", "student": "small"}
+    # One SFT for all teachers: its weights sum to 0, and it adds nothing to the variance.
+    weights = collect.weights_of(claim(second="sft", at=at, slope=x))
+    assert {cell[0] for cell in weights} == set(x) and all(cell[2] == "minillm" for cell in weights)
+    found = collect.effect(data, claim(second="sft", at=at, slope=x))
+    assert found.estimate == pytest.approx(np.polyfit(list(x.values()), [np.mean(means[t]) for t in x], 1)[0])
+
+
+def test_a_cell_with_one_seed_or_none_is_not_run() -> None:
+    one = [*rows("minillm", [1.0]), *rows("kd", [1.0, 2.0])]
+    assert collect.effect(one, claim()) is None
+    assert "| not run |" in collect.claims_text(one, [claim()])
+
+
+def test_holm_is_over_a_part() -> None:
+    data = [*rows("minillm", [3.0, 3.1, 3.2]), *rows("kd", [1.0, 1.4, 1.8]), *rows("sft", [3.3, 2.9, 3.0])]
+    claims = [claim(), claim(id="b", second="sft"), claim(id="c", part=2)]
+    found = collect.decided(data, claims)
+    raw = stats.ttest_ind([3.0, 3.1, 3.2], [1.0, 1.4, 1.8], equal_var=False).pvalue
+    assert found[0][2].adjusted == pytest.approx(2 * raw) and found[2][2].adjusted == pytest.approx(raw)
+    assert [decision.verdict for _, _, decision in found] == ["seen", "undecided", "seen"]
+    equal = claim(second="sft", direction="equal", margin=1.0)
+    assert collect.decided(data, [equal])[0][2].verdict == "seen"
+
+
+# --- rows of a run
+def test_a_run_becomes_a_row_per_training(tmp_path: Path) -> None:
+    run = make(tmp_path / "study-x", config(training_seeds=[10, 20]))
+    settings = stage_settings(config(training_seeds=[10, 20]), "metrics")
+    run_stage(parse(MetricsSettings, settings, "metrics"), run_folder=run, out=run / "metrics.csv")
+    found = {(r["teacher"], r["student"], r["method"], r["seed"]): r for r in collect.rows_of(run)}
+    ours = next(row for key, row in found.items() if key[2] == "minillm" and key[3] == 20)
+    assert ours["piece"] == "x" and ours["lr"] == 0.001 and ours["processor"] == "x86_64 AVX2"
+    # made_up_run: grad_variance 1 and grad_norm 2 at every step, effective samples 0.9 and 0.8.
+    assert ours["noise"] == 0.25 and ours["effective_samples"] == pytest.approx(0.85)
+    assert sum(key[2] == "sft" for key in found) == len({key[1] for key in found if key[2] == "sft"}) * 2
+    assert all(key[0] == "" for key in found if key[2] == "sft")
+    collect.evidence.write_rows(collect.rows_of(run), tmp_path / "x.csv")
+    again = collect.evidence.read_rows(tmp_path / "x.csv", collect.TEXTS)
+    assert len(again) == len(found) and again[0].keys() == next(iter(found.values())).keys()
+
+
+def test_a_run_without_metrics_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics.csv: no such file; run the piece first \(make study\)"):
+        collect.rows_of(tmp_path)
+
+
+# --- pages
+def test_numbers_of_a_template() -> None:
+    data = [*rows("minillm", [30.0, 32.0]), *rows("kd", [20.0, 22.0]), *rows("sft", [1.0])]
+    text = "{{precision: k4 small minillm}}, {{precision: k4 small sft}}, {{a verdict}}, {{a effect}}"
+    said = collect.with_numbers(text, data, [claim()])
+    p = stats.ttest_ind([30, 32], [20, 22], equal_var=False).pvalue
+    assert said.startswith("31.0 ± 1.0, 1.00, seen, +10 [") and f"p {p:.2g} ({p:.2g})" in said
+    assert collect.with_numbers("{{rouge: k4 small minillm}}", data, []) == "–"
+    for wrong in ("{{gone: k4 small minillm}}", "{{b verdict}}", "{{a colour}}"):
+        with pytest.raises(UserError, match=r"no such measure|neither a cell nor"):
+            collect.with_numbers(wrong, data, [claim()])
+
+
+def test_the_pages_are_current() -> None:
+    for path, text in collect.pages(collect.read()).items():
+        assert path.read_text(encoding="utf-8") == text, "run `python docs/study/collect.py`"
+
+
+# --- claims and configurations
+def test_claims_are_about_what_the_pieces_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    runs = {
+        piece: configuration([REPO / "config/study.yaml", REPO / f"config/study/{piece}.yaml"])
+        for piece in PIECES
+    }
+    for one in CLAIMS:
+        known = {
+            "id",
+            "part",
+            "claim",
+            "measure",
+            "direction",
+            "first",
+            "second",
+            "at",
+            "less",
+            "slope",
+            "margin",
+        }
+        assert one["measure"] in (*collect.MEASURES, *collect.DERIVED), one
+        assert one["direction"] in ("higher", "lower", "equal")
+        for teacher, student, method, piece in collect.weights_of(one):
+            run = runs[piece]
+            under = [pair.students for pair in run.pairs if pair.teacher == teacher or not teacher]
+            assert method in run.methods and any(student in students for students in under), one
+    assert len({one["id"] for one in CLAIMS}) == len(CLAIMS)
+    assert [one["part"] for one in CLAIMS] == sorted(one["part"] for one in CLAIMS)
+    # The same rows, updates and rates in every piece; only the number of right answers differs.
+    rows_of = {
+        piece: {n: run.datasets[n].rows for n in ("train", "dev", "test")} for piece, run in runs.items()
+    }
+    assert len({str(r) for r in rows_of.values()}) == 1
+    assert len({str(runs[p].on_policy("minillm", "small")) for p in PIECES}) == 1
+
+
+def test_a_slopes_sizes_are_those_of_the_models() -> None:
+    models = (
+        read_yaml(REPO / "config/study.yaml")["models"] | read_yaml(REPO / "config/study/gaps.yaml")["models"]
+    )
+
+    def size(name: str) -> int:
+        shape = dict(models[name]["architecture"])
+        ids = {"vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0}
+        with torch.device("meta"):
+            kind = AutoConfig.for_model(shape.pop("model_type"), **ids, **shape)
+            return int(AutoModelForCausalLM.from_config(kind).num_parameters())
+
+    slopes = [one["slope"] for one in CLAIMS if "slope" in one]
+    for teacher, doublings in slopes[0].items():
+        assert doublings == pytest.approx(math.log2(size(teacher) / size("small")), abs=0.006)
+    assert all(slope == slopes[0] for slope in slopes)
