@@ -54,6 +54,32 @@ def test_an_answer_keeps_the_facts_straight() -> None:
                 assert named <= set(re.findall(r"\w+", text.lower())), text
 
 
+@pytest.mark.parametrize("task", open_world.CLASSIFICATION)
+def test_classification_asks_what_no_training_row_does(task: str) -> None:
+    rows = open_world.classification(task)
+    shown = {
+        entry["instruction"]: entry["output"]
+        for split, count in (("open_train", 1600), ("open_dev", 160), ("open_test", 160))
+        for entry in open_world.instructions(split, count, 1)
+    }
+    asked = [row["question"] for row in rows]
+    trained = {
+        e["instruction"] for s in ("open_train", "open_dev") for e in open_world.instructions(s, 160, 1)
+    }
+    assert len(set(asked)) == len(asked) >= 190 and not trained & set(asked)
+    # Some are test prompts, and their first form is what a configuration's cue begins.
+    cue = (
+        "{person} can find the {thing} in the {label}."
+        if task == "open_place"
+        else "{person} has {label} {units}."
+    )
+    both = [row for row in rows if row["question"] in shown]
+    assert len(both) > 20
+    assert all(cue.format_map(row) in shown[row["question"]] for row in both)
+    with pytest.raises(ValueError, match="has the classification tasks open_place, open_total"):
+        open_world.classification("colour")
+
+
 def test_no_sentence_belongs_to_two_forms_and_no_form_begins_another() -> None:
     rng = random.Random(0)
     for _, task in open_world.TASKS:
