@@ -22,14 +22,6 @@ from snakemake.utils import validate
 # time.
 gc.set_threshold(100_000, 50, 50)
 
-# Snakemake's default limit, 100 starts a second, makes it look at all ready jobs again each second, once more for
-# every job that has ended: with hundreds of jobs that takes a core. A limit that somebody sets stays.
-_limit = (
-    workflow.scheduling_settings and workflow.scheduling_settings.max_jobs_per_timespan
-)
-if _limit and (_limit.max_jobs, _limit.timespan) == (100, 1):
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-
 # Relative, like all paths here, so that moving the checkout reruns nothing.
 FOLDER = os.path.relpath(workflow.basedir)
 

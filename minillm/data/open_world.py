@@ -144,9 +144,9 @@ def instructions(split: str, rows: int, forms: int = USUAL_FORMS, seed: int = 0)
 def classification(task: str) -> list[Entry]:
     """Questions of no row of train and dev, shuffled: question, person, thing or units, label.
 
-    "open_place" asks for the place of a thing (ten labels), "open_total" for a sum (eleven).  The first form of
-    an answer, which all numbers of forms have, begins `{person} can find the {thing} in the` and `{person}
-    has`; the label follows.  Raises ValueError for an unknown task.
+    "open_place" asks for the place of a thing (eight labels), "open_total" for a sum (eleven).  The first
+    form of an answer, which all numbers of forms have, begins `{person} can find the {thing} in the` and
+    `{person} has`; the label follows.  Raises ValueError for an unknown task.
     """
     if task not in CLASSIFICATION:
         raise ValueError(

@@ -296,7 +296,7 @@ class RunResults:
         return seeds_pooled(scores, [None] * len(scores))
 
     def dev_values(self, weights: str) -> dict[str, float]:
-        """`OF_DEV` of the chosen checkpoint of one training, those that were measured; empty if none was chosen."""
+        """`OF_DEV` of one training's chosen checkpoint, as far as measured; empty if none was chosen."""
         path = f"{layout.model(weights)}/selection.json"
         selection = self.json(path)
         if selection is None:

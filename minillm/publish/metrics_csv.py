@@ -36,7 +36,7 @@ def run_stage(settings: MetricsSettings, *, run_folder: Path, out: Path) -> None
 
 
 def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
-    """Rows of the chosen checkpoints' dev values, of what each training cost, and of means of what it logged."""
+    """Rows of trainings: dev values of the chosen checkpoint, what it cost, and means of what it logged."""
     for model in results.models():
         for seed, weights in model.weights.items():
             folder = layout.model(weights)
@@ -51,7 +51,7 @@ def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
 
 
 def _means(log: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the lines that have it, of each of `AVERAGED`; a NaN or null, which a divergence logs, stays."""
+    """Mean of each of `AVERAGED` over the lines that have it; NaN if training has logged no number once."""
     values = {key: [line[key] for line in log if key in line] for key in AVERAGED}
     return {
         f"mean_{key}": math.nan if None in found else math.fsum(found) / len(found)

@@ -124,3 +124,9 @@ def test_mistakes_are_one_line(grid: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
         config(grid)
     assert str(error.value).startswith(f"config: {said}") and "\n" not in str(error.value)
+
+
+def test_candidates_of_a_method_that_is_not_trained_now_are_left_alone() -> None:
+    few = config({"lr": [0.1], "methods": {"hpd": {"lr": [0.2], "rule": "dev_rouge"}}})
+    assert "hpd" not in {method for *_, method in few.trained(sweeps=True)}
+    assert few.grid.methods["hpd"].lr == (0.2,)

@@ -161,19 +161,6 @@ def test_claims_are_about_what_the_pieces_measure(monkeypatch: pytest.MonkeyPatc
         for piece in PIECES
     }
     for one in CLAIMS:
-        known = {
-            "id",
-            "part",
-            "claim",
-            "measure",
-            "direction",
-            "first",
-            "second",
-            "at",
-            "less",
-            "slope",
-            "margin",
-        }
         assert one["measure"] in (*collect.MEASURES, *collect.DERIVED), one
         assert one["direction"] in ("higher", "lower", "equal")
         for teacher, student, method, piece in collect.weights_of(one):
