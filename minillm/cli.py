@@ -67,6 +67,27 @@ def _methods(args: argparse.Namespace) -> int:
     return 0
 
 
+def _layers_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a model's folder, below results/RUN/models")
+    sub.add_argument(
+        "--test",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a test set below results/RUN/data; take a dev set",
+    )
+    sub.add_argument("--keep", type=int, required=True, metavar="N", help="layers to keep")
+    sub.add_argument("--rows", type=int, default=40, metavar="N", help="first rows to take the loss on (40)")
+    sub.add_argument("--batch", type=int, default=8, metavar="N", help="rows at a time (8)")
+
+
+def _layers(args: argparse.Namespace) -> int:
+    from minillm.evaluation.left_out import main
+
+    main(args.model, args.test, args.keep, args.rows, args.batch)
+    return 0
+
+
 def _verify_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
     sub.add_argument(
@@ -204,6 +225,7 @@ PEOPLE = {
     "plan": Command(
         "jobs, hours, critical path and memory of what a configuration would still run", _plan_options, _plan
     ),
+    "layers": Command("layers that a pruned student can do without", _layers_options, _layers),
     "methods": Command("published methods that a configuration may name", _methods_options, _methods),
     "verify": Command(
         "whether a finished run is what its records say; status 1 if anything differs",

@@ -218,6 +218,24 @@ def prune(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
     return model
 
 
+@contextmanager
+def only_layers(model: PreTrainedModel, layers: tuple[int, ...]) -> Iterator[None]:
+    """`prune`, until the block ends: the model is what it was afterwards, without a copy of any weight."""
+    decoder, name = _place_of_blocks(model)
+    blocks, kinds = decoder_blocks(model), getattr(model.config, "layer_types", None)
+    places = {part: part.layer_idx for part in blocks.modules() if hasattr(part, "layer_idx")}
+    prune(model, layers)
+    try:
+        yield
+    finally:
+        setattr(decoder, name, blocks)
+        for part, place in places.items():
+            part.__dict__["layer_idx"] = place
+        model.config.num_hidden_layers = len(blocks)
+        if kinds:
+            model.config.layer_types = kinds
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Raises UserError if the model has fewer output rows than the tokenizer has tokens.
 
