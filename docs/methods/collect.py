@@ -32,6 +32,8 @@ CSV, CLAIMS, PAGE = HERE / "methods.csv", HERE / "claims.yaml", HERE.parent / "m
 KEY = ("method", "seed", "processor", "teacher")
 TEXTS = ("method", "label", "pair", "teacher", "initial", "processor", "edge", "settings", "git")
 AGAINST = ("minillm", "on-policy-reverse-kl")
+# Measure -> decimals, of the differences within seeds.
+WITHIN = {"dev_reverse_kl": 3, "dev_forward_kl": 3, "rouge": 1, "precision": 1, "coverage": 1, "length": 1}
 CONFIGS = ["config/demo.yaml", "config/methods-demo.yaml"]
 TARGET = "results/methods/tables/methods.md"
 Row = dict[str, Any]
@@ -72,7 +74,33 @@ def results_text(rows: Sequence[Row]) -> str:
             edges.setdefault(row["edge"] or "", {})[row["label"]] = None
         said = [f"{edge} ({', '.join(labels)})" for edge, labels in edges.items() if edge]
         parts += ["At the edge of the grid: " + "; ".join(said) + "."] if said else []
+        parts += [part_ for _, rows_ in _groups(group) if (part_ := within_seeds(rows_))]
     return "\n\n".join(parts)
+
+
+def within_seeds(rows: Sequence[Row], against: str = AGAINST[-1]) -> str:
+    """A table of differences to a method from the same initial student: mean and error over seeds; no test.
+
+    The rows are those of one teacher.  Empty if no other method began with the same initial student.
+    """
+    theirs = {row["initial"]: row for row in rows if row["method"] == against and row["initial"]}
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows if row["method"] not in (against, INITIAL)):
+        own = [row for row in rows if row["label"] == label and row["initial"] in theirs]
+        cells = []
+        for measure in WITHIN:
+            pairs = [(row[measure], theirs[row["initial"]][measure]) for row in own]
+            differences = [ours - other for ours, other in pairs if None not in (ours, other)]
+            mean, error = mean_and_error(differences) if differences else (0.0, None)
+            digits = WITHIN[measure]
+            cells.append("–" if error is None else f"{mean:+.{digits}f} ± {error:.{digits}f}")
+        if set(cells) != {"–"}:
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    if not lines:
+        return ""
+    said = "Within seeds: less on-policy reverse KL from the same initial student, mean ± standard error."
+    head = f"| Method | {' | '.join(measure.replace('_', ' ') for measure in WITHIN)} |"
+    return "\n".join([said, "", head, "|:--|" + "--:|" * len(WITHIN), *lines])
 
 
 def verdicts(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

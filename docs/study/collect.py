@@ -14,14 +14,15 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from minillm.errors import UserError
-from minillm.evaluation.statistics import Part, mean_and_error
+from minillm.evaluation.statistics import Part, mean_and_error, part
 from minillm.readers import read_yaml
 
 HERE = Path(__file__).resolve().parent
@@ -66,8 +67,8 @@ MEASURES = {
 }
 DERIVED = ("long_lead", "noise", "log_forms", "truncated")
 Row = dict[str, Any]
-# Teacher (empty for SFT, which has none), student, method, piece.
-Cell = tuple[str, str, str, str]
+# Piece, student, teacher, training seed.
+Block = tuple[str, str, str, int]
 
 
 # --- from a run to its csv
@@ -133,67 +134,74 @@ def _derived(row: Mapping[str, Any]) -> Row:
 
 
 # --- claims
-def cells(rows: Sequence[Row], measure: str) -> dict[Cell, list[float]]:
-    """(teacher, student, method, piece) -> the measure over training seeds, of those that have it."""
-    found: dict[Cell, list[float]] = {}
-    for row in rows:
-        if row.get(measure) is not None:
-            key = (row["teacher"], row["student"], row["method"], row["piece"])
-            found.setdefault(key, []).append(float(row[measure]))
+def blocks(rows: Sequence[Row], claim: Mapping[str, Any], at: Mapping[str, Any]) -> dict[Block, float]:
+    """`first` less `second` (methods, averaged) in each place of `at` and training seed.
+
+    Within a block all on-policy methods began with one initial student.  SFT has no teacher, and stands in
+    the block of each.  Empty if a value is missing: a claim is decided by all of its cells or not at all.
+    """
+    values = {
+        (row["piece"], row["student"], row["teacher"], row["method"], row["seed"]): row.get(claim["measure"])
+        for row in rows
+    }
+    found: dict[Block, float] = {}
+    for piece, student, teacher in places(at, claim.get("slope")):
+        for seed in sorted({row["seed"] for row in rows if row["piece"] == piece}):
+            total = 0.0
+            for sign, methods in ((1.0, several(claim["first"])), (-1.0, several(claim.get("second")))):
+                for method in methods:
+                    of = "" if method == "sft" else teacher
+                    value = values.get((piece, student, of, method, seed))
+                    if value is None:
+                        return {}
+                    total += sign * value / len(methods)
+            found[piece, student, teacher, seed] = total
     return found
 
 
-def weights_of(claim: Mapping[str, Any]) -> dict[Cell, float]:
-    """The contrast that a claim is about: cell -> weight.
-
-    `first` less `second` (methods, averaged), averaged over the places of `at` (piece, student, teacher: a
-    value or several), less the same at `less`, where that names other places.  `slope`: teacher -> x, in
-    place of at's teachers: the slope over x of least squares.
-    """
-    weights: dict[Cell, float] = {}
-    for sign, places in ((1.0, claim["at"]), (-1.0, claim.get("less"))):
-        if places is None:
-            continue
-        for place, share in _places(places, claim.get("slope")):
-            for side, methods in ((1.0, _several(claim["first"])), (-1.0, _several(claim.get("second")))):
-                for method in methods:
-                    teacher = "" if method == "sft" else place["teacher"]
-                    cell = (teacher, place["student"], method, place["piece"])
-                    weights[cell] = weights.get(cell, 0.0) + sign * side * share / len(methods)
-    return {cell: weight for cell, weight in weights.items() if abs(weight) > 1e-12}
+def places(at: Mapping[str, Any], slope: Mapping[str, float] | None) -> list[tuple[str, str, str]]:
+    """(piece, student, teacher) of `at`, each a value or several; those of `slope` are its teachers."""
+    teachers = list(slope) if slope else several(at.get("teacher", "teacher"))
+    return list(itertools.product(several(at["piece"]), several(at["student"]), teachers))
 
 
-def _places(
-    at: Mapping[str, Any], slope: Mapping[str, float] | None
-) -> Iterator[tuple[dict[str, str], float]]:
-    """Each place, with its share of the average or of the slope."""
-    shares: dict[str, float] = {}
-    if slope:
-        middle = sum(slope.values()) / len(slope)
-        spread = sum((x - middle) ** 2 for x in slope.values())
-        shares = {teacher: (x - middle) / spread for teacher, x in slope.items()}
-    axes = {"piece": _several(at["piece"]), "student": _several(at["student"])}
-    axes["teacher"] = list(slope) if slope else _several(at.get("teacher", "teacher"))
-    count = len(axes["piece"]) * len(axes["student"])
-    for values in itertools.product(*axes.values()):
-        place = dict(zip(axes, values, strict=True))
-        yield place, shares.get(place["teacher"], 1 / len(axes["teacher"])) / count
-
-
-def _several(value: Any) -> list[str]:
+def several(value: Any) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def effect(rows: Sequence[Row], claim: Mapping[str, Any]) -> evidence.Effect | None:
-    """The contrast's estimate; None if one of its cells has fewer than two seeds."""
-    values, estimate, parts = cells(rows, claim["measure"]), 0.0, []
-    for cell, weight in weights_of(claim).items():
-        mean, error = mean_and_error(values[cell]) if values.get(cell) else (0.0, None)
-        if error is None:
-            return None
-        estimate += weight * mean
-        parts.append(Part((weight * error) ** 2, len(values[cell]) - 1))
+    """What decides a claim; None if one of its cells was not measured, or with fewer than two blocks.
+
+    The mean over the blocks of `at`, less that over those of `less` if the claim has it: the variances of
+    both means are added.  Or the slope over the teachers' sizes, `slope`.
+    """
+    at = blocks(rows, claim, claim["at"])
+    if claim.get("slope"):
+        found = slope_of(at, claim["slope"])
+        return found and evidence.Effect(found[0], [found[1]], claim["direction"])
+    groups = [at] + ([blocks(rows, claim, claim["less"])] if claim.get("less") else [])
+    means = [mean_and_error(group.values()) if group else (0.0, None) for group in groups]
+    spread = [part(list(group.values())) for group in groups if group]
+    parts = [each for each in spread if each]
+    if len(parts) < len(groups):
+        return None
+    estimate = means[0][0] - (means[1][0] if len(means) > 1 else 0.0)
     return evidence.Effect(estimate, parts, claim["direction"], claim.get("margin"))
+
+
+def slope_of(found: Mapping[Block, float], sizes: Mapping[str, float]) -> tuple[float, Part] | None:
+    """Slope over size by least squares with an intercept for each seed, and its variance."""
+    seeds = sorted({seed for *_, seed in found})
+    table = np.array([[found[key] for key in found if key[3] == seed] for seed in seeds])
+    if not found or table.shape != (len(seeds), len(sizes)) or table.size <= len(seeds) + 1:
+        return None
+    teachers = [key[2] for key in found if key[3] == seeds[0]]
+    x = np.array([sizes[teacher] for teacher in teachers]) - np.mean(list(sizes.values()))
+    y = table - table.mean(axis=1, keepdims=True)
+    spread = len(seeds) * float((x**2).sum())
+    slope = float((y * x).sum()) / spread
+    freedom = table.size - len(seeds) - 1
+    return slope, Part(float(((y - slope * x) ** 2).sum()) / freedom / spread, freedom)
 
 
 Found = tuple[Mapping[str, Any], evidence.Effect | None, evidence.Decision | None]
@@ -225,7 +233,7 @@ def claims_text(rows: Sequence[Row], claims: Sequence[Mapping[str, Any]]) -> str
 
 def _how(claim: Mapping[str, Any]) -> str:
     """The contrast in words."""
-    sides = [" and ".join(f"`{name}`" for name in _several(claim.get(side))) for side in ("first", "second")]
+    sides = [" and ".join(f"`{name}`" for name in several(claim.get(side))) for side in ("first", "second")]
     sign = "of equal size" if claim["direction"] == "equal" else claim["direction"]
     text = f"{claim['measure']}, {' v '.join(filter(None, sides))}, {_where(claim['at'])}"
     if claim.get("slope"):
@@ -236,7 +244,7 @@ def _how(claim: Mapping[str, Any]) -> str:
 
 
 def _where(at: Mapping[str, Any]) -> str:
-    return "; ".join(" and ".join(_several(value)) for value in at.values())
+    return "; ".join(" and ".join(several(value)) for value in at.values())
 
 
 COLUMNS = ("precision", "rouge", "forms", "mass", "dist4", "dev_reverse_kl", "exposure_bias", "ece_total")
@@ -281,10 +289,12 @@ def with_numbers(text: str, rows: Sequence[Row], claims: Sequence[Mapping[str, A
         name, _, rest = match[1].partition(":")
         if rest:
             piece, student, method, *teacher = rest.split()
-            key = ("" if method == "sft" else " ".join(teacher) or "teacher", student, method, piece)
+            of = "" if method == "sft" else " ".join(teacher) or "teacher"
             if name not in (*MEASURES, *DERIVED):
                 raise UserError(f"{{{{{match[1]}}}}}: no such measure")
-            return cell_text(cells(rows, name).get(key, []))
+            place = {"piece": piece, "student": student, "method": method, "teacher": of}
+            own = [row for row in rows if all(row[key] == word for key, word in place.items())]
+            return cell_text([row[name] for row in own if row.get(name) is not None])
         claim, _, field = name.partition(" ")
         if claim not in found or field not in ("verdict", "effect"):
             raise UserError(f"{{{{{match[1]}}}}}: neither a cell nor a claim's verdict or effect")

@@ -164,6 +164,18 @@ def test_claims_name_methods_and_measures_that_there_are() -> None:
         assert one["measure"] in MEASURES and one["direction"] in ("lower", "higher", "equal")
 
 
+def test_differences_within_seeds_are_to_the_same_initial_student() -> None:
+    ours = [row("vopd", seed, kl, initial=f"i{seed}") for seed, kl in ((10, 1.0), (20, 2.0), (30, 4.0))]
+    theirs = [
+        row("on-policy-reverse-kl", seed, kl, initial=f"i{seed}") for seed, kl in ((20, 1.5), (10, 0.7))
+    ]
+    other = [row("kd", seed, 9.0, initial="") for seed in (10, 20)]
+    lines = collect.within_seeds([*ours, *theirs, *other]).splitlines()
+    # 1.0 - 0.7 and 2.0 - 1.5; seed 30 has nothing to be compared with, KD no initial student.
+    assert len(lines) == 5 and lines[-1].startswith("| Vopd | +0.400 ± 0.100 | – | +0.4 ± 0.1 |")
+    assert collect.within_seeds(other) == ""
+
+
 # --- the page and the comparison's configuration
 def test_the_page_is_current() -> None:
     text = collect.PAGE.read_text(encoding="utf-8")

@@ -55,18 +55,19 @@ def claim(**more: Any) -> dict[str, Any]:
 
 
 # --- contrasts
-def test_a_difference_is_welchs() -> None:
+def test_a_difference_is_paired_within_seeds() -> None:
     ours, theirs = [30.0, 31.5, 34.0], [25.0, 29.0, 26.0]
     found = collect.effect([*rows("minillm", ours), *rows("kd", theirs)], claim())
     assert found.estimate == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert found.p == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)
+    assert found.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
 
 
 def test_a_difference_of_averaged_differences() -> None:
+    draw = np.random.default_rng(0)
     values = {
-        (piece, method): [float(i + 3 * j + k) for k in (0, 1, 5)]
-        for i, piece in enumerate(("k1", "k4", "k16"))
-        for j, method in enumerate(("minillm", "kd", "sft"))
+        (piece, method): list(draw.normal(size=3))
+        for piece in ("k1", "k4", "k16")
+        for method in ("minillm", "kd", "sft")
     }
     found = collect.effect(
         [row for (piece, method), v in values.items() for row in rows(method, v, piece=piece)],
@@ -76,37 +77,50 @@ def test_a_difference_of_averaged_differences() -> None:
             less={"piece": "k1", "student": "small"},
         ),
     )
-    mean = {key: np.mean(v) for key, v in values.items()}
-    lead = {p: mean[p, "minillm"] - (mean[p, "kd"] + mean[p, "sft"]) / 2 for p in ("k1", "k4", "k16")}
-    assert found.estimate == pytest.approx((lead["k4"] + lead["k16"]) / 2 - lead["k1"])
-    one = np.var([0, 1, 5], ddof=1) / 3
-    shares = [0.5, 0.25, 0.25] * 2 + [1, 0.5, 0.5]
-    assert sum(p.variance for p in found.parts) == pytest.approx(one * sum(s**2 for s in shares))
+    lead = {
+        p: np.subtract(values[p, "minillm"], np.add(values[p, "kd"], values[p, "sft"]) / 2)
+        for p in ("k1", "k4", "k16")
+    }
+    # Six blocks against three, with unequal variances.
+    expected = stats.ttest_ind([*lead["k4"], *lead["k16"]], lead["k1"], equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.estimate == pytest.approx(np.mean([*lead["k4"], *lead["k16"]]) - np.mean(lead["k1"]))
 
 
-def test_a_slope_is_that_of_least_squares_and_sft_cancels() -> None:
-    x = {"t2": 0.9, "t4": 1.9, "t16": 4.0}
-    means = {"t2": [1.0, 2.0], "t4": [5.0, 5.5], "t16": [4.0, 9.0]}
+def test_a_slope_has_an_intercept_for_each_seed() -> None:
+    x = {"t2": 0.9, "t4": 1.9, "t16": 4.0, "t62": 5.9}
+    means = {"t2": [1.0, 2.0, 0.0], "t4": [5.0, 5.5, 4.0], "t16": [4.0, 9.0, 6.0], "t62": [7.0, 8.0, 9.5]}
     data = [row for t, v in means.items() for row in rows("minillm", v, piece="gaps", teacher=t)]
     at = {"piece": "gaps", "student": "small"}
-    # One SFT for all teachers: its weights sum to 0, and it adds nothing to the variance.
-    weights = collect.weights_of(claim(second="sft", at=at, slope=x))
-    assert {cell[0] for cell in weights} == set(x) and all(cell[2] == "minillm" for cell in weights)
-    found = collect.effect(data, claim(second="sft", at=at, slope=x))
-    assert found.estimate == pytest.approx(np.polyfit(list(x.values()), [np.mean(means[t]) for t in x], 1)[0])
+    found = collect.effect(data, claim(second=None, at=at, slope=x))
+    # By the design matrix: a column for each seed, and x.
+    y = np.array([means[t][s] for s in range(3) for t in x])
+    design = np.array([[*(s == k for k in range(3)), x[t]] for s in range(3) for t in x], dtype=float)
+    best, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    error = math.sqrt(residual[0] / (12 - 4) * np.linalg.inv(design.T @ design)[3, 3])
+    assert found.estimate == pytest.approx(best[3])
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(best[3]) / error, 8))
+    # One SFT for all teachers is the same in each block of a seed, and changes no slope.
+    with_sft = [*data, *rows("sft", [3.0, 1.0, 2.0], piece="gaps")]
+    again = collect.effect(with_sft, claim(second="sft", at=at, slope=x))
+    assert again.estimate == pytest.approx(found.estimate) and again.p == pytest.approx(found.p)
 
 
-def test_a_cell_with_one_seed_or_none_is_not_run() -> None:
-    one = [*rows("minillm", [1.0]), *rows("kd", [1.0, 2.0])]
+def test_what_was_measured_in_part_is_not_run() -> None:
+    one = [*rows("minillm", [1.0]), *rows("kd", [1.0])]
     assert collect.effect(one, claim()) is None
     assert "| not run |" in collect.claims_text(one, [claim()])
+    # A seed of one method only.
+    assert collect.effect([*rows("minillm", [1.0, 2.0, 3.0]), *rows("kd", [1.0, 2.0])], claim()) is None
+    slope = claim(second=None, at={"piece": "k4", "student": "small"}, slope={"teacher": 1.0, "t62": 6.0})
+    assert collect.effect(rows("minillm", [1.0, 2.0, 3.0]), slope) is None
 
 
 def test_holm_is_over_a_part() -> None:
     data = [*rows("minillm", [3.0, 3.1, 3.2]), *rows("kd", [1.0, 1.4, 1.8]), *rows("sft", [3.3, 2.9, 3.0])]
     claims = [claim(), claim(id="b", second="sft"), claim(id="c", part=2)]
     found = collect.decided(data, claims)
-    raw = stats.ttest_ind([3.0, 3.1, 3.2], [1.0, 1.4, 1.8], equal_var=False).pvalue
+    raw = stats.ttest_rel([3.0, 3.1, 3.2], [1.0, 1.4, 1.8]).pvalue
     assert found[0][2].adjusted == pytest.approx(2 * raw) and found[2][2].adjusted == pytest.approx(raw)
     assert [decision.verdict for _, _, decision in found] == ["seen", "undecided", "seen"]
     equal = claim(second="sft", direction="equal", margin=1.0)
@@ -137,11 +151,11 @@ def test_a_run_without_metrics_is_one_line(tmp_path: Path) -> None:
 
 # --- pages
 def test_numbers_of_a_template() -> None:
-    data = [*rows("minillm", [30.0, 32.0]), *rows("kd", [20.0, 22.0]), *rows("sft", [1.0])]
+    data = [*rows("minillm", [30.0, 32.0]), *rows("kd", [20.0, 21.0]), *rows("sft", [1.0])]
     text = "{{precision: k4 small minillm}}, {{precision: k4 small sft}}, {{a verdict}}, {{a effect}}"
     said = collect.with_numbers(text, data, [claim()])
-    p = stats.ttest_ind([30, 32], [20, 22], equal_var=False).pvalue
-    assert said.startswith("31.0 ± 1.0, 1.00, seen, +10 [") and f"p {p:.2g} ({p:.2g})" in said
+    p = stats.ttest_rel([30, 32], [20, 21]).pvalue
+    assert said.startswith("31.0 ± 1.0, 1.00, seen, +10.5 [") and f"p {p:.2g} ({p:.2g})" in said
     assert collect.with_numbers("{{rouge: k4 small minillm}}", data, []) == "–"
     for wrong in ("{{gone: k4 small minillm}}", "{{b verdict}}", "{{a colour}}"):
         with pytest.raises(UserError, match=r"no such measure|neither a cell nor"):
@@ -163,10 +177,12 @@ def test_claims_are_about_what_the_pieces_measure(monkeypatch: pytest.MonkeyPatc
     for one in CLAIMS:
         assert one["measure"] in (*collect.MEASURES, *collect.DERIVED), one
         assert one["direction"] in ("higher", "lower", "equal")
-        for teacher, student, method, piece in collect.weights_of(one):
+        at = [one["at"]] + ([one["less"]] if "less" in one else [])
+        for piece, student, teacher in (p for each in at for p in collect.places(each, one.get("slope"))):
             run = runs[piece]
-            under = [pair.students for pair in run.pairs if pair.teacher == teacher or not teacher]
-            assert method in run.methods and any(student in students for students in under), one
+            pair = next(pair for pair in run.pairs if pair.teacher == teacher)
+            named = {*collect.several(one["first"]), *collect.several(one.get("second"))}
+            assert named <= set(run.methods) and student in pair.students, one
     assert len({one["id"] for one in CLAIMS}) == len(CLAIMS)
     assert [one["part"] for one in CLAIMS] == sorted(one["part"] for one in CLAIMS)
     # The same rows, updates and rates in every piece; only the number of right answers differs.
