@@ -82,6 +82,32 @@ def _verify(args: argparse.Namespace) -> int:
     return main(args.run, args.models)
 
 
+def _archive_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="NAME.tar.gz")
+
+
+def _archive(args: argparse.Namespace) -> int:
+    from minillm.publish.archive import archive
+
+    print("\n".join(archive(args.run, args.out)))
+    return 0
+
+
+def _rebuild_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "archive", type=Path, metavar="ARCHIVE", help="what `minillm archive` wrote, or unpacked"
+    )
+    sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="a new folder to unpack the file into")
+    sub.add_argument("--figures", action="store_true", help="also draw the figures again")
+
+
+def _rebuild(args: argparse.Namespace) -> int:
+    from minillm.verify.rebuild import main
+
+    return main(args.archive, args.out, args.figures)
+
+
 def _curves_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
     sub.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/curves.html)")
@@ -209,6 +235,12 @@ PEOPLE = {
         "whether a finished run is what its records say; status 1 if anything differs",
         _verify_options,
         _verify,
+    ),
+    "archive": Command(
+        "a run's generations, metrics and records in one file, without models", _archive_options, _archive
+    ),
+    "rebuild": Command(
+        "the tables of a run from its archive; status 1 if any differs", _rebuild_options, _rebuild
     ),
     "curves": Command("the curves of every training, also while it runs", _curves_options, _curves),
     "card": Command("the model card of a model, with what its run measured", _card_options, _card),
