@@ -67,8 +67,8 @@ KEPT = (
 # Names of environment variables that hold what nobody else may read, and how keys of some services look.
 SECRET = re.compile(r"(?i)(key|token|secret|passw|credential)")
 TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})")
-# An absolute path inside a command.
-IN_COMMAND = re.compile(r"(?<![^\s'\"=:,])/[^\s'\"/,]+(?:/[^\s'\"/,]+)+/?")
+# An absolute path among other words, as in a command or in the source of a card.
+AMONG_WORDS = re.compile(r"(?<![^\s'\"=:,])/[^\s'\"/,]+(?:/[^\s'\"/,]+)+/?")
 
 
 def archive(run: Path, out: Path, paper: Path = PAPER) -> list[str]:
@@ -174,8 +174,8 @@ def _neutral(value: Any, prefixes: list[tuple[str, str]], key: str = "") -> Any:
 def _text(text: str, prefixes: list[tuple[str, str]], key: str = "") -> str:
     for prefix, to in prefixes:
         text = re.sub(rf"{re.escape(prefix)}(?=/|\W|$)", to, text)
-    if key == "command":
-        return IN_COMMAND.sub(lambda match: _elsewhere(match[0]), text)
+    if key in ("command", "source"):
+        return AMONG_WORDS.sub(lambda match: _elsewhere(match[0]), text)
     whole = text.startswith("/") and not text.startswith("//") and text.count("/") > 1
     return _elsewhere(text) if whole and "\n" not in text else text
 
