@@ -290,7 +290,7 @@ def statistics(facts: Facts) -> list[str]:
     if not notes:
         lines.append(line("error bars and tests of the main table: not recorded"))
     elif not any("Holm" in note for note in notes):
-        lines.append(line("no lead of the main table was tested: nothing in it is bold"))
+        lines.append(line("no lead of the main table was tested: nothing in it is bold", path))
     return lines
 
 
@@ -312,7 +312,7 @@ def judges(facts: Facts) -> list[str]:
         for name, paths in kinds.items()
     ]
     if not kinds:
-        lines.append(line("no language model judged responses in this run", METRICS))
+        lines.append(line("no scores of a judge are in this run", METRICS))
     lines.append(line("whether language models were used in any other way, a run does not know"))
     people = [(f.path, m) for f in facts.settings.files() if f.kind == "human" and (m := facts.json(f.path))]
     for path, metric in people:
@@ -366,7 +366,7 @@ def _gpu_hours(facts: Facts) -> str:
             seconds = float(record.get("wall_seconds") or 0) * int(record.get("world_size") or 1)
             hours[stage] = hours.get(stage, 0.0) + seconds / 3600
     if not hours:
-        return "none of them used a GPU"
+        return _no_gpu(facts)
     stages = ", ".join(f"{markdown(stage)} {value:.3f}" for stage, value in sorted(hours.items()))
     return f"{sum(hours.values()):.3f} ({stages})"
 
@@ -374,7 +374,12 @@ def _gpu_hours(facts: Facts) -> str:
 def _gpu_memory(facts: Facts) -> str:
     used = [part_of(record, "peak_memory_mb", "gpu") for record in facts.provenance.values()]
     known = [float(value) for value in used if value is not None]
-    return f"at most {max(known) / 1024:.1f} GB" if known else "none of them used a GPU"
+    return f"at most {max(known) / 1024:.1f} GB" if known else _no_gpu(facts)
+
+
+def _no_gpu(facts: Facts) -> str:
+    measured = any(part_of(record, "peak_memory_mb") for record in facts.provenance.values())
+    return "none of them used a GPU" if measured else NOT_RECORDED
 
 
 def _source(part: Mapping[str, Any]) -> str:
@@ -400,7 +405,7 @@ def _limits(card: Mapping[str, Any]) -> str:
 def _of_rows(value: Any) -> str:
     """The count of a card, which may be with the first ids."""
     count = value.get("count") if isinstance(value, Mapping) else value
-    return f"{NOT_RECORDED if count is None else count} rows"
+    return f"{NOT_RECORDED} rows" if count is None else counted(count, "row")
 
 
 def _settings_of(facts: Facts, stage: str) -> list[dict[str, Any]]:
