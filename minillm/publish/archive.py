@@ -74,6 +74,16 @@ AMONG_WORDS = re.compile(r"(?<![^\s'\"=:,])/[^\s'\"/,]+(?:/[^\s'\"/,]+)+/?")
 def archive(run: Path, out: Path, paper: Path = PAPER) -> list[str]:
     """Write the archive of the finished run `run` (results/<run>) to `out`; returns what to print.
 
+    Raises UserError, one line, as `contents` does.
+    """
+    files, notes = contents(run, paper)
+    _write(files, out)
+    return [f"{out}: {len(files)} files, {out.stat().st_size:,} bytes", *notes]
+
+
+def contents(run: Path, paper: Path = PAPER) -> tuple[dict[str, bytes], list[str]]:
+    """(Name -> bytes of all files of an archive, what to tell whoever makes it.)
+
     Paths of this machine in JSON files are replaced: those below the run or the checkout by relative ones,
     others by elsewhere/NAME.  Raises UserError, one line, if the run is not finished, if a file is no JSON,
     and if one would still hold a path of this machine, a value of a secret environment variable, or what
@@ -82,7 +92,7 @@ def archive(run: Path, out: Path, paper: Path = PAPER) -> list[str]:
     name = name_of(run)
     files: dict[str, bytes] = {}
     replaced = []
-    prefixes = _prefixes(run, name)
+    prefixes = machine_paths(run, name)
     for path in kept_files(run):
         inside = f"{layout.run_folder(name)}/{path}"
         content = (run / path).read_bytes()
@@ -91,7 +101,7 @@ def archive(run: Path, out: Path, paper: Path = PAPER) -> list[str]:
             if neutral != content:
                 replaced.append(inside)
             content = neutral
-        _check(content, run / path, [prefix for prefix, _ in prefixes])
+        check(content, run / path, prefixes)
         files[inside] = content
     if paper.is_dir():
         files |= {(PAPER / path.name).as_posix(): path.read_bytes() for path in sorted(paper.glob("*.csv"))}
@@ -104,14 +114,13 @@ def archive(run: Path, out: Path, paper: Path = PAPER) -> list[str]:
     }
     record[RECORD] = record_hash(record)
     files[LIST] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
-    _write(files, out)
-    lines = [f"{out}: {len(files)} files, {out.stat().st_size:,} bytes"]
+    notes = []
     if replaced:
-        lines.append(f"paths of this machine were replaced in {len(replaced)} files ({LIST} lists them)")
+        notes.append(f"paths of this machine were replaced in {len(replaced)} files ({LIST} lists them)")
     hosts = _hosts(files)
     if hosts:
-        lines.append(f"provenance.json names the machines that trained: {', '.join(hosts)}")
-    return lines
+        notes.append(f"provenance.json names the machines that trained: {', '.join(hosts)}")
+    return files, notes
 
 
 def name_of(run: Path) -> str:
@@ -138,7 +147,10 @@ def digest(content: bytes) -> str:
 
 
 # --- what must not leave the machine
-def _prefixes(run: Path, name: str) -> list[tuple[str, str]]:
+Prefixes = list[tuple[str, str]]
+
+
+def machine_paths(run: Path, name: str) -> Prefixes:
     """(path of this machine, what stands for it), the longest first."""
     places = {str(path): layout.run_folder(name) for path in (run.absolute(), run.resolve())}
     places |= {str(path): "." for path in (Path.cwd(), Path.cwd().resolve())}
@@ -149,7 +161,7 @@ def _prefixes(run: Path, name: str) -> list[tuple[str, str]]:
     return sorted(places.items(), key=lambda pair: -len(pair[0]))
 
 
-def _without_paths(content: bytes, path: Path, prefixes: list[tuple[str, str]]) -> bytes:
+def _without_paths(content: bytes, path: Path, prefixes: Prefixes) -> bytes:
     """The JSON file `content` without absolute paths, as it is if it has none."""
     text = content.decode("utf-8", "replace")
     value = parse_json(text, path, "make it again")
@@ -163,7 +175,7 @@ def _without_paths(content: bytes, path: Path, prefixes: list[tuple[str, str]]) 
     return (json.dumps(neutral, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
-def _neutral(value: Any, prefixes: list[tuple[str, str]], key: str = "") -> Any:
+def _neutral(value: Any, prefixes: Prefixes, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {_text(k, prefixes): _neutral(v, prefixes, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -171,13 +183,18 @@ def _neutral(value: Any, prefixes: list[tuple[str, str]], key: str = "") -> Any:
     return _text(value, prefixes, key) if isinstance(value, str) else value
 
 
-def _text(text: str, prefixes: list[tuple[str, str]], key: str = "") -> str:
+def _text(text: str, prefixes: Prefixes, key: str = "") -> str:
     for prefix, to in prefixes:
         text = re.sub(rf"{re.escape(prefix)}(?=/|\W|$)", to, text)
     if key in ("command", "source"):
-        return AMONG_WORDS.sub(lambda match: _elsewhere(match[0]), text)
+        return without_paths(text)
     whole = text.startswith("/") and not text.startswith("//") and text.count("/") > 1
     return _elsewhere(text) if whole and "\n" not in text else text
+
+
+def without_paths(text: str) -> str:
+    """A text with elsewhere/NAME for each absolute path among its words."""
+    return AMONG_WORDS.sub(lambda match: _elsewhere(match[0]), text)
 
 
 def _elsewhere(path: str) -> str:
@@ -186,10 +203,10 @@ def _elsewhere(path: str) -> str:
     return moved[1] if moved else f"{ELSEWHERE}/{PurePosixPath(path).name}"
 
 
-def _check(content: bytes, path: Path, prefixes: list[str]) -> None:
+def check(content: bytes, path: Path, prefixes: Prefixes) -> None:
     """UserError if a file holds a path of this machine, or a secret."""
     text = content.decode("utf-8", "replace")
-    for prefix in prefixes:
+    for prefix, _ in prefixes:
         if re.search(rf"{re.escape(prefix)}(?=/|\W|$)", text):
             raise UserError(f"{path}: holds the path {prefix} of this machine; {AGAIN} from a run without it")
     for name, value in os.environ.items():

@@ -245,7 +245,7 @@ def selection(facts: Facts) -> list[str]:
             lost = [row["candidate"] for row in tried if row["lost"]]
             text = (
                 f"grid of {grid['method']}, {grid['student']}: {len(tried)} candidates "
-                f"({', '.join(str(row['candidate']) for row in tried)}) by `{grid['rule']}`, on "
+                f"({', '.join(str(row['candidate']) for row in tried)}) by {grid['rule']}, on "
                 f"{grid['share']:g} of the training each; chosen {grid['chosen']['candidate']}"
             )
             notes = [f"lost: {', '.join(map(str, lost))}"] if lost else []

@@ -143,7 +143,7 @@ def test_answers_are_what_the_files_say(run: Path, tmp_path: Path) -> None:
         "- training seeds: 10; sweeps have the first (`configs/metrics.json`)",
         "- seed of the data: 77 (`configs/data/*.json`)",
         f"- learning rate: 0.001 (3 models), 0.5 (1 model) {of_models}",
-        "- grid of minillm, base: 2 candidates (lr0.001, lr0.1) by \\`dev\\_rouge\\`, on 0.25 of the training "
+        "- grid of minillm, base: 2 candidates (lr0.001, lr0.1) by dev\\_rouge, on 0.25 of the training "
         "each; chosen lr0.001; lost: lr0.1; lr 0.001 is low (`grid/minillm/base/xl.json`)",
         "- 1 model without a choice among checkpoints (`models/**/provenance.json`)",
         "- judge openai some-judge: 3 scores of a model on a test set (`metrics/judge/**/*.json`)",
