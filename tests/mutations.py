@@ -96,8 +96,8 @@ MUTATIONS = [
     Mutation(
         "the steps of a crate are those of other jobs",
         "publish/crate.py",
-        "instrument=steps[job.rule])",
-        "instrument=next(iter(steps.values())))",
+        "instrument=steps[job.rule]",
+        "instrument=next(iter(steps.values()))",
         f"{CRATE}::test_the_crate_is_a_provenance_run_crate",
     ),
     Mutation(

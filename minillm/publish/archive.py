@@ -306,11 +306,12 @@ def changed_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _readme(name: str) -> str:
+    folder = layout.run_folder(name)
     return f"""# Generations and metrics of the run {name}
 
-`results/{name}/` has settings, responses, metrics, provenance, logs of the trainings, run times, tables and
+`{folder}/` has settings, responses, metrics, provenance, logs of the trainings, run times, tables and
 figures, and no model. `{LIST}` lists all files with their SHA-256. MiniLLM-repro, in the version that
-`results/{name}/models/**/provenance.json` name, makes the tables again and compares them byte by byte:
+`{folder}/{layout.model("**")}/{PROVENANCE}` name, makes the tables again and compares them byte by byte:
 
     minillm rebuild FOLDER
 

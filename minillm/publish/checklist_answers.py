@@ -13,7 +13,9 @@ from minillm.publish.lineage import described, licence_of
 from minillm.publish.results import damage
 from minillm.publish.style import markdown, sampling_text
 
-OF_MODELS = f"models/**/{PROVENANCE}"
+OF_MODELS = f"{layout.model('**')}/{PROVENANCE}"
+SELECTIONS = f"{layout.model('**')}/selection.json"
+OF_DATA = layout.settings_file("data/*")
 METRICS = layout.settings_file("metrics")
 
 
@@ -27,7 +29,7 @@ def code(facts: Facts) -> list[str]:
     said = [f"{name} {' and '.join(sorted(found))}" for name, found in versions.items()]
     lines.append(line(f"versions of packages: {', '.join(said) or NOT_RECORDED}", OF_MODELS))
     lines += [
-        line("settings of every stage, which with the revision repeat the run", "configs/**/*.json"),
+        line("settings of every stage, which with the revision repeat the run", layout.settings_file("**/*")),
         line("the command of each training is recorded next to its weights", OF_MODELS),
         line(
             "tables can be made again without a model (`minillm archive`, `minillm rebuild`); whether code "
@@ -96,9 +98,7 @@ def data(facts: Facts) -> list[str]:
         )
         lines.append(line(text, path))
     lines += [
-        line(
-            "prompts, lengths and seeds by which rows were made into text and tokens", "configs/data/*.json"
-        ),
+        line("prompts, lengths and seeds by which rows were made into text and tokens", OF_DATA),
         line("when the data were collected, and by whom answers were written: not recorded"),
         line("licences of the data: not recorded"),
     ]
@@ -128,7 +128,7 @@ def sizes(facts: Facts) -> list[str]:
                 line(
                     f"{markdown(test)}: {counted(rows, 'prompt')} x {counted(seeds, 'sampling seed')} = "
                     f"{rows * seeds} responses of each of {counted(len(models), 'model')}",
-                    f"generations/**/{test}.meta.json",
+                    layout.meta(layout.generations("**", test)),
                 )
             )
     missing = [test for test in facts.settings.table.tests if test not in counts]
@@ -192,7 +192,7 @@ def models(facts: Facts) -> list[str]:
         line(
             f"models trained here: {made}; a model card with origin and measurements lies next to each; "
             "their licence is their publisher's to say",
-            "models/**/README.md",
+            f"{layout.model('**')}/README.md",
         ),
     ]
     return lines
@@ -205,7 +205,7 @@ def settings(facts: Facts) -> list[str]:
     lines = [
         line(f"training seeds: {', '.join(map(str, table.training_seeds))}; sweeps have the first", METRICS),
         line(f"sampling seeds: {', '.join(map(str, table.sampling_seeds))}", METRICS),
-        line(f"seed of the data: {', '.join(sorted(seeds)) or NOT_RECORDED}", "configs/data/*.json"),
+        line(f"seed of the data: {', '.join(sorted(seeds)) or NOT_RECORDED}", OF_DATA),
         line(f"sampling of responses: {sampling_text(table.sampling)}", METRICS),
         _common(facts, "precision", "settings", "precision"),
         line(f"learning rate: {', '.join(facts.values(_learning_rate)) or NOT_RECORDED}", OF_MODELS),
@@ -228,7 +228,7 @@ def selection(facts: Facts) -> list[str]:
         line(
             f"checkpoint by `{rule}`: {counted(len(counts), 'model')}, "
             f"from {_range(counts)} dev evaluations each",
-            "models/**/selection.json",
+            SELECTIONS,
         )
         for rule, counts in sorted(rules.items())
     ]
@@ -267,7 +267,8 @@ def methods(facts: Facts) -> list[str]:
         lines.append(line(markdown(text), METRICS))
     lines.append(
         line(
-            "published numbers stand next to measured ones where a model is the paper's", "tables/fidelity.md"
+            "published numbers stand next to measured ones where a model is the paper's",
+            layout.table("fidelity", "md"),
         )
     )
     return lines
@@ -307,7 +308,8 @@ def judges(facts: Facts) -> list[str]:
             kinds.setdefault(f"{' '.join(name.split())}{stand_in}", []).append(file.path)
     lines = [
         line(
-            markdown(f"judge {name}: {len(paths)} scores of a model on a test set"), "metrics/judge/**/*.json"
+            markdown(f"judge {name}: {len(paths)} scores of a model on a test set"),
+            layout.metric("judge", "**", "*"),
         )
         for name, paths in kinds.items()
     ]

@@ -28,8 +28,10 @@ from minillm.readers import parse_json
 
 SNAKEFILE = "workflow/Snakefile"
 # Of the checkout, next to its configuration files.
-WORKFLOW = ("rules/*.smk", "workflow/schemas/*.yaml", "workflow/report/*.rst", "config/*.yaml")
-WORKFLOW += ("pyproject.toml", "requirements.lock", "environment.yml", "LICENSE", "CITATION.cff")
+WORKFLOW = (
+    *("rules/*.smk", "workflow/schemas/*.yaml", "workflow/report/*.rst", "config/*.yaml"),
+    *("pyproject.toml", "requirements.lock", "environment.yml", "LICENSE", "CITATION.cff"),
+)
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
@@ -171,7 +173,11 @@ def _describe(library: Any, crate: Any, run: Path, name: str, files: Mapping[str
     ]
     workflow["softwareRequirements"] = requires
     action = _actions(entities, workflow, jobs, prefix, packages)
-    outputs = [p for p in sorted(files) if p.startswith((f"{prefix}tables/", f"{prefix}figures/"))]
+    outputs = [
+        p
+        for p in sorted(files)
+        if p.startswith((f"{prefix}{layout.tables()}/", f"{prefix}{layout.figures()}/"))
+    ]
     outputs += [p for p in (f"{prefix}{layout.metrics_table()}", f"{prefix}{layout.index()}") if p in files]
     action["object"] = [
         crate.get(p) for p in sorted(files) if p.startswith((f"{prefix}configs/", "configuration/"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,7 +68,8 @@ def _recorded(run: Path, kept: Collection[str]) -> Iterator[Job]:
         if not outputs:
             continue
         log = next(iter(record["log"]), "").removeprefix(prefix)
-        name = log.removeprefix("logs/").removesuffix(".log") or output
+        match = re.fullmatch(layout.log("(.+)"), log)
+        name = match[1] if match else output
         job = jobs.setdefault((record["rule"], name), Job(record["rule"], name))
         job.outputs = sorted({*job.outputs, *outputs})
         inputs = [path.removeprefix(prefix) for path in record["input"] if path.startswith(prefix)]
@@ -98,7 +100,8 @@ def _benchmarked(run: Path, kept: Collection[str]) -> Iterator[Job]:
     for bench, outputs in made.items():
         others = sorted(path for path in outputs if path != bench)
         if bench and others and (run / bench).is_file():
-            name = bench.removeprefix("benchmarks/").removesuffix(".tsv")
+            match = re.fullmatch(layout.benchmark("(.+)"), bench)
+            name = match[1] if match else bench
             yield Job(name.split("/")[0], name, outputs=others)
 
 
