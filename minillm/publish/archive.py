@@ -247,8 +247,12 @@ def unpack(file: Path, folder: Path) -> None:
     with whole_folder(folder) as partial:
         for name, content in _entries(file):
             target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            # A name that is too long, or a folder of another one.
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except OSError as error:
+                raise UserError(f"{file}: {name!r} cannot be written ({error.strerror or error})") from None
         record = read_list(partial, str(file))
         found = {path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()}
         differing = [*changed_files(partial, record), *sorted(found - {LIST, *record["files"]})]

@@ -182,8 +182,10 @@ def models(facts: Facts) -> list[str]:
         if isinstance(source, dict):
             label = facts.settings.models.get(weights.split("/")[0])
             size = f" ({markdown(f'{label.family} {label.size}')})" if label else ""
-            text = f"`{weights}`{size}: {described(source) or NOT_RECORDED}; licence: {licence_of(source)}"
-            lines.append(line(text, f"{layout.model(weights)}/{PROVENANCE}"))
+            path = f"{layout.model(weights)}/{PROVENANCE}"
+            with damage(facts.folder / path):
+                said = f"{described(source) or NOT_RECORDED}; licence: {licence_of(source)}"
+            lines.append(line(f"`{weights}`{size}: {said}", path))
     made = sum(
         not isinstance((r.get("settings") or {}).get("model"), dict) for r in facts.provenance.values()
     )

@@ -13,11 +13,17 @@ from minillm.config import layout
 from minillm.config.strict import load
 from minillm.files import CARD, PROVENANCE
 from minillm.publish.origins import number_of, table_row
-from minillm.publish.results import read_json, read_text
+from minillm.publish.results import damage, read_json, read_text
 from minillm.publish.settings import MetricsSettings
 from minillm.publish.style import markdown
+from minillm.readers import Kind, is_a
 
 NOT_RECORDED = "not recorded"
+# Of values of provenance.
+TYPES: dict[str, Kind] = {
+    **dict.fromkeys(("settings", "packages", "peak_memory_mb"), dict),
+    **dict.fromkeys(("wall_seconds", "world_size"), (int, float)),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ class Facts:
         prefix, suffix = layout.model(""), f"/{PROVENANCE}"
         every = self.all_json(f"{layout.model('**')}{suffix}")
         found = {path.removeprefix(prefix).removesuffix(suffix): record for path, record in every.items()}
+        for path, record in every.items():
+            with damage(self.folder / path):
+                _check(record)
         return {
             weights: record
             for weights, record in found.items()
@@ -107,6 +116,16 @@ class Facts:
                 {k: number_of(row.get(k)) for k in ("s", "cpu_time", "max_rss")}
             )
         return found
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """TypeError for a value of provenance that is of another type than it has."""
+    used = part_of(record, "peak_memory_mb", "gpu")
+    for key, kind in TYPES.items():
+        if record.get(key) is not None and not is_a(record[key], kind):
+            raise TypeError(f"{key}: {record[key]!r}")
+    if used is not None and not is_a(used, (int, float)):
+        raise TypeError(f"peak_memory_mb.gpu: {used!r}")
 
 
 def line(text: str, *files: str) -> str:

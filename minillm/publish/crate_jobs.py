@@ -16,7 +16,7 @@ from minillm.errors import UserError
 from minillm.files import CARD, PROVENANCE
 from minillm.publish.origins import number_of, table_row
 from minillm.publish.results import read_text
-from minillm.readers import is_a, read_object
+from minillm.readers import all_are, is_a, read_object
 
 
 @dataclass
@@ -89,7 +89,8 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except (UserError, binascii.Error, UnicodeDecodeError, IsADirectoryError):
             continue
         times = (record.get("starttime"), record.get("endtime"))
-        if all(value is None or is_a(value, (int, float)) for value in times):
+        texts = all_are(record["input"], str) and all_are(record["log"], str)
+        if texts and all(value is None or is_a(value, (int, float)) for value in times):
             yield output, record
 
 

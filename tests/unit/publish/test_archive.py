@@ -236,6 +236,14 @@ def test_only_plain_files_are_unpacked(kind: bytes, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz"]
 
 
+@pytest.mark.parametrize("name", ["a/b", "b" * 300])
+def test_what_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    file = packed(tmp_path / "a.tar.gz", [(entry("a"), b"x"), (entry(name), b"x")])
+    with pytest.raises(UserError, match="cannot be written"):
+        unpack(file, tmp_path / "there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz"]
+
+
 def listed(files: dict[str, bytes], **changed: Any) -> bytes:
     hashes = {name: digest(content) for name, content in files.items()}
     record = {"format": "minillm-archive-1", "run": "a", "files": hashes, **changed}

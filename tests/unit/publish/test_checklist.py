@@ -211,6 +211,9 @@ def test_damage_is_one_line(run: Path, tmp_path: Path) -> None:
             {"git": "a", "record_sha256": "0"},
             "changed since it was written",
         ),
+        ("models/xl/base/provenance.json", {"packages": ["torch"]}, "damaged: TypeError.*packages"),
+        ("models/xl/base/provenance.json", {"wall_seconds": "long"}, "damaged: TypeError.*wall_seconds"),
+        ("models/xl/base/provenance.json", {"peak_memory_mb": {"gpu": "x"}}, "damaged: TypeError.*gpu"),
         ("configs/metrics.json", "{}", "metrics.json: "),
     ):
         begun(folder)
