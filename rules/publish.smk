@@ -170,6 +170,7 @@ rule index:
         main=at(layout.table("main", "md")),
         figure=at(layout.figure("main", "png")),
         further=FLOW.further_results("estimators" in config),
+        checklist=at(layout.checklist()),
         code=FLOW.code("index"),
     output:
         at(layout.index()),
@@ -182,6 +183,27 @@ rule index:
         run=lambda wildcards: RUN,
     shell:
         "python -m minillm index --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
+
+
+# What the run says to the items of two checklists for papers, from all of its records.
+rule checklist:
+    input:
+        FLOW.every_metric(),
+        FLOW.every_model(),
+        config=at(layout.settings_file("metrics")),
+        table=at(layout.table("main", "md")),
+        code=FLOW.code("checklist"),
+    output:
+        at(layout.checklist()),
+    log:
+        at(layout.log("checklist")),
+    localrule: True
+    conda:
+        "../environment.yml"
+    params:
+        run=lambda wildcards: RUN,
+    shell:
+        "python -m minillm checklist --run-folder {params.run:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What people open: one page without network.

@@ -27,6 +27,9 @@ SAMPLED = "tests/unit/training/test_sampled_gradient.py"
 ANCHORS = "tests/unit/training/test_anchors.py"
 TEACHING = "tests/unit/training/test_who_teaches.py"
 CATALOGUE = "tests/unit/training/test_catalogue_formulas.py"
+ARCHIVE = "tests/unit/publish/test_archive.py"
+CHECKLIST = "tests/unit/publish/test_checklist.py"
+CRATE = "tests/unit/publish/test_crate.py"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,62 @@ class Mutation:
 
 
 MUTATIONS = [
+    Mutation(
+        "an archive's file may lie outside of its folder",
+        "publish/archive.py",
+        "if not _is_inside(entry.name) or entry.name in seen:",
+        "if entry.name in seen:",
+        f"{ARCHIVE}::test_names_that_lead_out_are_refused",
+    ),
+    Mutation(
+        "an archive has no run times",
+        "publish/archive.py",
+        '    layout.benchmark("**/*"),\n',
+        "",
+        f"{ARCHIVE}::test_tables_come_out_of_the_archive_byte_by_byte",
+    ),
+    Mutation(
+        "an archive tells when it was made",
+        "publish/archive.py",
+        "            entry.size = len(files[name])\n",
+        "            entry.size = len(files[name])\n            entry.mtime = os.times().elapsed\n",
+        f"{ARCHIVE}::test_the_same_run_gives_the_same_bytes",
+    ),
+    Mutation(
+        "a rebuilt table that differs is not said",
+        "verify/rebuild.py",
+        "if place.read_bytes() != (rebuilt / path).read_bytes():",
+        "if not place.read_bytes():",
+        f"{ARCHIVE}::test_a_change_is_a_difference",
+    ),
+    Mutation(
+        "keys go into an archive",
+        "publish/archive.py",
+        "holds(text, value):",
+        "value == text:",
+        f"{ARCHIVE}::test_what_may_not_leave_the_machine_is_refused",
+    ),
+    Mutation(
+        "the checklist invents a zero",
+        "publish/checklist_answers.py",
+        "    if not known:\n        return NOT_RECORDED\n",
+        "",
+        f"{CHECKLIST}::test_nothing_is_invented_for_a_run_without_results",
+    ),
+    Mutation(
+        "the checklist counts models of another configuration",
+        "publish/checklist_facts.py",
+        "if weights in measured or self._is_origin(weights.split",
+        "if weights or self._is_origin(weights.split",
+        f"{CHECKLIST}::test_answers_are_what_the_files_say",
+    ),
+    Mutation(
+        "the steps of a crate are those of other jobs",
+        "publish/crate.py",
+        "instrument=steps[job.rule]",
+        "instrument=next(iter(steps.values()))",
+        f"{CRATE}::test_the_crate_is_a_provenance_run_crate",
+    ),
     Mutation(
         "the top-k baseline is not renormalised",
         "training/divergences.py",

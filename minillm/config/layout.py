@@ -185,6 +185,11 @@ def index() -> str:
     return "index.md"
 
 
+def checklist() -> str:
+    """What the run says to the items of two checklists for papers."""
+    return "checklist.md"
+
+
 def page() -> str:
     """What the run measured, on one page."""
     return "index.html"

@@ -377,6 +377,12 @@ _ENTRIES = (
         required=("run-folder", "out"),
     ),
     Stage(
+        "checklist",
+        "what the run says to two checklists for papers",
+        target="minillm.publish.checklist:run_stage",
+        required=("run-folder", "out"),
+    ),
+    Stage(
         "page",
         "what the run measured, on one page",
         target="minillm.publish.page:run_stage",

@@ -18,6 +18,7 @@ MAIN = (
     (layout.figure("estimators", "png"), "The same, drawn"),
 )
 METRICS = (layout.metrics_table(), "Every measured number, in one tidy table")
+CHECKLIST = (layout.checklist(), "What this run says to the items of two checklists for papers")
 REPORT = (layout.report(), "Snakemake's report of the run: all of this in one file")
 
 
@@ -56,6 +57,9 @@ def run_stage(*, run_folder: Path, out: Path) -> None:
         name = page.split("/", 1)[1].removesuffix(".html")
         lines.append(_line(f"page {name}", page, "Blind pairs for annotators", "", "made"))
     lines.append(_line("metrics", *METRICS, "", "made with the tables"))
+    # Runs of earlier versions have none.
+    if (run / layout.checklist()).exists():
+        lines.append(_line("checklist", *CHECKLIST, "", "made"))
     lines.append(_line("report", *REPORT, "", "made from this list"))
     with whole_file(out) as partial:
         partial.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,32 +24,36 @@ TEXTS = (".csv", ".md", ".tex", ".json")
 PAPER = Path("config/paper")
 
 
+# (Key of its settings file, folder that it goes into, what makes it into another one from its settings.)
+Job = tuple[str, str, Callable[[Path, Any], None]]
+
+
+def jobs(folder: Path, kinds: Collection[str] = ("table", "figure")) -> Iterator[Job]:
+    """What makes the tables (and figures) of the run in `folder`, and metrics.csv."""
+    paper = {"paper": PAPER if PAPER.is_dir() else None}
+    places = {"table": layout.tables(), "figure": layout.figures()}
+    yield "table", places["table"], lambda out, s: _call("table", s, run_folder=folder, out=out, **paper)
+    for name, item in ITEMS.items():
+        if item.kind in kinds:
+            yield (
+                f"publish/{name}",
+                places[item.kind],
+                lambda out, s: _call("publish", s, run_folder=folder, out=out, **paper),
+            )
+    csv = layout.metrics_table()
+    yield "metrics", "", lambda out, s: _call("metrics", s, run_folder=folder, out=out / csv)
+    yield "estimators", "", lambda out, s: _call("estimators", s, out=out)
+
+
 def check_published(run: Run, findings: Findings) -> None:
     """Each one whose settings file is there."""
-    folder, paper = run.folder, {"paper": PAPER if PAPER.is_dir() else None}
-    tables, figures = layout.tables(), layout.figures()
-    _again(
-        run, findings, "table", tables, lambda out, s: _call("table", s, run_folder=folder, out=out, **paper)
-    )
-    for name, item in ITEMS.items():
-        place = tables if item.kind == "table" else figures
-        _again(
-            run,
-            findings,
-            f"publish/{name}",
-            place,
-            lambda out, s: _call("publish", s, run_folder=folder, out=out, **paper),
-        )
-    _again(
-        run,
-        findings,
-        "metrics",
-        "",
-        lambda out, s: _call("metrics", s, run_folder=folder, out=out / layout.metrics_table()),
-    )
-    _again(run, findings, "estimators", "", lambda out, s: _call("estimators", s, out=out))
+    for key, place, make in jobs(run.folder):
+        _again(run, findings, key, place, make)
     _index(run, findings)
     findings.skip("report.html and main.png", "Snakemake's report and drawings without a record")
+    # It names licences as the hub's cache of the machine had them.
+    if (run.folder / layout.checklist()).exists():
+        findings.skip("checklist.md", "it has no record")
 
 
 def _index(run: Run, findings: Findings) -> None:

@@ -85,6 +85,7 @@ STAGES = {
     "figure": _figure("main"),
     "metrics.csv": Stage((layout.metrics_table(),), layout.log("metrics")),
     "index": Stage((layout.index(),), layout.log("index")),
+    "checklist": Stage((layout.checklist(),), layout.log("checklist")),
     "report": Stage((layout.report(),), layout.log("report")),
 }
 

@@ -39,7 +39,8 @@ from minillm.data.tokenizers import make_tokenizer
 from minillm.evaluation import diversity, human, judge, rouge
 from minillm.evaluation.answers import read_answers
 from minillm.evaluation.teacher_samples import read_samples
-from minillm.files import data_content, hashes, identity
+from minillm.files import RECORD, data_content, hashes, identity, record_hash
+from minillm.publish import archive
 from minillm.sampling.generate import _read_journal
 from minillm.training.supervised import training_examples
 from tests.campaigns.run_targets import results
@@ -50,7 +51,22 @@ PLAN = REPO / "tests/config/plan.yaml"
 
 def targets() -> list[Target]:
     """All of them."""
-    return [*configurations(), *data(), *answers(), *results()]
+    return [*configurations(), *data(), *answers(), *results(), *archives()]
+
+
+def archives() -> Iterator[Target]:
+    """What `minillm archive` writes, of two files."""
+    files = {"results/a/metrics.csv": b"mean\n1\n", "config/paper/table1.csv": b"a,b\n"}
+    record = {"format": archive.FORMAT, "run": "a", "files": {n: archive.digest(c) for n, c in files.items()}}
+    record[RECORD] = record_hash(record)
+    with tempfile.TemporaryDirectory() as folder:
+        archive._write(files | {archive.LIST: json.dumps(record).encode()}, Path(folder) / "a.tar.gz")
+        yield Target("archive", files_below(Path(folder)), _unpacked)
+
+
+def _unpacked(folder: Path) -> Any:
+    archive.unpack(folder / "a.tar.gz", folder / "out")
+    return sorted(files_below(folder / "out").items())
 
 
 # --- configurations

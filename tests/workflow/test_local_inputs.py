@@ -104,7 +104,9 @@ def rules_of(jobs: set[str]) -> set[str]:
     return {
         job
         for job in jobs
-        if not job.startswith(("publish_", "index", "page", "report", "table", "figure", "metrics", "curves"))
+        if not job.startswith(
+            ("publish_", "index", "page", "report", "table", "figure", "metrics", "curves", "checklist")
+        )
     }
 
 

@@ -21,7 +21,7 @@ ENDS = {"index", "page", "report"}
 def published(*needs):
     """Tables and figures that are made of one of these kinds of results; of none: all of them."""
     chosen = {name: item for name, item in ITEMS.items() if not needs or set(item.needs) & set(needs)}
-    return {f"publish_{item.kind} name={name}" for name, item in chosen.items()} | ENDS
+    return {f"publish_{item.kind} name={name}" for name, item in chosen.items()} | ENDS | {"checklist"}
 
 
 def item_settings(*kinds):
