@@ -42,6 +42,41 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "a parameter of another divergence is accepted",
+        "config/unused.py",
+        'return "" if PARAMETERS.get(s.objective) == key else',
+        'return "" if key else',
+        "tests/unit/config/test_unused.py::test_a_key_that_nothing_reads_is_one_line",
+    ),
+    Mutation(
+        "a key that one method reads is refused",
+        "config/unused.py",
+        "if reasons and all(reasons):",
+        "if reasons and any(reasons):",
+        "tests/unit/config/test_unused.py::test_a_key_that_methods_share_is_read_by_one_of_them",
+    ),
+    Mutation(
+        "the mean of a student is not counted",
+        "fits/memory.py",
+        "return 4 * work.mean if",
+        "return 0 * work.mean if",
+        "tests/unit/test_fits_memory.py::test_a_mean_of_the_student_is_kept_in_float32",
+    ),
+    Mutation(
+        "the teacher's prompts are as long as the student's",
+        "fits/work.py",
+        "[self.shown or usual]",
+        "[usual]",
+        "tests/unit/test_fits_memory.py::test_longer_prompts_of_the_teacher_are_in_caches_and_passes",
+    ),
+    Mutation(
+        "any broken pipe ends a command quietly",
+        "cli.py",
+        "if not unread:",
+        "if False:",
+        "tests/unit/test_cli.py::test_a_pipe_of_a_library_that_breaks_is_an_error",
+    ),
+    Mutation(
         "the top-k baseline is not renormalised",
         "training/divergences.py",
         'on_set(student_logits, teacher_logits, "student_topk", k, renormalise=True)',
