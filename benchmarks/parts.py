@@ -2,9 +2,9 @@
 
 Each part is one process.  An update is taken on one collection of the student's own samples, all rows in one
 micro-batch, without plain text: its response tokens per second (median of some updates after one that is not
-counted), the peak of its memory above what is held before it, and what is held.  Gold answers and texts of the
-teacher are further rows, as long as the samples, whose tokens are not counted; another prompt is longer by a
-gold answer.  "logits" is what one tensor of all logits in float32 would take.
+counted), the peak of its memory above what is held before it, and what is held.  Gold answers and the
+teacher's texts are further rows, as long as the samples, whose tokens are not counted; another prompt is
+longer by a gold answer.  "logits" is what one tensor of all logits in float32 would take.
 
 Then samplers: response tokens per second of a collection, with the teacher's hidden states of all its tokens,
 which an update needs; the median of some after one that is not counted.  No response ends early: these models
