@@ -2,8 +2,15 @@
 
 Each part is one process.  An update is taken on one collection of the student's own samples, all rows in one
 micro-batch, without plain text: its response tokens per second (median of some updates after one that is not
-counted), and the peak of its memory above what is held before it.  "logits" is what one tensor of all logits
-in float32 would take.  Nothing else should run on the machine meanwhile.
+counted), the peak of its memory above what is held before it, and what is held.  Gold answers and the
+teacher's texts are further rows, as long as the samples, whose tokens are not counted; another prompt is
+longer by a gold answer.  "logits" is what one tensor of all logits in float32 would take.
+
+Then samplers: response tokens per second of a collection, with the teacher's hidden states of all its tokens,
+which an update needs; the median of some after one that is not counted.  No response ends early: these models
+never draw the EOS, and responses are shorter than the default of early ends.
+
+All of it takes about a quarter of an hour on two cores.  Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -15,16 +22,43 @@ import statistics
 import time
 from typing import Any
 
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
 from benchmarks import child
 from benchmarks.meter import MB, Meter
-from benchmarks.shapes import FIXED, LARGE, Shape
+from benchmarks.shapes import FIXED, LARGE, Shape, Size
 from benchmarks.sides import Ours
-from benchmarks.workload import Setting
-from minillm.config.objective_parts import AlphaBeta, Assistant, Signal, Taid, Term, TokenWeights
+from benchmarks.workload import EOS, Setting, make_model
+from minillm.config.objective_parts import (
+    AlphaBeta,
+    Assistant,
+    Signal,
+    Taid,
+    TeacherTexts,
+    Term,
+    TokenWeights,
+)
+from minillm.config.sampler import EarlyEnd, Sampler
+from minillm.config.teaching import Gold, Teaching
+from minillm.data.teacher_prompts import TeacherPrompts
+from minillm.models.loading import DTYPES
 from minillm.runtime.processes import start
+from minillm.training.mini_batch import Task
 from minillm.training.rollout_losses import micro_batches
+from minillm.training.teaching import MeanTeacher
 
-PLAIN = "reverse KL"
+PLAIN, PLAINLY = "reverse KL", "student"
+# Keys of OnPolicy that every part replaces or keeps.
+BASE: dict[str, Any] = {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0}
+CENTRED = {
+    "objective": "minillm",
+    "advantage": "centred",
+    "single_step": False,
+    "whiten": "none",
+    "length_norm": False,
+}
 # Name -> keys of OnPolicy, other than those of PLAIN.
 PARTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -43,31 +77,99 @@ PARTS: dict[str, dict[str, Any]] = {
     "forward KL in addition": {
         "also": (Term(objective="forward_kl", signal=Signal(tokens="teacher_topk", top_k=16)),)
     },
+    "teacher's likeliest token in addition": {"also": (Term(objective="teacher_token"),)},
+    "gold answers in addition": {"gold": Gold()},
+    "teacher's texts in addition": {"objective": "skew_reverse_kl", "teacher_texts": TeacherTexts()},
+    "target beyond the teacher": {"extrapolate": 1.25},
+    "policy gradient, whole baseline": CENTRED,
+    "policy gradient, baseline of the top 100": CENTRED | {"baseline_top_k": 100},
+    "teacher, another prompt": {"teacher": Teaching(prompt="demonstration")},
+    "initial student, another prompt": {"teacher": Teaching(who="initial", prompt="demonstration")},
+    "student itself, another prompt": {"teacher": Teaching(who="self", prompt="demonstration")},
+    "mean of the student, another prompt": {"teacher": Teaching(who="ema", prompt="demonstration")},
 }
-UPDATES = 5
+# The same for collections.
+SAMPLERS: dict[str, dict[str, Any]] = {
+    PLAINLY: {},
+    "mixed with the teacher, alpha 0.2": {"alpha": 0.2},
+    "teacher's top 25 (SKD)": {"sampler": Sampler(teacher_top_k=25)},
+    "early ends": {"sampler": Sampler(early_end=EarlyEnd())},
+    "top-p 0.9": {"sampler": Sampler(top_p=0.9)},
+}
+UPDATES = COLLECTIONS = 3
+TINY = Shape(vocabulary=37, batch=4, prompt=6, response=8, text=10, student=Size(1, 16), teacher=Size(1, 32))
+
+
+def taught(ours: Ours, setting: Setting, shape: Shape) -> Task:
+    """The task with the models and texts that its settings ask for; gold answers stand for the teacher's."""
+    chosen, task, rows = ours.chosen, ours.task, ours.data.rows
+    gold = {int(id_): rows.response(i) for i, id_ in enumerate(rows.ids)}
+
+    def initial() -> PreTrainedModel:
+        model = nn.Module.to(
+            make_model(shape.student, shape, 1), setting.world.device, DTYPES[setting.precision]
+        )
+        return ours.engine.frozen(model)
+
+    if chosen.teacher_texts is not None:
+        task = dataclasses.replace(task, answers=gold)
+    if chosen.anchored:
+        task = dataclasses.replace(task, anchor=initial())
+    if chosen.teacher is None:
+        return task
+    who = chosen.teacher.who
+    teacher = task.teacher if who == "pair" else ours.engine.model if who == "self" else initial()
+    shown = {int(id_): np.concatenate([rows.prompt(i), gold[int(id_)]]) for i, id_ in enumerate(rows.ids)}
+    dev = dataclasses.replace(task.dev, teacher=TeacherPrompts({"train": shown}, (EOS, EOS)))
+    return dataclasses.replace(task, teacher=teacher, dev=dev, pair=(task.teacher, None))
+
+
+def made(shape: Shape, precision: str, keys: dict[str, Any]) -> Ours:
+    """The package with these keys; its models have room for a prompt that shows a gold answer."""
+    shape = dataclasses.replace(shape, text=max(shape.text, shape.prompt + 2 * shape.response))
+    setting = Setting(shape, precision, start(0))
+    ours = Ours(setting, shape, setting.make(), **(BASE | keys))
+    ours.task = taught(ours, setting, shape)
+    return ours
 
 
 def run(part: str, shape: Shape, precision: str = "fp32", updates: int = UPDATES) -> dict[str, float]:
-    """Response tokens per second, and MB of an update above what is held before it."""
-    meter, setting = Meter(), Setting(shape, precision, start(0))
-    keys = {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0} | PARTS[part]
-    ours = Ours(setting, shape, setting.make(), **keys)
-    varied = part.endswith("variance")
+    """Response tokens per second, and MB: of an update above what is held before it, and what is held."""
+    meter, ours = Meter(), made(shape, precision, PARTS[part])
+    chosen, varied = ours.chosen, part.endswith("variance")
+    rows = shape.batch * (1 + (chosen.gold is not None) + (chosen.teacher_texts is not None))
     ours.engine.launch = dataclasses.replace(
-        ours.engine.launch, gradient_variance=varied, log_every=1, micro_batch=shape.batch // (1 + varied)
-    )
+        ours.engine.launch, gradient_variance=varied, log_every=1, micro_batch=rows // (1 + varied),
+        micro_tokens=0,
+    )  # fmt: skip
     rollouts = ours.rollout()
-    rows, seconds, peak = list(range(shape.batch)), [], 0.0
+    mean = MeanTeacher.of(chosen, ours.task.teacher, ours.engine.model, None)
+    every, seconds, peak, held = list(range(shape.batch)), [], 0.0, 0.0
     for step in range(1 + updates):
         held = meter.held()
         meter.begin()
         begin = time.perf_counter()
-        parts, loss = micro_batches(ours.engine, ours.task, rollouts, rows, 0.5 if ours.chosen.taid else None)
+        parts, loss = micro_batches(ours.engine, ours.task, rollouts, every, 0.5 if chosen.taid else None)
         ours.engine.summed(ours.engine.update(parts, loss, sizes=list(map(len, parts))))
+        if mean is not None:
+            mean.move()
         if step:
             seconds.append(time.perf_counter() - begin)
             peak = max(peak, meter.peak() - held)
-    return {"speed": ours.tokens(rollouts) / statistics.median(seconds), "memory": peak}
+    return {"speed": ours.tokens(rollouts) / statistics.median(seconds), "memory": peak, "held": held}
+
+
+def collect(
+    sampler: str, shape: Shape, precision: str = "fp32", updates: int = COLLECTIONS
+) -> dict[str, float]:
+    """Response tokens per second of a collection; `updates`: how many are counted."""
+    ours, speeds = made(shape, precision, SAMPLERS[sampler]), []
+    for step in range(1 + updates):
+        begin = time.perf_counter()
+        rollouts = ours.rollout()
+        if step:
+            speeds.append(ours.tokens(rollouts) / (time.perf_counter() - begin))
+    return {"speed": statistics.median(speeds)}
 
 
 def table(shape: Shape, results: dict[str, dict[str, float]]) -> str:
@@ -78,30 +180,52 @@ def table(shape: Shape, results: dict[str, dict[str, float]]) -> str:
         f"{shape.batch} rows of {shape.prompt} + {shape.response} tokens, vocabulary {shape.vocabulary}; "
         f"logits: {logits:.0f} MB",
         "",
-        "| part | tokens/s | of plain reverse KL | MB of an update | more than plain |",
-        "|:--|--:|--:|--:|--:|",
+        "| part | tokens/s | of plain reverse KL | MB of an update | more than plain | more held |",
+        "|:--|--:|--:|--:|--:|--:|",
     ]
     for part, found in results.items():
-        share, more = found["speed"] / plain["speed"], found["memory"] - plain["memory"]
-        lines.append(f"| {part} | {found['speed']:.0f} | {share:.2f} | {found['memory']:.0f} | {more:+.0f} |")
+        share = found["speed"] / plain["speed"]
+        more, held = (found[key] - plain[key] for key in ("memory", "held"))
+        cells = [part, f"{found['speed']:.0f}", f"{share:.2f}", f"{found['memory']:.0f}", f"{more:+.0f}"]
+        lines.append(f"| {' | '.join([*cells, f'{held:+.0f}'])} |")
+    return "\n".join(lines)
+
+
+def table_of_samplers(results: dict[str, dict[str, float]]) -> str:
+    """Markdown, a line for each sampler."""
+    lines = ["| sampler | tokens/s of a collection | of plain sampling |", "|:--|--:|--:|"]
+    for sampler, found in results.items():
+        share = found["speed"] / results[PLAINLY]["speed"]
+        lines.append(f"| {sampler} | {found['speed']:.0f} | {share:.2f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS), metavar="NAME")
+    every = [*PARTS, *SAMPLERS]
+    parser.add_argument("--only", nargs="*", default=every, choices=every, metavar="NAME")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--vocabulary", type=int, default=FIXED.vocabulary)
+    parser.add_argument("--vocabulary", type=int)
+    parser.add_argument("--updates", type=int, default=UPDATES, help="updates and collections that count")
     parser.add_argument("--large", action="store_true", help="GPT-2 medium and XL, for a GPU")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and vocabulary: a rehearsal")
     given = parser.parse_args()
     sizes: dict[str, Any] = LARGE if given.large else {}
-    shape = dataclasses.replace(FIXED, vocabulary=given.vocabulary, **sizes)
-    results = {}
-    for part in dict.fromkeys([PLAIN, *given.only]):
-        results[part] = child.ask("benchmarks.parts", shape, part=part, precision=given.precision)
-        print(part, json.dumps(results[part]), flush=True)
-    print("\n" + table(shape, results))
+    shape = dataclasses.replace(TINY if given.tiny else FIXED, **sizes)
+    if given.vocabulary:
+        shape = dataclasses.replace(shape, vocabulary=given.vocabulary)
+    how = {"precision": given.precision, "updates": given.updates}
+    texts = []
+    for kind, first, names in (("part", PLAIN, PARTS), ("sampler", PLAINLY, SAMPLERS)):
+        asked = [name for name in names if name in given.only]
+        results = {}
+        for name in dict.fromkeys([first, *asked] if asked else []):
+            results[name] = child.ask("benchmarks.parts", shape, **{kind: name}, **how)
+            print(name, json.dumps(results[name]), flush=True)
+        if results:
+            texts.append(table(shape, results) if kind == "part" else table_of_samplers(results))
+    print("\n" + "\n\n".join(texts))
 
 
 if __name__ == "__main__":
@@ -109,6 +233,7 @@ if __name__ == "__main__":
 
     if len(sys.argv) > 1 and sys.argv[1].startswith("{"):
         asked_shape, request = child.asked()
-        print(json.dumps(run(shape=asked_shape, **request)))
+        measure: Any = collect if "sampler" in request else run
+        print(json.dumps(measure(shape=asked_shape, **request)))
     else:
         main()

@@ -27,7 +27,8 @@ class Ours:
     def __init__(
         self, setting: Setting, shape: Shape, data: Data, engine: Engine | None = None, **changes: Any
     ) -> None:
-        self.chosen, self.data = settings(shape, **changes), data
+        # It also keeps the folder of data and checkpoints.
+        self.setting, self.chosen, self.data = setting, settings(shape, **changes), data
         self.engine = engine or setting.engine("ours", self.chosen, compiled=setting.compiled)
         sampling = Sampling(max_tokens=self.chosen.max_tokens)
         dev = Dev([], [], data.tokenizer, sampling, shape.vocabulary, shape.batch, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -338,8 +339,41 @@ def _add_stage(sub: argparse.ArgumentParser, stage: Stage) -> None:
         )
 
 
+# 128 + SIGPIPE, as a shell has it of other tools.
+UNREAD = 141
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its status, or 2 after one line on stderr about what the user can fix."""
+    """Run one command; returns its status, or 2 after one line on stderr about what the user can fix.
+
+    If nobody reads what it prints any more (`| head`), it ends quietly, as other tools do, with `UNREAD`.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            # What is buffered, of --help too: later, at the interpreter's end, nothing could be said of it.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        unread = unread_streams()
+        # Of another pipe or socket.
+        if not unread:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(nowhere, stream)
+        return UNREAD
+
+
+def unread_streams() -> list[int]:
+    """Which of standard output (1) and error (2) are pipes whose reader is gone."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return [stream for stream, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args = parser().parse_args(arguments)
     # What comes from the hub was fetched before (data/fetch.py).  Its clients read the variable on import.
     if args.command not in ("fetch", "push", "init"):

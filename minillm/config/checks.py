@@ -14,6 +14,7 @@ from minillm.config import layout
 from minillm.config.adapter import check_adapters
 from minillm.config.launch import Launch
 from minillm.config.measurements.metrics import check_metrics
+from minillm.config.methods import SCHEDULE, Method
 from minillm.config.sampling import check_backend
 from minillm.config.sections import Model, Pair, Training
 from minillm.config.served import check_served
@@ -21,6 +22,7 @@ from minillm.config.stages import STAGES
 from minillm.config.strict import check_lists, hint, merged, must_be_one_of, parse
 from minillm.config.subsets import SUBSETS
 from minillm.config.teaching import Teaching, check_prompt
+from minillm.config.unused import unused, unused_in_training
 from minillm.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def _check_methods(config: Experiment, where: str) -> None:
             if settings.teacher is not None:
                 key = f"variants.{method}" if method in config.variants else "stages.minillm"
                 _check_teacher(config, settings.teacher, where, f"{key}.teacher")
+    _check_unused(config, where)
     for name, kind in config.kinds.items():
         if kind != "minillm":
             for student in ("", *config.per_model):
@@ -96,6 +99,31 @@ def _check_methods(config: Experiment, where: str) -> None:
             _check_loss(config.supervised(stage, student, where), f"{where}: stages.{stage}", stage)
     for i, method in enumerate(config.methods):
         must_be_one_of(method, config.every_method, where, f"methods.{i}")
+
+
+def _check_unused(config: Experiment, where: str) -> None:
+    """Keys of methods that are written in the configuration and read by no method that has them.
+
+    Sizes and rates (`SCHEDULE`) that all methods share may stay where one leaves out what they are of; the
+    keys of `stages.kd` and its like may be one list, too.  The catalogue is checked as a whole (methods.py).
+    """
+    students = ("", *(name for name, stages in config.per_model.items() if "minillm" in stages))
+    methods = [m for m in config.trained_by("minillm") if not isinstance(config.variants.get(m), Method)]
+    made = {(m, student): config.on_policy(m, student, where) for m in methods for student in students}
+    shared = {"stages.minillm": (config.stages.minillm, list(made.values()))}
+    for student in students[1:]:
+        own = [settings for (_, name), settings in made.items() if name == student]
+        shared[f"per_model.{student}.minillm"] = (config.per_model[student]["minillm"], own)
+    for under, (written, settings) in shared.items():
+        if problem := unused({k: v for k, v in written.items() if k not in SCHEDULE}, settings):
+            raise UserError(f"{where}: {under}.{problem}")
+    for name in methods[1:]:
+        own = [settings for (method, _), settings in made.items() if method == name]
+        if problem := unused(config.variants[name].settings, own):
+            raise UserError(f"{where}: variants.{name}.settings.{problem}")
+    for name, variant in config.variants.items():
+        if variant.stage and (problem := unused_in_training(variant.settings, config.supervised(name, ""))):
+            raise UserError(f"{where}: variants.{name}.settings.{problem}")
 
 
 def _check_loss(settings: Training, key: str, stage: str = "kd") -> None:

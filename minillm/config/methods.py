@@ -13,6 +13,7 @@ from minillm.config.onpolicy import OnPolicy, check_on_policy
 from minillm.config.presets import combined, expanded
 from minillm.config.sections import Training
 from minillm.config.strict import STRICT, merged
+from minillm.config.unused import unused, unused_in_training
 from minillm.errors import UserError
 
 # How long, how fast and on what scale a method is trained: what a configuration decides, not the method.  All
@@ -76,7 +77,9 @@ def check_catalogue(catalogue: Mapping[str, Method], taken: Iterable[str], where
         if not (method.arxiv or method.url):
             raise UserError(f"{where}: {key}.arxiv: missing; give the paper's number, or a url")
         if method.stage:
-            merged(Training(lr=1.0, epochs=1.0), method.settings, where, f"{key}.settings")
+            training = merged(Training(lr=1.0, epochs=1.0), method.settings, where, f"{key}.settings")
+            if problem := unused_in_training(method.settings, training):
+                raise UserError(f"{where}: {key}.settings.{problem}")
             continue
         for setting in method.settings:
             if setting in (*SCHEDULE, "semantics"):
@@ -85,6 +88,8 @@ def check_catalogue(catalogue: Mapping[str, Method], taken: Iterable[str], where
         # A share that grows at dev evaluations needs two of them, which the configuration decides.
         settings = combined([{"evaluations": 2}, method.settings], where, f"{key}.settings")
         check_on_policy(settings, where, f"{key}.settings")
+        if problem := unused(method.settings, [settings]):
+            raise UserError(f"{where}: {key}.settings.{problem}")
 
 
 def named(catalogue: Mapping[str, Method], names: Iterable[str], known: Iterable[str]) -> dict[str, Method]:

@@ -45,7 +45,7 @@ def update(part: Part, student: Size, recomputed: bool) -> float:
     total += 2.0 * recomputed * (student.matrices - student.last) * part.rows * width
     total += (2 if student.frozen else 3) * head(student, part.rows * part.response)
     if part.loss.teacher is not None:
-        total += part.reads * read(part.loss.teacher, part.rows, width)
+        total += part.reads * read(part.loss.teacher, part.rows, part.read[0])
         if part.scored:
             total += head(part.loss.teacher, part.rows * part.response)
     return total
@@ -55,9 +55,9 @@ def draw(draw: Draw) -> float:
     """Sampling, once: the prompts, then one token after the other, the last of which is not read."""
     total = 0.0
     later = draw.response - 1
-    for model, times in zip(draw.models, heads(draw), strict=True):
-        one = read(model, 1, draw.prompt) + linear(model, later)
-        one += attention(model, later, draw.prompt + draw.response / 2)
+    for model, prompts, times in zip(draw.models, draw.prompts, heads(draw), strict=True):
+        one = read(model, 1, prompts.mean) + linear(model, later)
+        one += attention(model, later, prompts.mean + draw.response / 2)
         total += draw.rows * (one + times * head(model, draw.response))
     return total
 

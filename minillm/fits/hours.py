@@ -70,27 +70,26 @@ def _draw(draw: Draw, work: Work, machine: Machine) -> float:
     """Batches one after the other; a position takes what is slowest: operations, memory or kernels."""
     launch, number = work.launch, bytes_of(work.precision)
     own = -(-draw.rows // launch.processes)
-    width = draw.longest + draw.horizon
     rows = min(launch.eval_batch, own)
     if launch.eval_tokens:
-        rows = max(1, min(rows, launch.eval_tokens // width))
+        rows = max(1, min(rows, launch.eval_tokens // draw.width))
     batches = -(-own // rows)
-    context = draw.prompt + draw.response / 2
-    # Share of the positions, times the output matrix is applied, model.
-    of_each = list(zip(draw.shares(rows), flops.heads(draw), draw.models, strict=True))
-    read = sum(share * number * (m.matrices + m.head + rows * m.cache * context) for share, _, m in of_each)
+    contexts = [prompts.mean + draw.response / 2 for prompts in draw.prompts]
+    # Share of the positions, times the output matrix is applied, model, positions before it.
+    of_each = list(zip(draw.shares(rows), flops.heads(draw), draw.models, contexts, strict=True))
+    read = sum(share * number * (m.matrices + m.head + rows * m.cache * n) for share, _, m, n in of_each)
     products = sum(
-        flops.linear(m, rows) + flops.attention(m, rows, context) + times * flops.head(m, rows)
-        for _, times, m in of_each
+        flops.linear(m, rows) + flops.attention(m, rows, n) + times * flops.head(m, rows)
+        for _, times, m, n in of_each
     )
     speed = machine.flops[work.precision] * machine.share
     position = max(
         products / speed,
         read / (machine.bandwidth * BANDWIDTH),
-        sum(share * _kernels(m) for share, _, m in of_each) * machine.kernel,
+        sum(share * _kernels(m) for share, _, m, _ in of_each) * machine.kernel,
     )
-    prompts = sum(flops.read(m, rows, draw.prompt) for m in draw.models) / speed
-    return batches * (prompts + draw.horizon * position)
+    first = sum(flops.read(m, rows, p.mean) for m, p in zip(draw.models, draw.prompts, strict=True)) / speed
+    return batches * (first + draw.horizon * position)
 
 
 def _kernels(size: Size) -> float:
@@ -115,8 +114,9 @@ def _links(work: Work) -> float:
 
 # --- disk
 def state_bytes(work: Work) -> int:
-    """Bytes of a checkpoint."""
-    return (saving.BYTES if work.launch.zero else saving.BYTES_ZERO_0) * work.student.trained
+    """Bytes of a checkpoint, with the float32 mean of a student that is taught by one."""
+    number = saving.BYTES if work.launch.zero else saving.BYTES_ZERO_0
+    return number * work.student.trained + 4 * work.mean
 
 
 def saves(work: Work, hours: float) -> int:

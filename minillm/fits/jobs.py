@@ -12,13 +12,12 @@ from minillm.config.derive import launch_values
 from minillm.config.experiment import Experiment
 from minillm.config.grid import TrialSettings
 from minillm.config.launch import Launch
-from minillm.config.onpolicy import OnPolicy
-from minillm.config.sampler import Sampler
 from minillm.config.sections import Sampling, Training
 from minillm.config.stages import STAGES
 from minillm.fits.machines import BANDWIDTH, COMPUTE
+from minillm.fits.on_policy import Phase
 from minillm.fits.passes import Loss
-from minillm.fits.rows import PROMPT, RESPONSE, Lengths, lengths_of, rows_of
+from minillm.fits.rows import PROMPT, RESPONSE, Lengths, lengths_of, rows_of, shown_of
 from minillm.fits.sizes import Size, adapted, shape_of, size_of
 from minillm.fits.work import Draw, Part, Read, Work
 from minillm.runtime.schedule import count_steps
@@ -39,13 +38,6 @@ PLACES = {
     "calibration": ("model",),
     "mode_mass": ("model",),
 }
-
-# Keys of OnPolicy that the loss on samples depends on.
-LOSS = (
-    "objective", "single_step", "single_step_weights", "init_kl", "beta", "skew", "clip", "surrogate",
-    "alpha_beta", "signal", "taid", "assistant", "token_weights", "also", "advantage", "baseline_top_k",
-    "extrapolate",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,7 +168,11 @@ class Planner:
         )
         lengths = self.lengths(key.model)
         if key.stage == "minillm":
-            return _on_policy(bare, settings, lengths, config)
+            prompt = settings.teacher.prompt if settings.teacher else ""
+            tokenizer = config.models[key.model].tokenizer
+            shown = shown_of(config, tokenizer, prompt, lengths, self.root) if prompt else None
+            pair = bare.frozen[0]
+            return Phase(settings, student, pair, launch, config.data, lengths, shown).work(bare)
         return _supervised(bare, settings, lengths, (config.data.max_prompt, config.data.max_response))
 
     def _one_base(self, key: Key) -> bool:
@@ -286,85 +282,4 @@ def _supervised(bare: Work, settings: Training, lengths: Lengths, longest: tuple
         kept=dev * lengths.response if teacher and launch.teacher_cache else 0.0,
         cached=lengths.train * lengths.response if teacher and keeps else 0.0,
         outputs=2 if bare.stage == "sft" else 1,
-    )
-
-
-def _on_policy(bare: Work, s: OnPolicy, lengths: Lengths, config: Experiment) -> Work:
-    """training/onpolicy.py, rollouts.py, rollout_losses.py and mini_batch.py."""
-    student, teacher, launch = bare.student, bare.frozen[0], bare.launch
-    response = min(lengths.response, s.max_tokens)
-    most, chunk = config.data.max_prompt, config.data.corpus_length
-    tokens = lengths.prompt + response
-    steps = s.collections * s.inner_epochs * (s.rollouts // s.batch)
-    scored = s.teacher_scores
-    keeps = launch.teacher_cache and scored and s.keeps_teacher
-    # The pair's teacher measures the dev set, whoever teaches.
-    pair = teacher
-    teacher = teacher if s.teacher is None or s.teacher.who == "pair" else student
-    # Equal losses take equal memory, whatever else differs between variants.
-    of_loss = OnPolicy(**{name: getattr(s, name) for name in LOSS})
-    drawn = round(s.rollouts * s.student_share)
-    parts = [
-        Part(
-            s.batch, lengths.prompt, response, most + s.max_tokens, s.max_tokens, Loss(teacher, 0.0, of_loss),
-            reads=float(scored and not keeps), scored=scored,
-        )
-    ]  # fmt: skip
-    if s.teacher_texts is not None:
-        # The teacher reads its own answers again at each update.
-        texts_of = OnPolicy(objective=s.teacher_texts.objective)
-        parts.append(
-            Part(
-                s.batch, lengths.prompt, response, sum((most, config.data.max_response)),
-                config.data.max_response, Loss(teacher, 0.0, texts_of), reads=1.0, scored=True,
-            )
-        )  # fmt: skip
-    texts = min(s.lm_batch or s.batch, lengths.chunks) if s.lm_coef else 0
-    if texts:
-        ratio = s.lm_kd_ratio
-        loss = Loss(teacher if ratio else None, ratio)
-        parts.append(Part(texts, 1, chunk - 1, chunk, chunk - 1, loss, float(ratio > 0), ratio > 0))
-    if s.gold is not None:
-        longest = most + config.data.max_response
-        parts.append(
-            Part(s.batch, lengths.prompt, lengths.response, longest, config.data.max_response, Loss())
-        )
-    dev = min(s.dev_rows or lengths.dev, lengths.dev)
-    looks = s.evaluations + 1
-    prompts: dict[str, Any] = {"prompt": lengths.prompt, "response": response, "longest": most}
-    both = (student, teacher) if s.teacher_reads else (student,)
-    sampler = s.sampler or Sampler()
-    ahead = s.collections if sampler.cached else 2 * sampler.lag
-    draws = (
-        Draw(
-            both, drawn, s.collections, **prompts, horizon=s.max_tokens, alpha=s.alpha, record=True,
-            # Without a share the teacher reads whole responses, as if no coin fell.
-            coins=s.coins if s.alpha or s.coins is not None or sampler.reads_along else 0,
-            top_k=sampler.teacher_top_k, top_p=sampler.top_p,
-        ),
-        Draw((student,), dev, looks, **prompts, horizon=s.max_tokens),
-    )  # fmt: skip
-    width = most + max(s.max_tokens, config.data.max_response)
-    reads = [Read(student, 2 * dev, looks, tokens, response, width)]
-    reads.append(Read(pair, dev, looks, tokens, response, width))
-    if s.teacher is not None:
-        reads.append(Read(teacher, dev, looks, tokens, response, width))
-    unread = s.rollouts - drawn if s.teacher_reads else s.rollouts
-    weighs = any(weights.of_teacher_entropy for weights in s.every_token_weights)
-    if (keeps or weighs) and unread:
-        reads.append(Read(teacher, unread, s.collections, tokens, response, width))
-    return dataclasses.replace(
-        bare,
-        steps=steps,
-        batch=s.batch * (1 + (s.teacher_texts is not None) + (s.gold is not None)) + texts,
-        dropout=s.dropout,
-        parts=tuple(parts),
-        # Without a share of the student nothing is sampled between evaluations.
-        draws=tuple(draw for draw in draws if draw.rows),
-        reads=tuple(reads),
-        evaluations=s.evaluations,
-        kept=(1 + sampler.lag) * s.rollouts * s.max_tokens if keeps else 0.0,
-        # What waits is in each of the two checkpoints.
-        cached=ahead * s.rollouts * response if keeps else 0.0,
-        outputs=1,
     )

@@ -27,9 +27,10 @@ BUCKET, GATHERED, GROUP = 200_000_000, 1_000_000_000, 1_000_000_000
 class Memory:
     """Bytes of one device; in the CPU's memory `host`, for one process, and `store`, for a machine.
 
-    weights, teacher and optimizer (float32 weights and two moments) are there throughout.  On top of them
-    come one after the other: an update (waiting: gradients of earlier micro-batches; buckets: what is sent
-    and gathered; activations and tiles, or in their place arriving: new gradients), the optimizer's step
+    weights, teacher (and a mean in float32, if that teaches) and optimizer (float32 weights and two moments)
+    are there throughout.  On top of them come one after the other: an update (waiting: gradients of earlier
+    micro-batches; buckets: what is sent and gathered; activations and tiles, or in their place reading: the
+    pass of a teacher with prompts of its own, before them, or arriving: new gradients), the optimizer's step
     (gradients and copies of them), and sampling with dev sets (gathered weights, caches, positions).
     store: the teacher's hidden states, which all processes of a machine share; host: what `offload` moves.
     """
@@ -43,6 +44,7 @@ class Memory:
     buckets: int = 0
     activations: int = 0
     tiles: int = 0
+    reading: int = 0
     step: int = 0
     gathered: int = 0
     caches: int = 0
@@ -62,7 +64,7 @@ class Memory:
             "update": self.held
             + self.waiting
             + self.buckets
-            + max(self.activations + self.tiles, self.arriving),
+            + max(self.activations + self.tiles, self.arriving, self.reading),
             "step": self.held + self.gradients + self.step,
             "sampling": self.held + self.gathered + self.caches + self.positions,
         }
@@ -93,7 +95,7 @@ def memory(work: Work, device: str = "cuda") -> Memory:
     own = number * work.student.parameters
     parts = {
         "weights": own,
-        "teacher": number * teacher // sharded,
+        "teacher": number * teacher // sharded + mean_bytes(work),
         **trained,
         **_sampling(work, device),
         "store": int(work.kept * number * (work.teacher.width if work.teacher else 0)),
@@ -107,10 +109,16 @@ def memory(work: Work, device: str = "cuda") -> Memory:
     return Memory(**(parts | {"gathered": gathered}))
 
 
+def mean_bytes(work: Work) -> int:
+    """Of a mean of the student's weights in float32, which a teacher in float32 holds itself."""
+    return 4 * work.mean if bytes_of(work.precision) < 4 else 0
+
+
 def least(work: Work) -> int:
     """Bytes that a process has at least, without a look at activations: in the optimizer's step."""
     number, launch, size = bytes_of(work.precision), work.launch, work.student
     held = number * (sum(model.parameters for model in (size, *work.frozen)) - work.shared)
+    held += mean_bytes(work)
     if not work.steps or launch.offload or launch.zero == 3:
         return held
     own = size.trained // (launch.processes if launch.zero else 1)
@@ -140,6 +148,7 @@ def _training(work: Work, device: str) -> dict[str, int]:
         "buckets": 0,
         "activations": update.activations,
         "tiles": update.tiles + update.backward,
+        "reading": _reading(work, device, rows),
         "step": _step(size.decaying // (processes if launch.zero else 1), number),
         "host": 0,
     }
@@ -180,11 +189,27 @@ def _update(work: Work, device: str, share_of_rank: int) -> passes.Update:
     launch = work.launch
     width, targets = (max(getattr(part, name) for part in work.parts) for name in ("width", "targets"))
     loss = max((part.loss for part in work.parts), key=lambda loss: loss.teacher is not None)
-    rows = min(launch.micro_batch, share_of_rank)
-    if launch.micro_tokens:
-        rows = max(1, min(rows, launch.micro_tokens // width))
+    rows = _micro_batch(work, share_of_rank)
     how = How(kind_of(work.precision), device, work.dropout, launch.gradient_checkpointing, launch.attention)
     return passes.update(work.student, Rows(rows, width, targets), how, loss)
+
+
+def _micro_batch(work: Work, share_of_rank: int) -> int:
+    """Rows of a micro-batch, by the longest row as student or teacher reads it."""
+    rows, limit = min(work.launch.micro_batch, share_of_rank), work.launch.micro_tokens
+    width = max(max(part.width, part.read[1]) for part in work.parts)
+    return max(1, min(rows, limit // width)) if limit else rows
+
+
+def _reading(work: Work, device: str, share_of_rank: int) -> int:
+    """The pass over a micro-batch of a teacher that reads prompts of its own, before the student's."""
+    how, rows = How(kind_of(work.precision), device), _micro_batch(work, share_of_rank)
+    passed = [
+        passes.without_gradient(part.loss.teacher, Rows(rows, part.read[1], 1), how)
+        for part in work.parts
+        if part.reads and part.shown and part.loss.teacher
+    ]
+    return max(passed, default=0)
 
 
 def _sampling(work: Work, device: str) -> dict[str, int]:
@@ -219,24 +244,28 @@ def _draw(draw: Draw, work: Work, device: str) -> tuple[int, int]:
     On a CPU weights are laid out a second time while they do not change (models/onednn_layout.py).
     """
     number = bytes_of(work.precision)
-    width = draw.longest + draw.horizon
-    rows = _rows(work, draw.rows, width)
+    rows = _rows(work, draw.rows, draw.width)
+    of_each = list(zip(draw.models, (prompts.longest for prompts in draw.prompts), strict=True))
     # Without a coin the teacher reads all at once, at the end.
-    cached = draw.models if draw.alpha or draw.coins is None else draw.models[:1]
-    caches = sum(number * model.cache for model in cached) * rows * width
+    along = len(draw.models) if draw.alpha or draw.coins is None else 1
+    cached, later = of_each[:along], of_each[along:]
+    caches = sum(number * model.cache * rows * (longest + draw.horizon) for model, longest in cached)
     how = How(kind_of(work.precision), device)
-    prompts = Rows(rows, draw.longest, 1)
-    extra = 0
+    extra, parts, passed = 0, [0], list[int]()
+    for model, longest in cached:
+        at_once = rows
+        if device == "cpu" and rows * longest > CPU_POSITIONS:
+            at_once = max(1, CPU_POSITIONS // longest)
+            parts.append(number * model.cache * at_once * longest)
+        passed.append(passes.without_gradient(model, Rows(at_once, longest, 1), how))
     if device == "cpu":
-        if rows * draw.longest > CPU_POSITIONS:
-            at_once = max(1, CPU_POSITIONS // draw.longest)
-            prompts = Rows(at_once, draw.longest, 1)
-            extra += max(number * m.cache for m in cached) * at_once * draw.longest
+        extra += max(parts)
         extra += sum(number * (m.matrices + m.head) for m in draw.models if _laid_out(work.precision))
-    read = max(passes.without_gradient(model, prompts, how) for model in cached)
-    for model in draw.models[len(cached) :]:
+    for model, longest in later:
+        width = longest + draw.horizon
         at_once = max(1, CPU_POSITIONS // width) if device == "cpu" else rows
-        read = max(read, passes.without_gradient(model, Rows(min(rows, at_once), width, 1), how))
+        passed.append(passes.without_gradient(model, Rows(min(rows, at_once), width, 1), how))
+    read = max(passed)
     # Logits of models that read along are in the vocabulary that they share.
     vocabulary = min(model.vocabulary for model in draw.models)
     if draw.coins is None or len(draw.models) == 1:

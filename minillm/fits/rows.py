@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from minillm.config import layout
 from minillm.config.experiment import Experiment
+from minillm.config.teaching import USUAL
 
 # Tokens of a prompt (in the alpaca template) and of a response of databricks-dolly-15k, on average
 # (benchmarks/lengths.py).
@@ -25,6 +28,8 @@ PUBLISHED = {
 }
 # Of any other file; the embedded generator's default.
 ROWS = 1000
+# Characters of English text in a token, about.
+CHARACTERS = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class Lengths:
     chunks: int
     chunk: int
     assumed: bool
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokens of prompts: on average, and of the longest."""
+
+    mean: float
+    longest: int
 
 
 def rows_of(config: Experiment, name: str) -> int:
@@ -74,4 +87,33 @@ def lengths_of(config: Experiment, tokenizer: str, root: Path = Path()) -> Lengt
         rows_of(config, data.corpus) if data.corpus else 0,
         data.corpus_length,
         True,
+    )
+
+
+def shown_of(
+    config: Experiment, tokenizer: str, prompt: str, lengths: Lengths, root: Path = Path()
+) -> Prompts | None:
+    """Prompts of the rows as a teacher is shown them, by a name of `data.prompts`; None if that is as usual.
+
+    Of the prepared rows if they are there.  Otherwise a question counts as a usual prompt, with its template,
+    the gold answer as a response, and the text around them by its characters.
+    """
+    if prompt in ("", USUAL):
+        return None
+    folder = root / layout.run_folder(config.run) / layout.teaching_data(tokenizer, prompt)
+    try:
+        train, dev = (
+            np.load(folder / f"{name}.lengths.npy").reshape(-1, 2)[:, 0] for name in ("train", "dev")
+        )
+        return Prompts(float(train.mean()), int(max(train.max(), dev.max())))
+    # As for `lengths_of`.
+    except (OSError, ValueError):
+        pass
+    parts = list(string.Formatter().parse(config.data.every_prompt[prompt]))
+    around = -(-sum(len(text) for text, *_ in parts) // CHARACTERS)
+    places = Counter(place for _, place, _, _ in parts)
+    questions, answers = max(1, places["question"] + places["instruction"]), places["output"]
+    return Prompts(
+        around + questions * lengths.prompt + answers * lengths.response,
+        around + questions * config.data.max_prompt + answers * config.data.max_response,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from minillm.config.launch import Launch
 from minillm.fits.passes import Loss
+from minillm.fits.rows import Prompts
 from minillm.fits.sizes import Size
 
 
@@ -14,7 +15,8 @@ class Part:
     """Rows of one optimizer step that share a loss: `prompt` and `response` tokens on average.
 
     width, targets: positions, and tokens with a loss, of the longest row.  reads: share of the rows that the
-    teacher reads, the others having its hidden states; scored: whether its output matrix is applied.
+    teacher reads, the others having its hidden states; scored: whether its output matrix is applied; shown:
+    the teacher's prompts, if they are others.
     """
 
     rows: int
@@ -25,6 +27,14 @@ class Part:
     loss: Loss
     reads: float = 0.0
     scored: bool = False
+    shown: Prompts | None = None
+
+    @property
+    def read(self) -> tuple[float, int]:
+        """Tokens of a row as the teacher reads it, on average, and positions of the longest such row."""
+        if self.shown is None:
+            return self.prompt + self.response, self.width
+        return self.shown.mean + self.response, self.shown.longest + self.targets
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Draw:
 
     horizon: positions of the longest response; longest: of the longest prompt.  coins: as in OnPolicy, the
     rows that share the coins that say which model draws; None: all models read every token at once.
-    top_k: of the teacher, if it replaces other tokens; top_p: of the student.
+    top_k: of the teacher, if it replaces other tokens; top_p: of the student.  shown: the teacher's prompts,
+    if they are others.
     """
 
     models: tuple[Size, ...]
@@ -48,6 +59,18 @@ class Draw:
     coins: int | None = None
     top_k: int = 0
     top_p: float = 1.0
+    shown: Prompts | None = None
+
+    @property
+    def prompts(self) -> list[Prompts]:
+        """Those that each model reads."""
+        usual = Prompts(self.prompt, self.longest)
+        return [usual, *[self.shown or usual] * (len(self.models) - 1)]
+
+    @property
+    def width(self) -> int:
+        """Positions of the longest row, of whichever model."""
+        return max(prompts.longest for prompts in self.prompts) + self.horizon
 
     def shares(self, rows: int) -> list[float]:
         """Of each model, the positions at which a batch of `rows` rows waits for it, on average."""
@@ -74,8 +97,9 @@ class Work:
     """One job.  Without `steps` nothing is trained; `frozen` are the other models, the teacher first.
 
     shared: numbers of the frozen models' weights that are the student's, in memory once.  batch: rows of an
-    optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory;
-    cached: those that lie on the disk.  outputs: models that the stage writes; answers: its responses.
+    optimizer step.  kept: tokens whose teacher's hidden states lie in the CPU's memory; cached: those on the
+    disk.  mean: numbers of the student's weights that a mean is kept of.  outputs: models that the stage
+    writes; answers: its responses.
     """
 
     stage: str
@@ -93,6 +117,7 @@ class Work:
     evaluations: int = 0
     kept: float = 0.0
     cached: float = 0.0
+    mean: int = 0
     outputs: int = 0
     answers: int = 0
 

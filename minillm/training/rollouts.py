@@ -168,60 +168,18 @@ def collect_rollouts(
     `vllm` samples if the settings ask for it.
     """
     plan = choose(rows, settings, memory, collection, seed)
-    asked = [row for row in plan if isinstance(row, int)]
-    rank, size = engine.world.rank, engine.world.size
-    mine = asked[rank::size]
-    eos, pad = special_tokens(dev.tokenizer)
-    watched = settings.teacher_reads
-    groups = None
-    if watched and settings.coins is not None:
-        # Rows of a group, which need the teacher at the same positions, share a batch where possible.
-        group_of = grouped({row: len(rows.prompt(row)) for row in asked}, settings.coins)
-        mine = list(group_of)[rank * len(asked) // size : (rank + 1) * len(asked) // size]
-        groups = [group_of[row] for row in mine]
+    mine, groups = rows_of_rank(plan, rows, settings, engine.world)
     prompts = shown_to_teacher(rows, dev)
-    theirs = None if prompts is None else [prompts[i] for i in mine]
-    end = dev.teacher.ends[1] if dev.teacher is not None else None
     keep = engine.launch.teacher_cache and settings.teacher_scores and settings.keeps_teacher
-    sampler = settings.sampler or Sampler()
+    weighs = any(weights.of_teacher_entropy for weights in settings.every_token_weights)
     with engine.whole():
-        asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
-        mixture = None
-        if watched:
-            replaced, early_end = sampler.teacher_top_k, sampler.early_end
-            mixture = Mixture(teacher, settings.alpha, groups, theirs, end, replaced, early_end)
-        how: dict[str, Any] = {
-            "seed": seed,
-            "step": collection,
-            "ends": [eos],
-            "pad": pad,
-            "vocabulary": dev.vocabulary,
-            "mixture": mixture,
-        }
-        if vllm is not None:
-            samples = vllm.sample(asked_of, ids, **how)
-        else:
-            samples = sample(
-                engine.model,
-                asked_of,
-                ids,
-                Sampling(
-                    temperature=settings.temperature, top_p=sampler.top_p, max_tokens=settings.max_tokens
-                ),
-                **how,
-                record=True,
-                batch=engine.launch.eval_batch,
-                budget=engine.launch.eval_tokens,
-                graphs=engine.launch.cuda_graphs,
-            )
-        fresh = [Entry(i, r.tokens, r.finished, r.record, r.cut) for i, r in zip(mine, samples, strict=True)]
-        sent = engine.world.gather([without_states(entry) for entry in fresh])
-        by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
-        entries = [by_row[row] if isinstance(row, int) else row for row in plan]
-        read = rows.prompt if prompts is None else prompts.__getitem__
-        weighs = any(weights.of_teacher_entropy for weights in settings.every_token_weights)
-        hidden = teacher_hidden(engine, teacher, read, entries, pad) if keep or weighs else None
-        made = together(rows, entries, watched)
+        mixture = mixture_of(teacher, dev, settings, groups, prompts, mine)
+        fresh = answered(engine, rows, dev, settings, mine, mixture, collection, seed, vllm)
+        entries = completed(plan, fresh, engine.world)
+        made, hidden = together(rows, entries, settings.teacher_reads), None
+        if keep or weighs:
+            read = rows.prompt if prompts is None else prompts.__getitem__
+            hidden = teacher_hidden(engine, teacher, read, entries, special_tokens(dev.tokenizer)[1])
         if weighs and hidden is not None:
             # The entropy does not depend on which token is called the end.
             head = head_of(teacher, dev.vocabulary, settings.temperature)
@@ -232,6 +190,85 @@ def collect_rollouts(
     return dataclasses.replace(
         made, teacher_hidden=hidden if keep else None, teacher_prompts=shown, gold=gold
     )
+
+
+def rows_of_rank(
+    plan: Sequence[int | Entry], rows: Rows, settings: OnPolicy, world: World
+) -> tuple[list[int], list[int] | None]:
+    """(rows that the student answers on this rank, their groups if such share coins)."""
+    asked = [row for row in plan if isinstance(row, int)]
+    if settings.coins is None or not settings.teacher_reads:
+        return asked[world.rank :: world.size], None
+    # Rows of a group, which need the teacher at the same positions, share a batch where possible.
+    group_of = grouped({row: len(rows.prompt(row)) for row in asked}, settings.coins)
+    first, end = (rank * len(asked) // world.size for rank in (world.rank, world.rank + 1))
+    mine = list(group_of)[first:end]
+    return mine, [group_of[row] for row in mine]
+
+
+def mixture_of(
+    teacher: PreTrainedModel,
+    dev: Dev,
+    settings: OnPolicy,
+    groups: Sequence[int] | None,
+    prompts: Sequence[np.ndarray] | None,
+    mine: Sequence[int],
+) -> Mixture | None:
+    """How the teacher takes part in answering the rows `mine`, by its own `prompts` if any; None if not."""
+    if not settings.teacher_reads:
+        return None
+    sampler = settings.sampler or Sampler()
+    theirs = None if prompts is None else [prompts[i] for i in mine]
+    end = dev.teacher.ends[1] if dev.teacher is not None else None
+    replaced, early_end = sampler.teacher_top_k, sampler.early_end
+    return Mixture(teacher, settings.alpha, groups, theirs, end, replaced, early_end)
+
+
+def answered(
+    engine: Engine,
+    rows: Rows,
+    dev: Dev,
+    settings: OnPolicy,
+    mine: Sequence[int],
+    mixture: Mixture | None,
+    collection: int,
+    seed: int,
+    vllm: VllmRollouts | None,
+) -> list[Entry]:
+    """The student's answers to the rows `mine`, with their records; `vllm` samples if it is given."""
+    asked_of, ids = [rows.prompt(i) for i in mine], [int(rows.ids[i]) for i in mine]
+    eos, pad = special_tokens(dev.tokenizer)
+    how: dict[str, Any] = {
+        "seed": seed,
+        "step": collection,
+        "ends": [eos],
+        "pad": pad,
+        "vocabulary": dev.vocabulary,
+        "mixture": mixture,
+    }
+    if vllm is not None:
+        samples = vllm.sample(asked_of, ids, **how)
+    else:
+        top_p = (settings.sampler or Sampler()).top_p
+        samples = sample(
+            engine.model,
+            asked_of,
+            ids,
+            Sampling(temperature=settings.temperature, top_p=top_p, max_tokens=settings.max_tokens),
+            **how,
+            record=True,
+            batch=engine.launch.eval_batch,
+            budget=engine.launch.eval_tokens,
+            graphs=engine.launch.cuda_graphs,
+        )
+    return [Entry(i, r.tokens, r.finished, r.record, r.cut) for i, r in zip(mine, samples, strict=True)]
+
+
+def completed(plan: Sequence[int | Entry], fresh: Sequence[Entry], world: World) -> list[Entry]:
+    """`plan` with what all ranks have sampled in the place of its row numbers; this rank's is `fresh`."""
+    sent = world.gather([without_states(entry) for entry in fresh])
+    by_row = {entry.row: entry for part in [*sent, fresh] for entry in part}
+    return [by_row[row] if isinstance(row, int) else row for row in plan]
 
 
 def entropies(world: World, hidden: Sequence[Tensor], head: Head, mask: Tensor) -> Tensor:

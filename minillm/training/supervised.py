@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from minillm.models.loading import check_same_tokenizer, load_tokenizer, special
 from minillm.runtime.engine import Engine, Losses
 from minillm.runtime.load_once import load_once
 from minillm.runtime.metrics_log import MetricsLog
-from minillm.runtime.processes import host, start
+from minillm.runtime.processes import World, host, start
 from minillm.runtime.schedule import batch_of_step, count_steps, evaluation_steps
-from minillm.training.adapted import load_frozen, with_adapter
+from minillm.training.adapted import Base, load_frozen, with_adapter
 from minillm.training.dev_set import Candidates, Dev, answer, losses
 from minillm.training.export import export
 from minillm.training.grid import with_choice
@@ -254,6 +255,48 @@ def read_by_teacher(
     )
 
 
+def check_models(settings: TrainSettings, data: Path, base: Path, teacher: Path | None) -> None:
+    """Raises UserError if the loss lacks its teacher, or a model has not the tokens of the data."""
+    check_same_tokenizer(base, data / "tokenizer")
+    loss = settings.training.loss
+    if loss != "ce" and teacher is None:
+        raise UserError(f"{settings.stage}: the loss '{loss}' needs a teacher")
+    if teacher is not None:
+        check_same_tokenizer(base, teacher)
+
+
+def load_student(
+    settings: TrainSettings,
+    launch: Launch,
+    world: World,
+    base: tuple[Path, str],
+    data: Path,
+    examples: Sequence[Example],
+) -> tuple[PreTrainedModel, Base | None]:
+    """(the model to train, its base model if it has an adapter); `base`: folder and identity."""
+    student = load_once(base[0], settings.precision, world, sharded=launch.zero == 3)
+    check_rows(student, data, settings.sampling.max_tokens, examples)
+    if settings.adapter is None:
+        return student, None
+    return student, with_adapter(student, settings.adapter, settings.seed, base, launch, world)
+
+
+def load_teacher(
+    settings: TrainSettings,
+    engine: Engine,
+    teacher: Path | None,
+    data: Path,
+    examples: Sequence[Example],
+    own_base: Base | None,
+) -> PreTrainedModel | None:
+    """The frozen teacher, which reads `examples` of the data folder `data`; None if the loss has none."""
+    if settings.training.loss == "ce" or teacher is None:
+        return None
+    loaded = load_frozen(teacher, settings.precision, engine.world, engine.launch.shard_teacher, own_base)
+    check_rows(loaded, data, 0, examples)
+    return engine.frozen(loaded)
+
+
 def run_stage(
     settings: TrainSettings,
     launch: Launch,
@@ -277,70 +320,36 @@ def run_stage(
     if settings.stage == "sft" and init is None and not settings.trial:
         raise UserError("sft: the checkpoint of the lowest dev loss needs a place too; give --init FOLDER")
     settings, chosen = with_choice(settings, grid)
-    world = start(settings.seed, launch.patience)
+    training, stage, seed = settings.training, settings.stage, settings.seed
+    world = start(seed, launch.patience)
     paths = {"data": data, "base": base, "teacher": teacher, "teacher_data": teacher_data, "pseudo": pseudo}
     inputs = {key: identity(path) for key, path in {**paths, "grid": grid}.items() if path}
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(data / "tokenizer")
-    check_same_tokenizer(base, data / "tokenizer")
-    loss = settings.training.loss
-    needs_teacher = loss != "ce"
-    if needs_teacher and teacher is None:
-        raise UserError(f"{settings.stage}: the loss '{loss}' needs a teacher")
-    if teacher is not None:
-        check_same_tokenizer(base, teacher)
+    check_models(settings, data, base, teacher)
     examples, own_dev = training_examples(data, pseudo, teacher_data)
     prompts = TeacherPrompts.open(data, teacher_data)
     theirs = read_by_teacher(prompts, data, examples, own_dev) if prompts else None
-    dev = Dev.open(
-        data, settings.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed, prompts
-    )
+    dev = Dev.open(data, training.dev_rows, tokenizer, settings.sampling, launch, seed, prompts)
     raw = dataclasses.asdict(settings)
-    student = load_once(base, settings.precision, world, sharded=launch.zero == 3)
-    check_rows(student, data, settings.sampling.max_tokens, examples)
-    adapter, own_base = settings.adapter, None
-    if adapter is not None:
-        own_base = with_adapter(student, adapter, settings.seed, (base, inputs["base"]), launch, world)
-    engine = Engine(
-        student,
-        settings.training,
-        launch,
-        world,
-        settings.precision,
-        checkpoints / f"{settings.stage}-{stage_key(raw, inputs)}",
-        count_steps(len(examples), settings.training),
-        out,
-    )
-    teacher_model = None
-    if needs_teacher and teacher:
-        loaded = load_frozen(teacher, settings.precision, world, launch.shard_teacher, own_base)
-        check_rows(loaded, teacher_data or data, 0, theirs[0] if theirs else examples)
-        teacher_model = engine.frozen(loaded)
+    student, own_base = load_student(settings, launch, world, (base, inputs["base"]), data, examples)
+    folder, steps = checkpoints / f"{stage}-{stage_key(raw, inputs)}", count_steps(len(examples), training)
+    engine = Engine(student, training, launch, world, settings.precision, folder, steps, out)
+    read = theirs[0] if theirs else examples
+    teacher_model = load_teacher(settings, engine, teacher, teacher_data or data, read, own_base)
+    # The teacher's answers are named by their place.
+    ids = [] if pseudo else [int(row) for row in Rows.open(data, "train").ids]
 
-    def train() -> list[dict[str, Any]]:
-        return fit(
-            engine,
-            examples,
-            dev,
-            settings.training,
-            name=settings.stage,
-            seed=settings.seed,
-            teacher=teacher_model,
-            own_dev=own_dev,
-            # The teacher's answers are named by their place.
-            ids=[] if pseudo else [int(row) for row in Rows.open(data, "train").ids],
-            theirs=theirs,
-        )
-
-    history, lost = tried(train, settings.trial)
+    train = partial(fit, engine, examples, dev, training, name=stage, seed=seed, teacher=teacher_model)
+    history, lost = tried(partial(train, own_dev=own_dev, ids=ids, theirs=theirs), settings.trial)
     if settings.trial:
-        write_trial(engine, history, lost, out, raw, inputs, settings.seed)
+        write_trial(engine, history, lost, out, raw, inputs, seed)
     else:
         outputs = {"best_rouge": out, **({"lowest_loss": init} if init else {})}
-        own = base if adapter else None
-        export(engine, dev, history, outputs, raw, inputs, settings.seed, own, chosen)
+        own = base if settings.adapter else None
+        export(engine, dev, history, outputs, raw, inputs, seed, own, chosen)
     world.barrier()
     if world.rank == 0:
-        engine.say(f"{settings.stage}: finished after {engine.steps} steps and {engine.elapsed():.0f} s")
+        engine.say(f"{stage}: finished after {engine.steps} steps and {engine.elapsed():.0f} s")
 
 
 def plain_sequences(chunks: Sequence[np.ndarray]) -> list[Example]:

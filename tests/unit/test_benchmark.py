@@ -234,29 +234,65 @@ def test_rollouts_by_coins_are_measured_in_turns(monkeypatch, capsys):
 
 
 def test_every_part_is_one_that_the_package_takes():
-    for keys in parts.PARTS.values():
-        chosen = workload.settings(TINY, **({"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0} | keys))
+    assert len(set(parts.PARTS) | set(parts.SAMPLERS)) == len(parts.PARTS) + len(parts.SAMPLERS)
+    for keys in (*parts.PARTS.values(), *parts.SAMPLERS.values()):
+        chosen = workload.settings(TINY, **(parts.BASE | keys))
         # Raises an error otherwise.
         onpolicy.check_on_policy(chosen, "a part", "stages.minillm")
 
 
-@pytest.mark.parametrize("part", [list(parts.PARTS)[1], "moving target", "forward KL in addition"])
+@pytest.mark.parametrize("part", parts.PARTS)
 def test_a_part_runs(part):
-    shape = Shape(
-        vocabulary=37, batch=4, prompt=6, response=8, text=10, student=Size(1, 16), teacher=Size(1, 32)
-    )
-    found = parts.run(part, shape, updates=1)
-    assert found["speed"] > 0 and found["memory"] >= 0
+    found = parts.run(part, parts.TINY, updates=1)
+    assert found["speed"] > 0 and found["memory"] >= 0 and found["held"] > 0
+
+
+@pytest.mark.parametrize("sampler", parts.SAMPLERS)
+def test_a_sampler_runs(sampler):
+    assert parts.collect(sampler, parts.TINY, updates=1)["speed"] > 0
+
+
+def test_who_teaches_a_part_reads_the_gold_answer_and_is_who_it_should_be():
+    mine = {
+        name: parts.made(parts.TINY, "fp32", parts.PARTS[name]) for name in parts.PARTS if "prompt" in name
+    }
+    assert len(mine) == 4
+    for name, side in mine.items():
+        rollouts, task = side.rollout(), side.task
+        assert (task.teacher is side.engine.model) == ("itself" in name)
+        assert (task.teacher is side.setting.teacher) == name.startswith("teacher")
+        if "initial" in name or "mean" in name:
+            assert torch.equal(*(next(model.parameters()) for model in (task.teacher, side.engine.model)))
+        for i, row in enumerate(rollouts.ids):
+            prompt, gold = side.data.rows.prompt(row), side.data.rows.response(row)
+            assert rollouts.teacher_prompts[i].tolist() == [*prompt, *gold]
 
 
 def test_the_table_of_parts_compares_with_plain_reverse_kl():
     results = {
-        "reverse KL": {"speed": 200.0, "memory": 30.0},
-        "sampled token": {"speed": 250.0, "memory": 20.4},
+        "reverse KL": {"speed": 200.0, "memory": 30.0, "held": 100.0},
+        "sampled token": {"speed": 250.0, "memory": 20.4, "held": 104.0},
     }
     lines = parts.table(Shape(vocabulary=2**20, batch=2, response=4, prompt=3), results).splitlines()
     assert lines[0] == "2 rows of 3 + 4 tokens, vocabulary 1048576; logits: 32 MB"
     assert lines[-2:] == [
-        "| reverse KL | 200 | 1.00 | 30 | +0 |",
-        "| sampled token | 250 | 1.25 | 20 | -10 |",
+        "| reverse KL | 200 | 1.00 | 30 | +0 | +0 |",
+        "| sampled token | 250 | 1.25 | 20 | -10 | +4 |",
     ]
+    samplers = {"student": {"speed": 200.0}, "top-p 0.9": {"speed": 150.0}}
+    assert parts.table_of_samplers(samplers).splitlines()[-1] == "| top-p 0.9 | 150 | 0.75 |"
+
+
+def test_only_what_is_asked_for_is_measured_next_to_what_it_is_compared_with(monkeypatch, capsys):
+    asked = []
+
+    def ask(module, shape, **options):
+        asked.append((shape.vocabulary, options))
+        return {"speed": 1.0, "memory": 2.0, "held": 3.0}
+
+    monkeypatch.setattr(parts.child, "ask", ask)
+    monkeypatch.setattr(sys, "argv", ["parts", "--tiny", "--updates", "1", "--only", "top-p 0.9"])
+    parts.main()
+    how = {"precision": "fp32", "updates": 1}
+    assert asked == [(37, {"sampler": name, **how}) for name in ("student", "top-p 0.9")]
+    assert "| top-p 0.9 | 1 | 1.00 |" in capsys.readouterr().out

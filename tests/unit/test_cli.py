@@ -269,3 +269,52 @@ def test_other_errors_are_not_a_full_disk(monkeypatch):
     monkeypatch.setattr(Stage, "entry_point", lambda self: fail)
     with pytest.raises(PermissionError):
         main(["rouge", "--generations", "a", "--out", "b"])
+
+
+# A stage that prints more than a pipe holds, then one of a library's own pipe.
+PRINTS = """
+import sys
+from minillm.cli import main
+from minillm.config.stages import Stage
+
+def prints(*settings, **paths):
+    print("line\\n" * 100_000)
+
+def loses(*settings, **paths):
+    raise BrokenPipeError("a worker is gone")
+
+Stage.entry_point = lambda self: prints if sys.argv[1] == "prints" else loses
+sys.exit(main(["rouge", "--generations", "a", "--out", "b"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "minillm", "methods"], ["-m", "minillm", "--help"], ["-c", PRINTS, "prints"]],
+    ids=["methods", "help", "a stage"],
+)
+@pytest.mark.parametrize("both", [False, True])
+def test_it_ends_quietly_if_nobody_reads_what_it_prints(command: list[str], both: bool) -> None:
+    """As `minillm methods | head` does once `head` has seen enough; also if errors go into the same pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": HERE}
+    done = subprocess.run(
+        [sys.executable, *command],
+        stdout=writer,
+        stderr=writer if both else subprocess.PIPE,
+        env=environment,
+        cwd=HERE,
+        timeout=120,
+    )
+    os.close(writer)
+    # argparse writes a long help itself, and lets such an error pass.
+    assert done.returncode in ((0, 141) if "--help" in command else (141,)) and not done.stderr
+
+
+def test_a_pipe_of_a_library_that_breaks_is_an_error() -> None:
+    environment = {**os.environ, "PYTHONPATH": HERE}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, "loses"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 1 and "BrokenPipeError: a worker is gone" in done.stderr

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minillm.config.launch import Launch
 from minillm.config.onpolicy import OnPolicy
 from minillm.errors import UserError
-from minillm.fits import passes
+from minillm.fits import hours, passes
 from minillm.fits.memory import BUCKET, Memory, least, memory
 from minillm.fits.passes import How, Loss, Rows, Update
+from minillm.fits.rows import Prompts
 from minillm.fits.sizes import size_of, text_of
 from minillm.fits.tensor_bytes import TensorBytes
 from minillm.fits.work import Draw, Part, Work
@@ -156,6 +157,38 @@ def test_coins_keep_the_students_states_and_without_any_the_teacher_has_no_cache
     # Three rows of 16 positions, keys and values of the student alone.
     assert none.caches == 3 * 16 * 2 * 2 * 2 * D
     assert none.positions >= passes.without_gradient(TEACHER, Rows(3, 16, 1), How(torch.bfloat16, "cuda"))
+
+
+def test_a_mean_of_the_student_is_kept_in_float32():
+    """Next to the model in half precision that teaches, and in each checkpoint; float32 needs no copy."""
+    plain, mean = on_policy(zero=0), dataclasses.replace(on_policy(zero=0), mean=N)
+    assert memory(mean).teacher == 2 * N_TEACHER + 4 * N
+    assert memory(mean).peak - memory(plain).peak == least(mean) - least(plain) == 4 * N
+    single = dataclasses.replace(mean, precision="fp32")
+    assert memory(single).teacher == 4 * N_TEACHER
+    assert hours.state_bytes(mean) - hours.state_bytes(plain) == 4 * N
+
+
+def test_longer_prompts_of_the_teacher_are_in_caches_and_passes():
+    """The student's have up to 10 tokens, the teacher's 24; 6 follow."""
+    shown = Prompts(20.0, 24)
+    work = on_policy(micro_batch=4)
+    part = dataclasses.replace(work.parts[0], reads=1.0, shown=shown)
+    long = dataclasses.replace(work, parts=(part,), draws=(dataclasses.replace(work.draws[0], shown=shown),))
+    found, plain = memory(long), memory(work)
+    # Keys and values of three rows.
+    assert plain.caches == 3 * 2 * 2 * (16 * 2 * D + 16 * 3 * D_TEACHER)
+    assert found.caches == 3 * 2 * 2 * (16 * 2 * D + 30 * 3 * D_TEACHER)
+    how = How(torch.bfloat16, "cuda")
+    assert found.positions >= passes.without_gradient(TEACHER, Rows(3, 24, 1), how)
+    assert plain.reading == 0 and found.reading == passes.without_gradient(TEACHER, Rows(4, 30, 1), how)
+    # A budget of 64 positions: two such rows, four of the student's.
+    budget = Launch(micro_batch=4, micro_tokens=64, eval_batch=3, eval_tokens=64)
+    two, four = (memory(dataclasses.replace(w, launch=budget)) for w in (long, work))
+    assert two.reading == passes.without_gradient(TEACHER, Rows(2, 30, 1), how)
+    assert two.activations < four.activations == plain.activations
+    assert two.caches == 2 * found.caches // 3 and four.caches == plain.caches
+    assert Memory(activations=5, tiles=1, reading=9).moments["update"] == 9
 
 
 def test_a_position_by_coins_takes_less_than_a_recorded_one():

@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from minillm.config import layout
 from minillm.config.methods import Variant
 from minillm.fits.hours import seconds
 from minillm.fits.jobs import Key, Planner
 from minillm.fits.machines import GPUS
 from minillm.fits.memory import memory
+from minillm.fits.rows import Prompts, shown_of
 from minillm.plan import configuration
 
 PLAIN = {"alpha": 0.0, "objective": "reverse_kl", "lm_coef": 0.0}
@@ -37,6 +40,21 @@ def planner():
     return Planner(dataclasses.replace(config, models=models, variants=variants))
 
 
+def own_mean(more):
+    return more.get("teacher", {}).get("who") == "ema"
+
+
+def test_prompts_of_prepared_rows_are_measured(planner, tmp_path):
+    folder = tmp_path / "results" / planner.config.run / layout.teaching_data("embedded", "demonstration")
+    folder.mkdir(parents=True)
+    np.save(folder / "train.lengths.npy", np.array([[10, 3], [20, 4]], np.int32))
+    np.save(folder / "dev.lengths.npy", np.array([[31, 3]], np.int32))
+    lengths = planner.lengths("demo-student")
+    found = shown_of(planner.config, "embedded", "demonstration", lengths, tmp_path)
+    assert found == Prompts(15.0, 31)
+    assert shown_of(planner.config, "embedded", "usual", lengths, tmp_path) is None
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_models_and_rows_of_a_method(planner, method):
     more, models, kept = METHODS[method]
@@ -50,5 +68,15 @@ def test_models_and_rows_of_a_method(planner, method):
     own = work.student if more.get("teacher", {}).get("who") in ("initial", "self", "ema") else sizes["P"]
     expected = [work.student, sizes["P"]] + ([own] if "teacher" in more else [])
     assert [read.model for read in dev] == expected
+    assert work.mean == (work.student.trained if own_mean(more) else 0)
+    # The question, the gold answer, and 43 characters around them.
+    data, lengths = planner.config.data, planner.lengths("demo-student")
+    mean, most = 11 + lengths.prompt + lengths.response, 11 + data.max_prompt + data.max_response
+    shown = Prompts(mean, most) if "prompt" in more.get("teacher", {}) else None
+    assert work.parts[0].shown == work.draws[0].shown == shown
+    if shown:
+        assert dev[-1].longest == most + max(data.max_response, 72) and dev[-1].tokens == pytest.approx(
+            mean + min(lengths.response, 72)
+        )
     assert memory(work).peak > 0
     seconds(work, GPUS["H100"])
