@@ -40,10 +40,12 @@ def _of_trainings(results: RunResults) -> Iterator[tuple[Any, ...]]:
     for model in results.models():
         for seed, weights in model.weights.items():
             folder = layout.model(weights)
-            found = [("dev", results.dev_values(weights), "selection.json")]
-            found += [("", costs_of(results, model, weights) or {}, "provenance.json")]
-            found += [("", _means(results.log(weights)), "metrics.jsonl")]
-            for test, values, file in found:
+            found: dict[str, tuple[str, Mapping[str, float | None]]] = {
+                "selection.json": ("dev", results.dev_values(weights)),
+                "provenance.json": ("", costs_of(results, model, weights) or {}),
+                "metrics.jsonl": ("", _means(results.log(weights))),
+            }
+            for file, (test, values) in found.items():
                 for name, value in values.items():
                     if value is not None:
                         key = (*model.key, seed, pd.NA, test, name)
