@@ -36,9 +36,9 @@ def test_it_is_planned_and_nothing_else_again_and_its_numbers_are_in_the_table(f
     checkout, _ = followed
     jobs = planned(checkout)
     generations = sorted((checkout.run / "generations").rglob("*.jsonl"))
-    # the measurement; the table of all; the page, which names what each measurement needs; the report
+    # the measurement; the table of all, and the checklist; the page, which names what each measurement needs
     assert jobs.pop("word_count") == len(generations) and jobs.pop("total") and jobs.pop("all") == 1
-    assert set(jobs) <= {"metrics", "settings", "page", "report"}, jobs
+    assert set(jobs) <= {"metrics", "settings", "checklist", "index", "page", "report"}, jobs
     done = checkout.snakemake()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = pd.read_csv(checkout.run / "metrics.csv")

@@ -14,7 +14,7 @@ from minillm.errors import UserError
 
 SHOWS = (
     "publish_", "settings key=publish/", "settings key=metrics", "settings key=table", "curves", "table",
-    "figure", "metrics", "index", "page", "report",
+    "figure", "metrics", "index", "checklist", "page", "report",
 )  # fmt: skip
 DATA = "results/plan/data/letters"
 SETTINGS = {"objective": "reverse_kl", "alpha": 0.0, "lm_coef": 0.0}
