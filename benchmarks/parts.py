@@ -10,7 +10,7 @@ Then samplers: response tokens per second of a collection, with the teacher's hi
 which an update needs; the median of some after one that is not counted.  No response ends early: these models
 never draw the EOS, and responses are shorter than the default of early ends.
 
-All of it takes about a quarter of an hour on two cores.  Nothing else should run on the machine meanwhile.
+All of it takes about ten minutes on two cores.  Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

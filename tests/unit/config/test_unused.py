@@ -110,7 +110,8 @@ def test_every_key_of_the_table_is_refused_somewhere() -> None:
 
 def test_presets_are_not_written() -> None:
     for preset in PRESETS:
-        experiment(with_variant({"objective": "reverse_kl", "semantics": preset}))
+        found = experiment(with_variant({"objective": "reverse_kl", "semantics": preset}))
+        assert found.on_policy("other", "small").objective == "reverse_kl"
 
 
 def test_a_key_that_methods_share_is_read_by_one_of_them() -> None:
