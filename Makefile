@@ -19,6 +19,7 @@ SEED ?= 0
 
 comma := ,
 space := $(subst ,, )
+commas = $(subst $(space),$(comma),$(strip $(1)))
 
 SETUP = $(VENV)/.installed
 SMOLLM2 = $(VENV)/.smollm2
@@ -69,15 +70,17 @@ methods: $(SETUP) ## published methods side by side on the demo's task, hours; M
 	@$(RUN) snakemake results/methods/tables/methods.md results/methods/figures/diagnosis.png \
 	  results/methods/curves.html --cores $(CORES) \
 	  --configfile config/demo.yaml config/methods-demo.yaml --keep-going --show-failed-logs \
-	  $(if $(METHODS),--config 'methods=[$(subst $(space),$(comma),$(strip $(METHODS)))]') && \
+	  $(if $(METHODS),--config 'methods=[$(call commas,$(METHODS))]') && \
 	python docs/methods/collect.py results/methods && cat results/methods/tables/methods.md
 
-# One piece after the other; what a piece measured is in docs/study/ as soon as it is done.
-study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps": only these
+# One piece after the other; what a piece measured is in docs/study/ as soon as it is done.  STUDENTS halves a
+# piece of one teacher, whose rows are added to docs/study/<piece>.csv.
+study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps", STUDENTS=small: only these
 	@$(RUN) for piece in $(PIECES); do \
-	  python docs/study/collect.py --announce $$piece && \
+	  python docs/study/collect.py --announce $$piece $(if $(STUDENTS),--students $(STUDENTS)) && \
 	  snakemake results/study-$$piece/metrics.csv --cores $(CORES) --keep-going --show-failed-logs \
-	    --configfile config/study.yaml config/study/$$piece.yaml && \
+	    --configfile config/study.yaml config/study/$$piece.yaml \
+	    $(if $(STUDENTS),--config 'pairs=[{teacher: teacher$(comma) students: [$(call commas,$(STUDENTS))]}]') && \
 	  python docs/study/collect.py results/study-$$piece || exit 1; done
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder

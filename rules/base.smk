@@ -3,6 +3,7 @@ rule base:
         config=at(layout.settings_file("base/{model}")),
         data=FLOW.data,
         parent=FLOW.parent,
+        pseudo=FLOW.answers_for_healing,
         records=FLOW.records("models", "model"),
         code=FLOW.code("base"),
     output:
@@ -20,11 +21,9 @@ rule base:
     params:
         checkpoints=lambda wildcards: CHECKPOINTS,
         command=FLOW.launch("base"),
-        parent=lambda wildcards, input: (
-            f"--parent {shlex.quote(str(input.parent))}" if input.parent else ""
-        ),
+        made_from=option("parent", "pseudo"),
     shell:
-        "{params.command} --config {input.config:q} --data {input.data:q} {params.parent}"
+        "{params.command} --config {input.config:q} --data {input.data:q}{params.made_from}"
         " --out {output:q} --checkpoints {params.checkpoints:q} > {log:q} 2>&1"
 
 

@@ -1,8 +1,9 @@
 """docs/study.md and what rests on it: `python docs/study/collect.py [results/study-k4 ...]`.
 
 Each run of the study becomes docs/study/<piece>.csv first: a row for each training, from the run's
-metrics.csv and provenance.  Then the generated parts of docs/study.md are written again, from the csv files
-and claims.yaml.  `--announce PIECE` only says how long a piece would take.
+metrics.csv and provenance, next to the rows of students that were run before.  Then the generated parts of
+docs/study.md are written again, from the csv files and claims.yaml.  `--announce PIECE` only says how long a
+piece would take, of some `--students` only.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from minillm.evaluation.statistics import Part, mean_and_error, part
 from minillm.readers import read_yaml
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 import evidence  # noqa: E402
+import figures  # noqa: E402
 
 CLAIMS, PAGE = HERE / "claims.yaml", HERE.parent / "study.md"
 TEXTS = ("piece", "teacher", "student", "method", "processor", "edge", "git")
@@ -105,6 +107,15 @@ def rows_of(run: Path) -> list[Row]:
     for (key, name), values in measured.items():
         trainings[key][name] = values.pop() if len(values) == 1 else None
     return [row | _derived(row) for _, row in sorted(trainings.items())]
+
+
+def with_earlier(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
+    """The rows of a run, after those of students that it did not train: no test compares two students."""
+    here = {row["student"] for row in rows}
+    return sorted(
+        [row for row in earlier if row["student"] not in here] + list(rows),
+        key=lambda row: [row[key] for key in ("student", "teacher", "method", "seed")],
+    )
 
 
 def _origin(path: Path) -> Row:
@@ -281,12 +292,15 @@ def with_numbers(text: str, rows: Sequence[Row], claims: Sequence[Mapping[str, A
     """A page from its template.
 
     `{{ID verdict}}`, `{{ID effect}}`: of a claim; `{{measure: piece student method}}`: of a cell, which may
-    name its teacher after the method.  Raises UserError, one line, for a reference to nothing.
+    name its teacher after the method; `{{figure: NAME}}`: a figure's place in the docs, if all of its panels
+    were measured.  Raises UserError, one line, for a reference to nothing.
     """
     found = {claim["id"]: (of, decision) for claim, of, decision in decided(rows, claims)}
 
     def value(match: re.Match[str]) -> str:
         name, _, rest = match[1].partition(":")
+        if name == "figure":
+            return _picture(rest.strip(), rows)
         if rest:
             piece, student, method, *teacher = rest.split()
             of = "" if method == "sft" else " ".join(teacher) or "teacher"
@@ -304,6 +318,17 @@ def with_numbers(text: str, rows: Sequence[Row], claims: Sequence[Mapping[str, A
         return evidence.numbers(of, decision) if of else "not run"
 
     return REFERENCE.sub(value, text)
+
+
+def _picture(name: str, rows: Sequence[Row]) -> str:
+    if name not in figures.FIGURES:
+        raise UserError(f"{{{{figure: {name}}}}}: no such figure")
+    return f"![{name}]({name}.png)" if drawable(rows, name) else "Not drawn yet."
+
+
+def drawable(rows: Sequence[Row], name: str) -> bool:
+    """Whether each panel of a figure has a number."""
+    return all(figures.values(rows, panel) for panel in figures.FIGURES[name])
 
 
 def read() -> list[Row]:
@@ -327,18 +352,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="results/study-<piece>")
     parser.add_argument("--announce", metavar="PIECE")
+    parser.add_argument("--students", nargs="*", default=[])
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.announce:
         configs = ["config/study.yaml", f"config/study/{arguments.announce}.yaml"]
         target = f"results/study-{arguments.announce}/metrics.csv"
-        said = evidence.announce(target, ["--configfile", *configs], arguments.cores)
+        options = ["--configfile", *configs]
+        if arguments.students:
+            options += [
+                "--config",
+                f"pairs=[{{teacher: teacher, students: [{', '.join(arguments.students)}]}}]",
+            ]
+        said = evidence.announce(target, options, arguments.cores)
         print(f"{arguments.announce}: {said}", flush=True)
         return
     for run in arguments.runs:
-        evidence.write_rows(rows_of(run), HERE / f"{run.name.removeprefix('study-')}.csv")
-    for path, text in pages(read()).items():
+        path = HERE / f"{run.name.removeprefix('study-')}.csv"
+        evidence.write_rows(with_earlier(rows_of(run), evidence.read_rows(path, TEXTS)), path)
+    rows = read()
+    for path, text in pages(rows).items():
         path.write_text(text, encoding="utf-8")
+    for name, panels in figures.FIGURES.items():
+        if drawable(rows, name):
+            figures.draw(rows, panels, HERE.parent / f"{name}.png")
 
 
 if __name__ == "__main__":

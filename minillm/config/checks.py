@@ -285,3 +285,22 @@ def _check_model(config: Experiment, name: str, model: Model, where: str) -> Non
                 )
             seen.append(parent)
             parent = config.models[parent].parent
+    _check_answers(config, name, model, where)
+
+
+def _check_answers(config: Experiment, name: str, model: Model, where: str) -> None:
+    """`answers_of`: a teacher with the model's tokenizer, which is not made from the model itself."""
+    if model.answers_of is None:
+        return
+    key, teachers = f"models.{name}.answers_of", [pair.teacher for pair in (*config.pairs, *config.sweeps)]
+    if model.source != "pruned":
+        raise UserError(f"{where}: {key}: only a pruned model is healed; remove it")
+    must_be_one_of(model.answers_of, teachers, where, key)
+    if config.models[model.answers_of].tokenizer != model.tokenizer:
+        raise UserError(f"{where}: {key}: {model.answers_of} has another tokenizer than {name}")
+    made_from: str | None = model.answers_of
+    while made_from:
+        if made_from == name:
+            raise UserError(f"{where}: {key}: {model.answers_of} is made from {name}; name another teacher")
+        parent = config.models.get(made_from)
+        made_from = parent.parent if parent else None

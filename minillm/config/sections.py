@@ -144,6 +144,11 @@ class Model:
         default=(),
         description="With `source: pruned`: decoder layers of the parent to keep, counted from 0.",
     )
+    answers_of: Name | None = Field(
+        default=None,
+        description="With `source: pruned`: heal on this teacher's answers to the training prompts as well, "
+        "those of `stages.pseudo`; empty: only on the plain text and the training rows.",
+    )
     licence: str | None = Field(
         default=None,
         description="Licence as the hub names it, such as `apache-2.0`, for model cards of what is made from "

@@ -125,7 +125,7 @@ _ENTRIES = (
         settings=f"{_SETTINGS}:BaseSettings",
         key=("model",),
         required=("config", "data", "out", "checkpoints"),
-        optional=("parent",),
+        optional=("parent", "pseudo"),
         launched=True,
     ),
     # The rule `checkpoint` runs `base` on a finished model.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.evaluation.rouge import AGAIN, read_generations
+from minillm.evaluation.generations import AGAIN, read_generations
 from minillm.evaluation.row_scores import scored
 from minillm.files import write_json
 

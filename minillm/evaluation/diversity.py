@@ -9,8 +9,8 @@ from typing import Any
 
 from minillm.config.measurements.diversity import DiversitySettings
 from minillm.counts import distinct, repetition
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.lengths import response_of
-from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.row_scores import scored
 from minillm.files import write_json
 from minillm.scores import exact_match

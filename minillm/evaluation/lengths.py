@@ -9,8 +9,8 @@ from typing import Any
 from minillm.config.measurements.lengths import LengthsSettings
 from minillm.counts import token_counter
 from minillm.errors import UserError
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.records import check_scores
-from minillm.evaluation.rouge import read_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import check_record, write_json
 from minillm.readers import all_are, are_tokens, read_object

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import UserError
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.row_scores import count_and_first, scored
 from minillm.files import write_json
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from minillm.config.measurements.metrics import RougeNSettings
-from minillm.evaluation.rouge import how_counted, read_generations, without_words
+from minillm.evaluation.generations import read_generations
+from minillm.evaluation.rouge import how_counted, without_words
 from minillm.evaluation.row_scores import scored
 from minillm.files import write_json
 from minillm.scores import rouge

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 10_000
 # Numbers in one batch of a bootstrap: 32 MB.
@@ -121,6 +120,9 @@ def bootstrap_mean(
 
 def _means(values: Sequence[float], name: str, resamples: int) -> np.ndarray:
     """Means of `resamples` resamples, (resamples,)."""
+    # Here and below: it takes a second to import, and the errors that most metrics need do without it.
+    from scipy import stats
+
     result = stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
@@ -196,6 +198,8 @@ def _error_and_freedom(parts: Sequence[Part]) -> tuple[float, float]:
 
 def t_interval(mean: float, parts: Sequence[Part], level: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean whose variance is the sum of `parts`."""
+    from scipy import stats
+
     error, freedom = _error_and_freedom(parts)
     reach = error * float(stats.t.ppf((1 + level) / 2, freedom))
     return mean - reach, mean + reach
@@ -203,6 +207,8 @@ def t_interval(mean: float, parts: Sequence[Part], level: float = 0.95) -> tuple
 
 def t_test(difference: float, parts: Sequence[Part]) -> float:
     """Two-sided p of a difference of means whose variance is the sum of `parts`."""
+    from scipy import stats
+
     error, freedom = _error_and_freedom(parts)
     if error == 0:
         return float(difference == 0)
@@ -211,6 +217,8 @@ def t_test(difference: float, parts: Sequence[Part]) -> float:
 
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided p of so uneven a split of wins and losses if both are equally likely, without ties."""
+    from scipy import stats
+
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 

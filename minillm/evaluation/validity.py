@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minillm.data.embedded_corpus import NUMBERS, OPPOSITES, PEOPLE, THINGS
 from minillm.data.open_world import UNITS
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.statistics import mean_and_error
 from minillm.files import write_json
 

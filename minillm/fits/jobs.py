@@ -191,6 +191,8 @@ class Planner:
             return dataclasses.replace(bare, outputs=1)
         parent = self.size(spec.parent) if spec.parent else None
         rows = lengths.chunks + (lengths.train if parent else 0)
+        if spec.answers_of:
+            rows += min(self.config.for_model("pseudo", spec.answers_of).rows or lengths.train, lengths.train)
         plain = dataclasses.replace(
             lengths, train=rows, prompt=1, response=lengths.chunk - 1, assumed=lengths.assumed
         )

@@ -26,6 +26,7 @@ from minillm.training.dev_set import Dev
 from minillm.training.export import export
 from minillm.training.lengths import check_limits
 from minillm.training.supervised import fit, plain_sequences
+from minillm.training.teacher_answers import read_answers
 
 
 def run_stage(
@@ -36,14 +37,17 @@ def run_stage(
     out: Path,
     checkpoints: Path,
     parent: Path | None = None,
+    pseudo: Path | None = None,
 ) -> None:
     """Write the base model to `out`.
 
-    Scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says.
+    Scratch models are pre-trained and pruned ones healed first, as `settings.model.training` says; with
+    `pseudo` also on a teacher's answers.  Raises UserError as `read_answers` does.
     """
     spec = settings.model
     tokenizer = load_tokenizer(data / "tokenizer")
-    inputs = {key: identity(path) for key, path in {"data": data, "parent": parent}.items() if path}
+    paths = {"data": data, "parent": parent, "pseudo": pseudo}
+    inputs = {key: identity(path) for key, path in paths.items() if path}
     raw = dataclasses.asdict(settings)
     if spec.source == "server":
         with whole_folder(out) as partial:
@@ -66,7 +70,7 @@ def run_stage(
             )
         return
     world = start(settings.seed, launch.patience)
-    examples = plain_text_examples(data, with_rows=parent is not None)
+    examples = plain_text_examples(data, with_rows=parent is not None, pseudo=pseudo)
     dev = Dev.open(data, spec.training.dev_rows, tokenizer, settings.sampling, launch, settings.seed)
     engine = Engine(
         model,
@@ -102,14 +106,17 @@ def compare_tokenizers(spec: Model, run: PreTrainedTokenizerBase, parent: Path |
         check_ids(original, run, spec.path or str(parent))
 
 
-def plain_text_examples(data: Path, with_rows: bool) -> list[Example]:
+def plain_text_examples(data: Path, with_rows: bool, pseudo: Path | None = None) -> list[Example]:
     """The pre-training corpus, each chunk's first token as context.
 
-    `with_rows`, for healing, adds the training rows, prompt and response as one text.
+    `with_rows`, for healing, adds the training rows, prompt and response as one text; `pseudo` training
+    prompts with a teacher's answers.
     """
     corpus = Corpus.open(data)
     chunks = [corpus.chunk(i) for i in range(len(corpus))]
     if with_rows:
         rows = Rows.open(data, "train")
         chunks += [np.concatenate([rows.prompt(i), rows.response(i)]) for i in range(len(rows))]
+    if pseudo is not None:
+        chunks += [np.concatenate(answered) for answered in read_answers(pseudo, data)["train"]]
     return plain_sequences(chunks)

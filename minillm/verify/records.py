@@ -16,7 +16,7 @@ from minillm.config import layout
 from minillm.config.stages import MEASUREMENTS
 from minillm.data.local_files import content_of
 from minillm.data.sources import read_tests
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.teacher_samples import read_samples
 from minillm.files import (
     CARD,

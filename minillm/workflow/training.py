@@ -76,6 +76,11 @@ class Training(Jobs):
         parent = self.config.models[wildcards.model].parent
         return [self.below(layout.model(layout.base_weights(parent)))] if parent else []
 
+    def answers_for_healing(self, wildcards: Any) -> list[str]:
+        """Input function: a teacher's answers, if a pruned model is healed on them as well."""
+        teacher = self.config.models[wildcards.model].answers_of
+        return [self.pseudo(Names(teacher=teacher))] if teacher else []
+
     def base_of_adapter(self, wildcards: Any) -> list[str]:
         """Input function: the base model of a student that is trained by an adapter."""
         adapted = self.config.models[wildcards.student].adapter is not None

@@ -88,6 +88,14 @@ def test_every_command_is_one_that_the_package_takes(checkout):
     assert pruned[pruned.index("--parent") + 1] == "results/plan/models/big/base"
 
 
+def test_a_model_that_is_healed_on_answers_waits_for_them(checkout):
+    made_from = ["--config", "models={short: {answers_of: big}}"]
+    output = checkout.snakemake("-n", "-p", "--cores", "2", "--configfile", PLAN, *made_from).stdout
+    healed = next(words for words in commands(output) if "results/plan/configs/base/short.json" in words)
+    assert healed[healed.index("--pseudo") + 1] == "results/plan/data/letters/pseudo/big.jsonl"
+    parser().parse_args(healed[healed.index("minillm") + 1 :])
+
+
 @pytest.mark.parametrize("named", [[], ["--configfile", "config/config.yaml"]], ids=["default", "named"])
 def test_jobs_of_the_paper(checkout, named):
     """Table 1 and Table 6: 12 models, of which 4 teach and 9 learn (GPT-2 XL does both), in 10 pairs.

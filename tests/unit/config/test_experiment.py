@@ -118,6 +118,22 @@ def test_a_model_is_not_pruned_of_itself() -> None:
     assert "a model cannot be pruned of itself (small -> other -> small)" in line(raw)
 
 
+def test_a_model_is_healed_on_the_answers_of_a_teacher_that_is_not_made_from_it() -> None:
+    def healed(**more: Any) -> dict[str, Any]:
+        raw = changed("models.short.answers_of", "big")
+        raw["models"]["short"] |= more
+        return raw
+
+    assert experiment(healed()).models["short"].answers_of == "big"
+    assert line(healed(answers_of="small")).startswith("config: models.short.answers_of: ")
+    assert "models.small.answers_of: only a pruned model" in line(changed("models.small.answers_of", "big"))
+    raw = healed()
+    raw["models"]["tiny"] = raw["models"]["short"] | {"parent": "short", "layers": [0]}
+    raw["pairs"] += [{"teacher": "tiny", "students": ["small"]}]
+    raw["models"]["short"]["answers_of"] = "tiny"
+    assert "models.short.answers_of: tiny is made from short; name another teacher" in line(raw)
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [

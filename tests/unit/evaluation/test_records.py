@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from minillm.errors import UserError
+from minillm.evaluation.generations import read_generations
 from minillm.evaluation.records import check_scores
-from minillm.evaluation.rouge import read_generations
 from minillm.files import RECORD, check_record, sha256, write_json
 
 Rows = list[dict[str, Any]]

@@ -267,6 +267,16 @@ def test_publish_and_scores_import_no_torch() -> None:
     )
 
 
+def test_metrics_without_rouge_import_neither_its_package_nor_scipy() -> None:
+    code = (
+        "import sys\n"
+        "from minillm.evaluation import choice, diversity, lengths, numeric, validity\n"
+        "print([m for m in ('torch', 'transformers', 'rouge_score', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_variants_have_labels_and_looks_of_their_own(metrics: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(
         SETTINGS, methods=("minillm", "gkd", "w"), method_labels={"gkd": "GKD", "w": "w/o |x|"}

@@ -144,6 +144,15 @@ def test_a_run_becomes_a_row_per_training(tmp_path: Path) -> None:
     assert len(again) == len(found) and again[0].keys() == next(iter(found.values())).keys()
 
 
+def test_rows_of_students_that_were_run_before_stay() -> None:
+    before = [*rows("kd", [1.0, 2.0]), *rows("kd", [3.0], student="large"), *rows("sft", [4.0])]
+    after = collect.with_earlier(rows("kd", [5.0, 6.0], student="large"), before)
+    found = [(row["student"], row["method"], row["precision"]) for row in after]
+    assert found[:2] == [("large", "kd", 5.0), ("large", "kd", 6.0)]
+    assert sorted(found[2:]) == [("small", "kd", 1.0), ("small", "kd", 2.0), ("small", "sft", 4.0)]
+    assert collect.with_earlier(rows("kd", [1.0]), []) == rows("kd", [1.0])
+
+
 def test_a_run_without_metrics_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics.csv: no such file; run the piece first \(make study\)"):
         collect.rows_of(tmp_path)
@@ -163,8 +172,47 @@ def test_numbers_of_a_template() -> None:
 
 
 def test_the_pages_are_current() -> None:
-    for path, text in collect.pages(collect.read()).items():
+    rows = collect.read()
+    for path, text in collect.pages(rows).items():
         assert path.read_text(encoding="utf-8") == text, "run `python docs/study/collect.py`"
+    for name, panels in collect.figures.FIGURES.items():
+        if collect.drawable(rows, name):
+            assert collect.figures.is_current(rows, panels, REPO / f"docs/{name}.png"), name
+
+
+# --- figures
+def test_a_figure_is_known_by_its_numbers(tmp_path: Path) -> None:
+    panels = collect.figures.FIGURES["referee_divergences"]
+    data = [
+        {**row, "forms": row["precision"] / 10}
+        for method in panels[0].methods
+        for piece in ("k4", "k16")
+        for row in rows(method, [30.0, 32.0, 31.0], piece=piece)
+    ]
+    assert not collect.drawable(rows("kd", [1.0]), "referee_divergences")
+    assert "Not drawn yet." in collect.with_numbers("{{figure: referee_divergences}}", [], [])
+    said = collect.with_numbers("{{ figure: referee_divergences }}", data, [])
+    assert said == "![referee_divergences](referee_divergences.png)"
+    with pytest.raises(UserError, match="no such figure"):
+        collect.with_numbers("{{figure: x}}", data, [])
+    collect.figures.draw(data, panels, tmp_path / "a.png")
+    assert collect.figures.is_current(data, panels, tmp_path / "a.png")
+    data[0]["forms"] += 0.1
+    assert not collect.figures.is_current(data, panels, tmp_path / "a.png")
+    # A number that no panel shows.
+    data[0]["forms"] -= 0.1
+    data[0]["rouge"] = 1.0
+    assert collect.figures.is_current(data, panels, tmp_path / "a.png")
+
+
+def test_a_panel_shows_each_place_of_each_method() -> None:
+    panel = collect.figures.FIGURES["referee_sweep"][0]
+    data = [*rows("sft", [1.0, 2.0], piece="gaps")]
+    data += [row for t in ("t2", "t62") for row in rows("minillm", [5.0, 6.0], piece="gaps", teacher=t)]
+    shown = collect.figures.values(data, panel)
+    # SFT has no teacher: it is the same at each size.
+    assert shown["sft"] == dict.fromkeys((2.0, 4.0, 8.0, 16.0, 35.0, 62.0), [1.0, 2.0])
+    assert shown["minillm"] == {2.0: [5.0, 6.0], 62.0: [5.0, 6.0]}
 
 
 # --- claims and configurations

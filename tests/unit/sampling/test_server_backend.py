@@ -23,7 +23,7 @@ from minillm.config.sections import Model
 from minillm.config.stage_settings import BaseSettings, GenerateSettings
 from minillm.data.prepare import run_stage as prepare
 from minillm.data.tokenizers import vocabulary_size
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.files import PROVENANCE, identity
 from minillm.models.loading import decode, load_model, load_tokenizer
 from minillm.models.served import Served, read_served

@@ -19,7 +19,7 @@ from minillm.config.launch import Launch
 from minillm.config.sampling import Sampling
 from minillm.config.stage_settings import GenerateSettings
 from minillm.data.tokenizers import vocabulary_size
-from minillm.evaluation.rouge import read_generations
+from minillm.evaluation.generations import read_generations
 from minillm.files import settings_hash, without_unset
 from minillm.models.loading import load_model
 from minillm.models.weights import read_model

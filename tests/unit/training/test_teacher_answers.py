@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from data_case import BASE, message
 
 from minillm.data.prepare import run_stage as prepare
 from minillm.data.rows import Rows
 from minillm.files import sha256, write_json
+from minillm.training.base_model import plain_text_examples
 from minillm.training.supervised import training_examples
 
 Lines = list[dict[str, Any]]
@@ -46,6 +48,14 @@ def test_answers_come_in_the_order_of_the_rows(data: Path, tmp_path: Path) -> No
     assert [response.tolist() for _, response in train] == [line["response_tokens"] for line in lines[2:]]
     assert [response.tolist() for _, response in train] == [response.tolist() for _, response in again]
     assert len(dev) == 2 and train[3][0].tolist() == Rows.open(data, "train").prompt(3).tolist()
+
+
+def test_healing_reads_prompt_and_answer_as_one_text(data: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "t.jsonl", answers(data))
+    without, texts = (plain_text_examples(data, with_rows=True, pseudo=pseudo) for pseudo in (None, path))
+    assert len(texts) == len(without) + 5
+    prompt, answer = Rows.open(data, "train").prompt(3), answers(data)[5]["response_tokens"]
+    assert np.concatenate(texts[-2]).tolist() == [*prompt.tolist(), *answer]
 
 
 def changed(number: int, **values: Any) -> Callable[[Lines], Any]:
