@@ -10,7 +10,7 @@ from typing import Any
 
 from minillm.data.conversations import are_messages, as_text
 from minillm.errors import UserError
-from minillm.evaluation import rouge
+from minillm.evaluation.generations import AGAIN, read_generations
 
 PREAMBLE = re.compile(
     r"\ABelow is an instruction that describes a task.*?\n\n(?=### Instruction:\n)", re.DOTALL
@@ -31,15 +31,13 @@ class Answers:
 
 def read_answers(path: Path) -> Answers:
     """`path` and its meta file, checked as in the rouge stage; UserError, one line, if they are damaged."""
-    meta, rows, ids = rouge.read_generations(path)
+    meta, rows, ids = read_generations(path)
     for seed in meta["seeds"]:
         for id_ in ids:
             if not isinstance(rows[seed][id_].get("prompt"), str):
-                raise UserError(
-                    f"{path}: seed {seed}, id {id_}: 'prompt' is missing or not a text; {rouge.AGAIN}"
-                )
+                raise UserError(f"{path}: seed {seed}, id {id_}: 'prompt' is missing or not a text; {AGAIN}")
             if not are_messages(rows[seed][id_].get("messages", [])):
-                raise UserError(f"{path}: seed {seed}, id {id_}: 'messages' are no messages; {rouge.AGAIN}")
+                raise UserError(f"{path}: seed {seed}, id {id_}: 'messages' are no messages; {AGAIN}")
     return Answers(path, meta["dataset"], list(meta["seeds"]), ids, rows)
 
 

@@ -19,7 +19,7 @@ def scored(
     """Scores (0 to 100) of each row of a generations file, by seed in the order of `ids`, and their means.
 
     "mean" is the mean of the seeds' means over rows, "standard_error" over the seeds' means (null for one
-    seed).  `meta`, `rows`, `ids`: as rouge.read_generations returns them.
+    seed).  `meta`, `rows`, `ids`: as generations.read_generations returns them.
     """
     scores = {str(seed): [score(rows[seed][id_]) for id_ in ids] for seed in meta["seeds"]}
     per_seed = {seed: math.fsum(values) / len(values) for seed, values in scores.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from minillm.config import layout
 from minillm.data.conversations import are_messages, as_text
 from minillm.errors import UserError
-from minillm.evaluation.rouge import AGAIN, ROW
+from minillm.evaluation.generations import AGAIN, ROW
 from minillm.publish.item_results import ItemResults, Trained
 from minillm.publish.style import METHOD_NAMES
 from minillm.publish.tables.ablations import STRATEGIES
