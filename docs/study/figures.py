@@ -143,6 +143,7 @@ def _panel(axis: Axes, panel: Panel, shown: Mapping[str, Mapping[Any, Sequence[f
         axis.set_xticks(names, [f"{name:g}" for name in names])
     else:
         axis.set_xticks(range(len(names)), names, fontsize=8)
+        axis.set_xlim(-0.6, len(names) - 0.4)
 
 
 def is_current(rows: Sequence[Row], panels: Sequence[Panel], path: Path) -> bool:
