@@ -74,7 +74,7 @@ methods: $(SETUP) ## published methods side by side on the demo's task, hours; M
 	python docs/methods/collect.py results/methods && cat results/methods/tables/methods.md
 
 # One piece after the other; what a piece measured is in docs/study/ as soon as it is done.  STUDENTS halves a
-# piece of one teacher, whose rows are added to docs/study/<piece>.csv.
+# piece of one teacher; its rows are added to docs/study/<piece>.csv if those there are of the same processor.
 study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps", STUDENTS=small: only these
 	@$(RUN) for piece in $(PIECES); do \
 	  python docs/study/collect.py --announce $$piece $(if $(STUDENTS),--students $(STUDENTS)) && \

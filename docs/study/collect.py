@@ -110,10 +110,21 @@ def rows_of(run: Path) -> list[Row]:
 
 
 def with_earlier(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
-    """The rows of a run, after those of students that it did not train: no test compares two students."""
+    """The rows of a run, and those of students that it did not train.
+
+    Raises UserError, one line, if these were run on another kind of processor: claims 1c and 2e compare what
+    is found with two students, and there the teacher would be another too.
+    """
     here = {row["student"] for row in rows}
+    others = [row for row in earlier if row["student"] not in here]
+    kinds = sorted({str(row["processor"]) for row in [*others, *rows]})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{rows[0]['piece']}.csv: rows of one piece are from processors {' and '.join(kinds)}; "
+            "run all of its students on one"
+        )
     return sorted(
-        [row for row in earlier if row["student"] not in here] + list(rows),
+        [*others, *rows],
         key=lambda row: [row[key] for key in ("student", "teacher", "method", "seed")],
     )
 
@@ -292,8 +303,8 @@ def with_numbers(text: str, rows: Sequence[Row], claims: Sequence[Mapping[str, A
     """A page from its template.
 
     `{{ID verdict}}`, `{{ID effect}}`: of a claim; `{{measure: piece student method}}`: of a cell, which may
-    name its teacher after the method; `{{figure: NAME}}`: a figure's place in the docs, if all of its panels
-    were measured.  Raises UserError, one line, for a reference to nothing.
+    name its teacher after the method; `{{figure: NAME}}`: a figure's place in the docs, if each of its panels
+    has a number.  Raises UserError, one line, for a reference to nothing.
     """
     found = {claim["id"]: (of, decision) for claim, of, decision in decided(rows, claims)}
 

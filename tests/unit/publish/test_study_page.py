@@ -145,12 +145,17 @@ def test_a_run_becomes_a_row_per_training(tmp_path: Path) -> None:
 
 
 def test_rows_of_students_that_were_run_before_stay() -> None:
-    before = [*rows("kd", [1.0, 2.0]), *rows("kd", [3.0], student="large"), *rows("sft", [4.0])]
-    after = collect.with_earlier(rows("kd", [5.0, 6.0], student="large"), before)
+    def on(found: list[dict[str, Any]], processor: str) -> list[dict[str, Any]]:
+        return [{**row, "processor": processor} for row in found]
+
+    before = on([*rows("kd", [1.0, 2.0]), *rows("kd", [3.0], student="large"), *rows("sft", [4.0])], "A")
+    after = collect.with_earlier(on(rows("kd", [5.0, 6.0], student="large"), "A"), before)
     found = [(row["student"], row["method"], row["precision"]) for row in after]
     assert found[:2] == [("large", "kd", 5.0), ("large", "kd", 6.0)]
     assert sorted(found[2:]) == [("small", "kd", 1.0), ("small", "kd", 2.0), ("small", "sft", 4.0)]
-    assert collect.with_earlier(rows("kd", [1.0]), []) == rows("kd", [1.0])
+    assert collect.with_earlier(on(rows("kd", [1.0]), "A"), []) == on(rows("kd", [1.0]), "A")
+    with pytest.raises(UserError, match=r"k4.csv: rows of one piece are from processors A and B; run all"):
+        collect.with_earlier(on(rows("kd", [5.0], student="large"), "B"), before)
 
 
 def test_a_run_without_metrics_is_one_line(tmp_path: Path) -> None:
