@@ -75,12 +75,13 @@ methods: $(SETUP) ## published methods side by side on the demo's task, hours; M
 
 # One piece after the other; what a piece measured is in docs/study/ as soon as it is done.  STUDENTS halves a
 # piece of one teacher; its rows are added to docs/study/<piece>.csv if those there are of the same processor.
+HALF = $(if $(STUDENTS),--config 'pairs=[{teacher: teacher$(comma) students: [$(call commas,$(STUDENTS))]}]')
 study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps", STUDENTS=small: only these
 	@$(RUN) for piece in $(PIECES); do \
-	  python docs/study/collect.py --announce $$piece $(if $(STUDENTS),--students $(STUDENTS)) && \
+	  python docs/study/collect.py --announce $$piece --options $(HALF) && \
 	  snakemake results/study-$$piece/metrics.csv --cores $(CORES) --keep-going --show-failed-logs \
 	    --configfile config/study.yaml config/study/$$piece.yaml \
-	    $(if $(STUDENTS),--config 'pairs=[{teacher: teacher$(comma) students: [$(call commas,$(STUDENTS))]}]') && \
+	    $(HALF) && \
 	  python docs/study/collect.py results/study-$$piece || exit 1; done
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder

@@ -3,7 +3,7 @@
 Each run of the study becomes docs/study/<piece>.csv first: a row for each training, from the run's
 metrics.csv and provenance, next to the rows of students that were run before.  Then the generated parts of
 docs/study.md are written again, from the csv files and claims.yaml.  `--announce PIECE` only says how long a
-piece would take, of some `--students` only.
+piece would take, with further `--options` of Snakemake.
 """
 
 from __future__ import annotations
@@ -363,19 +363,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", help="results/study-<piece>")
     parser.add_argument("--announce", metavar="PIECE")
-    parser.add_argument("--students", nargs="*", default=[])
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="Snakemake's, the last here")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.announce:
         configs = ["config/study.yaml", f"config/study/{arguments.announce}.yaml"]
         target = f"results/study-{arguments.announce}/metrics.csv"
-        options = ["--configfile", *configs]
-        if arguments.students:
-            options += [
-                "--config",
-                f"pairs=[{{teacher: teacher, students: [{', '.join(arguments.students)}]}}]",
-            ]
-        said = evidence.announce(target, options, arguments.cores)
+        said = evidence.announce(target, ["--configfile", *configs, *arguments.options], arguments.cores)
         print(f"{arguments.announce}: {said}", flush=True)
         return
     for run in arguments.runs:
