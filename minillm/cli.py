@@ -80,12 +80,13 @@ def _layers_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--keep", type=int, required=True, metavar="N", help="layers to keep")
     sub.add_argument("--rows", type=int, default=40, metavar="N", help="first rows to take the loss on (40)")
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="rows at a time (8)")
+    sub.add_argument("--precision", choices=["fp32", "bf16"], help="of weights (a GPU: bf16, a CPU: fp32)")
 
 
 def _layers(args: argparse.Namespace) -> int:
     from minillm.evaluation.left_out import main
 
-    main(args.model, args.test, args.keep, args.rows, args.batch)
+    main(args.model, args.test, args.keep, args.rows, args.batch, args.precision)
     return 0
 
 

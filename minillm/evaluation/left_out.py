@@ -42,13 +42,15 @@ def order(
         yield worst, found[worst], tuple(left)
 
 
-def main(folder: Path, test: Path, keep: int, rows: int, batch: int) -> None:
+def main(folder: Path, test: Path, keep: int, rows: int, batch: int, precision: Precision | None = None) -> None:
     """Print a line for each layer left out, and the key `layers` of a model with the rest.
+
+    Without a precision a GPU has bf16 and a CPU fp32, since many CPUs only emulate bf16.
 
     Raises UserError, one line, for a model without so many layers or a test set that is not there.
     """
     tokenizer, gpu = load_tokenizer(folder), torch.cuda.is_available()
-    precision: Precision = "bf16" if gpu else "fp32"
+    precision = precision or ("bf16" if gpu else "fp32")
     model = load_model(folder, precision, torch.device("cuda" if gpu else "cpu"))
     count = len(decoder_blocks(model))
     if not 0 < keep < count:
