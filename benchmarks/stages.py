@@ -32,7 +32,7 @@ CHANGED = "changed.yaml"
 SHORT = {"stages": {"minillm": {"collections": 2}}}
 # What a side makes for itself before anything is timed.
 RULES = ("settings", "data", "testset")
-STUDENT, TEACHER = "smollm2-85m", "smollm2-135m"
+STUDENT, TEACHER = "smollm2-99m", "smollm2-135m"
 # Stage -> the models that its job reads, below results/mini/models.
 MODELS = {
     "kd": (f"{STUDENT}/base", f"{TEACHER}/teacher"),

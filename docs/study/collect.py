@@ -1,4 +1,4 @@
-"""docs/study.md and what rests on it: `python docs/study/collect.py [results/study-k4 ...]`.
+"""docs/study.md and what rests on it: `python docs/study/collect.py [results/study-k4 results/mini ...]`.
 
 Each run of the study becomes docs/study/<piece>.csv first: a row for each training, from the run's
 metrics.csv and provenance, next to the rows of students that were run before.  Then the generated parts of
@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ MEASURES = {
     "total": ("total", "accuracy"),
     "ece_total": ("total", "ece"),
     "ece_raw_total": ("total", "ece_raw"),
+    # Of the mini, on real text.
+    "rouge_dolly": ("dolly", "rouge"),
+    "rouge_self_inst": ("self-inst", "rouge"),
+    "rouge_vicuna": ("vicuna", "rouge"),
+    "rouge_sni": ("s-ni", "rouge"),
+    "rouge_dolly_short": ("dolly", "lengths_0_5"),
+    "rouge_dolly_long": ("dolly", "lengths_11_"),
+    "bias_dolly": ("dolly", "exposure_bias"),
+    "dist4_dolly": ("dolly", "dist4"),
+    "loss_dolly": ("dolly", "reference_loss"),
+    "sst2": ("sst2", "accuracy"),
+    "ece_sst2": ("sst2", "ece"),
+    "dev_loss": ("dev", "dev_loss"),
     "dev_rouge": ("dev", "dev_rouge"),
     "dev_reverse_kl": ("dev", "dev_reverse_kl"),
     "dev_forward_kl": ("dev", "dev_forward_kl"),
@@ -67,7 +80,8 @@ MEASURES = {
     "updates": ("", "updates"),
     "tokens": ("", "tokens"),
 }
-DERIVED = ("long_lead", "noise", "log_forms", "truncated")
+REAL = ("rouge_dolly", "rouge_self_inst", "rouge_vicuna", "rouge_sni")
+DERIVED = ("long_lead", "noise", "log_forms", "truncated", "rouge_real", "long_lead_dolly")
 Row = dict[str, Any]
 # Piece, student, teacher, training seed.
 Block = tuple[str, str, str, int]
@@ -129,6 +143,12 @@ def with_earlier(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
     )
 
 
+def measured_columns(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the measures that none of them has."""
+    kept = [key for key in rows[0] if key in TEXTS or any(row.get(key) is not None for row in rows)]
+    return [{key: row.get(key) for key in kept} for row in rows]
+
+
 def _origin(path: Path) -> Row:
     """Processor, revision, and learning rate, with where a grid's choice lay at its edge."""
     provenance = json.loads(path.read_text())
@@ -143,15 +163,20 @@ def _origin(path: Path) -> Row:
 def _derived(row: Mapping[str, Any]) -> Row:
     """What claims need of one training's numbers."""
 
-    def both(name: str, first: str, second: str, of: Any) -> Row:
-        values = row[first], row[second]
-        return {name: None if None in values else of(*values)}
+    def of(names: Sequence[str], value: Callable[..., float]) -> float | None:
+        values = [row[name] for name in names]
+        return None if None in values else value(*values)
+
+    def difference(long: float, short: float) -> float:
+        return long - short
 
     return {
-        **both("long_lead", "rouge_long", "rouge_short", lambda long, short: long - short),
-        **both("noise", "grad_variance", "grad_norm", lambda variance, norm: variance / norm**2),
-        **both("log_forms", "forms", "forms", lambda forms, _: math.log(forms)),
-        **both("truncated", "finished", "finished", lambda finished, _: 100 - finished),
+        "long_lead": of(("rouge_long", "rouge_short"), difference),
+        "noise": of(("grad_variance", "grad_norm"), lambda variance, norm: variance / norm**2),
+        "log_forms": of(("forms",), math.log),
+        "truncated": of(("finished",), lambda finished: 100 - finished),
+        "rouge_real": of(REAL, lambda *sets: math.fsum(sets) / len(sets)),
+        "long_lead_dolly": of(("rouge_dolly_long", "rouge_dolly_short"), difference),
     }
 
 
@@ -269,7 +294,10 @@ def _where(at: Mapping[str, Any]) -> str:
     return "; ".join(" and ".join(several(value)) for value in at.values())
 
 
-COLUMNS = ("precision", "rouge", "forms", "mass", "dist4", "dev_reverse_kl", "exposure_bias", "ece_total")
+COLUMNS = (
+    *("precision", "rouge", "forms", "mass", "dist4", "dev_reverse_kl", "exposure_bias", "ece_total"),
+    *(*REAL, "loss_dolly", "bias_dolly", "ece_sst2", "dist4_dolly"),
+)
 
 
 def results_text(rows: Sequence[Row]) -> str:
@@ -277,11 +305,12 @@ def results_text(rows: Sequence[Row]) -> str:
     parts = []
     for piece, group in itertools.groupby(rows, key=lambda row: row["piece"]):
         members = list(group)
-        lines = [f"| teacher | student | method | n | {' | '.join(COLUMNS)} |"]
-        lines.append("|:--|:--|:--|--:|" + "--:|" * len(COLUMNS))
+        columns = [column for column in COLUMNS if any(row.get(column) is not None for row in members)]
+        lines = [f"| teacher | student | method | n | {' | '.join(columns)} |"]
+        lines.append("|:--|:--|:--|--:|" + "--:|" * len(columns))
         for key in dict.fromkeys((row["teacher"], row["student"], row["method"]) for row in members):
             own = [row for row in members if (row["teacher"], row["student"], row["method"]) == key]
-            values = (cell_text([row[c] for row in own if row.get(c) is not None]) for c in COLUMNS)
+            values = (cell_text([row[c] for row in own if row.get(c) is not None]) for c in columns)
             lines.append(f"| {' | '.join(key)} | {len(own)} | {' | '.join(values)} |")
         parts.append(f"Piece `{piece}`:\n\n" + "\n".join(lines))
     return "\n\n".join(parts) or "Not measured yet."
@@ -361,7 +390,7 @@ def pages(rows: Sequence[Row]) -> dict[Path, str]:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="*", help="results/study-<piece>")
+    parser.add_argument("runs", type=Path, nargs="*", help="results/study-<piece> or results/mini")
     parser.add_argument("--announce", metavar="PIECE")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="Snakemake's, the last here")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
@@ -374,7 +403,8 @@ def main() -> None:
         return
     for run in arguments.runs:
         path = HERE / f"{run.name.removeprefix('study-')}.csv"
-        evidence.write_rows(with_earlier(rows_of(run), evidence.read_rows(path, TEXTS)), path)
+        found = with_earlier(rows_of(run), evidence.read_rows(path, TEXTS))
+        evidence.write_rows(measured_columns(found), path)
     rows = read()
     for path, text in pages(rows).items():
         path.write_text(text, encoding="utf-8")

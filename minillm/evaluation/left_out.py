@@ -42,7 +42,9 @@ def order(
         yield worst, found[worst], tuple(left)
 
 
-def main(folder: Path, test: Path, keep: int, rows: int, batch: int, precision: Precision | None = None) -> None:
+def main(
+    folder: Path, test: Path, keep: int, rows: int, batch: int, precision: Precision | None = None
+) -> None:
     """Print a line for each layer left out, and the key `layers` of a model with the rest.
 
     Without a precision a GPU has bf16 and a CPU fp32, since many CPUs only emulate bf16.

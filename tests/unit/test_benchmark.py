@@ -176,7 +176,7 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     models = []
 
     def side(commit, folder, linked, precision):
-        assert (linked, precision) == (["smollm2-85m/sft/seed10"], "fp32")
+        assert (linked, precision) == (["smollm2-99m/sft/seed10"], "fp32")
         return SimpleNamespace(
             commit=commit,
             seconds=lambda stage: made.append((commit, stage)) or {"old": 3.0, "new": 1.5}[commit],
@@ -203,7 +203,7 @@ def test_stages_go_on_where_they_were_interrupted(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("sys.argv", ["stages", *asked, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="^0$"):
         stages.main()
-    assert models == ["results/mini/models/smollm2-85m/sft/seed10"]
+    assert models == ["results/mini/models/smollm2-99m/sft/seed10"]
     assert made == [("new", "generate"), ("old", "generate"), ("new", "generate")]
     times = json.loads(kept.read_text())
     assert {stage: times[stage] for stage in ("kd", "generate")} == {
