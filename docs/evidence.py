@@ -131,6 +131,12 @@ def numbers(effect: Effect, decision: Decision | None) -> str:
 # --- how long
 def announce(target: str, options: Sequence[str], cores: int) -> str:
     """One line: what is left to run, and about how long; times of earlier jobs where there are any."""
+    planned = left(target, options)
+    return estimate(planned, hours_of(planned, Path()), cores)
+
+
+def left(target: str, options: Sequence[str]) -> list[Job]:
+    """The jobs that Snakemake would run for `target`; exits with its line if the configuration is wrong."""
     command = [sys.executable, "-m", "snakemake", "-n", target, "--cores", "all", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
     if done.returncode:
@@ -138,8 +144,7 @@ def announce(target: str, options: Sequence[str], cores: int) -> str:
         sys.exit(
             next((line for line in lines if line.startswith("Error: ")), lines[-1] if lines else "no output")
         )
-    planned = jobs(done.stdout)
-    return estimate(planned, hours_of(planned, Path()), cores)
+    return jobs(done.stdout)
 
 
 def estimate(planned: Sequence[Job], measured: Mapping[int, float], cores: int) -> str:
@@ -154,6 +159,20 @@ def estimate(planned: Sequence[Job], measured: Mapping[int, float], cores: int) 
         f"{len(planned)} jobs: {count['trial']} trials of a grid, {count['minillm']} on-policy trainings, "
         f"{count['generate']} evaluations; about {total / cores:.1f} hours on {cores} cores."
     )
+
+
+def by_part(planned: Sequence[Job], seconds: Mapping[str, float], cores: int) -> str:
+    """A line for each rule of `seconds`, of a job on a core, that has jobs left; then their sum."""
+    lines, total = [], 0.0
+    for rule, each in seconds.items():
+        count = sum(job.rule == rule for job in planned)
+        total += count * each
+        if count:
+            lines.append(f"{rule}: {count} jobs, {count * each / 60 / cores:.0f} min")
+    lines.append(
+        f"about {total / 3600 / cores:.1f} hours on {cores} cores" if lines else "Nothing long is left."
+    )
+    return "\n".join(lines)
 
 
 # --- the page

@@ -82,6 +82,12 @@ MEASURES = {
 }
 REAL = ("rouge_dolly", "rouge_self_inst", "rouge_vicuna", "rouge_sni")
 DERIVED = ("long_lead", "noise", "log_forms", "truncated", "rouge_real", "long_lead_dolly")
+# Of one job of the mini on one core, as in docs/mini.md.
+SECONDS = {
+    "base": 1500, "teacher": 400, "pseudo": 180, "sft": 240, "kd": 420, "seqkd": 240, "minillm": 900,
+    "generate": 100, "exposure_bias": 180, "calibration": 60, "reference_loss": 60,
+}  # fmt: skip
+MINI = {"mini": ("config/mini.yaml",), "mini-all": ("config/mini.yaml", "config/mini-all.yaml")}
 Row = dict[str, Any]
 # Piece, student, teacher, training seed.
 Block = tuple[str, str, str, int]
@@ -395,6 +401,10 @@ def main() -> None:
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="Snakemake's, the last here")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
+    if arguments.announce in MINI:
+        planned = evidence.left("all", ["--configfile", *MINI[arguments.announce], *arguments.options])
+        print(evidence.by_part(planned, SECONDS, arguments.cores), flush=True)
+        return
     if arguments.announce:
         configs = ["config/study.yaml", f"config/study/{arguments.announce}.yaml"]
         target = f"results/study-{arguments.announce}/metrics.csv"

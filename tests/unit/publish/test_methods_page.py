@@ -212,4 +212,7 @@ def test_how_long_is_said_from_earlier_jobs_and_stated_times() -> None:
         f"about {hours:.1f} hours on 2 cores."
     )
     assert collect.evidence.estimate([], {}, 2) == "Nothing is left to run."
+    said = collect.evidence.by_part(planned, {"sft": 60.0, "minillm": 240.0, "trial": 120.0}, 2)
+    assert said == "minillm: 1 jobs, 2 min\ntrial: 1 jobs, 1 min\nabout 0.1 hours on 2 cores"
+    assert collect.evidence.by_part(planned[2:], {"sft": 60.0}, 2) == "Nothing long is left."
     assert collect.options(["vopd", "tip"])[-2:] == ["--config", "methods=[vopd,tip]"]
