@@ -293,7 +293,14 @@ def test_real_rows_parse(task: str, tokenizer: Any) -> None:
     if "MINILLM_DATA" not in os.environ:
         pytest.skip("MINILLM_DATA is not set: no real data")
     mini, more = (yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("mini", "mini-all"))
-    config = experiment({**mini, **more, "datasets": mini["datasets"] | more["datasets"]})
+    # Passages that have to be cut.
+    boolq = {"source": "folder", "path": "$MINILLM_DATA/boolq/validation.jsonl", "rows": 1000}
+    asked = {"prompt": "Read the passage.", "input": "{passage}\n\n{question}?", "truncate": "passage"}
+    labels = {"gold": "answer", "labels": {"true": "yes", "false": "no"}}
+    more["calibration"]["tasks"]["boolq"] = {"dataset": "boolq", **asked, **labels}
+    config = experiment(
+        {**mini, **more, "datasets": {**mini["datasets"], **more["datasets"], "boolq": boolq}}
+    )
     values = parse(CalibrationSettings, stage_settings(config, "calibration", task=task), "test")
     assert len(read_entries(values.dataset, "test")) == {"sst2": 872, "boolq": 1000}[task]
     found = read_questions(replace(values, dataset=replace(values.dataset, rows=60)), tokenizer, 512, 520)
