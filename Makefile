@@ -86,11 +86,11 @@ study: $(SETUP) ## the study of docs/study.md, hours; PIECES="k4 gaps", STUDENTS
 
 mini: $(SETUP) $(SMOLLM2) ## the pipeline on real data with SmolLM2-135M on one machine; needs DATA=folder
 	@$(have_data)
-	@$(data_folder); $(RUN) python docs/study/collect.py --announce mini; \
+	@$(data_folder); $(RUN) python docs/study/collect.py --announce mini && \
 	$(call pipeline,mini,config/mini.yaml)
 
 mini-all: mini ## mini, then exposure bias, calibration, lengths, diversity in the same run; needs DATA=folder
-	@$(data_folder); $(RUN) python docs/study/collect.py --announce mini-all; \
+	@$(data_folder); $(RUN) python docs/study/collect.py --announce mini-all && \
 	$(call pipeline,mini,config/mini.yaml config/mini-all.yaml)
 
 # A data package: SmolLM2-135M-Instruct as one GGUF file. Its dependencies are not needed.
