@@ -193,12 +193,12 @@ def test_what_no_report_can_hold_is_refused(finished: Checkout, name: str) -> No
 
 
 def test_make_takes_names_as_they_are(tmp_path: Path) -> None:
-    """DATA and CONFIG, in a checkout whose environment has stand-ins for snakemake and minillm."""
+    """DATA and CONFIG, in a checkout whose environment has stand-ins for the commands."""
     shutil.copy(REPO / "Makefile", tmp_path)
     commands = tmp_path / ".venv/bin"
     commands.mkdir(parents=True)
     (commands / "activate").write_text(f"PATH={commands}:$PATH\n")
-    for name in ("snakemake", "minillm"):
+    for name in ("snakemake", "minillm", "python"):
         lines = ("#!/bin/sh", "printf '%s\\n' \"$@\" > words", 'printf %s "$MINILLM_DATA" > data')
         (commands / name).write_text("\n".join(lines) + "\n")
         (commands / name).chmod(0o755)
