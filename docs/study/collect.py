@@ -53,7 +53,10 @@ def blocks(rows: Sequence[Row], claim: Mapping[str, Any], at: Mapping[str, Any])
     }
     found: dict[Block, float] = {}
     for piece, student, teacher in places(at, claim.get("slope")):
-        for seed in sorted({row["seed"] for row in rows if row["piece"] == piece}):
+        seeds = sorted({row["seed"] for row in rows if row["piece"] == piece})
+        if not seeds:
+            return {}
+        for seed in seeds:
             total = 0.0
             for sign, methods in ((1.0, several(claim["first"])), (-1.0, several(claim.get("second")))):
                 for method in methods:

@@ -112,6 +112,9 @@ def test_what_was_measured_in_part_is_not_run() -> None:
     assert "| not run |" in collect.claims_text(one, [claim()])
     # A seed of one method only.
     assert collect.effect([*rows("minillm", [1.0, 2.0, 3.0]), *rows("kd", [1.0, 2.0])], claim()) is None
+    # A piece of two.
+    both = [*rows("minillm", [1.0, 2.0]), *rows("kd", [1.0, 2.5])]
+    assert collect.effect(both, claim(at={"piece": ["k4", "k16"], "student": "small"})) is None
     slope = claim(second=None, at={"piece": "k4", "student": "small"}, slope={"teacher": 1.0, "t62": 6.0})
     assert collect.effect(rows("minillm", [1.0, 2.0, 3.0]), slope) is None
 
