@@ -23,8 +23,9 @@ from conftest import CONFIG, LOG, MODEL, PREFIX, REPO, TABLE, unfinished, until
 
 TEXT = (REPO / "docs" / "running.md").read_text()
 FENCED = r"^```(\w*)\n(.*?)^```$"
-# A new block of commands breaks this line until a test below runs it; blocks in a named language are none.
-CUDA, REPORT, FIRST, PAPER, QUEUE, STOP, KILLED, HARMLESS = (
+# A new block of commands breaks this line until a test below runs it (VLLM would download); blocks in a named
+# language are none.
+CUDA, VLLM, REPORT, VERIFY, FIRST, PAPER, QUEUE, STOP, KILLED, HARMLESS = (
     block for language, block in re.findall(FENCED, TEXT, re.DOTALL | re.MULTILINE) if not language
 )
 PROSE = re.sub(FENCED, "", TEXT, flags=re.DOTALL | re.MULTILINE)
@@ -117,6 +118,7 @@ def test_a_first_run(shell):
 def test_the_report(shell):
     (shell.root / DEMO / "report.html").unlink()
     shell.run(REPORT)
+    shell.run(VERIFY)
     assert (shell.root / DEMO / "report.html").is_file()
 
 
