@@ -154,7 +154,9 @@ def test_after_a_kill_of_snakemake(shell, finished):
 
 def test_a_harmless_edit(shell):
     rule = shell.root / "rules" / "minillm.smk"
-    rule.write_text(rule.read_text().replace('" --teacher {input.teacher}', '"  --teacher {input.teacher}'))
+    before = rule.read_text()
+    rule.write_text(before.replace('" --teacher {input', '"  --teacher {input'))
+    assert rule.read_text() != before
     which, accept = HARMLESS.splitlines()
     assert re.search(r"^minillm +1$", shell.run(which), re.MULTILINE)
     shell.run(accept)
