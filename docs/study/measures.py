@@ -91,7 +91,7 @@ def rows_of(run: Path) -> list[Row]:
             | dict.fromkeys(("processor", "edge", "git", "lr", *MEASURES)),
         )
         if names and entry["value"] != "":
-            # SFT's exposure bias is measured by each teacher, and with several it is no number of SFT alone.
+            # SFT's exposure bias is measured by each teacher, and with several it is not SFT's alone.
             measured.setdefault((key, names[0]), set()).add(float(entry["value"]))
         if entry["source"].endswith("provenance.json"):
             row |= _origin(run / entry["source"])
